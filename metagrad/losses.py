@@ -1,0 +1,142 @@
+"""Inner and outer losses of actor-critic meta-gradients, over one trajectory.
+
+What carries a derivative, and what does not (SPECS of the released codes): value estimates enter targets and advantages
+as constants; γ and λ act through the returns, in the advantage and in the critic's target alike.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from metagrad import autodiff
+from metagrad.meta_parameters import Hyperparameters
+from metagrad.networks import Head, Network
+from metagrad.returns import lambda_returns
+from metagrad.surrogates import Surrogate
+from metagrad.types import Trajectory
+
+
+class OuterObjective(NamedTuple):
+    """What the meta-parameters are tuned for: discount γ' and λ', and who estimates the values under them."""
+
+    gamma: float
+    lambda_: float
+    uses_outer_critic: bool  # False: the inner critic, whose discount is another one (the biased baseline)
+    outer_critic_coefficient: float  # weight of the outer critic's own loss inside the inner update
+
+
+class LossMetrics(NamedTuple):
+    """Scalars of one inner loss, for the logs."""
+
+    policy_loss: Tensor
+    value_loss: Tensor
+    outer_value_loss: Tensor
+    entropy: Tensor
+    advantage: Tensor
+
+
+def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
+    """Mean over valid steps; 0 where none is valid."""
+    weight = valid.to(x.dtype)
+    return (x * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def forward(
+    network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory, heads: tuple[Head, ...]
+) -> dict[Head, Tensor]:
+    """Heads on the T acted-on observations, [T, B, …], and values with the bootstrap row, [T+1, B].
+
+    The bootstrap row is constant in every loss, so it is computed outside the graph, critics only.
+    """
+    observation = trajectory.observation
+    steps, batch = trajectory.action.shape
+    outputs = network.apply(theta, observation[:-1].flatten(0, 1), heads)
+    shaped: dict[Head, Tensor] = {head: x.unflatten(0, (steps, batch)) for head, x in outputs.items()}
+    critics: tuple[Head, ...] = tuple(head for head in heads if head != "logits")
+    bootstrap = network.apply(autodiff.stop_gradient(theta), observation[-1], critics)
+    for head in critics:
+        shaped[head] = torch.cat([shaped[head], bootstrap[head].unsqueeze(0)])
+    return shaped
+
+
+def action_log_prob(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, "T B"]:
+    """log π(a_t | s_t) of the taken actions."""
+    return torch.log_softmax(logits, -1).gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+
+
+def _targets(trajectory: Trajectory, value: Tensor, gamma: Tensor | float, lambda_: Tensor | float) -> Tensor:
+    return lambda_returns(
+        trajectory.reward.to(value.dtype),
+        autodiff.stop_gradient(value),
+        trajectory.is_terminal,
+        trajectory.is_truncated,
+        gamma,
+        lambda_,
+    )
+
+
+def inner_loss(
+    network: Network,
+    theta: Float[Tensor, "P"],
+    hyper: Hyperparameters,
+    trajectory: Trajectory,
+    surrogate: Surrogate,
+    outer: OuterObjective,
+) -> tuple[Float[Tensor, ""], LossMetrics]:
+    """A2C loss whose hyper-parameters are tensors, plus the outer critic's own regression.
+
+    Equation: L(θ, η) = mean[-A s(log π) + c_v (G - V)² - c_e H(π) + c_o (G' - V')²], A = G - ⊥V, G the λ-return under
+    γ(η), λ(η) over ⊥V, G' the λ'-return under γ' over ⊥V'. Means are over valid steps.
+
+    Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
+    of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§5.2).
+    """
+    heads: tuple[Head, ...] = ("logits", "value") + (("outer_value",) if outer.uses_outer_critic else ())
+    outputs = forward(network, theta, trajectory, heads)
+    log_probs = torch.log_softmax(outputs["logits"], -1)
+    log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+
+    value = outputs["value"]
+    target = _targets(trajectory, value, hyper["gamma"], hyper["lambda"])
+    advantage = target - autodiff.stop_gradient(value[:-1])
+    valid = trajectory.valid
+    policy_loss = -masked_mean(advantage * surrogate(log_prob), valid)
+    value_loss = masked_mean(hyper["value_coefficient"] * (target - value[:-1]).square(), valid)
+    entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
+    loss = policy_loss + value_loss + entropy_loss
+    outer_value_loss = loss.new_zeros(())
+    if outer.uses_outer_critic:
+        outer_value = outputs["outer_value"]
+        outer_target = _targets(trajectory, outer_value, outer.gamma, outer.lambda_)
+        outer_value_loss = masked_mean((outer_target - outer_value[:-1]).square(), valid)
+        loss = loss + outer.outer_critic_coefficient * outer_value_loss
+    metrics = LossMetrics(
+        policy_loss.detach(),
+        value_loss.detach(),
+        outer_value_loss.detach(),
+        masked_mean(entropy.detach(), valid),
+        masked_mean(advantage.detach(), valid),
+    )
+    return loss, metrics
+
+
+def outer_loss(
+    network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory, outer: OuterObjective
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Policy-gradient loss under γ', λ' at looked-ahead parameters, and the mean outer advantage.
+
+    Equation: L'(θ) = -mean[⊥A' log π_θ], A' = G' - V', values by the outer critic, or by the inner one (the biased
+    baseline: its mean advantage is then away from 0, which is the bias the debiasing paper removes).
+
+    Source: "One Step at a Time" eq. 4; debiasing paper eq. 3.
+    """
+    critic: Head = "outer_value" if outer.uses_outer_critic else "value"
+    outputs = forward(network, theta, trajectory, ("logits", critic))
+    value = autodiff.stop_gradient(outputs[critic])
+    advantage = _targets(trajectory, value, outer.gamma, outer.lambda_) - value[:-1]
+    log_prob = action_log_prob(outputs["logits"], trajectory)
+    loss = -masked_mean(advantage * log_prob, trajectory.valid)
+    return loss, masked_mean(advantage, trajectory.valid)

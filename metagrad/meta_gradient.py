@@ -1,0 +1,169 @@
+"""The meta-gradient: an adjoint pass over the tape of a virtual unroll, and the reverse-mode reference.
+
+With sᵢ the optimizer state, gᵢ = ∇θ L(θᵢ, η; τᵢ) and (θᵢ₊₁, sᵢ₊₁) = A(θᵢ, sᵢ, gᵢ, η), i = 0…n-1, the meta-objective is
+J = Σᵢ₌₁ⁿ wᵢ L'(θᵢ; τ'ᵢ). Its derivative is accumulated from the last step to the first:
+
+    λ, σ ← wₙ ∇L'(θₙ), 0
+    for i = n-1 … 0:
+        (a, b, v, e₀) ← (λ, σ) ∂A/∂(θ, s, g, η)         one optimizer step backwards
+        (h, e)        ← v ∂gᵢ/∂(θ, η)                    one second-order product
+        dη += e + e₀ ;  λ ← a + h + wᵢ ∇L'(θᵢ) ;  σ ← b
+
+Source: eq. 11 of "One Step at a Time" in the form of a program, with optimizer state and clip coefficient included.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metagrad.optimizers import OptimizerState
+from metagrad.unroll import InnerProblem, Product, TapeStep
+
+Estimator = Literal["n-step", "mix"]
+OuterLoss = Callable[[Float[Tensor, "P"], Any], Float[Tensor, ""]]
+
+
+class MetaGradient(NamedTuple):
+    """∂J/∂η, and ∂J/∂θ₀ where it was asked for (what MAML needs)."""
+
+    eta: Float[Tensor, "M"]
+    theta: Float[Tensor, "P"] | None
+
+
+def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> tuple[float, ...]:
+    """Weights w₁…wₙ of the outer losses along the look-ahead.
+
+    n-step: (0, …, 0, 1). mix: wᵢ = κⁱ⁻¹ (1 - κ) / (1 - κⁿ), κ = 1 - 1/n unless given; the limit 1/n at κ = 1.
+
+    Source: "One Step at a Time" eq. 5 and eq. 10.
+
+    >>> outer_weights("mix", 2)
+    (0.6666666666666666, 0.3333333333333333)
+    """
+    if estimator == "n-step":
+        return (0.0,) * (n - 1) + (1.0,) if n else ()
+    if n == 0:
+        return ()
+    kappa = 1.0 - 1.0 / n if kappa is None else kappa
+    total = sum(kappa**i for i in range(n))
+    return tuple(kappa**i / total for i in range(n))
+
+
+def outer_gradient(loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any) -> Float[Tensor, "P"]:
+    """∇θ L'(θ; τ')."""
+    theta = theta.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(theta, batch), theta)
+    return gradient
+
+
+def meta_gradient(
+    problem: InnerProblem,
+    tape: Sequence[TapeStep],
+    outer_gradients: Sequence[Float[Tensor, "P"] | None],
+    product: Product,
+    wants_theta: bool = False,
+) -> MetaGradient:
+    """Adjoint pass over a tape; frees each retained graph as it goes.
+
+    Args:
+        problem: the inner problem that made the tape.
+        tape: steps i = 0…n-1, n ≥ 1, made with keep_graph equal to (product == "retain").
+        outer_gradients: wᵢ ∇L'(θᵢ; τ'ᵢ) for i = 1…n; None where the weight is 0, the last one given.
+        product: how the second-order products are taken.
+        wants_theta: also return ∂J/∂θ₀, at the price of one more product.
+    """
+    assert len(tape) == len(outer_gradients) >= 1, (len(tape), len(outer_gradients))
+    last = outer_gradients[-1]
+    assert last is not None, "the last outer loss has a weight"
+    adjoint: Tensor | None = last
+    state_adjoint: tuple[Tensor, ...] | None = None
+    d_eta = torch.zeros_like(tape[0].eta)
+    for i in reversed(range(len(tape))):
+        assert adjoint is not None
+        wants_h = i > 0 or wants_theta
+        a, state_adjoint, v, e0 = _update_adjoint(problem, tape[i], adjoint, state_adjoint)
+        h, e = (_retained if product == "retain" else _recomputed)(problem, tape[i], v, wants_h)
+        d_eta = d_eta + e0 + e
+        adjoint = a + h if h is not None else None
+        outer = outer_gradients[i - 1] if i else None
+        if adjoint is not None and outer is not None:
+            adjoint = adjoint + outer
+    return MetaGradient(d_eta, adjoint)
+
+
+def _update_adjoint(
+    problem: InnerProblem, step: TapeStep, adjoint: Tensor, state_adjoint: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
+    """(λ, σ) through one optimizer step: adjoints of θᵢ, sᵢ, gᵢ, η."""
+    theta, gradient, eta = (x.detach().requires_grad_() for x in (step.theta, step.gradient, step.eta))
+    moments = tuple(x.detach().requires_grad_() for x in step.state.moments)
+    with torch.enable_grad():
+        state = OptimizerState(step.state.count, moments)
+        new_theta, new_state = problem.optimizer.update(gradient, state, theta, eta)
+    outputs, adjoints = (new_theta,), (adjoint,)
+    if state_adjoint is not None:
+        outputs, adjoints = outputs + new_state.moments, adjoints + state_adjoint
+    inputs = (theta, gradient, eta, *moments)
+    a, v, e0, *b = torch.autograd.grad(outputs, inputs, adjoints, allow_unused=True, materialize_grads=True)
+    return a, tuple(b), v, e0
+
+
+def _retained(
+    _problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool
+) -> tuple[Tensor | None, Tensor]:
+    """(h, e) = v ∂g/∂(θ, η) by reverse mode through the graph that the update kept."""
+    if not step.gradient.requires_grad:  # L is linear in θ and free of η: nothing of second order
+        return torch.zeros_like(v) if wants_h else None, torch.zeros_like(step.eta)
+    inputs = (step.theta, step.eta) if wants_h else (step.eta,)
+    *h, e = torch.autograd.grad(step.gradient, inputs, v, allow_unused=True, materialize_grads=True)
+    return (h[0] if wants_h else None), e
+
+
+def _recomputed(problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:
+    """(h, e) with nothing kept: forward-over-reverse, or only ∂η of the directional derivative along v."""
+
+    def loss(theta: Tensor, eta: Tensor) -> Tensor:
+        return problem.loss(theta, eta, step.batch)[0]
+
+    theta, eta = step.theta.detach(), step.eta.detach()
+    if not wants_h:
+        # e = ∂η (∂θ L · v): the directional derivative in forward mode, then a reverse pass that ends at η.
+        def slope(eta: Tensor) -> Tensor:
+            return torch.func.jvp(lambda theta: loss(theta, eta), (theta,), (v,))[1]
+
+        return None, torch.func.grad(slope)(eta)
+    gradients = torch.func.grad(loss, argnums=(0, 1))
+    _, (h, e) = torch.func.jvp(gradients, (theta, eta), (v, torch.zeros_like(eta)))
+    return h, e
+
+
+def reference_meta_gradient(
+    problem: InnerProblem,
+    outer_loss: OuterLoss,
+    theta: Float[Tensor, "P"],
+    state: OptimizerState,
+    eta: Float[Tensor, "M"],
+    batches: Sequence[Any],
+    outer_batches: Sequence[Any],
+    weights: Sequence[float],
+) -> MetaGradient:
+    """The same derivative by one reverse pass through the whole n-step graph: slow, plain, for tests and benchmarks.
+
+    `batches` are τ₀…τₙ₋₁, `outer_batches` τ'₁…τ'ₙ (those of weight 0 are not looked at).
+    """
+    theta_0 = theta.detach().requires_grad_()
+    eta = eta.detach().requires_grad_()
+    theta, objective = theta_0, torch.zeros((), dtype=theta.dtype, device=theta.device)
+    for batch, outer_batch, weight in zip(batches, outer_batches, weights, strict=True):
+        loss, _ = problem.loss(theta, eta, batch)
+        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        theta, state = problem.optimizer.update(gradient, state, theta, eta)
+        if weight:
+            objective = objective + weight * outer_loss(theta, outer_batch)
+    d_eta, d_theta = torch.autograd.grad(
+        objective, (eta, theta_0), allow_unused=True, materialize_grads=True
+    )
+    return MetaGradient(d_eta, d_theta)

@@ -1,0 +1,56 @@
+"""What crosses the borders between actors, learner and library.
+
+Shape legend, used in every signature of the project:
+
+    T  rollout length in environment steps (T+1: with the state that follows the last step)
+    B  environments stepped together
+    A  actions
+    P  network parameters, one flat vector θ
+    M  learnt meta-parameters, one flat unconstrained vector η
+    K  finished episodes
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+
+class Trajectory(NamedTuple):
+    """T steps of B environments under one behaviour policy, time-major.
+
+    Row t holds what was seen before step t and what step t returned; `observation[t+1]` follows `observation[t]`.
+    """
+
+    observation: Shaped[Tensor, "T+1 B ..."]
+    action: Int[Tensor, "T B"]
+    reward: Float[Tensor, "T B"]  # what the learner is fed
+    is_terminal: Bool[Tensor, "T B"]  # no value beyond step t
+    is_truncated: Bool[Tensor, "T B"]  # cut at step t; observation[t+1] is the true successor
+    valid: Bool[Tensor, "T B"]  # False: the step only reset an environment
+    behaviour_log_prob: Float[Tensor, "T B"]  # log μ(action | observation) in nats
+    policy_version: int  # version of the parameters that acted
+
+
+class Episodes(NamedTuple):
+    """Full-life episodes that ended during a rollout, in raw rewards of the game."""
+
+    returns: Float[Tensor, "K"]
+    lengths: Int[Tensor, "K"]  # valid environment steps
+
+
+class Rollout(NamedTuple):
+    """A trajectory with the facts that statistics and accounting need beside it."""
+
+    trajectory: Trajectory
+    episodes: Episodes
+    actor: int  # index of the actor
+    is_lookahead: bool  # True: sampled for a virtual update or an outer loss, never for a real update
+
+
+class WeightSnapshot(NamedTuple):
+    """Parameters and meta-parameters as the learner publishes them."""
+
+    version: int
+    theta: Float[Tensor, "P"]
+    eta: Float[Tensor, "M"]

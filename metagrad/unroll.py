@@ -1,0 +1,70 @@
+"""One inner update, and the tape that a virtual unroll leaves for the meta-gradient."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metagrad.optimizers import Optimizer, OptimizerState
+
+Product = Literal["retain", "recompute"]
+"""How the second-order product of a step is taken: from the update's retained graph, or computed anew."""
+
+Loss = Callable[[Float[Tensor, "P"], Float[Tensor, "M"], Any], tuple[Float[Tensor, ""], Any]]
+"""(θ, η, batch) to (scalar loss, anything to log)."""
+
+
+class InnerProblem(NamedTuple):
+    """What is differentiated through: the inner loss L(θ, η; τ) and the update A."""
+
+    loss: Loss
+    optimizer: Optimizer
+
+
+class TapeStep(NamedTuple):
+    """What one inner update keeps for the adjoint pass: θᵢ, sᵢ, η, τᵢ, gᵢ.
+
+    Under `retain` θᵢ and η are the leaves of gᵢ's graph; under `recompute` all are plain values.
+    """
+
+    theta: Float[Tensor, "P"]
+    state: OptimizerState
+    eta: Float[Tensor, "M"]
+    batch: Any
+    gradient: Float[Tensor, "P"]
+
+
+class InnerUpdate(NamedTuple):
+    """Result of one inner update."""
+
+    theta: Float[Tensor, "P"]
+    state: OptimizerState
+    loss: Float[Tensor, ""]
+    metrics: Any
+    step: TapeStep
+
+
+def inner_update(
+    problem: InnerProblem,
+    theta: Float[Tensor, "P"],
+    state: OptimizerState,
+    eta: Float[Tensor, "M"],
+    batch: Any,
+    keep_graph: bool,
+) -> InnerUpdate:
+    """One ordinary update θ' = A(θ, s, ∇θ L(θ, η; τ), η), with the tape step for a later meta-gradient.
+
+    θ' and s' carry no graph. `keep_graph` True (`retain`) keeps the graph of the gradient on the tape; False
+    (`recompute`, or an update nobody differentiates) keeps values only.
+    """
+    theta = theta.detach().requires_grad_()
+    eta = eta.detach().requires_grad_(keep_graph)
+    loss, metrics = problem.loss(theta, eta, batch)
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=keep_graph)
+    with torch.no_grad():
+        new_theta, new_state = problem.optimizer.update(gradient.detach(), state, theta.detach(), eta.detach())
+    if not keep_graph:
+        theta = theta.detach()
+    return InnerUpdate(new_theta, new_state, loss.detach(), metrics, TapeStep(theta, state, eta, batch, gradient))
