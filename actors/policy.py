@@ -1,0 +1,36 @@
+"""Acting: from observations to actions under parameters θ."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from metagrad.networks import Network
+
+
+class Decision(NamedTuple):
+    """Actions and their log-probability under the behaviour policy, in nats."""
+
+    action: Int[Tensor, "B"]
+    log_prob: Float[Tensor, "B"]
+
+
+@torch.no_grad()
+def sample(
+    network: Network, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "B ..."], generator: torch.Generator
+) -> Decision:
+    """a ~ π_θ(· | s), by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1).
+
+    Reads nothing back from the device, and a NaN in the observation does not stop it: the rollout's own check names it.
+    """
+    log_probs = torch.log_softmax(network.apply(theta, observation, ("logits",))["logits"], -1)
+    race = torch.empty_like(log_probs).exponential_(generator=generator)
+    action = (log_probs.exp() / race).argmax(-1)
+    return Decision(action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1))
+
+
+@torch.no_grad()
+def greedy(network: Network, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "B ..."]) -> Int[Tensor, "B"]:
+    """argmax_a π_θ(a | s)."""
+    return network.apply(theta, observation, ("logits",))["logits"].argmax(-1)

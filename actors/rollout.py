@@ -1,0 +1,196 @@
+"""Rollouts: an actor steps its environments under a published policy and returns T steps of all of them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from actors import policy
+from actors.envs import EnvironmentConfig, make_environment
+from actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment
+from metagrad.networks import Network, NetworkSpec, build_network
+from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
+
+Lookahead = Literal["continue", "fork", "separate"]
+"""Where rollouts of virtual updates run: in the real environments, in copies of their states, in a pool of their own."""
+
+State = dict[str, Tensor]
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment returned what no environment may return (NaN or infinity)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActorSetup:
+    """All that an actor needs to start, on any machine."""
+
+    index: int
+    environment: EnvironmentConfig
+    network: NetworkSpec
+    has_outer_critic: bool
+    batch_size: int
+    rollout_length: int
+    lookahead: Lookahead
+    seed: tuple[int, ...]  # distinct for every run, actor and restart
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Pool:
+    """A batch of environments with their own random streams and the episodes in progress in them."""
+
+    def __init__(self, environment: Environment, seed: int):
+        self.environment = environment
+        spec = environment.spec
+        self.generator = torch.Generator(spec.device).manual_seed(seed)
+        self.observation = environment.reset()
+        self.episode_return = torch.zeros(spec.batch_size, device=spec.device)
+        self.episode_length = torch.zeros(spec.batch_size, dtype=torch.int64, device=spec.device)
+        self.steps_done = 0
+
+    def state(self) -> State:
+        """Everything a bitwise continuation needs; empty where the environments cannot be snapshot."""
+        if not isinstance(self.environment, SnapshotEnvironment):
+            return {}
+        own = {
+            "policy_generator": self.generator.get_state(),
+            "episode_return": self.episode_return.clone(),
+            "episode_length": self.episode_length.clone(),
+            "steps_done": torch.tensor(self.steps_done),
+        }
+        return own | {f"environment/{name}": x for name, x in self.environment.snapshot().items()}
+
+    def load_state(self, state: State) -> None:
+        """Continue from `state()`."""
+        assert isinstance(self.environment, SnapshotEnvironment)
+        prefix = "environment/"
+        self.environment.restore({k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)})
+        self.observation = self.environment.observe()
+        self.generator.set_state(state["policy_generator"])
+        self.episode_return = state["episode_return"].to(self.episode_return.device)
+        self.episode_length = state["episode_length"].to(self.episode_length.device)
+        self.steps_done = int(state["steps_done"])
+
+    def fork_from(self, other: "Pool") -> None:
+        """Take over the other pool's game states; the own random streams go on."""
+        assert isinstance(self.environment, SnapshotEnvironment)
+        assert isinstance(other.environment, SnapshotEnvironment)
+        self.environment.restore({k: x for k, x in other.environment.snapshot().items() if k != "generator"})
+        self.observation = self.environment.observe()
+        self.episode_return = other.episode_return.clone()
+        self.episode_length = other.episode_length.clone()
+
+
+def collect(pool: Pool, network: Network, snapshot: WeightSnapshot, length: int) -> tuple[Trajectory, Episodes]:
+    """T steps of a pool under one policy, and the full-life episodes that ended in them.
+
+    Raises:
+        EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
+    """
+    spec = pool.environment.spec
+    shape = (length, spec.batch_size)
+    observation = torch.empty(
+        (length + 1, spec.batch_size, *spec.observation_shape), dtype=spec.observation_dtype, device=spec.device
+    )
+    observation[0] = pool.observation
+    columns: list[tuple[Tensor, ...]] = []
+    for t in range(length):
+        decision = policy.sample(network, snapshot.theta, pool.observation, pool.generator)
+        step = pool.environment.step(decision.action)
+        observation[t + 1] = step.observation
+        pool.observation = step.observation
+        # A fresh tensor at each step: the finished totals of this step stay in `columns`.
+        pool.episode_return = pool.episode_return + step.raw_reward
+        pool.episode_length = pool.episode_length + step.valid
+        columns.append(
+            (decision.action, step.reward, step.is_terminal, step.is_truncated, step.valid, decision.log_prob)
+            + (step.is_episode_end, pool.episode_return, pool.episode_length)
+        )
+        pool.episode_return = pool.episode_return.masked_fill(step.is_episode_end, 0.0)
+        pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
+    stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
+    *fields, is_end, returns, lengths = stacked
+    trajectory = Trajectory(observation, *fields, policy_version=snapshot.version)
+    assert trajectory.action.shape == shape, trajectory.action.shape
+    _check_finite(spec, trajectory, pool.steps_done)
+    pool.steps_done += length
+    return trajectory, Episodes(returns[is_end], lengths[is_end])
+
+
+def _check_finite(spec: EnvironmentSpec, trajectory: Trajectory, steps_before: int) -> None:
+    _name_fault(spec, "reward", torch.isfinite(trajectory.reward), steps_before)
+    if trajectory.observation.is_floating_point():
+        is_finite = torch.isfinite(trajectory.observation).flatten(2).all(-1)
+        _name_fault(spec, "observation", is_finite, steps_before - 1)  # row t+1 is what step t returned
+
+
+def _name_fault(spec: EnvironmentSpec, what: str, is_finite: Bool[Tensor, "rows B"], steps_before: int) -> None:
+    if not bool(is_finite.all()):
+        row, index = (~is_finite).nonzero()[0].tolist()
+        raise EnvironmentFault(
+            f"{spec.name}: environment {index} of {spec.batch_size} returned a non-finite {what} "
+            f"at step {steps_before + row} of its actor; nothing can be learnt from it, so the run ends"
+        )
+
+
+class Actor:
+    """One actor: its environments, its policy network, its random streams. Knows neither learner nor transport."""
+
+    def __init__(self, setup: ActorSetup):
+        self.setup = setup
+        self._real = self._make_pool("real")
+        spec = self._real.environment.spec
+        self._network = build_network(
+            setup.network, spec.observation_shape, spec.num_actions, setup.has_outer_critic
+        )
+        self._lookahead = self._real if setup.lookahead == "continue" else self._make_pool("lookahead")
+
+    def _make_pool(self, purpose: Literal["real", "lookahead"]) -> Pool:
+        setup = self.setup
+        entropy = (*setup.seed, setup.index, ("real", "lookahead").index(purpose))
+        environment_seed, policy_seed = np.random.SeedSequence(entropy).generate_state(2).tolist()
+        environment = make_environment(
+            setup.environment, setup.batch_size, environment_seed, torch.device(setup.device), setup.threads, True
+        )
+        return Pool(environment, policy_seed)
+
+    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        """T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters."""
+        pool = self._lookahead if lookahead_step else self._real
+        if lookahead_step == 1 and self.setup.lookahead == "fork":
+            pool.fork_from(self._real)
+        trajectory, episodes = collect(pool, self._network, snapshot, self.setup.rollout_length)
+        if pool is not self._real:
+            episodes = Episodes(episodes.returns[:0], episodes.lengths[:0])  # statistics are of the real stream
+        return Rollout(trajectory, episodes, self.setup.index, lookahead_step > 0)
+
+    def state(self) -> State:
+        """Both pools' states, for a checkpoint; empty where the environments cannot be snapshot."""
+        state = {f"real/{name}": x for name, x in self._real.state().items()}
+        if self._lookahead is not self._real:
+            state |= {f"lookahead/{name}": x for name, x in self._lookahead.state().items()}
+        return state
+
+    def load_state(self, state: State) -> None:
+        """Continue from `state()`; an empty one (no snapshots) leaves the fresh environments as they are."""
+        for name, pool in (("real", self._real), ("lookahead", self._lookahead)):
+            own = {k.removeprefix(f"{name}/"): x for k, x in state.items() if k.startswith(f"{name}/")}
+            if own:
+                pool.load_state(own)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._real.environment.close()
+        if self._lookahead is not self._real:
+            self._lookahead.environment.close()
+
+
+def probe(config: EnvironmentConfig) -> EnvironmentSpec:
+    """Shapes and actions of an environment, from one instance of it."""
+    environment = make_environment(config, 1, 0, torch.device("cpu"), 1, True)
+    environment.close()
+    return environment.spec

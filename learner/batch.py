@@ -1,0 +1,31 @@
+"""From the actors' rollouts to the learner's batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from metagrad.types import Rollout, Trajectory
+
+
+def merge(rollouts: Sequence[Rollout], version: int, device: torch.device) -> Trajectory:
+    """One trajectory with all actors' environments side by side, in the order given, on `device`.
+
+    Fields may be torch tensors or the read-only numpy arrays that a transport delivers; numpy ones are copied once.
+
+    Raises:
+        ValueError: a rollout was sampled under another version than the one asked for.
+    """
+    for rollout in rollouts:
+        found = rollout.trajectory.policy_version
+        if found != version:
+            raise ValueError(f"actor {rollout.actor} acted under version {found} where version {version} was asked for")
+    columns = zip(*(rollout.trajectory[:-1] for rollout in rollouts), strict=True)
+    fields = []
+    for column in columns:
+        if isinstance(column[0], np.ndarray):
+            field = torch.from_numpy(np.concatenate(column, axis=1))
+        else:
+            field = column[0] if len(column) == 1 else torch.cat(column, dim=1)
+        fields.append(field.to(device, non_blocking=True))
+    return Trajectory(*fields, policy_version=version)

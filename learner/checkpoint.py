@@ -1,0 +1,78 @@
+"""Checkpoints: atomic files of plain data, the newest k kept, loaded without executing anything from them."""
+
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+_NAME = re.compile(r"update-(\d+)\.pt")
+
+
+class Restored(NamedTuple):
+    """A checkpoint's content, where it came from, and newer files that could not be read (with the reason)."""
+
+    tree: dict[str, Any]
+    path: Path
+    unreadable: tuple[str, ...]
+
+
+class NoCheckpoint(FileNotFoundError):
+    """No file in the folder could be read."""
+
+
+def save(folder: Path, update: int, tree: dict[str, Any], keep: int) -> Path:
+    """Write `tree` (dictionaries, lists, numbers, strings, tensors) as the checkpoint of `update`; drop the oldest.
+
+    A reader sees the whole file or none: it is written beside its place, synced, and renamed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"update-{update:09d}.pt"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(tree, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(folder)
+    for old in paths(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def paths(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("update-*.pt") if _NAME.fullmatch(path.name))
+
+
+def restore_newest(folder: Path) -> Restored:
+    """The newest readable checkpoint; says which newer ones were not.
+
+    Raises:
+        NoCheckpoint: there is none, or none can be read; the message names each file and why.
+    """
+    unreadable: list[str] = []
+    for path in reversed(paths(folder)):
+        try:
+            return Restored(load(path), path, tuple(unreadable))
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            unreadable.append(f"{path.name}: {reason[:200]}")
+    raise NoCheckpoint(f"no readable checkpoint in {folder}" + "".join(f"; {line}" for line in unreadable))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Content of one checkpoint; `weights_only` refuses anything that would run code."""
+    tree: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return tree
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

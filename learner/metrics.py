@@ -1,0 +1,99 @@
+"""From scalars of every update to what is logged: interval means, episode statistics, meta-gradient variance."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class IntervalMean:
+    """Means of named scalars since the last `take`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, scalars: dict[str, float]) -> None:
+        """Count one update's scalars."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call; starts anew."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+class EpisodeStatistics(NamedTuple):
+    """Raw full-life returns of the last episodes of the real stream."""
+
+    return_mean: float | None  # None: no episode has ended yet
+    return_std: float | None
+    length_mean: float | None
+    count: int  # all episodes of the run
+
+
+class EpisodeWindow:
+    """The last `size` finished episodes, and how many there were in all."""
+
+    def __init__(self, size: int):
+        self._returns: deque[float] = deque(maxlen=size)
+        self._lengths: deque[int] = deque(maxlen=size)
+        self.count = 0
+
+    def add(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
+        """Finished episodes, in order."""
+        for episode_return, length in zip(returns, lengths, strict=True):
+            self._returns.append(episode_return)
+            self._lengths.append(length)
+            self.count += 1
+
+    def statistics(self) -> EpisodeStatistics:
+        """Mean, spread and count as of now."""
+        if not self._returns:
+            return EpisodeStatistics(None, None, None, self.count)
+        size = len(self._returns)
+        mean = math.fsum(self._returns) / size
+        std = math.sqrt(math.fsum((x - mean) ** 2 for x in self._returns) / size)
+        return EpisodeStatistics(mean, std, sum(self._lengths) / size, self.count)
+
+    def to_tree(self) -> dict[str, list[float] | int]:
+        """Plain data for a checkpoint."""
+        return {"returns": list(self._returns), "lengths": list(self._lengths), "count": self.count}
+
+    def load_tree(self, tree: dict[str, list[float] | int]) -> None:
+        """Continue from `to_tree()`."""
+        returns, lengths, count = tree["returns"], tree["lengths"], tree["count"]
+        assert isinstance(returns, list)
+        assert isinstance(lengths, list)
+        assert isinstance(count, int)
+        self._returns.extend(returns)
+        self._lengths.extend(int(x) for x in lengths)
+        self.count = count
+
+
+class RunningVariance:
+    """Variance of each component over the updates since the last `take`, summed over components (Welford)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: list[float] = []
+        self._m2: list[float] = []
+
+    def add(self, components: Sequence[float]) -> None:
+        """One sample of the vector."""
+        if not self._count:
+            self._mean, self._m2 = [0.0] * len(components), [0.0] * len(components)
+        self._count += 1
+        for k, x in enumerate(components):
+            delta = x - self._mean[k]
+            self._mean[k] += delta / self._count
+            self._m2[k] += delta * (x - self._mean[k])
+
+    def take(self) -> float | None:
+        """Unbiased variance; None with fewer than two samples. Starts anew."""
+        variance = sum(self._m2) / (self._count - 1) if self._count > 1 else None
+        self.__init__()  # type: ignore[misc]
+        return variance

@@ -1,0 +1,73 @@
+"""The learner's state: all that changes while a run goes on, and all that a checkpoint of it holds."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from learner.agent import Agent
+from metagrad.meta_parameters import init_eta
+from metagrad.optimizers import OptimizerState
+from metagrad.types import Trajectory, WeightSnapshot
+
+
+class LearnerState(NamedTuple):
+    """State in, state out: nothing here is changed in place."""
+
+    update: int  # real inner updates done
+    version: int  # version of the next published snapshot
+    theta: Float[Tensor, "P"]
+    optimizer: OptimizerState
+    eta: Float[Tensor, "M"]
+    meta_optimizer: OptimizerState
+    carry: Trajectory | None  # sequential: the outer batch, which is the next window's first inner batch
+
+    def snapshot(self) -> WeightSnapshot:
+        """What the actors are told."""
+        return WeightSnapshot(self.version, self.theta, self.eta)
+
+
+def init_state(agent: Agent, seed: int, device: torch.device) -> LearnerState:
+    """Fresh state; θ is drawn on the CPU, so it does not depend on the device."""
+    theta = agent.network.init(torch.Generator().manual_seed(seed)).to(device)
+    eta = init_eta(agent.declaration).to(device)
+    return LearnerState(
+        update=0,
+        version=0,
+        theta=theta,
+        optimizer=agent.problem.optimizer.init(theta),
+        eta=eta,
+        meta_optimizer=agent.meta_optimizer.init(eta),
+        carry=None,
+    )
+
+
+def to_tree(state: LearnerState) -> dict[str, Any]:
+    """Plain dictionaries, lists, numbers and tensors: what a checkpoint may hold."""
+    tree: dict[str, Any] = state._asdict()
+    for name in ("optimizer", "meta_optimizer"):
+        tree[name] = {"count": tree[name].count, "moments": list(tree[name].moments)}
+    tree["carry"] = None if state.carry is None else state.carry._asdict()
+    return tree
+
+
+def from_tree(tree: dict[str, Any], device: torch.device) -> LearnerState:
+    """Inverse of `to_tree`, on `device`."""
+
+    def move(x: Any) -> Any:
+        return x.to(device) if isinstance(x, Tensor) else x
+
+    def optimizer(x: dict[str, Any]) -> OptimizerState:
+        return OptimizerState(x["count"], tuple(move(m) for m in x["moments"]))
+
+    carry = tree["carry"]
+    return LearnerState(
+        update=tree["update"],
+        version=tree["version"],
+        theta=move(tree["theta"]),
+        optimizer=optimizer(tree["optimizer"]),
+        eta=move(tree["eta"]),
+        meta_optimizer=optimizer(tree["meta_optimizer"]),
+        carry=None if carry is None else Trajectory(**{name: move(x) for name, x in carry.items()}),
+    )
