@@ -1,0 +1,69 @@
+# Every target works on a fresh clone: it first makes .venv with the versions of constraints.txt, once.
+# Paths are relative, so that the directory's name may hold a space.
+
+PYTHON ?= python3
+EXPERIMENT ?= demo
+ARGS ?=
+NAME ?=
+
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+.PHONY: help train test test-all lint format bench clean
+
+pip := .venv/bin/python -m pip --disable-pip-version-check
+
+# An installation that was interrupted, lost its interpreter or was moved (scripts and the editable install hold
+# absolute paths) is made anew: without its stamps every rule below runs again.
+$(shell if [ -e .venv/.installing ] || [ ! -x .venv/bin/python ] || [ "$$(cat .venv/.place 2>/dev/null)" != "$$(pwd -P)" ]; \
+	then rm -f .venv/.place .venv/.runtime .venv/.dev; fi)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+train: .venv/.runtime ## train one experiment: make train [EXPERIMENT=demo] [ARGS="--seed 1"]
+	@exec .venv/bin/metagrad train "$(EXPERIMENT)" $(ARGS)
+
+test: .venv/.dev ## run the fast tests and the docstring examples: make test [ARGS="-k returns"]
+	.venv/bin/python -m pytest $(ARGS)
+
+test-all: .venv/.dev ## run every test: also slow, cluster and, with a CUDA device, gpu
+	.venv/bin/python -m pytest -m "" --timeout=1800 $(ARGS)
+
+lint: .venv/.dev ## check format, style, imports between packages, types, spelling
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+	.venv/bin/mypy
+	.venv/bin/codespell
+
+format: .venv/.dev ## rewrite the sources in the checked format
+	.venv/bin/ruff check --fix-only .
+	.venv/bin/ruff format .
+
+bench: .venv/.runtime ## run one benchmark: make bench NAME=meta_gradient [ARGS="--json FILE"]; without NAME: its help
+	@exec .venv/bin/python -m benchmarks $(if $(NAME),$(NAME) $(ARGS),--help)
+
+clean: ## remove .venv and every cache; runs stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.place:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "metagrad needs Python 3.11 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1); name another: make PYTHON=python3.11 ..." >&2; \
+		exit 1; }
+	"$(PYTHON)" -m venv --clear .venv
+	@pwd -P > $@
+
+# torch comes first and alone: whatever build of the pinned version the registry offers for this machine stays in place
+# when the rest asks for "torch". The project is built with the pinned setuptools.
+.venv/.runtime: .venv/.place pyproject.toml constraints.txt
+	@touch .venv/.installing
+	$(pip) install --constraint constraints.txt torch
+	$(pip) install --constraint constraints.txt setuptools
+	$(pip) install --constraint constraints.txt --no-build-isolation --editable .
+	@rm .venv/.installing && touch $@
+
+.venv/.dev: .venv/.runtime
+	@touch .venv/.installing
+	$(pip) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	@rm .venv/.installing && touch $@

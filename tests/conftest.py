@@ -1,0 +1,50 @@
+"""What every test runs under: checked signatures, one thread, no telemetry, repeatable properties."""
+
+import os
+import typing
+from collections.abc import Callable
+from typing import TypeVar
+
+import beartype
+import hypothesis
+import pytest
+import torch
+import typing_extensions
+from jaxtyping import install_import_hook
+
+# Processes that a test starts inherit these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Two threads on a machine that does something else are many times slower than one.
+torch.set_num_threads(1)
+
+# No time limit on one example (pytest-timeout holds for the whole test) and the same examples in every run.
+hypothesis.settings.register_profile("metagrad", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("metagrad")
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def checked(function: F) -> F:
+    """beartype, for which an int is a float (as for mypy) and every protocol in a signature can be checked."""
+    for annotation in function.__annotations__.values():
+        for part in (annotation, *typing.get_args(annotation)):
+            if isinstance(part, type) and typing_extensions.is_protocol(part):
+                typing.runtime_checkable(part)
+    return beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
+
+
+# Every call of a function of the library checks types and shapes. Not typeguard 4: it cannot parse shape strings.
+# The hook takes the checker as an expression, hence the detour.
+install_import_hook(["metagrad"], f"sys.modules[{__name__!r}].checked")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, and say so, what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

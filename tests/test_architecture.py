@@ -1,0 +1,166 @@
+"""Rules about the source itself; imports between packages are import-linter's (pyproject.toml)."""
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("metagrad", "actors", "learner", "cluster", "experiments", "benchmarks")
+MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+CODE = [path for path in MODULES if path.name != "__init__.py"]
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+# Each entry says why. An entry that is no longer needed fails its test.
+WITHOUT_TEST_FILE: dict[str, str] = {
+    "actors/envs/base.py": "types and protocols only; every environment's own tests check them",
+    "metagrad/errors.py": "one function; each rule that uses it has a test of the message",
+}
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def syntax(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def test_file_candidates(path: Path) -> list[Path]:
+    """actors/envs/snake.py is tested by tests/actors/envs/test_snake.py or tests/actors/test_snake.py."""
+    name = f"test_{path.stem.strip('_')}.py"
+    return list(dict.fromkeys([Path("tests", *path.parent.parts, name), Path("tests", path.parts[0], name)]))
+
+
+test_file_candidates.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_every_module_has_a_test_file(path: Path) -> None:
+    candidates = test_file_candidates(path)
+    has_tests = any((ROOT / candidate).is_file() for candidate in candidates)
+    is_excused = path.as_posix() in WITHOUT_TEST_FILE
+    assert has_tests or is_excused, f"{path} has no test file: write {candidates[0]}"
+    assert not (has_tests and is_excused), f"{path} has a test file now: remove it from WITHOUT_TEST_FILE"
+
+
+def public_definitions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    for node in syntax(path).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_every_module_and_public_name_has_a_docstring(path: Path) -> None:
+    missing = [f"{path}:{node.lineno} {node.name}" for node in public_definitions(path) if not ast.get_docstring(node)]
+    if not ast.get_docstring(syntax(path)):
+        missing.insert(0, f"{path}:1 (module)")
+    assert not missing, f"no docstring: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_files_stay_within_their_budget(path: Path) -> None:
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    is_excused = path.as_posix() in LONG_FILES
+    assert lines <= MAX_FILE_LINES or is_excused, f"{path} has {lines} lines, more than {MAX_FILE_LINES}: split it"
+    assert lines > MAX_FILE_LINES or not is_excused, f"{path} has {lines} lines: remove it from LONG_FILES"
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_functions_stay_within_their_budget(path: Path) -> None:
+    long = {}
+    for node in ast.walk(syntax(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            lines = node.end_lineno - node.lineno + 1 - docstring_lines(node)
+            if lines > MAX_FUNCTION_LINES:
+                long[f"{path.as_posix()}:{node.name}"] = lines
+    excused = {name for name in LONG_FUNCTIONS if name.startswith(f"{path.as_posix()}:")}
+    too_long = {name: lines for name, lines in long.items() if name not in excused}
+    assert not too_long, f"more than {MAX_FUNCTION_LINES} lines without the docstring: {too_long}: split them"
+    assert not excused - set(long), f"short now: remove from LONG_FUNCTIONS {sorted(excused - set(long))}"
+
+
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[0]
+    has_docstring = ast.get_docstring(node) is not None
+    return (first.end_lineno or first.lineno) - first.lineno + 1 if has_docstring else 0
+
+
+@pytest.mark.parametrize("allowance", [WITHOUT_TEST_FILE, LONG_FILES, LONG_FUNCTIONS])
+def test_allowances_name_existing_files(allowance: dict[str, str]) -> None:
+    gone = [name for name in allowance if not (ROOT / name.split(":")[0]).is_file()]
+    assert not gone, f"no such file: {gone}"
+
+
+def test_every_code_folder_is_a_package() -> None:
+    folders = {path.parent for path in MODULES}
+    missing = [str(folder) for folder in sorted(folders) if not (ROOT / folder / "__init__.py").is_file()]
+    assert not missing, f"no __init__.py in {missing}: import-linter and the wheel would leave the folder out"
+
+
+@pytest.mark.parametrize("folder", ["tests", "docker", "deploy", "docs"])
+def test_other_folders_are_not_packages(folder: str) -> None:
+    found = [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("__init__.py")]
+    assert not found, f"remove {found}: the folder would shadow the package of the same name"
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.parts) for path in MODULES}
+    assert set(listed) == folders, "pyproject.toml [tool.setuptools] packages differs from the folders that hold code"
+
+
+def test_the_library_is_checked_at_run_time() -> None:
+    from metagrad.returns import lambda_returns
+
+    one_dimension_too_few = torch.zeros(3)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        lambda_returns(*[one_dimension_too_few] * lambda_returns.__wrapped__.__code__.co_argcount)
+
+
+def dataclasses_within(annotation: object, seen: set[type]) -> set[type]:
+    """The dataclasses that an annotation mentions, and those that their fields mention."""
+    for part in typing.get_args(annotation):
+        dataclasses_within(part, seen)
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in seen:
+        seen.add(annotation)
+        for hint in typing.get_type_hints(annotation).values():
+            dataclasses_within(hint, seen)
+    return seen
+
+
+def names_read() -> set[str]:
+    """Attributes that some code reads, validation of the configuration (`__post_init__`) apart."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+            return
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            names.add(node.attr)
+        if isinstance(node, ast.MatchClass):
+            names.update(node.kwd_attrs)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    for path in CODE:
+        visit(syntax(path))
+    return names
+
+
+def test_every_configuration_field_has_a_reader() -> None:
+    from cluster.config import Experiment
+
+    tree = dataclasses_within(Experiment, set())
+    read = names_read()
+    unread = sorted(
+        f"{c.__module__}.{c.__name__}.{f.name}" for c in tree for f in dataclasses.fields(c) if f.name not in read
+    )
+    assert not unread, f"configured, checked perhaps, and read by nothing: {unread}"
