@@ -32,7 +32,7 @@ test-all: .venv/.dev ## run every test: also slow, cluster and, with a CUDA devi
 lint: .venv/.dev ## check format, style, imports between packages, types, spelling
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 	.venv/bin/codespell
 

@@ -38,7 +38,7 @@ def checked(function: F) -> F:
 
 # Every call of a function of the library checks types and shapes. Not typeguard 4: it cannot parse shape strings.
 # The hook takes the checker as an expression, hence the detour.
-install_import_hook(["metagrad"], f"sys.modules[{__name__!r}].checked")
+install_import_hook(["metagrad", "actors", "learner"], f"sys.modules[{__name__!r}].checked")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
