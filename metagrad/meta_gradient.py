@@ -111,9 +111,7 @@ def _update_adjoint(
     return a, tuple(b), v, e0
 
 
-def _retained(
-    _problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool
-) -> tuple[Tensor | None, Tensor]:
+def _retained(_problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:
     """(h, e) = v ∂g/∂(θ, η) by reverse mode through the graph that the update kept."""
     if not step.gradient.requires_grad:  # L is linear in θ and free of η: nothing of second order
         return torch.zeros_like(v) if wants_h else None, torch.zeros_like(step.eta)
@@ -156,14 +154,12 @@ def reference_meta_gradient(
     """
     theta_0 = theta.detach().requires_grad_()
     eta = eta.detach().requires_grad_()
-    theta, objective = theta_0, torch.zeros((), dtype=theta.dtype, device=theta.device)
+    theta, objective = theta_0, theta_0[:0].sum()  # an empty sum that has a graph: n = 0 gives zeros
     for batch, outer_batch, weight in zip(batches, outer_batches, weights, strict=True):
         loss, _ = problem.loss(theta, eta, batch)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         theta, state = problem.optimizer.update(gradient, state, theta, eta)
         if weight:
             objective = objective + weight * outer_loss(theta, outer_batch)
-    d_eta, d_theta = torch.autograd.grad(
-        objective, (eta, theta_0), allow_unused=True, materialize_grads=True
-    )
+    d_eta, d_theta = torch.autograd.grad(objective, (eta, theta_0), allow_unused=True, materialize_grads=True)
     return MetaGradient(d_eta, d_theta)

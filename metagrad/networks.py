@@ -1,8 +1,8 @@
 """Actor-critic networks as pure functions of one flat parameter vector θ.
 
 Every network has a policy head, the inner critic (value under the meta-learnt discount) and, if asked for, the outer
-critic (value under the outer discount γ'). Where the critics share a torso with the policy, the outer critic sits behind
-a stop-gradient: it is trained alongside and changes nothing else.
+critic (value under the outer discount γ'). Where the critics share a torso with the policy, the outer critic sits
+behind a stop-gradient: it is trained alongside and changes nothing else.
 """
 
 import math

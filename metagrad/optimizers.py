@@ -7,7 +7,7 @@ through moments, clip coefficient and learning rate alike; called without grad m
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ class OptimizerState(NamedTuple):
     moments: tuple[Float[Tensor, "P"], ...]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """One inner update as a pure function."""
 
@@ -164,6 +165,6 @@ class ClipByGlobalNorm:
         theta: Float[Tensor, "P"],
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch.nn.utils.clip_grad_norm_; c is not a constant."""
+        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_; c is not a constant."""
         coefficient = (self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
         return self.optimizer.update(gradient * coefficient, state, theta, eta)

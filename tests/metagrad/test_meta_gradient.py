@@ -1,0 +1,349 @@
+"""The meta-gradient against finite differences, whole-graph reverse mode, and closed forms."""
+
+import pytest
+import torch
+
+from metagrad import meta_gradient as engine
+from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
+from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
+from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
+from metagrad.optimizers import Adam, ClipByGlobalNorm, RmsProp, Sgd, constant, linear_annealing
+from metagrad.surrogates import SURROGATES
+from metagrad.unroll import InnerProblem, inner_update
+
+DECLARATION = {
+    "gamma": MetaParameter(initial=0.8),
+    "lambda": MetaParameter(initial=0.7),
+    "value_coefficient": MetaParameter(initial=0.5),
+    "entropy_coefficient": MetaParameter(initial=0.05),
+}
+ACTIONS = 3
+NETWORKS = {
+    "mlp": (Mlp(hidden=6), (3,)),
+    "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 3, 5)),
+    "nature": (NatureCnn(hidden=3), (1, 36, 36)),
+}
+OPTIMIZERS = {
+    "sgd": lambda rate: Sgd(learning_rate=rate(0.1)),
+    "momentum": lambda rate: Sgd(learning_rate=rate(0.1), momentum=0.9),
+    "rmsprop": lambda rate: RmsProp(learning_rate=rate(0.02)),
+    "rmsprop-eps": lambda rate: RmsProp(learning_rate=rate(0.02), eps=1e-3, eps_root=0.0),
+    "adam": lambda rate: Adam(learning_rate=rate(0.02)),
+    "adam-eps-root": lambda rate: Adam(learning_rate=rate(0.02), eps_root=1e-6),
+}
+RATES = {"constant": constant, "annealed": lambda initial: linear_annealing(initial, 12)}
+MAX_NORMS = {"unclipped": None, "clipped": 0.3, "clip-inactive": 1e4}
+WARM_UP = 3  # updates before the look-ahead, so that moments and step count are not at their start
+
+
+class Setting:
+    """One look-ahead problem: networks, batches, optimizer state in mid-run, and its meta-objective as a plain map."""
+
+    def __init__(
+        self,
+        make_trajectory,
+        network="mlp",
+        n=3,
+        optimizer=None,
+        surrogate="lvc",
+        estimator="n-step",
+        uses_outer_critic=True,
+        declaration=DECLARATION,
+        batch=4,
+    ):
+        generator = torch.Generator().manual_seed(7)
+        spec, shape = NETWORKS[network]
+        self.network = build_network(spec, shape, ACTIONS, uses_outer_critic)
+        self.outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+        self.optimizer = optimizer or Sgd(learning_rate=constant(0.1))
+        self.declaration, self.n = declaration, n
+        self.eta = init_eta({k: v for k, v in declaration.items()}, torch.float64)
+        self.weights = outer_weights(estimator, n)
+        self.problem = InnerProblem(
+            lambda theta, eta, batch: inner_loss(
+                self.network, theta, hyperparameters(declaration, eta), batch, SURROGATES[surrogate], self.outer
+            ),
+            self.optimizer,
+        )
+        self.batches = [make_trajectory(generator, 5, batch, shape, ACTIONS) for _ in range(n + 1)]
+        if network == "nature":
+            self.batches = [b._replace(observation=b.observation * 255.0) for b in self.batches]
+        # Wide initial weights: derivatives of every order matter, and no head is near zero.
+        self.theta = self.network.init(generator).to(torch.float64)
+        self.theta += 0.1 * torch.randn(self.theta.shape, generator=generator, dtype=torch.float64)
+        self.state = self.optimizer.init(self.theta)
+        for _ in range(WARM_UP):
+            update = inner_update(self.problem, self.theta, self.state, self.eta, self.batches[0], keep_graph=False)
+            self.theta, self.state = update.theta, update.state
+
+    def outer_loss(self, theta, batch):
+        return outer_loss(self.network, theta, batch, self.outer)[0]
+
+    def objective(self, theta, eta):
+        """J(θ₀, η) by n plain updates; only its values are used."""
+        state, total = self.state, torch.zeros((), dtype=torch.float64)
+        for i in range(self.n):
+            update = inner_update(self.problem, theta, state, eta, self.batches[i], keep_graph=False)
+            theta, state = update.theta, update.state
+            if self.weights[i]:
+                with torch.no_grad():
+                    total = total + self.weights[i] * self.outer_loss(theta, self.batches[i + 1])
+        return total
+
+    def adjoint(self, product, wants_theta=False):
+        theta, state, tape, outer_gradients = self.theta, self.state, [], []
+        for i in range(self.n):
+            update = inner_update(self.problem, theta, state, self.eta, self.batches[i], product == "retain")
+            theta, state = update.theta, update.state
+            tape.append(update.step)
+            weight = self.weights[i]
+            outer_gradients.append(
+                weight * outer_gradient(self.outer_loss, theta, self.batches[i + 1]) if weight else None
+            )
+        return meta_gradient(self.problem, tape, outer_gradients, product, wants_theta)
+
+    def reference(self):
+        return reference_meta_gradient(
+            self.problem,
+            self.outer_loss,
+            self.theta,
+            self.state,
+            self.eta,
+            self.batches[:-1],
+            self.batches[1:],
+            self.weights,
+        )
+
+    def gradient_norms(self):
+        theta, state, norms = self.theta, self.state, []
+        for i in range(self.n):
+            update = inner_update(self.problem, theta, state, self.eta, self.batches[i], keep_graph=False)
+            theta, state = update.theta, update.state
+            norms.append(float(update.step.gradient.norm()))
+        return norms
+
+
+def assert_relative(actual, expected, tolerance):
+    error = float((actual - expected).norm() / expected.norm())
+    assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
+
+
+@pytest.fixture
+def setting(make_trajectory):
+    return lambda **options: Setting(make_trajectory, **options)
+
+
+@pytest.mark.pairs(
+    network=("mlp", "snake"),
+    uses_outer_critic=(True, False),
+    n=(1, 2, 3, 5),
+    optimizer=tuple(OPTIMIZERS),
+    clip=tuple(MAX_NORMS),
+    rate=tuple(RATES),
+    surrogate=("ad", "lvc"),
+    estimator=("n-step", "mix"),
+)
+def test_meta_gradient_is_the_derivative_of_the_look_ahead(
+    setting, freeze, finite_differences, network, uses_outer_critic, n, optimizer, clip, rate, surrogate, estimator
+):
+    inner = OPTIMIZERS[optimizer](RATES[rate])
+    max_norm = MAX_NORMS[clip]
+    look_ahead = setting(
+        network=network,
+        n=n,
+        surrogate=surrogate,
+        estimator=estimator,
+        uses_outer_critic=uses_outer_critic,
+        optimizer=inner if max_norm is None else ClipByGlobalNorm(max_norm=max_norm, optimizer=inner),
+    )
+    if max_norm is not None:
+        is_active = [norm > max_norm for norm in look_ahead.gradient_norms()]
+        assert all(is_active) if clip == "clipped" else not any(is_active)
+
+    reference = look_ahead.reference().eta
+    assert_relative(look_ahead.adjoint("retain").eta, reference, 1e-10)
+    assert_relative(look_ahead.adjoint("recompute").eta, reference, 1e-10)
+    frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
+    assert_relative(reference, finite_differences(frozen, look_ahead.eta), 1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_meta_gradient_from_a_fresh_optimizer_state(setting, freeze, finite_differences, optimizer):
+    look_ahead = setting(optimizer=OPTIMIZERS[optimizer](constant), n=2)
+    look_ahead.state = look_ahead.optimizer.init(look_ahead.theta)
+    frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
+    # Adam's and RMSProp's first step is nearly the gradient's sign, whose derivative lives on the scale of eps.
+    expected = finite_differences(frozen, look_ahead.eta, step=1e-2)
+    for product in ("retain", "recompute"):
+        assert_relative(look_ahead.adjoint(product).eta, expected, 1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["n-step", "mix"])
+def test_meta_gradient_through_a_shared_convolutional_torso(setting, freeze, finite_differences, estimator):
+    optimizer = ClipByGlobalNorm(max_norm=0.3, optimizer=Adam(learning_rate=constant(1e-3), eps_root=1e-6))
+    look_ahead = setting(network="nature", n=3, optimizer=optimizer, estimator=estimator, batch=3)
+    frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
+    expected = finite_differences(frozen, look_ahead.eta)
+    for gradient in (look_ahead.reference(), look_ahead.adjoint("retain"), look_ahead.adjoint("recompute")):
+        assert_relative(gradient.eta, expected, 1e-6)
+
+
+@pytest.mark.parametrize("network", ["mlp", "snake"])
+@pytest.mark.parametrize("optimizer", ["momentum", "rmsprop", "adam"])
+def test_derivative_in_the_initial_parameters(setting, freeze, finite_differences, network, optimizer):
+    inner = ClipByGlobalNorm(max_norm=0.3, optimizer=OPTIMIZERS[optimizer](constant))
+    look_ahead = setting(network=network, n=3, optimizer=inner, estimator="mix")
+    reference = look_ahead.reference()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(5, len(look_ahead.theta), generator=generator, dtype=torch.float64)
+    directions /= directions.norm(dim=1, keepdim=True)
+    frozen = freeze(lambda theta: look_ahead.objective(theta, look_ahead.eta), look_ahead.theta)
+    expected = finite_differences(frozen, look_ahead.theta, directions, step=1e-2)
+    for product in ("retain", "recompute"):
+        gradient = look_ahead.adjoint(product, wants_theta=True)
+        assert_relative(gradient.theta, reference.theta, 1e-10)
+        assert_relative(gradient.eta, reference.eta, 1e-10)
+        assert_relative(directions @ gradient.theta, expected, 1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_learnt_learning_rate(setting, freeze, finite_differences, optimizer, clip):
+    declaration = DECLARATION | {"learning_rate": MetaParameter(initial=0.02, high=0.1)}
+
+    def rate(_initial):
+        return lambda count, eta: hyperparameters(declaration, eta)["learning_rate"] / (1 + count)
+
+    inner = OPTIMIZERS[optimizer](rate)
+    look_ahead = setting(
+        n=3, declaration=declaration, optimizer=ClipByGlobalNorm(max_norm=clip, optimizer=inner) if clip else inner
+    )
+    reference = look_ahead.reference().eta
+    assert reference[-1].abs() > 1e-3 * reference.norm()
+    frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
+    expected = finite_differences(frozen, look_ahead.eta)
+    for product in ("retain", "recompute"):
+        gradient = look_ahead.adjoint(product).eta
+        assert_relative(gradient, reference, 1e-10)
+        assert_relative(gradient, expected, 1e-6)
+        torch.testing.assert_close(gradient[-1], expected[-1], rtol=1e-6, atol=0.0)
+
+
+def test_trajectories_hold_every_kind_of_row(setting):
+    for trajectory in setting(n=5).batches:
+        assert trajectory.is_terminal.any()
+        assert trajectory.is_truncated.any()
+        assert not trajectory.valid.all()
+        assert not (trajectory.is_terminal & trajectory.is_truncated).any()
+        ends = (trajectory.is_terminal | trajectory.is_truncated)[:-1]
+        assert ends[~trajectory.valid[1:]].all(), "an invalid row follows an episode's end"
+        assert trajectory.valid[1:][ends].any(), "an episode also follows at once"
+
+
+def test_ad_and_lvc_differ_from_two_steps_on(setting):
+    def gradient(surrogate, n):
+        return setting(surrogate=surrogate, n=n).adjoint("retain").eta
+
+    # One step sees g₀ alone, which is the same function of η for both; the Hessians enter with the second step.
+    torch.testing.assert_close(gradient("ad", 1), gradient("lvc", 1), rtol=1e-12, atol=0.0)
+    ad, lvc = gradient("ad", 2), gradient("lvc", 2)
+    assert (ad - lvc).norm() > 1e-3 * lvc.norm()
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+def test_a_meta_parameter_that_no_loss_uses_has_gradient_zero(setting, product):
+    declaration = {"unused": MetaParameter(initial=0.3)} | DECLARATION
+    gradient = setting(declaration=declaration, n=3).adjoint(product).eta
+    assert gradient[0] == 0.0
+    assert (gradient[1:] != 0.0).all()
+    torch.testing.assert_close(gradient[1:], setting(n=3).adjoint(product).eta, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+def test_nothing_learnt_gives_an_empty_meta_gradient(setting, product):
+    declaration = {
+        name: MetaParameter(initial=parameter.initial, is_learnt=False) for name, parameter in DECLARATION.items()
+    }
+    assert setting(declaration=declaration, n=2).adjoint(product).eta.shape == (0,)
+
+
+def test_single_precision_agrees_with_double(setting):
+    look_ahead = setting(n=3, estimator="mix", optimizer=OPTIMIZERS["adam-eps-root"](constant))
+    expected = look_ahead.reference().eta
+    look_ahead.theta, look_ahead.eta = look_ahead.theta.float(), look_ahead.eta.float()
+    look_ahead.state = look_ahead.state._replace(moments=tuple(m.float() for m in look_ahead.state.moments))
+    for gradient in (look_ahead.reference(), look_ahead.adjoint("retain"), look_ahead.adjoint("recompute")):
+        assert gradient.eta.dtype == torch.float32
+        assert_relative(gradient.eta.double(), expected, 1e-4)
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+def test_one_quadratic_step_by_hand(product):
+    # L = ½ η (θ - 1)², L' = ½ θ², SGD: θ₁ = θ - α η (θ - 1); dJ/dη = -α (θ - 1) θ₁, dJ/dθ = (1 - α η) θ₁.
+    problem = InnerProblem(
+        lambda theta, eta, _batch: ((0.5 * eta * (theta - 1.0).square()).sum(), None),
+        Sgd(learning_rate=constant(0.1)),
+    )
+    theta, eta = torch.tensor([3.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    update = inner_update(problem, theta, problem.optimizer.init(theta), eta, None, product == "retain")
+    theta_1 = 3.0 - 0.1 * 2.0 * 2.0
+    assert update.theta.item() == pytest.approx(theta_1, rel=1e-15)
+    outer = outer_gradient(lambda theta, _batch: 0.5 * theta.square().sum(), update.theta, None)
+    gradient = meta_gradient(problem, [update.step], [outer], product, wants_theta=True)
+    assert gradient.eta.item() == pytest.approx(-0.1 * 2.0 * theta_1, rel=1e-15)
+    assert gradient.theta.item() == pytest.approx((1.0 - 0.1 * 2.0) * theta_1, rel=1e-15)
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+def test_loss_linear_in_theta_and_free_of_eta(product):
+    problem = InnerProblem(lambda theta, _eta, batch: (theta @ batch, None), Sgd(learning_rate=lambda _count, eta: eta))
+    slope, theta = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    eta = torch.tensor([0.5], dtype=torch.float64)
+    state, tape, outer = problem.optimizer.init(theta), [], []
+    for _ in range(2):
+        update = inner_update(problem, theta, state, eta, slope, product == "retain")
+        theta, state = update.theta, update.state
+        tape.append(update.step)
+        outer.append(outer_gradient(lambda theta, _batch: theta[0], theta, None))
+    gradient = meta_gradient(problem, tape, outer, product, wants_theta=True)
+    assert gradient.eta.tolist() == [-3.0]  # J = θ₁[0] + θ₂[0] = -η - 2η
+    assert gradient.theta.tolist() == [2.0, 0.0]
+
+
+def test_outer_weights():
+    assert outer_weights("n-step", 3) == (0.0, 0.0, 1.0)
+    kappa = 2.0 / 3.0  # 1 - 1/n
+    assert outer_weights("mix", 3) == pytest.approx([kappa**i * (1 - kappa) / (1 - kappa**3) for i in range(3)])
+    assert outer_weights("mix", 4, kappa=1.0) == (0.25,) * 4
+    assert outer_weights("mix", 4, kappa=0.0) == (1.0, 0.0, 0.0, 0.0)
+    assert outer_weights("mix", 1) == outer_weights("n-step", 1) == (1.0,)
+    assert sum(outer_weights("mix", 7, kappa=0.3)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("estimator", ["n-step", "mix"])
+def test_no_look_ahead_leaves_eta_alone(setting, estimator):
+    assert outer_weights(estimator, 0) == ()
+    gradient = setting(n=0, estimator=estimator).reference()
+    assert (gradient.eta == 0.0).all()
+    assert (gradient.theta == 0.0).all()
+
+
+def test_tape_and_outer_gradients_must_match(setting):
+    look_ahead = setting(n=1)
+    step = inner_update(
+        look_ahead.problem, look_ahead.theta, look_ahead.state, look_ahead.eta, look_ahead.batches[0], True
+    ).step
+    for tape, outer_gradients in (([], []), ([step], []), ([step], [None])):
+        with pytest.raises(AssertionError):
+            meta_gradient(look_ahead.problem, tape, outer_gradients, "retain")
+
+
+def test_first_step_takes_no_product_in_theta(setting, monkeypatch):
+    calls = []
+    retained = engine._retained
+    monkeypatch.setattr(engine, "_retained", lambda *args: calls.append(args[-1]) or retained(*args))
+    look_ahead = setting(n=3)
+    look_ahead.adjoint("retain")
+    look_ahead.adjoint("retain", wants_theta=True)
+    assert calls == [True, True, False, True, True, True]
