@@ -1,0 +1,13 @@
+"""The papers' experiments as data: names and the functions that describe them."""
+
+from collections.abc import Callable
+
+from cluster.config import Experiment
+from experiments.atari import atari
+from experiments.snake import demo, snake_6x6
+
+EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+    "demo": demo,
+    "snake-6x6": snake_6x6,
+    "atari": atari,
+}

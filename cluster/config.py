@@ -1,0 +1,209 @@
+"""The only composed configuration tree: an experiment is one frozen value, its fields are the command line's options."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from actors.envs import EnvironmentConfig
+from actors.envs.atari import AtariConfig
+from actors.envs.snake import SnakeConfig
+from actors.rollout import Lookahead
+from learner.config import (
+    AdamConfig,
+    LearnerConfig,
+    MetaGradientConfig,
+    MetaParametersConfig,
+    OptimizerConfig,
+    OuterConfig,
+    RmsPropConfig,
+    SgdConfig,
+)
+from metagrad.errors import require
+from metagrad.meta_parameters import MetaParameter
+from metagrad.networks import Mlp, NatureCnn, NetworkSpec, SnakeCnn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every: int = 500
+    """Updates between checkpoints; one is also written at the end and on SIGTERM or Ctrl-C."""
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 update", "raise it")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "at least the newest checkpoint stays", "raise it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultConfig:
+    """How much a run forgives its actors."""
+
+    rollout_seconds: float = 120.0
+    """An actor that has not returned a rollout (its start included) after this long is replaced."""
+    restarts_without_progress: int = 5
+    """Replacements in a row, with no rollout from that actor in between, after which the run ends."""
+
+    def __post_init__(self) -> None:
+        require(self.rollout_seconds > 0, "faults.rollout_seconds", self.rollout_seconds, "must be > 0", "raise it")
+        restarts = self.restarts_without_progress
+        require(restarts >= 0, "faults.restarts_without_progress", restarts, "must be 0 or more", "raise it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """One experiment: environment, network, algorithm, and where it runs."""
+
+    name: str
+    description: str
+    env: EnvironmentConfig
+    network: NetworkSpec
+    optimizer: OptimizerConfig
+    meta: MetaGradientConfig
+    outer: OuterConfig
+    meta_parameters: MetaParametersConfig
+    environments: int
+    """Environments in all, shared out evenly among the actors."""
+    rollout_length: int
+    """Steps T of every environment per rollout."""
+    updates: int
+    """Real inner updates to train for."""
+    seed: int = 0
+    actors: int = 2
+    actor_threads: int = 1
+    """CPU threads of each actor (policy inference and C++ environment pools)."""
+    lookahead: Lookahead = "continue"
+    """Where look-ahead rollouts run: continue the real environments, fork their states, or separate environments."""
+    topology: Literal["ray", "colocated"] = "ray"
+    """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""
+    device: str = "auto"
+    """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
+    learner_threads: int | None = None
+    """CPU threads of the learner; None: all cores of its machine."""
+    log_every: int = 10
+    """Updates between two rows of scalars."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultConfig = FaultConfig()
+
+    def __post_init__(self) -> None:
+        require(self.actors >= 1, "actors", self.actors, "a run needs at least one actor", "use --actors 1 or more")
+        require(
+            self.environments >= 1 and self.environments % self.actors == 0,
+            "environments",
+            self.environments,
+            f"must be a positive multiple of actors = {self.actors}",
+            f"use --environments {max(1, round(self.environments / self.actors)) * self.actors}",
+        )
+        require(
+            self.rollout_length >= 1, "rollout_length", self.rollout_length, "a rollout has at least one step", "raise it"
+        )
+        require(self.updates >= 1, "updates", self.updates, "must be at least 1", "raise it")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more", "use a non-negative integer")
+        require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1 update", "raise it")
+        for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
+            require(threads is None or threads >= 1, name, threads, "must be at least 1", "raise it")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        is_atari = isinstance(self.env, AtariConfig)
+        require(
+            self.lookahead != "fork" or not is_atari,
+            "lookahead",
+            self.lookahead,
+            "needs environments whose state can be copied; EnvPool and ALE cannot",
+            "use --lookahead continue or separate",
+        )
+        require(
+            self.lookahead == "continue" or (self.meta.n > 0 and self.meta.strategy == "discard"),
+            "lookahead",
+            self.lookahead,
+            f"this run looks ahead in no other environments (meta.n = {self.meta.n}, {self.meta.strategy})",
+            "use --lookahead continue",
+        )
+        network = type(self.network).__name__
+        require(
+            not isinstance(self.network, NatureCnn) or is_atari,
+            "network",
+            network,
+            "expects Atari screens",
+            "use an Atari environment or another network",
+        )
+        require(
+            not isinstance(self.network, SnakeCnn) or isinstance(self.env, SnakeConfig),
+            "network",
+            network,
+            "expects Snake boards",
+            "use a Snake environment or another network",
+        )
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """What the learner is told."""
+        return LearnerConfig(
+            optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=self.meta_parameters
+        )
+
+    @property
+    def has_outer_critic(self) -> bool:
+        """True where the network carries an outer-critic head."""
+        return self.outer.critic == "outer"
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Environment steps of all actors in one rollout, T times B."""
+        return self.environments * self.rollout_length
+
+
+CONFIG_TYPES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        AdamConfig,
+        AtariConfig,
+        CheckpointConfig,
+        Experiment,
+        FaultConfig,
+        MetaGradientConfig,
+        MetaParameter,
+        MetaParametersConfig,
+        Mlp,
+        NatureCnn,
+        OuterConfig,
+        RmsPropConfig,
+        SgdConfig,
+        SnakeCnn,
+        SnakeConfig,
+    )
+}
+
+
+def to_json(config: Any) -> Any:
+    """Dictionaries and scalars of a configuration, each dataclass with its "type"."""
+    if dataclasses.is_dataclass(config):
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__} | fields
+    return config
+
+
+def from_json(tree: Any) -> Any:
+    """Inverse of `to_json`; only the types listed here can come out of it.
+
+    Raises:
+        ConfigurationError: an unknown type, or a value that the type refuses.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    name = tree.get("type")
+    require(name in CONFIG_TYPES, "config.json type", name, "is no configuration type", "was it written by metagrad?")
+    return CONFIG_TYPES[str(name)](**{key: from_json(value) for key, value in tree.items() if key != "type"})
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted field, old value and new value wherever two configurations differ."""
+    if type(old) is not type(new) or not dataclasses.is_dataclass(old):
+        return [] if old == new else [(prefix, old, new)]
+    found = []
+    for f in dataclasses.fields(old):
+        path = f"{prefix}.{f.name}" if prefix else f.name
+        found += differences(getattr(old, f.name), getattr(new, f.name), path)
+    return found

@@ -1,0 +1,46 @@
+"""Connect to the Ray cluster that is there, or start a local one inside this process and take it down again."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from cluster.config import Experiment
+from metagrad.errors import require
+
+_OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
+
+
+@contextmanager
+def ray_session(experiment: Experiment) -> Iterator[None]:
+    """Ray for the time of a run: RAY_ADDRESS (or a submitted job's cluster) if set, otherwise an embedded one.
+
+    Raises:
+        ConfigurationError: the cluster has fewer CPUs than the actors need, so that they would wait for ever.
+    """
+    needed = experiment.actors * experiment.actor_threads
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(needed, len(os.sched_getaffinity(0))),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        require(
+            needed <= cpus,
+            "actors",
+            experiment.actors,
+            f"with {experiment.actor_threads} threads each they need {needed} CPUs, and the cluster has {cpus}",
+            "use fewer actors or add nodes",
+        )
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,87 @@
+"""Between learner and actors: what a transport does, the account it keeps, and the one without any transport."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from actors.rollout import Actor, ActorSetup, State
+from metagrad.types import Rollout, WeightSnapshot
+
+
+class Account:
+    """Environment steps ordered from actors and what became of them: sampled = consumed + dropped + in flight.
+
+    `sampled` grows when a rollout is ordered and `consumed` when its update is done; what an actor's death loses is
+    `dropped`, with the reason.
+    """
+
+    def __init__(self) -> None:
+        self.sampled = 0
+        self.consumed = 0
+        self.dropped: Counter[str] = Counter()
+        self.in_flight = 0
+        self.actors_restarted = 0
+
+    def order(self, steps: int) -> None:
+        """A rollout was asked for."""
+        self.sampled += steps
+        self.in_flight += steps
+
+    def consume(self, steps: int) -> None:
+        """An update has used a rollout."""
+        self.in_flight -= steps
+        self.consumed += steps
+
+    def drop(self, steps: int, reason: str) -> None:
+        """A rollout will never come."""
+        self.in_flight -= steps
+        self.dropped[reason] += steps
+
+
+class Actors(Protocol):
+    """All actors of a run, seen from the learner."""
+
+    account: Account
+
+    def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
+        """One rollout of every actor under exactly this snapshot, in the order of the actors."""
+        ...
+
+    def states(self) -> list[State]:
+        """Every actor's state, for a checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Stop all actors."""
+        ...
+
+
+class ColocatedActors:
+    """The same actors inside the learner's process: no copies, no Ray."""
+
+    def __init__(self, setups: Sequence[ActorSetup], states: Sequence[State] | None):
+        self.account = Account()
+        self._actors = [Actor(setup) for setup in setups]
+        for actor, state in zip(self._actors, states or [], strict=False):
+            actor.load_state(state)
+
+    def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
+        """One rollout of every actor, one after another."""
+        rollouts = []
+        for actor in self._actors:
+            self.account.order(actor.setup.batch_size * actor.setup.rollout_length)
+            with torch.no_grad():
+                local = snapshot._replace(theta=snapshot.theta.to(actor.setup.device))
+                rollouts.append(actor.rollout(local, lookahead_step))
+        return rollouts
+
+    def states(self) -> list[State]:
+        """Every actor's state."""
+        return [actor.state() for actor in self._actors]
+
+    def close(self) -> None:
+        """Close all environments."""
+        for actor in self._actors:
+            actor.close()
