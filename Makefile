@@ -49,7 +49,8 @@ clean: ## remove .venv and every cache; runs stay
 
 .venv/.place:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "metagrad needs Python 3.11 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1); name another: make PYTHON=python3.11 ..." >&2; \
+		version=$$("$(PYTHON)" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing); \
+		echo "metagrad needs Python 3.11 or newer, and $(PYTHON) is $$version: install it, or name one: make PYTHON=python3.11 ..." >&2; \
 		exit 1; }
 	"$(PYTHON)" -m venv --clear .venv
 	@pwd -P > $@
