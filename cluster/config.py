@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import tyro
+
 from actors.envs import EnvironmentConfig
 from actors.envs.atari import AtariConfig
 from actors.envs.snake import SnakeConfig
@@ -55,8 +57,8 @@ class FaultConfig:
 class Experiment:
     """One experiment: environment, network, algorithm, and where it runs."""
 
-    name: str
-    description: str
+    name: tyro.conf.Suppress[str]
+    description: tyro.conf.Suppress[str]
     env: EnvironmentConfig
     network: NetworkSpec
     optimizer: OptimizerConfig

@@ -30,7 +30,7 @@ def save(folder: Path, update: int, tree: dict[str, Any], keep: int) -> Path:
     A reader sees the whole file or none: it is written beside its place, synced, and renamed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"update-{update:09d}.pt"
+    path = checkpoint_path(folder, update)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         torch.save(tree, file)
@@ -41,6 +41,16 @@ def save(folder: Path, update: int, tree: dict[str, Any], keep: int) -> Path:
     for old in paths(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def checkpoint_path(folder: Path, update: int) -> Path:
+    """Where the checkpoint of an update lies."""
+    return folder / f"update-{update:09d}.pt"
+
+
+def update_of(path: Path) -> int:
+    """The update that a checkpoint was written after."""
+    return int(path.stem.removeprefix("update-"))
 
 
 def paths(folder: Path) -> list[Path]:

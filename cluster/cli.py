@@ -1,0 +1,189 @@
+"""The command line: metagrad list | train | eval | config."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from cluster.config import Experiment, to_json
+from cluster.options import parse
+from experiments import EXPERIMENTS
+from metagrad.errors import ConfigurationError, require
+
+_HELP = """\
+usage: metagrad [--help] [--version] COMMAND …
+
+Distributed meta-gradient reinforcement learning.
+
+commands:
+  list                              the experiments, one line each
+  train EXPERIMENT [--field value …]  train; writes a run folder, prints where it is
+  eval RUN_DIR [--episodes N]       play full episodes with a run's newest checkpoint
+  config EXPERIMENT [--field value …]  the resolved configuration as JSON
+
+metagrad COMMAND --help lists the options of a command; metagrad train EXPERIMENT --help all fields of an experiment.\
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """Train one experiment. Every field of the experiment is an option."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """The run's folder; None: runs/EXPERIMENT-seedS-TIME."""
+    resume: bool = False
+    """Continue the run in --run-dir from its newest checkpoint; only --updates may change."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvalOptions:
+    """Play full-life, raw-reward episodes with a checkpoint of a run."""
+
+    run_dir: tyro.conf.Positional[Path]
+    episodes: int = 128
+    update: int | None = None
+    """Use the checkpoint of this update; None: the newest."""
+    seed: int = 0
+    """Of the evaluation's own environments and policy; the same seed plays the same episodes."""
+    greedy: bool = False
+    """Take the likeliest action instead of sampling."""
+    record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF into the run folder.")] = False
+
+
+def experiment_named(name: str) -> Experiment:
+    """One of the experiments that `metagrad list` shows.
+
+    Raises:
+        ConfigurationError: no such experiment.
+    """
+    close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(EXPERIMENTS)}"
+    require(name in EXPERIMENTS, "experiment", name, "is no experiment", remedy)
+    return EXPERIMENTS[name]()
+
+
+def _split_experiment(words: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
+    names = ", ".join(EXPERIMENTS)
+    require(
+        bool(words) and not words[0].startswith("-"),
+        "experiment",
+        words[0] if words else "",
+        f"metagrad {command} needs an experiment's name first",
+        f"choose one of {names}",
+    )
+    return experiment_named(words[0]), list(words[1:])
+
+
+def list_command(words: Sequence[str]) -> None:
+    """Print the experiments."""
+    require(not words, "list", " ".join(words), "takes no options", "run metagrad list alone")
+    width = max(map(len, EXPERIMENTS))
+    for name, make in EXPERIMENTS.items():
+        print(f"{name:<{width}}  {make().description}")
+
+
+def config_command(words: Sequence[str]) -> None:
+    """Print one experiment's resolved tree."""
+    experiment, rest = _split_experiment(words, "config")
+    resolved = parse(Experiment, rest, experiment, f"metagrad config {experiment.name}")
+    print(json.dumps(to_json(resolved), indent=2))
+
+
+def train_command(words: Sequence[str]) -> None:
+    """Train one experiment."""
+    from cluster.launch import default_run_dir, run
+    from cluster.run_folder import RunFolder
+
+    experiment, rest = _split_experiment(words, "train")
+    program = f"metagrad train {experiment.name}"
+    options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
+    run_dir = options.run_dir
+    if options.resume:
+        require(run_dir is not None, "run-dir", None, "--resume needs the folder to continue", "add --run-dir DIR")
+        assert run_dir is not None
+        stored = RunFolder(run_dir).experiment()
+        require(
+            stored.name == experiment.name,
+            "experiment",
+            experiment.name,
+            f"the run in {run_dir} is of {stored.name}",
+            f"run metagrad train {stored.name} --resume --run-dir {run_dir}",
+        )
+        options = parse(TrainOptions, rest, TrainOptions(experiment=stored), program)
+    run_dir = run_dir or default_run_dir(options.experiment)
+    console = Console(stderr=False)
+    summary = run(options.experiment, run_dir, options.resume, console)
+    lines = (
+        f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
+        f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
+        f"look at it: {_sibling('tensorboard')} --logdir \"{run_dir}\"",
+        f"play it:    {_sibling('metagrad')} eval \"{run_dir}\" --record",
+    )
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _sibling(program: str) -> str:
+    """A program of the environment that this one was started from."""
+    path = Path(sys.argv[0]).with_name(program)
+    return str(path) if path.exists() else program
+
+
+def eval_command(words: Sequence[str]) -> None:
+    """Evaluate a run's newest checkpoint."""
+    from cluster.evaluation import evaluate_run
+
+    require(
+        bool(words) and (not words[0].startswith("-") or words[0] in ("-h", "--help")),
+        "run-dir",
+        words[0] if words else "",
+        "metagrad eval needs a run's folder first",
+        "name the folder that metagrad train printed",
+    )
+    options = parse(EvalOptions, words, None, "metagrad eval")
+    evaluate_run(options.run_dir, options.update, options.episodes, options.seed, options.greedy, options.record)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": list_command,
+    "train": train_command,
+    "eval": eval_command,
+    "config": config_command,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 2 refused before anything started. Any other fault keeps its traceback (exit code 1)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        match words:
+            case [] | ["--help" | "-h", *_]:
+                print(_HELP)
+            case ["--version", *_]:
+                print(version("metagrad"))
+            case [command, *rest] if command in COMMANDS:
+                if rest[:1] in (["--version"],):
+                    print(version("metagrad"))
+                elif rest[:1] in (["--help"], ["-h"]) and command != "eval":
+                    print(_HELP)
+                    list_command([])
+                else:
+                    COMMANDS[command](rest)
+            case [command, *_]:
+                remedy = f"choose one of {', '.join(COMMANDS)}"
+                raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
+    except ConfigurationError as error:
+        print(f"metagrad: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Evaluate a run: its newest checkpoint, in environments of their own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.evaluate import evaluate
+from actors.record import record
+from actors.rollout import probe
+from cluster.launch import resolve_device, restore
+from cluster.run_folder import RunFolder
+from learner.checkpoint import checkpoint_path, load, paths, update_of
+from learner.state import from_tree
+from metagrad.errors import require
+from metagrad.networks import build_network
+
+
+def evaluate_run(
+    run_dir: Path, update: int | None, episodes: int, seed: int, is_greedy: bool, wants_recording: bool
+) -> None:
+    """Print and store (evaluation-….json in the run folder) raw full-life returns of the newest, or one, checkpoint."""
+    require(episodes >= 1, "episodes", episodes, "must be at least 1", "raise it")
+    require(seed >= 0, "seed", seed, "must be 0 or more", "use a non-negative integer")
+    folder = RunFolder(run_dir)
+    experiment = folder.experiment()
+    tree = restore(folder, print).tree if update is None else _tree_of(folder, update)
+    device = resolve_device("cpu")
+    spec = probe(experiment.env)
+    network = build_network(experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic)
+    state = from_tree(tree["learner"], device)
+    threads = experiment.learner_threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    result = evaluate(network, state.theta, experiment.env, episodes, seed, is_greedy, device, threads)
+    kind = "greedy" if is_greedy else "sampled"
+    print(
+        f"update {state.update}, {kind} policy, seed {seed}: return {result.mean:.3f} "
+        f"(std {result.std:.3f}, standard error {result.standard_error:.3f}) over {len(result.returns)} episodes"
+    )
+    report = {
+        "update": state.update,
+        "policy": kind,
+        "seed": seed,
+        "return_mean": result.mean,
+        "return_std": result.std,
+        "return_standard_error": result.standard_error,
+        "returns": list(result.returns),
+        "lengths": list(result.lengths),
+    }
+    path = run_dir / f"evaluation-{state.update:09d}-{kind}-seed{seed}.json"
+    path.write_text(json.dumps(report) + "\n")
+    print(f"written: {path}")
+    if wants_recording:
+        video = run_dir / f"episode-{state.update:09d}-{kind}-seed{seed}.gif"
+        episode = record(network, state.theta, experiment.env, video, seed, is_greedy)
+        print(f"written: {video} (return {episode.episode_return:g}, {episode.length} steps)")
+
+
+def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:
+    path = checkpoint_path(folder.checkpoints, update)
+    held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
+    require(path.exists(), "update", update, "has no checkpoint in this run", f"choose one of {held}")
+    return load(path)

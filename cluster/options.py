@@ -1,0 +1,92 @@
+"""From command-line words to frozen dataclasses with tyro, and from its complaints to one line each."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+from metagrad.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
+    """An instance of `kind` from `--field value` words; `--help` prints and exits.
+
+    Raises:
+        ConfigurationError: an unknown field, a value of the wrong type or one that its dataclass refuses.
+    """
+    words = [_python_name(word) for word in words]
+    complaint, output = io.StringIO(), io.StringIO()
+    try:
+        # Wide enough that no complaint is wrapped; help is laid out anew below.
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(output), _columns(10_000):
+            return _tyro(kind, words, default, program)
+    except SystemExit as stop:
+        if not stop.code:
+            return _tyro(kind, words, default, program)  # help: printed at the terminal's own width, exits with 0
+    raise ConfigurationError(_one_line(complaint.getvalue(), words, program))
+
+
+def _tyro(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    if default is None:
+        return tyro.cli(kind, args=words, prog=program, config=config)
+    return tyro.cli(kind, args=words, prog=program, config=config, default=default)
+
+
+@contextlib.contextmanager
+def _columns(width: int):  # type: ignore[no-untyped-def]
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _python_name(word: str) -> str:
+    """`--outer.lambda` as the dataclass spells it (lambda is a keyword)."""
+    return re.sub(r"(?<=[.-])lambda(?=$|\.|=)", "lambda_", word) if word.startswith("--") else word
+
+
+def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
+    """Field, value, rule and remedy from tyro's panel."""
+    lines = [line.strip(" │|") for line in complaint.splitlines()]
+    body = [line for line in lines if line and not set(line) <= set("-─╭╮╰╯ ")]
+    text = next((line for line in body[1:]), complaint.strip())
+    remedy = f"see {program} --help"
+    if match := re.match(r"Unrecognized options?: ([^\s,]+)", text):
+        field = match.group(1)
+        known = re.findall(r"--[\w.-]+", "\n".join(body[2:]))
+        close = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{field.lstrip('-')} = {_value_of(field, words)!r}: is no field of this command; {hint}{remedy}"
+    if match := re.match(r"Error parsing (--\S+): (.*)", text):
+        field, rule = match.groups()
+        return f"{field.lstrip('-')} = {_value_of(field, words)!r}: {rule}; {remedy}"
+    if match := re.match(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", text):
+        value, field, choices = match.groups()
+        return f"{field.lstrip('-')} = {value}: must be one of {choices.rstrip(',')}; {remedy}"
+    if match := re.match(r"Error parsing ([\w.-]+): (.*)", text):
+        place, refusal = match.groups()
+        return refusal.replace("meta_parameters.*", place.removeprefix("experiment.").replace("-", "_"))
+    return f"{text}; {remedy}"
+
+
+def _value_of(field: str, words: Sequence[str]) -> str:
+    """What the command line gave for a field."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == field:
+            return following
+        if word.startswith(f"{field}="):
+            return word.partition("=")[2]
+    return ""
