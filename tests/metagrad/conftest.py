@@ -1,6 +1,5 @@
 """Shared fixtures: trajectories with every kind of row, frozen constants, finite differences, covering tables."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations, product
@@ -11,11 +10,6 @@ from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.types import Trajectory
-
-# torch's forward mode imports this module at its first use, which warns that torch.jit.script is deprecated.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import torch._decomp.decompositions_for_jvp
 
 
 class FrozenConstants:

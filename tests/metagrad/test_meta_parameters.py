@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metagrad.errors import ConfigurationError
+from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta, learnt_names
+
+BOUND = st.floats(-100.0, 100.0)
+
+
+@st.composite
+def learnt_parameters(draw):
+    low = draw(BOUND)
+    high = low + draw(st.floats(0.01, 100.0))
+    initial = low + (high - low) * draw(st.floats(0.001, 0.999))
+    return MetaParameter(initial=initial, low=low, high=high)
+
+
+@given(st.lists(learnt_parameters(), min_size=1, max_size=5))
+def test_init_round_trip(parameters):
+    declaration = {f"parameter_{i}": parameter for i, parameter in enumerate(parameters)}
+    eta = init_eta(declaration, torch.float64)
+    values = hyperparameters(declaration, eta)
+    assert tuple(values) == learnt_names(declaration) == tuple(declaration)
+    for name, parameter in declaration.items():
+        scale = max(abs(parameter.low), abs(parameter.high))
+        assert values[name].shape == (1,)
+        assert values[name].item() == pytest.approx(parameter.initial, rel=1e-9, abs=1e-12 * scale)
+
+
+@given(learnt_parameters(), st.floats(-1e6, 1e6), st.sampled_from([torch.float32, torch.float64]))
+def test_values_stay_within_bounds_for_any_eta(parameter, eta, dtype):
+    value = hyperparameters({"x": parameter}, torch.tensor([eta], dtype=dtype))["x"].item()
+    slack = torch.finfo(dtype).eps * 4 * max(abs(parameter.low), abs(parameter.high))
+    assert parameter.low - slack <= value <= parameter.high + slack
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32))
+def test_a_discount_never_leaves_the_unit_interval(eta):
+    value = hyperparameters({"gamma": MetaParameter(initial=0.5)}, torch.tensor([eta]))["gamma"].item()
+    assert 0.0 <= value <= 1.0
+
+
+def test_sigmoid_by_hand():
+    declaration = {"gamma": MetaParameter(initial=0.95, low=0.9, high=1.0), "lambda": MetaParameter(initial=0.8)}
+    eta = init_eta(declaration, torch.float64)
+    assert eta.tolist() == pytest.approx([0.0, math.log(4.0)], abs=1e-12)
+    values = hyperparameters(declaration, torch.tensor([1.0, -1.0], dtype=torch.float64))
+    assert values["gamma"].item() == pytest.approx(0.9 + 0.1 / (1.0 + math.exp(-1.0)), rel=1e-15)
+    assert values["lambda"].item() == pytest.approx(1.0 / (1.0 + math.exp(1.0)), rel=1e-15)
+
+
+def test_fixed_parameters_are_constants_outside_eta():
+    declaration = {
+        "gamma": MetaParameter(initial=1.0, is_learnt=False),
+        "lambda": MetaParameter(initial=0.5),
+        "entropy_coefficient": MetaParameter(initial=0.0, is_learnt=False),
+        "value_coefficient": MetaParameter(initial=0.25),
+    }
+    assert learnt_names(declaration) == ("lambda", "value_coefficient")
+    eta = init_eta(declaration, torch.float64).requires_grad_()
+    assert eta.shape == (2,)
+    values = hyperparameters(declaration, eta)
+    assert list(values) == list(declaration)
+    assert [values[name].item() for name in declaration] == pytest.approx([1.0, 0.5, 0.0, 0.25])
+    assert [values[name].requires_grad for name in declaration] == [False, True, False, True]
+    assert all(value.dtype == torch.float64 for value in values.values())
+    jacobian = torch.func.jacrev(lambda eta: torch.cat(list(hyperparameters(declaration, eta).values())))(eta.detach())
+    expected = torch.zeros(4, 2, dtype=torch.float64)
+    expected[1, 0], expected[3, 1] = 0.25, 0.25 * 0.75
+    torch.testing.assert_close(jacobian, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"initial": 1.0}, "meta_parameters.*.initial = 1.0: a learnt meta-parameter starts strictly between its "
+         "bounds 0.0 and 1.0; choose a value inside, or set is-learnt to False"),
+        ({"initial": 0.0}, "meta_parameters.*.initial = 0.0: a learnt meta-parameter starts strictly between"),
+        ({"initial": math.nan}, "meta_parameters.*.initial = nan: a learnt meta-parameter starts strictly between"),
+        ({"initial": 1.5, "is_learnt": False}, "meta_parameters.*.initial = 1.5: must lie in [0.0, 1.0]; widen the "
+         "bounds or choose a value inside"),
+        ({"initial": -0.1, "is_learnt": False}, "meta_parameters.*.initial = -0.1: must lie in [0.0, 1.0]"),
+        ({"initial": 0.5, "low": 1.0, "high": 0.0}, "meta_parameters.*.low = 1.0: must be below high = 0.0; swap"),
+        ({"initial": 1.0, "low": 1.0}, "meta_parameters.*.low = 1.0: must be below high = 1.0"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused(fields, message):
+    with pytest.raises(ConfigurationError) as error:
+        MetaParameter(**fields)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("initial", [0.0, 1.0])
+def test_a_fixed_parameter_may_sit_on_its_bound(initial):
+    declaration = {"x": MetaParameter(initial=initial, is_learnt=False)}
+    assert hyperparameters(declaration, init_eta(declaration))["x"].item() == initial
