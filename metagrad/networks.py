@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metagrad import autodiff
+from metagrad.errors import require
 
 Head = Literal["logits", "value", "outer_value"]
 
@@ -153,10 +154,27 @@ def _reset(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std, generator=generator)
         case _:
             if any(True for _ in module.parameters(recurse=False)):
-                module.reset_parameters()  # type: ignore[operator]  # a user's own layer: torch's default init
+                _reset_by_own_rule(module, generator)
             return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _reset_by_own_rule(module: nn.Module, generator: torch.Generator) -> None:
+    """A user's own layer by its `reset_parameters()`, which draws from torch's global generator: seeded from ours."""
+    reset = getattr(module, "reset_parameters", None)
+    require(
+        callable(reset),
+        "network",
+        type(module).__name__,
+        "has parameters of its own and no reset_parameters() to draw them anew",
+        "give it that method",
+    )
+    assert callable(reset)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        reset()
 
 
 class _SharedTorso(nn.Module):

@@ -1,0 +1,275 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from metagrad.errors import ConfigurationError
+from metagrad.networks import Mlp, NatureCnn, Network, ParameterLayout, SnakeCnn, build_network
+
+HEADS = ("logits", "value", "outer_value")
+NETWORKS = {
+    "mlp": (Mlp(hidden=6), (3,)),
+    "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 5, 5)),
+    "nature": (NatureCnn(hidden=3), (1, 36, 36)),
+}
+
+
+def sizes(network):
+    """Number of parameters by the first part of their names."""
+    counts = {}
+    for name, shape in zip(network.layout.names, network.layout.shapes, strict=True):
+        head = name.split(".")[0]
+        counts[head] = counts.get(head, 0) + math.prod(shape)
+    return counts
+
+
+@pytest.fixture(params=NETWORKS)
+def built(request):
+    """(network, θ in float64, observations [4, ...])."""
+    spec, shape = NETWORKS[request.param]
+    network = build_network(spec, shape, 3, True)
+    generator = torch.Generator().manual_seed(0)
+    theta = network.init(generator).double()
+    theta += 0.1 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    return network, theta, torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+
+
+def test_snake_has_the_sizes_of_the_release():
+    network = build_network(SnakeCnn(), (6, 6, 5), 4, True)
+    assert sizes(network) == {"logits": 27_716, "value": 58_433, "outer_value": 58_433}
+    assert sizes(build_network(SnakeCnn(), (6, 6, 5), 4, False)) == {"logits": 27_716, "value": 58_433}
+
+
+def test_nature_has_the_shapes_of_the_paper():
+    network = build_network(NatureCnn(), (4, 84, 84), 18, True)
+    shapes = dict(zip(network.layout.names, network.layout.shapes, strict=True))
+    weights = [shape for name, shape in shapes.items() if name.startswith("torso") and name.endswith("weight")]
+    assert weights == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136)]
+    assert shapes["logits.weight"] == (18, 512)
+    assert shapes["value.weight"] == shapes["outer_value.weight"] == (1, 512)
+    assert network.layout.size == 8_224 + 32_832 + 36_928 + 1_606_144 + 18 * 513 + 2 * 513
+
+
+def test_nature_sees_pixels_as_fractions():
+    network = build_network(NatureCnn(hidden=8), (4, 84, 84), 3, False)
+    theta = network.init(torch.Generator().manual_seed(0))
+    pixels = torch.randint(256, (2, 4, 84, 84), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    torch.testing.assert_close(
+        network.apply(theta, pixels, ("value",))["value"], network.apply(theta, pixels.float(), ("value",))["value"]
+    )
+    parameters = network.layout.unflatten(theta)
+    first = nn.functional.conv2d(pixels / 255.0, parameters["torso.1.weight"], parameters["torso.1.bias"], stride=4)
+    second = nn.functional.conv2d(first.relu(), parameters["torso.3.weight"], parameters["torso.3.bias"], stride=2)
+    third = nn.functional.conv2d(second.relu(), parameters["torso.5.weight"], parameters["torso.5.bias"]).relu()
+    hidden = (third.flatten(1) @ parameters["torso.8.weight"].T + parameters["torso.8.bias"]).relu()
+    expected = hidden @ parameters["logits.weight"].T + parameters["logits.bias"]
+    torch.testing.assert_close(network.apply(theta, pixels, ("logits",))["logits"], expected)
+
+
+def slow_same_convolution(board, weight, bias, stride):
+    """SAME convolution by XLA's rule on one board [C, H, W], element by element."""
+    out_channels, _, kernel, _ = weight.shape
+    _, rows, columns = board.shape
+    out = [math.ceil(size / stride) for size in (rows, columns)]
+    low = [max((o - 1) * stride + kernel - size, 0) // 2 for o, size in zip(out, (rows, columns), strict=True)]
+    result = torch.zeros(out_channels, *out, dtype=board.dtype)
+    for i in range(out[0]):
+        for j in range(out[1]):
+            total = bias.clone()
+            for di in range(kernel):
+                for dj in range(kernel):
+                    row, column = i * stride - low[0] + di, j * stride - low[1] + dj
+                    if 0 <= row < rows and 0 <= column < columns:
+                        total += weight[:, :, di, dj] @ board[:, row, column]
+            result[:, i, j] = total
+    return result
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 5), (6, 6, 5), (4, 7, 5), (12, 12, 5)])
+def test_snake_pads_as_xla_does(shape):
+    network = build_network(SnakeCnn(channels=3, policy_hidden=4), shape, 2, False)
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(network.layout.size, generator=generator, dtype=torch.float64)
+    observation = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    p = {name.removeprefix("logits."): x for name, x in network.layout.unflatten(theta).items() if "logits" in name}
+    expected = []
+    for board in observation:
+        x = slow_same_convolution(board.permute(2, 0, 1), p["1.weight"], p["1.bias"], 2).relu()
+        x = slow_same_convolution(x, p["3.weight"], p["3.bias"], 1).relu().flatten()
+        x = (p["6.weight"] @ x + p["6.bias"]).relu()
+        x = (p["8.weight"] @ x + p["8.bias"]).relu()
+        expected.append(p["10.weight"] @ x + p["10.bias"])
+    torch.testing.assert_close(network.apply(theta, observation, ("logits",))["logits"], torch.stack(expected))
+
+
+def test_output_shapes_and_selection(built):
+    network, theta, observation = built
+    outputs = network.apply(theta, observation, HEADS)
+    assert {head: tuple(x.shape) for head, x in outputs.items()} == {
+        "logits": (4, 3),
+        "value": (4,),
+        "outer_value": (4,),
+    }
+    for head in HEADS:
+        alone = network.apply(theta, observation, (head,))
+        assert list(alone) == [head]
+        assert torch.equal(alone[head], outputs[head])
+
+
+def test_asking_for_a_head_that_was_not_built():
+    network = build_network(Mlp(), (3,), 2, False)
+    with pytest.raises(AssertionError):
+        network.apply(network.init(torch.Generator()), torch.zeros(1, 3), ("outer_value",))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_which_parameters_a_head_trains(built, head):
+    network, theta, observation = built
+    gradient = torch.func.grad(lambda theta: network.apply(theta, observation, HEADS)[head].square().sum())(theta)
+    trained = {name for name, g in network.layout.unflatten(gradient).items() if g.abs().max() > 0}
+    is_shared = any(name.startswith("torso") for name in network.layout.names)
+    # The outer critic looks at the torso's features and must not shape them.
+    expected = {head, "torso"} if is_shared and head != "outer_value" else {head}
+    assert {name.split(".")[0] for name in trained} == expected
+
+
+def test_layout_round_trip(built):
+    network, theta, _ = built
+    tensors = network.layout.unflatten(theta)
+    assert tuple(tensors) == network.layout.names
+    assert tuple(tuple(x.shape) for x in tensors.values()) == network.layout.shapes
+    assert torch.equal(network.layout.flatten(dict(reversed(tensors.items()))), theta)
+    assert theta.shape == (network.layout.size,)
+    assert all(x.untyped_storage().data_ptr() == theta.untyped_storage().data_ptr() for x in tensors.values())
+
+
+def test_layout_of_scalars_and_missing_names():
+    layout = ParameterLayout(("a", "b"), ((), (2, 3)))
+    assert layout.size == 7
+    assert layout.unflatten(torch.arange(7.0))["a"].shape == ()
+    with pytest.raises(KeyError):
+        layout.flatten({"a": torch.zeros(())})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_init_depends_on_the_generator_alone(name):
+    spec, shape = NETWORKS[name]
+    first = build_network(spec, shape, 3, True)
+    theta = first.init(torch.Generator().manual_seed(3))
+    torch.manual_seed(99)
+    assert torch.equal(theta, first.init(torch.Generator().manual_seed(3)))
+    assert torch.equal(theta, build_network(spec, shape, 3, True).init(torch.Generator().manual_seed(3)))
+    assert not torch.equal(theta, first.init(torch.Generator().manual_seed(4)))
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(theta, first.init(generator))
+    assert not torch.equal(theta, first.init(generator)), "the generator moves on"
+
+
+def test_init_returns_a_tensor_of_its_own():
+    network = build_network(Mlp(), (3,), 2, False)
+    theta = network.init(torch.Generator().manual_seed(0))
+    assert not theta.requires_grad
+    kept = theta.clone()
+    network.init(torch.Generator().manual_seed(1))
+    assert torch.equal(theta, kept)
+
+
+def test_haiku_init():
+    network = build_network(SnakeCnn(), (6, 6, 5), 4, True)
+    for name, x in network.layout.unflatten(network.init(torch.Generator().manual_seed(0))).items():
+        if name.endswith("bias"):
+            assert (x == 0.0).all()
+            continue
+        scale = 1.0 / math.sqrt(x[0].numel())
+        assert x.abs().max() <= 2.0 * scale
+        if x.numel() > 4_000:
+            # A normal truncated at two standard deviations has .8796 of the standard deviation, and reaches its ends.
+            assert x.std().item() == pytest.approx(0.8796 * scale, rel=0.05)
+            assert x.abs().max() > 1.9 * scale
+            assert x.mean().item() == pytest.approx(0.0, abs=0.05 * scale)
+
+
+@pytest.mark.parametrize("name", ["mlp", "nature"])
+def test_orthogonal_init(name):
+    spec, shape = NETWORKS[name]
+    network = build_network(spec, shape, 3, True)
+    for name, x in network.layout.unflatten(network.init(torch.Generator().manual_seed(0)).double()).items():
+        if name.endswith("bias"):
+            assert (x == 0.0).all()
+            continue
+        gain = {"logits": 0.01, "value": 1.0, "outer_value": 1.0}.get(name.split(".")[0], math.sqrt(2.0))
+        matrix = x.flatten(1)
+        gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        torch.testing.assert_close(
+            gram, gain**2 * torch.eye(len(gram), dtype=torch.float64), rtol=1e-5, atol=1e-5 * gain**2
+        )
+
+
+def test_apply_under_function_transforms(built):
+    network, theta, observation = built
+
+    def total(theta, observation):
+        outputs = network.apply(theta, observation, HEADS)
+        return sum(x.square().sum() for x in outputs.values())
+
+    theta.requires_grad_()
+    (gradient,) = torch.autograd.grad(total(theta, observation), theta)
+    theta = theta.detach()
+    torch.testing.assert_close(torch.func.grad(total)(theta, observation), gradient)
+    direction = torch.randn(theta.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    _, slope = torch.func.jvp(lambda theta: total(theta, observation), (theta,), (direction,))
+    torch.testing.assert_close(slope, gradient @ direction)
+    population = torch.stack([theta, theta + 0.1 * direction])
+    outputs = torch.func.vmap(lambda theta: network.apply(theta, observation, HEADS)["logits"])(population)
+    for i in range(2):
+        torch.testing.assert_close(outputs[i], network.apply(population[i], observation, HEADS)["logits"])
+    per_sample = torch.func.vmap(torch.func.grad(total), in_dims=(None, 0))(theta, observation.unsqueeze(1))
+    torch.testing.assert_close(per_sample.sum(0), gradient)
+
+
+class TwoLayers(nn.Module):
+    """A user's own network: torch layers, and a parameter of its own with an init rule of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+        self.head = nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.empty(4))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.uniform_(self.scale)
+
+    def forward(self, observation, heads):
+        x = self.head(torch.tanh(self.body(observation)) * self.scale)
+        outputs = {"logits": x[:, :2], "value": x[:, 2]}
+        return {head: outputs[head] for head in heads}
+
+
+def test_a_module_of_your_own():
+    network = Network(TwoLayers())
+    assert network.layout.size == 4 * 3 + 4 + 3 * 4 + 3 + 4
+    theta = network.init(torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    assert torch.equal(theta, network.init(torch.Generator().manual_seed(0)))
+    assert torch.equal(state, torch.get_rng_state()), "the global generator is left alone"
+    assert not torch.equal(theta, network.init(torch.Generator().manual_seed(1)))
+    p, observation = network.layout.unflatten(theta), torch.ones(2, 3)
+    hidden = torch.tanh(observation @ p["body.weight"].T + p["body.bias"]) * p["scale"]
+    expected = hidden @ p["head.weight"].T + p["head.bias"]
+    outputs = network.apply(theta, observation, ("logits", "value"))
+    torch.testing.assert_close(outputs["logits"], expected[:, :2])
+    torch.testing.assert_close(outputs["value"], expected[:, 2])
+
+
+def test_a_module_that_cannot_be_drawn_anew_is_refused():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+    with pytest.raises(
+        ConfigurationError, match=r"network = 'Bare': has parameters of its own and no reset_parameters"
+    ):
+        Network(Bare()).init(torch.Generator())
