@@ -1,0 +1,267 @@
+"""Snake on a torch device: B boards stepped together by a few whole-batch tensor operations.
+
+The rules are those of Jumanji's Snake (Bonnet et al. 2024, arXiv:2306.09884; versions 0.1.3 and 1.1.2 agree on them).
+
+Shapes: B boards of `cells` = rows * columns cells; a cell is its row-major number. Everything random is drawn outside
+the rules and handed to them: `advance` moves the snakes, `restart` and `place_fruit` take the cells that were drawn.
+The rules are pure, copy nothing to the host and have no shape that depends on data, so on a GPU they queue up without
+waiting and can be captured in a CUDA graph.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
+from torch import Tensor
+
+from actors.envs.base import EnvironmentSpec, EnvironmentStep
+from metagrad.errors import require
+
+ACTION_NAMES = ("up", "right", "down", "left")
+MAX_CELLS = torch.iinfo(torch.int16).max  # `body_state` counts up to the snake's length in int16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnakeConfig:
+    """Board and time limit; the default is Jumanji 0.1.3's `Snake-6x6-v0` (its 12x12 has a limit of 5000)."""
+
+    rows: int = 6
+    columns: int = 6
+    time_limit: int = 500  # steps; reaching it is a true termination
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns", "time_limit"):
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            require(is_count, f"env.{name}", value, "must be a whole number of at least 1", f"raise env.{name}")
+        board = f"{self.rows} x {self.columns}"
+        rule = f"the board must have 2 to {MAX_CELLS} cells (head and first fruit need one each)"
+        require(2 <= self.cells <= MAX_CELLS, "env.rows x env.columns", board, rule, "change env.rows or env.columns")
+
+    @property
+    def cells(self) -> int:
+        return self.rows * self.columns
+
+
+class SnakeState(NamedTuple):
+    """B games. After a death the snake's cells mean nothing until `restart`."""
+
+    body_state: Int16[Tensor, "B cells"]  # steps until the cell is vacated: `length` at the head, 1 at the tail, 0 free
+    head: Int64[Tensor, "B"]  # cell
+    tail: Int64[Tensor, "B"]  # cell
+    fruit: Int64[Tensor, "B"]  # cell
+    length: Int16[Tensor, "B"]  # cells that the snake covers
+    step_count: Int32[Tensor, "B"]  # steps of the episode so far
+
+
+class SnakeOutcome(NamedTuple):
+    """What one move led to."""
+
+    is_fruit_eaten: Bool[Tensor, "B"]
+    is_terminal: Bool[Tensor, "B"]  # wall, own body, full board or time limit
+
+
+class Board(NamedTuple):
+    """Neighbourhood tables of one board size, and the time limit."""
+
+    next_cell: Int64[Tensor, "cells 4"]  # where an action leads; off the board: the cell itself
+    neighbourhood: Int64[Tensor, "cells 5"]  # the cell and its four `next_cell`
+    time_limit: int
+
+
+def make_board(config: SnakeConfig, device: torch.device) -> Board:
+    """Tables of the board that `config` describes, on `device`."""
+    cell = torch.arange(config.cells, device=device)
+    row, column = cell // config.columns, cell % config.columns
+    is_inside = torch.stack((row > 0, column < config.columns - 1, row < config.rows - 1, column > 0), dim=1)
+    target = torch.stack((cell - config.columns, cell + 1, cell + config.columns, cell - 1), dim=1)
+    next_cell = torch.where(is_inside, target, cell[:, None])
+    return Board(next_cell, torch.cat((cell[:, None], next_cell), dim=1), config.time_limit)
+
+
+def empty_state(board: Board, batch_size: int) -> SnakeState:
+    """B boards without snakes, what `restart` fills."""
+    device, cells = board.next_cell.device, board.next_cell.shape[0]
+    position = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    return SnakeState(
+        body_state=torch.zeros(batch_size, cells, dtype=torch.int16, device=device),
+        head=position,
+        tail=position,
+        fruit=position,
+        length=position.to(torch.int16),
+        step_count=position.to(torch.int32),
+    )
+
+
+def advance(state: SnakeState, action: Int[Tensor, "B"], board: Board) -> tuple[SnakeState, SnakeOutcome]:
+    """Move every snake once; the fruit stays where it is, also where it was eaten.
+
+    The body forgets one step unless a fruit was eaten, so a head may enter the cell that the tail leaves in this step.
+    """
+    head = board.next_cell[state.head, action]
+    entered = state.body_state.gather(1, head[:, None]).squeeze(1)
+    is_fruit_eaten = head == state.fruit
+    grown = is_fruit_eaten.to(torch.int16)
+    length = state.length + grown
+    body_state = (state.body_state + (grown - 1)[:, None]).clamp_(min=0).scatter_(1, head[:, None], length[:, None])
+
+    # The new tail is the old one (fruit eaten) or its neighbour on the body: the one cell of these that holds a 1.
+    candidates = board.neighbourhood[state.tail]
+    tail = candidates.masked_fill(body_state.gather(1, candidates) != 1, 0).amax(dim=1)
+
+    step_count = state.step_count + 1
+    is_dead = (head == state.head) | (entered > 1)
+    is_full = length == body_state.shape[1]
+    is_terminal = is_dead | is_full | (step_count >= board.time_limit)
+    return SnakeState(body_state, head, tail, state.fruit, length, step_count), SnakeOutcome(
+        is_fruit_eaten, is_terminal
+    )
+
+
+def restart(state: SnakeState, is_terminal: Bool[Tensor, "B"], head: Int64[Tensor, "B"]) -> SnakeState:
+    """Put a snake of length 1 on cell `head` where an episode ended; the fruit is left to `place_fruit`."""
+    head = torch.where(is_terminal, head, state.head)
+    length = state.length.masked_fill(is_terminal, 1)
+    is_running = is_terminal.logical_not().to(torch.int16)
+    return SnakeState(
+        body_state=(state.body_state * is_running[:, None]).scatter_(1, head[:, None], length[:, None]),
+        head=head,
+        tail=torch.where(is_terminal, head, state.tail),
+        fruit=state.fruit,
+        length=length,
+        step_count=state.step_count.masked_fill(is_terminal, 0),
+    )
+
+
+def place_fruit(state: SnakeState, is_fruit_needed: Bool[Tensor, "B"], fruit: Int64[Tensor, "B"]) -> SnakeState:
+    """Put the fruit on cell `fruit` where one is needed."""
+    return state._replace(fruit=torch.where(is_fruit_needed, fruit, state.fruit))
+
+
+def uniform_cell(uniform: Float[Tensor, "B"], cells: int) -> Int64[Tensor, "B"]:
+    """A cell of the board, each as likely, from a number uniform in [0, 1)."""
+    return (uniform * cells).to(torch.int64)
+
+
+def uniform_free_cell(state: SnakeState, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
+    """A cell without snake, each as likely, from a number uniform in [0, 1); no meaning on a full board."""
+    is_free = (1 - state.body_state).clamp_(min=0)
+    num_free = is_free.shape[1] - state.length
+    rank = (uniform * num_free).to(torch.int16)  # the product rounds to below num_free for every uniform < 1
+    free_so_far = is_free.cumsum(dim=1, dtype=torch.int16)
+    return torch.searchsorted(free_so_far, rank[:, None], right=True).squeeze(1)
+
+
+def step_state(
+    state: SnakeState, action: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], board: Board
+) -> tuple[SnakeState, SnakeOutcome]:
+    """One move with SAME_STEP autoreset; `uniform` in [0, 1) places new heads (row 0) and new fruits (row 1)."""
+    state, outcome = advance(state, action, board)
+    state = restart(state, outcome.is_terminal, uniform_cell(uniform[0], state.body_state.shape[1]))
+    is_fruit_needed = outcome.is_fruit_eaten | outcome.is_terminal
+    return place_fruit(state, is_fruit_needed, uniform_free_cell(state, uniform[1])), outcome
+
+
+def observe_state(state: SnakeState, rows: int) -> Float[Tensor, "B rows columns 5"]:
+    """Channels body, head, tail, fruit, body_state / length (1 at the head, falling towards the tail, 0 off the snake).
+
+    Deviations: Jumanji divides by max(1, max(body_state)), which is the length of every snake that is alive; compiled,
+    it multiplies by the rounded reciprocal instead, so its last channel can be off by one unit in the last place.
+    """
+    batch_size, cells = state.body_state.shape
+    observation = state.body_state.new_zeros(batch_size, cells, 5, dtype=torch.float32)
+    order = observation.new_empty(batch_size, cells)
+    torch.div(state.body_state, state.length[:, None], out=order)
+    observation[..., 4] = order
+    observation[..., 0] = order.ceil_()
+    # Head, tail and fruit are one cell each: three scattered ones per board instead of three passes over it.
+    channel = torch.arange(1, 4, device=observation.device)
+    entry = torch.stack((state.head, state.tail, state.fruit), dim=1) * 5 + channel
+    observation.view(batch_size, cells * 5).scatter_(1, entry, 1.0)
+    return observation.view(batch_size, rows, cells // rows, 5)
+
+
+class Snake:
+    """B games of Snake with SAME_STEP autoreset; every draw comes from one generator seeded by `seed`.
+
+    Reward 1 for a fruit, else 0. An episode ends at a wall, at the own body, on a full board and at the time limit,
+    each a true termination. Observations are float32 [B, rows, columns, 5] and belong to the caller.
+    """
+
+    def __init__(self, config: SnakeConfig, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
+        self._config = config
+        self._board = make_board(config, torch.device(device))
+        self.spec = EnvironmentSpec(
+            batch_size=batch_size,
+            observation_shape=(config.rows, config.columns, 5),
+            observation_dtype=torch.float32,
+            action_names=ACTION_NAMES,
+            device=self._board.next_cell.device,
+            name=f"Snake-{config.rows}x{config.columns}",
+        )
+        self._generator = torch.Generator(self.spec.device).manual_seed(seed)
+        self._state: SnakeState | None = None
+
+    def reset(self) -> Float[Tensor, "B rows columns 5"]:
+        """Start all B episodes; the generator goes on from where it is."""
+        everywhere = torch.ones(self.spec.batch_size, dtype=torch.bool, device=self.spec.device)
+        uniform = self._uniform()
+        head = uniform_cell(uniform[0], self._config.cells)
+        state = restart(empty_state(self._board, self.spec.batch_size), everywhere, head)
+        self._state = place_fruit(state, everywhere, uniform_free_cell(state, uniform[1]))
+        return self.observe()
+
+    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+        """Move all B snakes; an action outside 0..3 is an IndexError on the CPU."""
+        self._state, outcome = step_state(self._running(), action, self._uniform(), self._board)
+        reward = outcome.is_fruit_eaten.to(torch.float32)
+        return EnvironmentStep(
+            observation=self.observe(),
+            reward=reward,
+            is_terminal=outcome.is_terminal,
+            is_truncated=torch.zeros_like(outcome.is_terminal),
+            valid=torch.ones_like(outcome.is_terminal),
+            raw_reward=reward,
+            is_episode_end=outcome.is_terminal,
+        )
+
+    def observe(self) -> Float[Tensor, "B rows columns 5"]:
+        """Observation of the present states, without stepping."""
+        return observe_state(self._running(), self._config.rows)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy of the fields of `SnakeState`, and the generator's state (a byte tensor on the CPU) as "generator"."""
+        state = {name: value.clone() for name, value in self._running()._asdict().items()}
+        return {**state, "generator": self._generator.get_state()}
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a copy of a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
+        expected = empty_state(self._board, self.spec.batch_size)
+        names = set(snapshot) - {"generator"}
+        remedy = "restore a snapshot of a Snake environment with the same board and batch size"
+        require(names == set(expected._fields), "snapshot", sorted(names), "must hold a SnakeState's fields", remedy)
+        for name, value in expected._asdict().items():
+            shape, dtype = snapshot[name].shape, snapshot[name].dtype
+            rule = f"must be {value.dtype} of shape {tuple(value.shape)}"
+            is_fitting = shape == value.shape and dtype == value.dtype
+            require(is_fitting, f"snapshot[{name}]", (dtype, tuple(shape)), rule, remedy)
+        device = self.spec.device
+        self._state = SnakeState(**{name: snapshot[name].to(device, copy=True) for name in expected._fields})
+        if "generator" in snapshot:
+            self._generator.set_state(snapshot["generator"].to("cpu", copy=True))
+
+    def close(self) -> None:
+        """Drop the games."""
+        self._state = None
+
+    def _uniform(self) -> Float[Tensor, "2 B"]:
+        # As many draws whatever happens on the boards: the stream depends on the number of steps alone.
+        shape = (2, self.spec.batch_size)
+        return torch.rand(shape, generator=self._generator, dtype=torch.float32, device=self.spec.device)
+
+    def _running(self) -> SnakeState:
+        if self._state is None:
+            raise RuntimeError("no games to step or observe; call reset() or restore(snapshot) first")
+        return self._state
