@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from metagrad.networks import Network
+from metagrad.networks import Head, Network
+
+POLICY: tuple[Head, ...] = ("logits",)  # all that acting needs
 
 
 class Decision(NamedTuple):
@@ -24,7 +26,7 @@ def sample(
 
     Reads nothing back from the device, and a NaN in the observation does not stop it: the rollout's own check names it.
     """
-    log_probs = torch.log_softmax(network.apply(theta, observation, ("logits",))["logits"], -1)
+    log_probs = torch.log_softmax(network.apply(theta, observation, POLICY)["logits"], -1)
     race = torch.empty_like(log_probs).exponential_(generator=generator)
     action = (log_probs.exp() / race).argmax(-1)
     return Decision(action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1))
@@ -33,4 +35,4 @@ def sample(
 @torch.no_grad()
 def greedy(network: Network, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "B ..."]) -> Int[Tensor, "B"]:
     """argmax_a π_θ(a | s)."""
-    return network.apply(theta, observation, ("logits",))["logits"].argmax(-1)
+    return network.apply(theta, observation, POLICY)["logits"].argmax(-1)

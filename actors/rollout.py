@@ -15,7 +15,7 @@ from metagrad.networks import Network, NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 Lookahead = Literal["continue", "fork", "separate"]
-"""Where rollouts of virtual updates run: in the real environments, in copies of their states, in a pool of their own."""
+"""Where rollouts of virtual updates run: in the real environments, in forks of their states, in a pool of their own."""
 
 State = dict[str, Tensor]
 
@@ -92,48 +92,53 @@ def collect(pool: Pool, network: Network, snapshot: WeightSnapshot, length: int)
         EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
     """
     spec = pool.environment.spec
-    shape = (length, spec.batch_size)
     observation = torch.empty(
         (length + 1, spec.batch_size, *spec.observation_shape), dtype=spec.observation_dtype, device=spec.device
     )
     observation[0] = pool.observation
     columns: list[tuple[Tensor, ...]] = []
     for t in range(length):
-        decision = policy.sample(network, snapshot.theta, pool.observation, pool.generator)
-        step = pool.environment.step(decision.action)
+        choice = policy.sample(network, snapshot.theta, pool.observation, pool.generator)
+        step = pool.environment.step(choice.action)
         observation[t + 1] = step.observation
         pool.observation = step.observation
-        # A fresh tensor at each step: the finished totals of this step stay in `columns`.
+        # Fresh tensors at each step: the totals that end with this step stay in `columns`.
         pool.episode_return = pool.episode_return + step.raw_reward
         pool.episode_length = pool.episode_length + step.valid
-        columns.append(
-            (decision.action, step.reward, step.is_terminal, step.is_truncated, step.valid, decision.log_prob)
-            + (step.is_episode_end, pool.episode_return, pool.episode_length)
-        )
+        outcome = (step.reward, step.is_terminal, step.is_truncated, step.valid)
+        columns.append((*choice, *outcome, step.is_episode_end, pool.episode_return, pool.episode_length))
         pool.episode_return = pool.episode_return.masked_fill(step.is_episode_end, 0.0)
         pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
-    *fields, is_end, returns, lengths = stacked
-    trajectory = Trajectory(observation, *fields, policy_version=snapshot.version)
-    assert trajectory.action.shape == shape, trajectory.action.shape
-    _check_finite(spec, trajectory, pool.steps_done)
+    action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
+    trajectory = Trajectory(
+        observation, action, reward, is_terminal, is_truncated, valid, log_prob, policy_version=snapshot.version
+    )
+    _check_finite(spec, trajectory, returns, pool.steps_done)
     pool.steps_done += length
     return trajectory, Episodes(returns[is_end], lengths[is_end])
 
 
-def _check_finite(spec: EnvironmentSpec, trajectory: Trajectory, steps_before: int) -> None:
-    _name_fault(spec, "reward", torch.isfinite(trajectory.reward), steps_before)
+def _check_finite(spec: EnvironmentSpec, trajectory: Trajectory, returns: Tensor, steps_before: int) -> None:
+    # Running returns too: the sign of an infinite raw reward is finite.
+    name_fault(spec, "reward", torch.isfinite(trajectory.reward) & torch.isfinite(returns), steps_before)
     if trajectory.observation.is_floating_point():
         is_finite = torch.isfinite(trajectory.observation).flatten(2).all(-1)
-        _name_fault(spec, "observation", is_finite, steps_before - 1)  # row t+1 is what step t returned
+        name_fault(spec, "observation", is_finite, steps_before - 1)  # row t+1 is what step t returned
 
 
-def _name_fault(spec: EnvironmentSpec, what: str, is_finite: Bool[Tensor, "rows B"], steps_before: int) -> None:
+def name_fault(spec: EnvironmentSpec, what: str, is_finite: Bool[Tensor, "rows B"], steps_before: int) -> None:
+    """Raise `EnvironmentFault` naming the first environment and step (row 0 is step `steps_before`) that is not finite.
+
+    Steps are counted from 0; the observation of the reset is step -1.
+    """
     if not bool(is_finite.all()):
         row, index = (~is_finite).nonzero()[0].tolist()
+        step = steps_before + row
+        where = "at its reset" if step < 0 else f"at step {step}"
         raise EnvironmentFault(
-            f"{spec.name}: environment {index} of {spec.batch_size} returned a non-finite {what} "
-            f"at step {steps_before + row} of its actor; nothing can be learnt from it, so the run ends"
+            f"{spec.name}: environment {index} of {spec.batch_size} returned a non-finite {what} {where}; "
+            "nothing can be learnt from it, so the run ends"
         )
 
 
@@ -144,9 +149,7 @@ class Actor:
         self.setup = setup
         self._real = self._make_pool("real")
         spec = self._real.environment.spec
-        self._network = build_network(
-            setup.network, spec.observation_shape, spec.num_actions, setup.has_outer_critic
-        )
+        self._network = build_network(setup.network, spec.observation_shape, spec.num_actions, setup.has_outer_critic)
         self._lookahead = self._real if setup.lookahead == "continue" else self._make_pool("lookahead")
 
     def _make_pool(self, purpose: Literal["real", "lookahead"]) -> Pool:

@@ -1,0 +1,151 @@
+"""Evaluation: full-life episodes in raw rewards, in environments of their own."""
+
+import math
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from actors import policy
+from actors.envs import EnvironmentConfig, make_environment
+from actors.envs.base import Environment, EnvironmentSpec, EnvironmentStep
+from actors.rollout import name_fault
+from metagrad.errors import require
+from metagrad.networks import Network
+
+MAX_ENVIRONMENTS = 512  # the papers' evaluation batch (Snake)
+STEPS_BETWEEN_CHECKS = 16  # reads back from the device once in so many steps
+
+
+class EvaluationResult(NamedTuple):
+    """Episodes in a fixed order: the first of every environment, then the second of every environment, and so on."""
+
+    returns: list[float]  # raw rewards of the game, undiscounted
+    lengths: list[int]  # steps in which the policy acted
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return math.fsum(self.returns) / len(self.returns)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns with N-1 in the denominator; NaN for one episode."""
+        if len(self.returns) < 2:
+            return math.nan
+        mean = self.mean
+        return math.sqrt(math.fsum((x - mean) ** 2 for x in self.returns) / (len(self.returns) - 1))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `mean`; NaN for one episode."""
+        return self.std / math.sqrt(len(self.returns))
+
+
+def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for one call would only hide it)
+    network: Network,
+    theta: Float[Tensor, "P"],
+    config: EnvironmentConfig,
+    episodes: int,
+    seed: int,
+    is_greedy: bool,
+    device: torch.device,
+    threads: int,
+    environments: int | None = None,
+) -> EvaluationResult:
+    """Play full-life episodes in environments of their own; same arguments, same result bit for bit.
+
+    Every environment contributes the same number of episodes, fixed before any is played: its first ones, in order.
+    (The first N to finish would favour short episodes.) Where that makes more than `episodes`, the surplus is the last
+    episode of the environments with the highest indices, whatever came of it.
+
+    Args:
+        network: what θ belongs to.
+        theta: parameters of the policy; moved to `device`.
+        config: the environments; Atari games end with the last life, whatever training does.
+        episodes: how many to play.
+        seed: not negative; of the games and of the policy's sampling.
+        is_greedy: argmax of the policy; else sampled from it.
+        device: where the policy acts, and where environments that are tensor operations live.
+        threads: threads of a C++ pool.
+        environments: how many are stepped together, up to `episodes`; None: the fewest that need no more rounds than
+            MAX_ENVIRONMENTS would.
+
+    Raises:
+        ConfigurationError: episodes, seed or environments out of range.
+        EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
+    """
+    require(episodes >= 1, "episodes", episodes, "must be at least 1", "give the number of episodes to play")
+    require(seed >= 0, "seed", seed, "must not be negative", "use 0 or more")
+    is_batch = environments is None or 1 <= environments <= episodes
+    require(is_batch, "environments", environments, f"must be 1 to {episodes}, the episodes", "leave it out")
+    rounds = math.ceil(episodes / (environments or MAX_ENVIRONMENTS))
+    batch_size = environments or math.ceil(episodes / rounds)
+    environment_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    player = Player(network, theta.to(device), policy_seed, is_greedy)
+    with closing(make_environment(config, batch_size, environment_seed, device, threads, False)) as environment:
+        totals = _play_rounds(environment, player, rounds)
+    returns, lengths = (total.flatten()[:episodes].tolist() for total in totals)
+    return EvaluationResult(returns, lengths)
+
+
+class Player:
+    """A policy with its own random stream; lives on the device of θ, wherever the environments do."""
+
+    def __init__(self, network: Network, theta: Float[Tensor, "P"], seed: int, is_greedy: bool) -> None:
+        self._network = network
+        self._theta = theta
+        self._generator = torch.Generator(theta.device).manual_seed(seed)
+        self._is_greedy = is_greedy
+
+    def act(self, observation: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B"]:
+        """Actions [B]."""
+        observation = observation.to(self._theta.device)
+        if self._is_greedy:
+            return policy.greedy(self._network, self._theta, observation)
+        return policy.sample(self._network, self._theta, observation, self._generator).action
+
+
+def _play_rounds(environment: Environment, player: Player, rounds: int) -> tuple[Tensor, Tensor]:
+    """Returns and lengths [rounds, B] of the first `rounds` episodes of every environment."""
+    spec = environment.spec
+    index = torch.arange(spec.batch_size, device=spec.device)
+    finished = torch.zeros_like(index)  # episodes, by environment
+    # One row for every round, and one for what is played while others still have to finish.
+    returns = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.float64, device=spec.device)
+    lengths = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.int64, device=spec.device)
+    observation = environment.reset()
+    name_fault(spec, "observation", _is_finite(observation)[None], -1)
+    steps_done = 0
+    while bool((finished < rounds).any()):
+        is_finite = []
+        for _ in range(STEPS_BETWEEN_CHECKS):
+            step = environment.step(player.act(observation))
+            observation = step.observation
+            row = finished.clamp(max=rounds)
+            returns[row, index] += step.raw_reward
+            lengths[row, index] += step.valid
+            finished += step.is_episode_end
+            is_finite.append(_is_step_finite(step))
+        _name_faults(spec, is_finite, steps_done)
+        steps_done += STEPS_BETWEEN_CHECKS
+    return returns[:rounds], lengths[:rounds]
+
+
+def _is_finite(observation: Shaped[Tensor, "B ..."]) -> Bool[Tensor, "B"]:
+    if observation.is_floating_point():
+        return torch.isfinite(observation).flatten(1).all(-1)
+    return torch.ones(observation.shape[0], dtype=torch.bool, device=observation.device)
+
+
+def _is_step_finite(step: EnvironmentStep) -> tuple[Bool[Tensor, "B"], Bool[Tensor, "B"]]:
+    return torch.isfinite(step.raw_reward), _is_finite(step.observation)
+
+
+def _name_faults(spec: EnvironmentSpec, is_finite: list[tuple[Tensor, Tensor]], steps_before: int) -> None:
+    reward, observation = (torch.stack(rows) for rows in zip(*is_finite, strict=True))
+    name_fault(spec, "reward", reward, steps_before)
+    name_fault(spec, "observation", observation, steps_before)

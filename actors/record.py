@@ -1,0 +1,137 @@
+"""Recording: one full-life episode as a GIF that a person can look at."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from actors.envs import EnvironmentConfig, make_environment
+from actors.envs.atari import AtariConfig, make_atari_view
+from actors.envs.snake import SnakeConfig
+from actors.envs.snake_render import render
+from actors.evaluate import Player
+from metagrad.errors import require
+from metagrad.networks import Network
+
+MAX_STEPS = 2_000  # a cap on memory and file size; of Atari (frame skip 4) 2 minutes 13 seconds
+PICTURE_SIZE = 400  # pixels, roughly, of a picture's longer side
+FRAMES_PER_SECOND = 60  # of the Atari console
+SNAKE_MILLISECONDS = 120  # a step is shown for so long
+LAST_MILLISECONDS = 1_500  # the end stays on show before the loop begins again
+PALETTE_PICTURES = 16  # pictures that the common palette is made from
+
+
+class RecordedEpisode(NamedTuple):
+    """What was recorded."""
+
+    path: Path
+    episode_return: float  # raw rewards of the game, undiscounted
+    length: int  # steps in which the policy acted
+    is_complete: bool  # False: cut at `max_steps`, and `episode_return` with it
+
+
+class _Frame(NamedTuple):
+    """One picture and what the step that led to it brought."""
+
+    picture: UInt8[np.ndarray, "height width 3"]
+    raw_reward: float
+    valid: bool
+    is_episode_end: bool
+
+
+def record(
+    network: Network,
+    theta: Float[Tensor, "P"],
+    config: EnvironmentConfig,
+    path: Path,
+    seed: int,
+    is_greedy: bool,
+    max_steps: int = MAX_STEPS,
+) -> RecordedEpisode:
+    """Play one full-life episode on the CPU and write it to `path`, a looped GIF in real time (GIFs count in 10 ms).
+
+    A longer episode is cut at `max_steps` environment steps, which `is_complete` tells. Snake's last picture is the one
+    before the last move, since the board that follows is already the next episode's. The folder is made if need be.
+
+    Raises ConfigurationError: another suffix than .gif, no step to record, a negative seed.
+    """
+    rule, remedy = "recordings are GIF files", f"write to {path.with_suffix('.gif')}"
+    require(path.suffix.lower() == ".gif", "path", str(path), rule, remedy)
+    require(max_steps >= 1, "max_steps", max_steps, "at least 1", "give the steps to record")
+    require(seed >= 0, "seed", seed, "not negative", "use 0 or more")
+    environment_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    player = Player(network, theta.cpu(), policy_seed, is_greedy)
+    match config:
+        case SnakeConfig():
+            episode = _play_snake(config, player, environment_seed, max_steps)
+            milliseconds, scale = SNAKE_MILLISECONDS, 1
+        case AtariConfig():
+            episode = _play_atari(config, player, environment_seed, max_steps)
+            milliseconds, scale = 10 * round(100 * config.frame_skip / FRAMES_PER_SECOND), 2
+    frames = list(episode)
+    _write_gif(path, [frame.picture for frame in frames], milliseconds, scale)
+    episode_return = sum(frame.raw_reward for frame in frames)
+    return RecordedEpisode(path, episode_return, sum(frame.valid for frame in frames), frames[-1].is_episode_end)
+
+
+def _play_snake(config: SnakeConfig, player: Player, seed: int, max_steps: int) -> Iterator[_Frame]:
+    scale = max(8, 2 * round(PICTURE_SIZE / max(config.rows, config.columns) / 2))  # pixels a cell
+    with closing(make_environment(config, 1, seed, torch.device("cpu"), 1, False)) as environment:
+        observation = environment.reset()
+        picture = render(observation[0], scale)
+        yield _Frame(picture, 0.0, False, False)
+        for _ in range(max_steps):
+            step = environment.step(player.act(observation))
+            is_end = bool(step.is_episode_end)
+            picture = picture if is_end else render(step.observation[0], scale)
+            yield _Frame(picture, float(step.raw_reward), bool(step.valid), is_end)
+            if is_end:
+                return
+            observation = step.observation
+
+
+def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) -> Iterator[_Frame]:
+    # Twins play the same game: one shows the policy what it was trained on, the other shows colours to a person.
+    with (
+        closing(make_environment(config, 1, seed, torch.device("cpu"), 1, False)) as environment,
+        closing(make_atari_view(config, 1, seed, threads=1, is_training=False)) as view,
+    ):
+        observation, screen = environment.reset(), view.reset()
+        yield _Frame(screen[0].numpy(), 0.0, False, False)
+        for _ in range(max_steps):
+            action = player.act(observation)
+            step, shown = environment.step(action), view.step(action)
+            assert torch.equal(step.raw_reward, shown.raw_reward), "the twin environments play different games"
+            is_end = bool(step.is_episode_end)
+            yield _Frame(shown.observation[0].numpy(), float(step.raw_reward), bool(step.valid), is_end)
+            if is_end:
+                return
+            observation = step.observation
+
+
+def _write_gif(path: Path, pictures: list[NDArray[np.uint8]], milliseconds: int, scale: int) -> None:
+    """Write pictures as a looped GIF, each for `milliseconds` (a multiple of 10), magnified `scale` times."""
+    # One palette for all: colours do not flicker, and only what moves differs from picture to picture.
+    sample = np.concatenate(pictures[:: max(1, len(pictures) // PALETTE_PICTURES)])
+    palette = Image.fromarray(sample).quantize(255)  # one entry is left for "as before"
+    size = (pictures[0].shape[1] * scale, pictures[0].shape[0] * scale)
+
+    def reduced(picture: NDArray[np.uint8]) -> Image.Image:
+        image = Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
+        return image.resize(size, Image.Resampling.NEAREST)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reduced(pictures[0]).save(
+        path,
+        save_all=True,
+        append_images=(reduced(picture) for picture in pictures[1:]),
+        duration=[milliseconds] * (len(pictures) - 1) + [LAST_MILLISECONDS],
+        loop=0,
+    )
