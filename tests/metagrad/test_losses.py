@@ -1,0 +1,274 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metagrad import losses
+from metagrad.losses import OuterObjective, action_log_prob, forward, inner_loss, masked_mean, outer_loss
+from metagrad.networks import Mlp, SnakeCnn, build_network
+from metagrad.surrogates import SURROGATES
+
+HYPER = {"gamma": 0.8, "lambda": 0.7, "value_coefficient": 0.5, "entropy_coefficient": 0.01}
+STEPS, BATCH, ACTIONS = 5, 4, 3
+
+
+def tensors(values):
+    return {name: torch.tensor([x], dtype=torch.float64) for name, x in values.items()}
+
+
+@pytest.fixture(scope="module")
+def make_problem(make_trajectory):
+    """seed -> (network, θ, trajectory); a shared torso, weights away from zero."""
+
+    def make(seed=0, spec=None, shape=(3,)):
+        generator = torch.Generator().manual_seed(seed)
+        network = build_network(spec or Mlp(hidden=5), shape, ACTIONS, True)
+        theta = network.init(generator).double()
+        theta += 0.3 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+        return network, theta, make_trajectory(generator, STEPS, BATCH, shape, ACTIONS)
+
+    return make
+
+
+def sample(network, theta, trajectory, t, b, head):
+    """One head on one observation."""
+    return network.apply(theta, trajectory.observation[t, b].unsqueeze(0), (head,))[head][0]
+
+
+def slow_return(trajectory, value, t, b, gamma, lambda_):
+    """G(s_t) by recursion to the episode's or rollout's end, `value(t, b)` a constant."""
+    reward = trajectory.reward[t, b]
+    if trajectory.is_terminal[t, b]:
+        return reward + 0.0 * gamma
+    successor = value(t + 1, b)
+    if trajectory.is_truncated[t, b] or t + 1 == STEPS:
+        return reward + gamma * successor
+    following = slow_return(trajectory, value, t + 1, b, gamma, lambda_)
+    return reward + gamma * ((1 - lambda_) * successor + lambda_ * following)
+
+
+def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer):
+    """1.0 (-A log π) + c_v mean (G - V)² - c_e H + c_o mean (G' - V')², sample by sample, in the papers' notation."""
+
+    def constant(head):
+        return lambda t, b: sample(network, theta, trajectory, t, b, head).detach()
+
+    rows = [(t, b) for t in range(STEPS) for b in range(BATCH) if trajectory.valid[t, b]]
+    total = 0.0
+    for t, b in rows:
+        log_pi = torch.log_softmax(sample(network, theta, trajectory, t, b, "logits"), -1)
+        pi = log_pi.exp()
+        action = trajectory.action[t, b]
+        value = sample(network, theta, trajectory, t, b, "value")
+        g = slow_return(trajectory, constant("value"), t, b, hyper["gamma"], hyper["lambda"])
+        advantage = g - value.detach()
+        score = log_pi[action] if surrogate == "ad" else pi[action] / pi[action].detach()
+        total = total - advantage * score
+        total = total + hyper["value_coefficient"] * (g - value) ** 2
+        total = total - hyper["entropy_coefficient"] * -sum(pi[a] * log_pi[a] for a in range(ACTIONS))
+        if outer.uses_outer_critic:
+            outer_value = sample(network, theta, trajectory, t, b, "outer_value")
+            outer_g = slow_return(trajectory, constant("outer_value"), t, b, outer.gamma, outer.lambda_)
+            total = total + outer.outer_critic_coefficient * (outer_g - outer_value) ** 2
+    return total.sum() / len(rows)
+
+
+@pytest.mark.parametrize("surrogate", ["ad", "lvc"])
+@pytest.mark.parametrize("uses_outer_critic", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic, seed):
+    network, theta, trajectory = make_problem(seed)
+    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    probe = torch.randn(theta.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+    def derivatives(loss):
+        """∇θ, and all that a meta-gradient takes of it: ∂(∇θ · probe) in θ and in every hyper-parameter."""
+        x = theta.clone().requires_grad_()
+        hyper = {name: value.requires_grad_() for name, value in tensors(HYPER).items()}
+        (gradient,) = torch.autograd.grad(loss(x, hyper), x, create_graph=True)
+        return gradient.detach(), *torch.autograd.grad(gradient @ probe, (x, *hyper.values()))
+
+    ours = derivatives(lambda x, h: inner_loss(network, x, h, trajectory, SURROGATES[surrogate], outer)[0])
+    slow = derivatives(lambda x, h: slow_inner_loss(network, x, h, trajectory, surrogate, outer))
+    torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-11)
+    assert all(x.abs().max() > 1e-6 for x in ours)
+
+
+@pytest.mark.parametrize("surrogate", ["ad", "lvc"])
+def test_inner_loss_value_and_metrics(make_problem, surrogate):
+    network, theta, trajectory = make_problem()
+    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    loss, metrics = inner_loss(network, theta, tensors(HYPER), trajectory, SURROGATES[surrogate], outer)
+    expected = slow_inner_loss(network, theta, tensors(HYPER), trajectory, surrogate, outer)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
+    assert loss.shape == ()
+    parts = metrics.policy_loss + metrics.value_loss - 0.01 * metrics.entropy + 0.5 * metrics.outer_value_loss
+    torch.testing.assert_close(parts, loss, rtol=1e-12, atol=0.0)
+    outputs = forward(network, theta, trajectory, ("logits", "value"))
+    entropy = torch.distributions.Categorical(logits=outputs["logits"]).entropy()[trajectory.valid].mean()
+    torch.testing.assert_close(metrics.entropy, entropy)
+    if surrogate == "lvc":
+        torch.testing.assert_close(metrics.policy_loss, -metrics.advantage)
+    assert not any(metric.requires_grad for metric in metrics)
+
+
+@pytest.mark.parametrize("uses_outer_critic", [True, False])
+def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic):
+    network, theta, trajectory = make_problem(2)
+    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    critic = "outer_value" if uses_outer_critic else "value"
+
+    def slow(x):
+        def value(t, b):
+            return sample(network, x, trajectory, t, b, critic).detach()
+
+        rows = [(t, b) for t in range(STEPS) for b in range(BATCH) if trajectory.valid[t, b]]
+        advantages = [slow_return(trajectory, value, t, b, outer.gamma, outer.lambda_) - value(t, b) for t, b in rows]
+        log_probs = [
+            torch.log_softmax(sample(network, x, trajectory, t, b, "logits"), -1)[trajectory.action[t, b]]
+            for t, b in rows
+        ]
+        loss = -sum(a * p for a, p in zip(advantages, log_probs, strict=True)) / len(rows)
+        return loss, sum(advantages) / len(rows)
+
+    results = []
+    for function in (lambda x: outer_loss(network, x, trajectory, outer), slow):
+        x = theta.clone().requires_grad_()
+        loss, advantage = function(x)
+        results.append((loss.detach(), advantage.detach(), torch.autograd.grad(loss, x)[0]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_outer_critic_loss_trains_the_outer_critic_alone(make_problem):
+    network, theta, trajectory = make_problem()
+
+    def gradient(coefficient):
+        outer = OuterObjective(0.95, 0.9, True, coefficient)
+        return torch.func.grad(
+            lambda x: inner_loss(network, x, tensors(HYPER), trajectory, SURROGATES["ad"], outer)[0]
+        )(theta)
+
+    changed = network.layout.unflatten(gradient(0.0) - gradient(1.0))
+    assert {name for name, x in changed.items() if x.abs().max() > 1e-14} == {"outer_value.weight", "outer_value.bias"}
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 1.0]))
+def test_masked_mean(steps, batch, seed, rate):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(steps, batch, generator=generator, dtype=torch.float64)
+    valid = torch.rand(steps, batch, generator=generator) < rate
+    expected = x[valid].mean() if valid.any() else torch.zeros((), dtype=torch.float64)
+    torch.testing.assert_close(masked_mean(x, valid), expected)
+
+
+def test_no_valid_step_gives_loss_and_gradient_zero(make_problem):
+    network, theta, trajectory = make_problem()
+    trajectory = trajectory._replace(valid=torch.zeros_like(trajectory.valid))
+    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    gradient, (loss, _) = (
+        torch.func.grad_and_value(
+            lambda x: inner_loss(network, x, tensors(HYPER), trajectory, SURROGATES["lvc"], outer), has_aux=True
+        )(theta),
+        inner_loss(network, theta, tensors(HYPER), trajectory, SURROGATES["lvc"], outer),
+    )
+    assert loss == 0.0
+    assert (gradient[0] == 0.0).all()
+
+
+def all_losses(network, theta, trajectory):
+    """Values and θ-gradients of every loss, one tensor."""
+    results = []
+    for uses_outer_critic in (True, False):
+        outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+        for surrogate in SURROGATES.values():
+            gradient, loss = torch.func.grad_and_value(
+                lambda x, s=surrogate, o=outer: inner_loss(network, x, tensors(HYPER), trajectory, s, o)[0]
+            )(theta)
+            results += [loss.reshape(1), gradient]
+        gradient, loss = torch.func.grad_and_value(lambda x, o=outer: outer_loss(network, x, trajectory, o)[0])(theta)
+        results += [loss.reshape(1), gradient]
+    return torch.cat(results)
+
+
+@given(st.integers(0, 20), st.floats(-1e6, 1e6), st.integers(0, ACTIONS - 1), st.booleans(), st.booleans())
+def test_invalid_rows_enter_no_loss(make_problem, seed, reward, action, is_terminal, is_truncated):
+    network, theta, trajectory = make_problem(seed)
+    before = all_losses(network, theta, trajectory)
+    invalid = ~trajectory.valid
+    observation = trajectory.observation.clone()
+    # What an invalid row shows is the true successor of a truncated step; after a terminal step it is nobody's.
+    after_terminal = invalid.clone()
+    after_terminal[1:] &= trajectory.is_terminal[:-1]
+    assert after_terminal.any()
+    observation[:-1][after_terminal] = 123.0
+    changed = trajectory._replace(
+        observation=observation,
+        reward=torch.where(invalid, reward, trajectory.reward),
+        action=torch.where(invalid, action, trajectory.action),
+        is_terminal=torch.where(invalid, is_terminal, trajectory.is_terminal),
+        is_truncated=torch.where(invalid, is_truncated, trajectory.is_truncated),
+        behaviour_log_prob=torch.where(invalid, reward, trajectory.behaviour_log_prob),
+    )
+    torch.testing.assert_close(all_losses(network, theta, changed), before, rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(0, 20), st.sampled_from(["terminal", "truncated"]), st.integers(0, STEPS - 2))
+def test_losses_before_an_episode_end_do_not_see_what_follows(make_problem, seed, kind, end):
+    network, theta, trajectory = make_problem(seed)
+    is_end = torch.zeros_like(trajectory.is_terminal)
+    is_end[end] = True
+    counted = trajectory.valid.clone()
+    counted[end + 1 :] = False  # only the losses of the steps up to the end are looked at
+    trajectory = trajectory._replace(
+        is_terminal=trajectory.is_terminal | is_end if kind == "terminal" else trajectory.is_terminal & ~is_end,
+        is_truncated=trajectory.is_truncated | is_end if kind == "truncated" else trajectory.is_truncated & ~is_end,
+        valid=counted,
+    )
+    reward, observation = trajectory.reward.clone(), trajectory.observation.clone()
+    reward[end + 1 :] = 50.0
+    observation[end + 2 :] = -3.0
+    torch.testing.assert_close(
+        all_losses(network, theta, trajectory._replace(reward=reward, observation=observation)),
+        all_losses(network, theta, trajectory),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_forward_shapes_and_bootstrap_row(make_problem):
+    network, theta, trajectory = make_problem(
+        spec=SnakeCnn(channels=2, policy_hidden=4, value_hidden=4), shape=(4, 3, 5)
+    )
+    outputs = forward(network, theta, trajectory, ("logits", "value", "outer_value"))
+    assert outputs["logits"].shape == (STEPS, BATCH, ACTIONS)
+    assert outputs["value"].shape == outputs["outer_value"].shape == (STEPS + 1, BATCH)
+    for t, b in ((0, 0), (3, 2), (STEPS, 1)):
+        torch.testing.assert_close(outputs["value"][t, b], sample(network, theta, trajectory, t, b, "value"))
+    jacobian = torch.func.jacrev(lambda x: forward(network, x, trajectory, ("value",))["value"])(theta)
+    assert (jacobian[-1] == 0.0).all(), "the bootstrap row is a constant"
+    assert (jacobian[:-1].abs().amax(-1) > 0.0).all()
+
+
+def test_action_log_prob(make_problem):
+    network, theta, trajectory = make_problem()
+    logits = forward(network, theta, trajectory, ("logits",))["logits"]
+    expected = torch.distributions.Categorical(logits=logits).log_prob(trajectory.action)
+    torch.testing.assert_close(action_log_prob(logits, trajectory), expected)
+
+
+def test_gamma_acts_in_advantage_and_critic_target_alike(make_problem):
+    # ∂L/∂γ by hand: -mean(∂G/∂γ · 1) + 2 c_v mean((G - V) ∂G/∂γ), LVC's surrogate having the value 1.
+    network, theta, trajectory = make_problem()
+    outer = OuterObjective(0.95, 0.9, False, 0.5)
+    hyper = {name: value.requires_grad_() for name, value in tensors(HYPER).items()}
+    loss, _ = inner_loss(network, theta, hyper, trajectory, SURROGATES["lvc"], outer)
+    (d_gamma,) = torch.autograd.grad(loss, hyper["gamma"])
+    value = forward(network, theta, trajectory, ("value",))["value"]
+
+    def returns(gamma):
+        return losses._targets(trajectory, value, gamma, 0.7)
+
+    gamma = torch.tensor([0.8], dtype=torch.float64)
+    target, slope = torch.func.jvp(returns, (gamma,), (torch.ones_like(gamma),))
+    by_hand = masked_mean(-slope + 2 * 0.5 * (target - value[:-1]) * slope, trajectory.valid)
+    torch.testing.assert_close(d_gamma.squeeze(), by_hand)
