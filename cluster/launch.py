@@ -136,7 +136,7 @@ def run(
         else:
             folder.open_new(experiment)
         progress.say(f"run folder: {run_dir}")
-        torch.set_num_threads(experiment.learner_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(experiment.threads_of_learner(len(os.sched_getaffinity(0))))
         network = build_network(
             experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic
         )
