@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,8 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
         ConfigurationError: the cluster has fewer CPUs than the actors need, so that they would wait for ever.
     """
     needed = experiment.actors * experiment.actor_threads
+    # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
         ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     else:
@@ -32,6 +35,7 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         cpus = int(ray.cluster_resources().get("CPU", 0))
         require(
