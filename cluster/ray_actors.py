@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 from torch import Tensor
 
 from actors.rollout import Actor, ActorSetup, State
 from cluster.config import FaultConfig
 from cluster.transport import Account
 from metagrad.types import Episodes, Rollout, WeightSnapshot
+
+
+# What Ray says of an actor, or of a rollout that was on its way, when a process or a whole node is gone.
+_LOST = (RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 
 class ActorsLost(RuntimeError):
@@ -105,14 +116,13 @@ class RayActors:
                     self._check_start(index)
                     rollouts[index] = ray.get(ready)
                     self._restarts_in_a_row[index] = 0
-                except RayActorError as error:
+                except _LOST as error:
                     self._replace(index, "actor died", str(error).strip().splitlines()[0])
                     order(index)
             now = time.monotonic()
             for late in [(ref, index) for ref, index in pending.items() if now > deadline[index]]:
                 reference_lost, index = late
                 del pending[reference_lost]
-                ray.kill(self._handles[index])
                 self._replace(index, "actor hung", f"no rollout for {self._faults.rollout_seconds:g} s")
                 order(index)
         return [rollouts[index] for index in range(len(self._setups))]
@@ -131,6 +141,7 @@ class RayActors:
 
     def _replace(self, index: int, reason: str, detail: str) -> None:
         setup = self._setups[index]
+        ray.kill(self._handles[index])  # one that hangs or cannot be reached may still live
         self.account.drop(setup.batch_size * setup.rollout_length, reason)
         self._restarts_in_a_row[index] += 1
         limit = self._faults.restarts_without_progress
@@ -150,8 +161,9 @@ class RayActors:
         states: list[State] = []
         for index, handle in enumerate(self._handles):
             try:
+                self._check_start(index)
                 states.append(ray.get(handle.state.remote(), timeout=self._faults.rollout_seconds))
-            except (RayActorError, GetTimeoutError) as error:
+            except (*_LOST, GetTimeoutError) as error:
                 self._report(f"actor {index}: lost while its state was read ({error}); the checkpoint is without it")
                 states.append({})
         return states

@@ -65,6 +65,7 @@ class Training:
         self.state = state
         self.counters = Counters(**tree["counters"])
         self.episodes.load_tree(tree["episodes"])
+        self.actors.account.load_tree(tree["account"])
 
     def run(self, stop: StopRequest) -> None:
         """Train until done or asked to stop; ends on a checkpoint of the last whole update."""
@@ -148,6 +149,7 @@ class Training:
             "learner": to_tree(self.state),
             "actors": self.actors.states(),
             "counters": self.counters._asdict(),
+            "account": self.actors.account.to_tree(),
             "episodes": self.episodes.to_tree(),
         }
         save(self._folder.checkpoints, self.state.update, tree, self.experiment.checkpoint.keep)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -38,6 +38,14 @@ class Account:
         """A rollout will never come."""
         self.in_flight -= steps
         self.dropped[reason] += steps
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return vars(self) | {"dropped": dict(self.dropped)}
+
+    def load_tree(self, tree: dict[str, Any]) -> None:
+        """Continue from `to_tree()`: steps in flight in it are those of the learner state's own batch."""
+        vars(self).update(tree, dropped=Counter(tree["dropped"]))
 
 
 class Actors(Protocol):

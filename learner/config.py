@@ -102,7 +102,8 @@ class MetaGradientConfig:
         require(
             self.kappa is None or is_mix, "meta.kappa", self.kappa, "belongs to --meta.estimator mix", "leave it out"
         )
-        require(self.kappa is None or 0 <= self.kappa <= 1, "meta.kappa", self.kappa, "must lie in [0, 1]", "use None")
+        # At 0 only the first outer loss has a weight, and the look-ahead beyond θ₁ would be thrown away.
+        require(self.kappa is None or 0 < self.kappa <= 1, "meta.kappa", self.kappa, "must lie in (0, 1]", "use None")
         require(
             self.n > 0 or self.strategy == "discard",
             "meta.strategy",
