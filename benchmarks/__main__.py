@@ -1,0 +1,49 @@
+"""`python -m benchmarks NAME [--json FILE] [--rounds N] [--quick]`: run one benchmark, print it, keep it."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from benchmarks.harness import MIN_ROUNDS, machine_record, render, write_json
+
+# Each module has run(rounds, quick) -> dict, and its docstring says what is measured against what.
+BENCHMARKS = {
+    "meta_gradient": "benchmarks.meta_gradient",
+    "environments": "benchmarks.environments",
+    "pipeline": "benchmarks.pipeline",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the named benchmark; 1 where it states a target that it did not meet, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run one benchmark and print its result.")
+    parser.add_argument("name", choices=BENCHMARKS, help="which benchmark")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
+    parser.add_argument(
+        "--rounds", type=int, default=MIN_ROUNDS, metavar="N", help="timed rounds (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a small case that only shows that the benchmark runs")
+    options = parser.parse_args(arguments)
+    if options.rounds < MIN_ROUNDS and not options.quick:
+        parser.error(f"--rounds = {options.rounds}: at least {MIN_ROUNDS} for a median with quartiles; or add --quick")
+    if options.rounds < 1:
+        parser.error(f"--rounds = {options.rounds}: at least 1")
+
+    machine = machine_record()
+    module = importlib.import_module(BENCHMARKS[options.name])
+    result = {
+        "benchmark": options.name,
+        "is_quick": options.quick,
+        "machine": machine,
+        **module.run(rounds=options.rounds, quick=options.quick),
+    }
+    print(render(result))
+    if options.json:
+        write_json(options.json, result)
+    # A quick case is no measurement: its targets are shown and decide nothing.
+    return 0 if options.quick or all(target["met"] for target in result.get("targets", [])) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,216 @@
+"""How every benchmark measures: cases in turn, medians with quartiles, memory in fresh processes, facts of the machine.
+
+A number of one case alone says little on a shared machine, so cases are timed in turn (A B C, A B C, …) in one process
+and compared round by round: what slows the machine slows neighbours in time alike. Wall time is what a person waits;
+CPU time of the process (all threads) is given beside it, because it does not count the time others had the core.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+MIN_ROUNDS = 5  # below it a quartile says nothing
+
+RECORDED_PACKAGES = ("torch", "numpy", "ray", "envpool", "ale-py")
+
+
+class Timing(NamedTuple):
+    """One run of one case."""
+
+    wall_s: float
+    cpu_s: float  # user and system time of all threads of this process
+
+
+def _seconds() -> tuple[float, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def interleave(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Timing]]:
+    """Run all cases in turn: one round that is not counted, then `rounds` rounds that are."""
+    timings: dict[str, list[Timing]] = {name: [] for name in cases}
+    for round_ in range(rounds + 1):
+        for name, case in cases.items():
+            wall, cpu = _seconds()
+            case()
+            wall_end, cpu_end = _seconds()
+            if round_:
+                timings[name].append(Timing(wall_end - wall, cpu_end - cpu))
+    return timings
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles.
+
+    >>> summary([3.0, 1.0, 2.0])
+    {'median': 2.0, 'q1': 1.5, 'q3': 2.5, 'count': 3}
+    """
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": statistics.median(values), "q1": first, "q3": third, "count": len(values)}
+
+
+def time_summary(timings: Sequence[Timing]) -> dict[str, dict[str, float]]:
+    """Summaries of wall and CPU seconds."""
+    return {
+        "wall_s": summary([timing.wall_s for timing in timings]),
+        "cpu_s": summary([timing.cpu_s for timing in timings]),
+    }
+
+
+def ratio_summary(timings: Sequence[Timing], base: Sequence[Timing]) -> dict[str, dict[str, float]]:
+    """Summaries of how many times as long as `base` a case took, round by round."""
+    pairs = list(zip(timings, base, strict=True))
+    return {
+        "wall": summary([a.wall_s / b.wall_s for a, b in pairs]),
+        "cpu": summary([a.cpu_s / b.cpu_s for a, b in pairs]),
+    }
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch's CPU kernels on `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_fresh_process(function: Callable[..., Any], *args: object) -> Any:
+    """`function(*args)` in a new interpreter, so that nothing that ran before is in its memory.
+
+    Large blocks go back to the system as soon as they are freed there (glibc's growing mmap threshold is held still):
+    the peak is then what was alive, not what the allocator kept for later.
+    """
+    name, value = "MALLOC_MMAP_THRESHOLD_", "65536"
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(function, *args).result()
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_growth_bytes(case: Callable[[], object]) -> int:
+    """Peak memory of `case` over what was resident before it; on a GPU, of its allocator. Meant for a fresh process.
+
+    On the CPU the peak is the process's own high-water mark, which must lie above that of everything before.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        case()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    earlier_peak, before = _peak_resident_bytes(), _resident_bytes()
+    case()
+    peak = _peak_resident_bytes()
+    if peak <= earlier_peak:
+        raise RuntimeError("the case needed less memory than its preparation: its peak cannot be told")
+    return peak - before
+
+
+def _peak_resident_bytes() -> int:
+    """High-water mark of resident memory. VmHWM and not ru_maxrss, which a new process inherits from its parent."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    """Commit of the code that ran, "+" added where files differ from it; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    answers = [
+        subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False)
+        for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    ]
+    if any(answer.returncode for answer in answers):
+        return "unknown"
+    return answers[0].stdout.strip() + ("+" if answers[1].stdout.strip() else "")
+
+
+def machine_record() -> dict[str, Any]:
+    """Hardware, versions, load: what a number needs beside it to be compared with another."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "load_average_1min": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def target(name: str, value: float, limit: float) -> dict[str, Any]:
+    """A promise and whether it was kept: `value` must not exceed `limit`."""
+    return {"name": name, "value": value, "limit": limit, "met": value <= limit}
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """Write one result, readable and in one stable order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def render(result: Mapping[str, Any], indent: int = 0) -> str:
+    """A nested result as indented lines; a summary takes one line."""
+    lines = []
+    for name, value in result.items():
+        head = "  " * indent + name
+        if isinstance(value, Mapping) and set(value) == {"median", "q1", "q3", "count"}:
+            lines.append(f"{head}: {value['median']:.4g} [{value['q1']:.4g}, {value['q3']:.4g}] of {value['count']}")
+        elif isinstance(value, Mapping):
+            lines += [f"{head}:", render(value, indent + 1)]
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            lines += [f"{head}:"] + [
+                "  " * (indent + 1) + ", ".join(f"{k} = {_number(v)}" for k, v in item.items()) for item in value
+            ]
+        else:
+            lines.append(f"{head}: {_number(value)}")
+    return "\n".join(lines)
+
+
+def _number(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
