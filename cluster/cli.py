@@ -124,8 +124,8 @@ def train_command(words: Sequence[str]) -> None:
     lines = (
         f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
-        f"look at it: {_sibling('tensorboard')} --logdir \"{run_dir}\"",
-        f"play it:    {_sibling('metagrad')} eval \"{run_dir}\" --record",
+        f'look at it: {_sibling("tensorboard")} --logdir "{run_dir}"',
+        f'play it:    {_sibling("metagrad")} eval "{run_dir}" --record',
     )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The only composed configuration tree: an experiment is one frozen value, its fields are the command line's options."""
+"""The only composed configuration tree: an experiment is one frozen value, its fields are command-line options."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -98,7 +98,11 @@ class Experiment:
             f"use --environments {max(1, round(self.environments / self.actors)) * self.actors}",
         )
         require(
-            self.rollout_length >= 1, "rollout_length", self.rollout_length, "a rollout has at least one step", "raise it"
+            self.rollout_length >= 1,
+            "rollout_length",
+            self.rollout_length,
+            "a rollout has at least one step",
+            "raise it",
         )
         require(self.updates >= 1, "updates", self.updates, "must be at least 1", "raise it")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more", "use a non-negative integer")

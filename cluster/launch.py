@@ -1,8 +1,8 @@
 """Start a run, supervise it, shut it down: configuration in, summary out.
 
-    Experiment ─► agent, actors ─► Training.run ─► summary.json
-                                     │  sample(snapshot v, j) ─► actors ─► Trajectory [T, B]
-                                     └─ meta_update: θ, η ─► θ', η' ─► snapshot v+1
+Experiment ─► agent, actors ─► Training.run ─► summary.json
+                                 │  sample(snapshot v, j) ─► actors ─► Trajectory [T, B]
+                                 └─ meta_update: θ, η ─► θ', η' ─► snapshot v+1
 """
 
 import os
@@ -86,8 +86,8 @@ def open_actors(
         finally:
             colocated.close()
         return
-    from cluster.ray_session import ray_session
     from cluster.ray_actors import RayActors
+    from cluster.ray_session import ray_session
 
     with ray_session(experiment):
         remote = RayActors(setups, states, experiment.faults, report, make)
@@ -106,7 +106,9 @@ def restore(folder: RunFolder, report: Callable[[str], None]) -> Restored:
     try:
         restored = restore_newest(folder.checkpoints)
     except NoCheckpoint as error:
-        raise ConfigurationError(f"run-dir = {str(folder.path)!r}: {error}; start a new run in another folder") from error
+        raise ConfigurationError(
+            f"run-dir = {str(folder.path)!r}: {error}; start a new run in another folder"
+        ) from error
     for line in restored.unreadable:
         report(f"checkpoint unreadable, using {restored.path.name} instead: {line}")
     return restored
@@ -147,7 +149,10 @@ def run(
             state = from_tree(restored.tree["learner"], device)
         setups = actor_setups(experiment, device, state.update)
         states = restored.tree["actors"] if restored is not None else None
-        with open_actors(experiment, setups, states, progress.say, make) as actors, _writer(folder, state.update) as write:
+        with (
+            open_actors(experiment, setups, states, progress.say, make) as actors,
+            _writer(folder, state.update) as write,
+        ):
             training = Training(experiment, agent, state, actors, folder, write, progress)
             if restored is not None:
                 training.load(restored.tree, state)

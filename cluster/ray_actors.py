@@ -23,7 +23,6 @@ from cluster.config import FaultConfig
 from cluster.transport import Account
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 
-
 # What Ray says of an actor, or of a rollout that was on its way, when a process or a whole node is gone.
 _LOST = (RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
@@ -41,10 +40,12 @@ class _RolloutActor:
         if state:
             self._actor.load_state(state)
 
-    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        theta, eta = (torch.tensor(x) for x in (snapshot.theta, snapshot.eta))  # own copies: the store's are read-only
+    def rollout(self, published: tuple[int, np.ndarray, np.ndarray], lookahead_step: int) -> Rollout:
+        version, theta, eta = published
+        # Own copies: the object store's arrays are read-only.
+        snapshot = WeightSnapshot(version, torch.tensor(theta), torch.tensor(eta))
         with torch.no_grad():
-            result = self._actor.rollout(WeightSnapshot(snapshot.version, theta, eta), lookahead_step)
+            result = self._actor.rollout(snapshot, lookahead_step)
         return _map_arrays(result, lambda x: x.numpy() if isinstance(x, Tensor) else x)
 
     def state(self) -> State:
@@ -135,7 +136,7 @@ class RayActors:
     def _publish(self, snapshot: WeightSnapshot) -> Any:
         """Object reference of this version, put once; a node fetches it at most once, whatever its actors."""
         if self._published is None or self._published[0] != snapshot.version:
-            arrays = snapshot._replace(theta=_to_numpy(snapshot.theta), eta=_to_numpy(snapshot.eta))
+            arrays = (snapshot.version, _to_numpy(snapshot.theta), _to_numpy(snapshot.eta))
             self._published = (snapshot.version, ray.put(arrays))
         return self._published[1]
 

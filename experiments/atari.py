@@ -14,9 +14,7 @@ def atari() -> Experiment:
         description="Atari, A2C with four learnt hyper-parameters, n = 3 look-ahead, LVC (the gradient-bias paper)",
         env=AtariConfig(game="Pong"),
         network=NatureCnn(hidden=512),
-        optimizer=AdamConfig(
-            learning_rate=7e-4, annealing_updates=125_000, max_gradient_norm=0.5, eps=1e-8
-        ),
+        optimizer=AdamConfig(learning_rate=7e-4, annealing_updates=125_000, max_gradient_norm=0.5, eps=1e-8),
         meta=MetaGradientConfig(n=3, surrogate="lvc", optimizer=AdamConfig(learning_rate=1e-3)),
         outer=OuterConfig(gamma=0.99, lambda_=0.95, critic="inner"),
         meta_parameters=MetaParametersConfig(

@@ -1,6 +1,7 @@
 """From the actors' rollouts to the learner's batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,11 @@ def merge(rollouts: Sequence[Rollout], version: int, device: torch.device) -> Tr
         if found != version:
             raise ValueError(f"actor {rollout.actor} acted under version {found} where version {version} was asked for")
     columns = zip(*(rollout.trajectory[:-1] for rollout in rollouts), strict=True)
-    fields = []
+    fields: list[Any] = []
     for column in columns:
         if isinstance(column[0], np.ndarray):
             field = torch.from_numpy(np.concatenate(column, axis=1))
         else:
             field = column[0] if len(column) == 1 else torch.cat(column, dim=1)
         fields.append(field.to(device, non_blocking=True))
-    return Trajectory(*fields, policy_version=version)
+    return Trajectory._make([*fields, version])

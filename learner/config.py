@@ -6,7 +6,16 @@ from typing import Literal
 from metagrad.errors import require
 from metagrad.meta_gradient import Estimator
 from metagrad.meta_parameters import MetaParameter
-from metagrad.optimizers import Adam, ClipByGlobalNorm, LearningRate, Optimizer, RmsProp, Sgd, constant, linear_annealing
+from metagrad.optimizers import (
+    Adam,
+    ClipByGlobalNorm,
+    LearningRate,
+    Optimizer,
+    RmsProp,
+    Sgd,
+    constant,
+    linear_annealing,
+)
 from metagrad.surrogates import SurrogateName
 from metagrad.unroll import Product
 

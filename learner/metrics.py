@@ -32,7 +32,7 @@ class EpisodeStatistics(NamedTuple):
     return_mean: float | None  # None: no episode has ended yet
     return_std: float | None
     length_mean: float | None
-    count: int  # all episodes of the run
+    count: int  # type: ignore[assignment]  # all episodes of the run; nobody calls tuple.count here
 
 
 class EpisodeWindow:

@@ -89,7 +89,7 @@ def meta_update(agent: Agent, state: LearnerState, sample: Sample) -> tuple[Lear
             eta, meta_optimizer = agent.meta_optimizer.update(gradient, meta_optimizer, eta, eta)
     clock.lap("meta")
     new = _next_state(state, kept, eta, meta_optimizer)
-    # Versions state.version … state.version + n are out; under `sequential` the last of them is the next window's first.
+    # Versions state.version … + n are out; under `sequential` the last of them is the next window's first.
     new = new._replace(version=state.version + agent.meta.n + (0 if is_sequential else 1))
     if is_sequential:
         new = new._replace(carry=unroll.last_batch)
@@ -124,7 +124,8 @@ def _unroll(agent: Agent, state: LearnerState, sample: Sample, clock: _Clock) ->
             return value
 
         outer_gradients.append(weight * outer_gradient(loss, theta, batch))
-        outer_loss, outer_advantage = (x + weight * y for x, y in zip((outer_loss, outer_advantage), seen[0], strict=True))
+        outer_loss = outer_loss + weight * seen[0][0]
+        outer_advantage = outer_advantage + weight * seen[0][1]
         clock.lap("outer")
     return _Unroll(updates, outer_gradients, outer_loss, outer_advantage, batch)
 

@@ -98,12 +98,15 @@ def _update_adjoint(
     problem: InnerProblem, step: TapeStep, adjoint: Tensor, state_adjoint: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
     """(λ, σ) through one optimizer step: adjoints of θᵢ, sᵢ, gᵢ, η."""
-    theta, gradient, eta = (x.detach().requires_grad_() for x in (step.theta, step.gradient, step.eta))
+    theta = step.theta.detach().requires_grad_()
+    gradient = step.gradient.detach().requires_grad_()
+    eta = step.eta.detach().requires_grad_()
     moments = tuple(x.detach().requires_grad_() for x in step.state.moments)
     with torch.enable_grad():
         state = OptimizerState(step.state.count, moments)
         new_theta, new_state = problem.optimizer.update(gradient, state, theta, eta)
-    outputs, adjoints = (new_theta,), (adjoint,)
+    outputs: tuple[Tensor, ...] = (new_theta,)
+    adjoints: tuple[Tensor, ...] = (adjoint,)
     if state_adjoint is not None:
         outputs, adjoints = outputs + new_state.moments, adjoints + state_adjoint
     inputs = (theta, gradient, eta, *moments)
@@ -116,8 +119,8 @@ def _retained(_problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) 
     if not step.gradient.requires_grad:  # L is linear in θ and free of η: nothing of second order
         return torch.zeros_like(v) if wants_h else None, torch.zeros_like(step.eta)
     inputs = (step.theta, step.eta) if wants_h else (step.eta,)
-    *h, e = torch.autograd.grad(step.gradient, inputs, v, allow_unused=True, materialize_grads=True)
-    return (h[0] if wants_h else None), e
+    products = torch.autograd.grad(step.gradient, inputs, v, allow_unused=True, materialize_grads=True)
+    return (products[0] if wants_h else None), products[-1]
 
 
 def _recomputed(problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:

@@ -236,15 +236,11 @@ class _ToChannelsFirst(nn.Module):
 class _SnakeNetworks(nn.Module):
     """One network per head, nothing shared."""
 
-    def __init__(
-        self, spec: SnakeCnn, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool
-    ):
+    def __init__(self, spec: SnakeCnn, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool):
         super().__init__()
         self.logits = _snake_network(spec, observation_shape, spec.policy_hidden, num_actions)
         self.value = _snake_network(spec, observation_shape, spec.value_hidden, 1)
-        self.outer_value = (
-            _snake_network(spec, observation_shape, spec.value_hidden, 1) if has_outer_critic else None
-        )
+        self.outer_value = _snake_network(spec, observation_shape, spec.value_hidden, 1) if has_outer_critic else None
 
     def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
         board = observation.to(next(self.logits.parameters()).dtype)

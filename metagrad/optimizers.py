@@ -20,7 +20,7 @@ LearningRate = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
 class OptimizerState(NamedTuple):
     """Number of updates done, and the moment vectors the optimizer keeps."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # nobody calls tuple.count on a state
     moments: tuple[Float[Tensor, "P"], ...]
 
 
