@@ -25,14 +25,15 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
     # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
-        ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
         ray.init(
             address="local",
             num_cpus=max(needed, len(os.sched_getaffinity(0))),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
     signal.signal(signal.SIGTERM, on_sigterm)
