@@ -38,17 +38,23 @@ class AtariConfig:
         if self.game not in GAMES:
             near = " or ".join(close_games(self.game))
             remedy = f"did you mean {near}?" if near else f"names are written like {', '.join(list(GAMES)[:3])}"
-            require(False, "game", self.game, f"none of the {len(GAMES)} Atari games", remedy)
+            require(False, "env.game", self.game, f"none of the {len(GAMES)} Atari games", remedy)
         backends = get_args(AtariBackend)
-        require(self.backend in backends, "backend", self.backend, f"one of {backends}", "envpool is the default")
-        require(self.no_op_max >= 1, "no_op_max", self.no_op_max, "at least 1", "1 is the shortest random start")
-        require(self.frame_skip >= 2, "frame_skip", self.frame_skip, "at least 2", "a screen joins the last 2 frames")
-        require(self.frame_size >= 1, "frame_size", self.frame_size, "at least 1 pixel", "84 is what networks expect")
-        require(self.stack_size >= 1, "stack_size", self.stack_size, "at least 1", "1 shows the present screen only")
-        sticky = self.sticky_action_probability
-        require(0 <= sticky < 1, "sticky_action_probability", sticky, "in [0, 1)", "0 never repeats an action")
+        require(self.backend in backends, "env.backend", self.backend, f"one of {backends}", "envpool is the default")
+        require(self.no_op_max >= 1, "env.no_op_max", self.no_op_max, "at least 1", "1 is the shortest random start")
         require(
-            self.max_episode_steps >= 1, "max_episode_steps", self.max_episode_steps, "at least 1", "27000 is usual"
+            self.frame_skip >= 2, "env.frame_skip", self.frame_skip, "at least 2", "a screen joins the last 2 frames"
+        )
+        require(
+            self.frame_size >= 1, "env.frame_size", self.frame_size, "at least 1 pixel", "84 is what networks expect"
+        )
+        require(
+            self.stack_size >= 1, "env.stack_size", self.stack_size, "at least 1", "1 shows the present screen only"
+        )
+        sticky = self.sticky_action_probability
+        require(0 <= sticky < 1, "env.sticky_action_probability", sticky, "in [0, 1)", "0 never repeats an action")
+        require(
+            self.max_episode_steps >= 1, "env.max_episode_steps", self.max_episode_steps, "at least 1", "27000 is usual"
         )
 
     @property

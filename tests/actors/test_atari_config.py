@@ -20,7 +20,7 @@ def test_an_unknown_game_is_refused_with_the_game_that_was_meant(name, meant):
     with pytest.raises(ConfigurationError) as refusal:
         AtariConfig(game=name)
     message = str(refusal.value)
-    assert message.startswith(f"game = {name!r}: none of the 104 Atari games; did you mean {meant}")
+    assert message.startswith(f"env.game = {name!r}: none of the 104 Atari games; did you mean {meant}")
     assert "\n" not in message
 
 
@@ -42,7 +42,7 @@ def test_an_unknown_game_that_is_like_no_other_is_refused_with_examples():
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(field, value):
-    with pytest.raises(ConfigurationError, match=f"^{field} = "):
+    with pytest.raises(ConfigurationError, match=f"^env.{field} = "):
         AtariConfig(**{field: value})
 
 
@@ -57,7 +57,7 @@ def test_a_configuration_needs_no_backend_and_refuses_an_unknown_one():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stderr.splitlines()[-1] == (
-        "metagrad.errors.ConfigurationError: backend = 'gym': one of ('envpool', 'ale'); envpool is the default"
+        "metagrad.errors.ConfigurationError: env.backend = 'gym': one of ('envpool', 'ale'); envpool is the default"
     )
 
 
