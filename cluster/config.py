@@ -105,7 +105,9 @@ class Experiment:
             "raise it",
         )
         require(self.updates >= 1, "updates", self.updates, "must be at least 1", "raise it")
-        require(self.seed >= 0, "seed", self.seed, "must be 0 or more", "use a non-negative integer")
+        require(
+            0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)", "use a smaller non-negative integer"
+        )
         require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1 update", "raise it")
         for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
             require(threads is None or threads >= 1, name, threads, "must be at least 1", "raise it")
@@ -127,6 +129,9 @@ class Experiment:
             f"this run looks ahead in no other environments (meta.n = {self.meta.n}, {self.meta.strategy})",
             "use --lookahead continue",
         )
+        for f in dataclasses.fields(self.network):
+            size = getattr(self.network, f.name)
+            require(size >= 1, f"network.{f.name}", size, "a layer has at least one unit", "raise it")
         network = type(self.network).__name__
         require(
             not isinstance(self.network, NatureCnn) or is_atari,
@@ -135,6 +140,10 @@ class Experiment:
             "expects Atari screens",
             "use an Atari environment or another network",
         )
+        if isinstance(self.network, NatureCnn) and isinstance(self.env, AtariConfig):
+            size = self.env.frame_size
+            rule = "the three convolutions of NatureCnn need 36 pixels"
+            require(size >= 36, "env.frame_size", size, rule, "use 36 or more; the papers use 84")
         require(
             not isinstance(self.network, SnakeCnn) or isinstance(self.env, SnakeConfig),
             "network",

@@ -22,7 +22,7 @@ def evaluate_run(
 ) -> None:
     """Print and store (evaluation-….json in the run folder) raw full-life returns of the newest, or one, checkpoint."""
     require(episodes >= 1, "episodes", episodes, "must be at least 1", "raise it")
-    require(seed >= 0, "seed", seed, "must be 0 or more", "use a non-negative integer")
+    require(0 <= seed < 2**63, "seed", seed, "must lie in [0, 2^63)", "use a smaller non-negative integer")
     folder = RunFolder(run_dir)
     experiment = folder.experiment()
     tree = restore(folder, print).tree if update is None else _tree_of(folder, update)

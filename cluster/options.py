@@ -77,9 +77,20 @@ def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
         value, field, choices = match.groups()
         return f"{field.lstrip('-')} = {value}: must be one of {choices.rstrip(',')}; {remedy}"
     if match := re.match(r"Error parsing ([\w.-]+): (.*)", text):
-        place, refusal = match.groups()
-        return refusal.replace("meta_parameters.*", place.removeprefix("experiment.").replace("-", "_"))
+        return _placed(*match.groups())
     return f"{text}; {remedy}"
+
+
+def _placed(place: str, refusal: str) -> str:
+    """A dataclass's refusal with its field's whole dotted name: it knows its own fields, tyro knows where it sits."""
+    field, _, rest = refusal.partition(" = ")
+    place = place.removeprefix("experiment").removeprefix(".").replace("-", "_")
+    owner = place.rpartition(".")[2]
+    if "*" in field:
+        field = f"{place}.{field.rpartition('.')[2]}"
+    elif owner:
+        field = f"{place}.{field.removeprefix(owner + '.')}"
+    return f"{field} = {rest}"
 
 
 def _value_of(field: str, words: Sequence[str]) -> str:

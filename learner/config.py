@@ -1,5 +1,6 @@
 """What the learner is told: inner optimizer, meta-gradient, outer objective, meta-parameters."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,8 @@ class _OptimizerConfig:
     """Global-norm clip of the gradient; None: no clip."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive", "raise it")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "optimizer.learning_rate", rate, "must be positive and finite", "change it")
         updates, norm = self.annealing_updates, self.max_gradient_norm
         require(updates is None or updates > 0, "optimizer.annealing_updates", updates, "must be > 0", "use None")
         require(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "must be > 0", "use None for no clip")
@@ -51,6 +53,10 @@ class SgdConfig(_OptimizerConfig):
 
     momentum: float = 0.0
 
+    def __post_init__(self) -> None:
+        _OptimizerConfig.__post_init__(self)
+        _check_rates(self, ("momentum",), ())
+
     def build(self) -> Optimizer:
         """The differentiable optimizer."""
         return self._clipped(Sgd(learning_rate=self._schedule(), momentum=self.momentum))
@@ -63,6 +69,10 @@ class RmsPropConfig(_OptimizerConfig):
     decay: float = 0.9
     eps: float = 0.0
     eps_root: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _OptimizerConfig.__post_init__(self)
+        _check_rates(self, ("decay",), ("eps", "eps_root"))
 
     def build(self) -> Optimizer:
         """The differentiable optimizer."""
@@ -79,12 +89,27 @@ class AdamConfig(_OptimizerConfig):
     eps: float = 1e-8
     eps_root: float = 0.0
 
+    def __post_init__(self) -> None:
+        _OptimizerConfig.__post_init__(self)
+        _check_rates(self, ("beta1", "beta2"), ("eps", "eps_root"))
+
     def build(self) -> Optimizer:
         """The differentiable optimizer."""
         adam = Adam(
             learning_rate=self._schedule(), beta1=self.beta1, beta2=self.beta2, eps=self.eps, eps_root=self.eps_root
         )
         return self._clipped(adam)
+
+
+def _check_rates(
+    config: RmsPropConfig | AdamConfig | SgdConfig, decays: tuple[str, ...], floors: tuple[str, ...]
+) -> None:
+    for name in decays:
+        value = getattr(config, name)
+        require(0 <= value < 1, f"optimizer.{name}", value, "must lie in [0, 1)", "choose a value inside")
+    for name in floors:
+        value = getattr(config, name)
+        require(0 <= value < math.inf, f"optimizer.{name}", value, "must be 0 or more", "choose a small number or 0")
 
 
 OptimizerConfig = SgdConfig | RmsPropConfig | AdamConfig
@@ -136,6 +161,8 @@ class OuterConfig:
     def __post_init__(self) -> None:
         for name, value in (("gamma", self.gamma), ("lambda", self.lambda_)):
             require(0 <= value <= 1, f"outer.{name}", value, "must lie in [0, 1]", "choose a value inside")
+        weight = self.critic_coefficient
+        require(0 <= weight < math.inf, "outer.critic_coefficient", weight, "must be 0 or more", "raise it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -164,10 +164,11 @@ def _metrics(
         "norm/gradient": first.step.gradient.detach().norm(),
         "norm/theta": state.theta.norm(),
     }
-    values = hyperparameters(agent.declaration, state.eta)
-    tensors |= {f"eta/{name}": x for name, x in values.items()}
     if unroll is not None:
         tensors |= {"loss/outer": unroll.outer_loss, "advantage/outer_mean": unroll.outer_advantage}
+    # Last, so that a NaN is named where it began and not where it ended up.
+    values = hyperparameters(agent.declaration, state.eta)
+    tensors |= {f"eta/{name}": x for name, x in values.items()}
     names = [f"meta_gradient/{name}" for name in learnt_names(agent.declaration)] if gradient is not None else []
     flat = torch.cat([x.reshape(1) for x in tensors.values()] + ([gradient] if gradient is not None else []))
     scalars = dict(zip([*tensors, *names], flat.tolist(), strict=True))

@@ -1,0 +1,99 @@
+"""A small learner: a network of a hundred parameters, and a sampler that records what it is asked for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from learner.agent import Agent, build_agent
+from learner.config import AdamConfig, LearnerConfig, MetaGradientConfig, MetaParametersConfig, OuterConfig
+from metagrad.meta_parameters import MetaParameter
+from metagrad.networks import Mlp, build_network
+from metagrad.types import Trajectory, WeightSnapshot
+
+T, B, FEATURES, ACTIONS = 4, 3, 5, 3
+
+
+def make_trajectory(version: int, salt: int = 0) -> Trajectory:
+    """Random steps, a function of the version alone."""
+    generator = torch.Generator().manual_seed(1_000 * salt + version)
+
+    def uniform() -> Tensor:
+        return torch.rand(T, B, generator=generator)
+
+    return Trajectory(
+        observation=torch.randn(T + 1, B, FEATURES, generator=generator),
+        action=torch.randint(ACTIONS, (T, B), generator=generator),
+        reward=uniform(),
+        is_terminal=uniform() < 0.2,
+        is_truncated=torch.zeros(T, B, dtype=torch.bool),
+        valid=uniform() < 0.9,
+        behaviour_log_prob=-uniform(),
+        policy_version=version,
+    )
+
+
+class Sampler:
+    """Gives `make_trajectory(version)`, and remembers the snapshots and look-ahead steps asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.thetas: list[Tensor] = []
+
+    def __call__(self, snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
+        self.calls.append((snapshot.version, lookahead_step))
+        self.thetas.append(snapshot.theta.clone())
+        return make_trajectory(snapshot.version)
+
+
+def learner_config(**meta: object) -> LearnerConfig:
+    """Adam, outer critic, γ and the entropy coefficient learnt; `meta` are fields of MetaGradientConfig."""
+    return LearnerConfig(
+        optimizer=AdamConfig(learning_rate=0.01, max_gradient_norm=0.5),
+        meta=MetaGradientConfig(**{"n": 3, "optimizer": AdamConfig(learning_rate=0.1)} | meta),
+        outer=OuterConfig(gamma=0.99, lambda_=0.95, critic="outer"),
+        meta_parameters=MetaParametersConfig(
+            gamma=MetaParameter(initial=0.8),
+            lambda_=MetaParameter(initial=0.9, is_learnt=False),
+            value_coefficient=MetaParameter(initial=0.5, is_learnt=False),
+            entropy_coefficient=MetaParameter(initial=0.01),
+        ),
+    )
+
+
+def fixed_meta_parameters(config: LearnerConfig) -> LearnerConfig:
+    """The same learner with nothing learnt."""
+    declared = config.meta_parameters
+    fixed = {name: replace(getattr(declared, name), is_learnt=False) for name in ("gamma", "entropy_coefficient")}
+    return replace(config, meta_parameters=replace(declared, **fixed))
+
+
+@pytest.fixture
+def make_agent() -> Callable[..., Agent]:
+    """(is_learnt=True, **fields of MetaGradientConfig) -> agent."""
+
+    def make(is_learnt: bool = True, **meta: object) -> Agent:
+        config = learner_config(**meta)
+        config = config if is_learnt else fixed_meta_parameters(config)
+        return build_agent(config, build_network(Mlp(hidden=8), (FEATURES,), ACTIONS, True))
+
+    return make
+
+
+@pytest.fixture
+def sampler() -> Sampler:
+    return Sampler()
+
+
+@pytest.fixture
+def trajectory() -> Callable[[int], Trajectory]:
+    """version -> the trajectory that every sampler gives for it."""
+    return make_trajectory
+
+
+@pytest.fixture
+def config() -> Callable[..., LearnerConfig]:
+    """(**fields of MetaGradientConfig) -> configuration."""
+    return learner_config
