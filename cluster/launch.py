@@ -114,6 +114,24 @@ def restore(folder: RunFolder, report: Callable[[str], None]) -> Restored:
     return restored
 
 
+@contextmanager
+def _opened(
+    folder: RunFolder, experiment: Experiment, is_resumed: bool, report: Callable[[str], None]
+) -> Iterator[Restored | None]:
+    """The run's folder, with the checkpoint to continue from; a new one is given back if the run is refused."""
+    if is_resumed:
+        restored = restore(folder, report)
+        folder.open_resumed(experiment)
+        yield restored
+        return
+    folder.open_new(experiment)
+    try:
+        yield None
+    except ConfigurationError:  # a cluster that is too small or not there shows itself only now
+        folder.withdraw()
+        raise
+
+
 def run(
     experiment: Experiment,
     run_dir: Path,
@@ -129,20 +147,16 @@ def run(
     """
     device = resolve_device(experiment.device)
     spec = probe(experiment.env)
+    network = build_network(experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic)
+    agent = build_agent(experiment.learner, network)
     folder = RunFolder(run_dir)
-    restored: Restored | None = None
-    with StopRequest() as stop, Progress(console, experiment.updates) as progress:
-        if is_resumed:
-            restored = restore(folder, progress.say)
-            folder.open_resumed(experiment)
-        else:
-            folder.open_new(experiment)
+    with (
+        StopRequest() as stop,
+        Progress(console, experiment.updates) as progress,
+        _opened(folder, experiment, is_resumed, progress.say) as restored,
+    ):
         progress.say(f"run folder: {run_dir}")
         torch.set_num_threads(experiment.threads_of_learner(len(os.sched_getaffinity(0))))
-        network = build_network(
-            experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic
-        )
-        agent = build_agent(experiment.learner, network)
         if restored is None:
             state = init_state(agent, experiment.seed, device)
         else:

@@ -1,5 +1,6 @@
 """A run's folder: config.json, TensorBoard events, checkpoints/, summary.json."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,12 @@ class RunFolder:
             raise ConfigurationError(
                 f"run-dir = {str(self.path)!r}: cannot be written ({error.strerror}); choose another folder"
             ) from error
+
+    def withdraw(self) -> None:
+        """Undo `open_new`: the folder may be claimed again, and goes where nothing else is in it."""
+        self._config.unlink()
+        with contextlib.suppress(OSError):  # not empty: it was there before
+            self.path.rmdir()
 
     def experiment(self) -> Experiment:
         """The experiment of the run in this folder.
