@@ -265,6 +265,16 @@ def test_the_time_limit_truncates(backend, make):
     assert torch.equal(~stacked(steps, "valid"), expected.roll(1, 0))
 
 
+def test_a_game_that_is_over_at_the_time_limit_is_terminal(backend, make):
+    config = AtariConfig(game="Breakout", backend=backend)
+    _, steps = play(make(config), torch.full((140, 1), NOOP))
+    end = int(stacked(steps, "is_episode_end").nonzero()[0, 0])
+    _, steps = play(make(replace(config, max_episode_steps=end + 1)), torch.full((end + 1, 1), NOOP))
+    assert steps[-1].is_episode_end.all()
+    assert steps[-1].is_terminal.all()
+    assert not steps[-1].is_truncated.any()
+
+
 def test_the_view_is_a_coloured_twin(backend, make):
     config = AtariConfig(game="Breakout", backend=backend, sticky_action_probability=0.1)
     environment = make(config, seed=3)
