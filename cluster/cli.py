@@ -1,4 +1,4 @@
-"""The command line: metagrad list | train | eval | config."""
+"""The command line: metagrad list | train | eval | plot | config."""
 
 import dataclasses
 import difflib
@@ -26,6 +26,7 @@ commands:
   list                              the experiments, one line each
   train EXPERIMENT [--field value …]  train; writes a run folder, prints where it is
   eval RUN_DIR [--episodes N]       play full episodes with a run's newest checkpoint
+  plot RUN_DIR …                    compare runs: returns and learnt meta-parameters
   config EXPERIMENT [--field value …]  the resolved configuration as JSON
 
 metagrad COMMAND --help lists the options of a command; metagrad train EXPERIMENT --help all fields of an experiment.\
@@ -56,6 +57,15 @@ class EvalOptions:
     greedy: bool = False
     """Take the likeliest action instead of sampling."""
     record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF into the run folder.")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PlotOptions:
+    """Draw returns and learnt meta-parameters of runs; runs that differ in their seed alone share a line."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    output: Path = Path("runs.png")
+    """The picture to write: .png, .pdf or .svg."""
 
 
 def experiment_named(name: str) -> Experiment:
@@ -151,10 +161,21 @@ def eval_command(words: Sequence[str]) -> None:
     evaluate_run(options.run_dir, options.update, options.episodes, options.seed, options.greedy, options.record)
 
 
+def plot_command(words: Sequence[str]) -> None:
+    """Compare runs in one picture."""
+    from cluster.plot import plot_runs
+
+    options = parse(PlotOptions, words, None, "metagrad plot")
+    require(bool(options.run_dirs), "run-dirs", "", "metagrad plot needs at least one run's folder", "name some")
+    plot_runs(options.run_dirs, options.output)
+    print(f"written: {options.output}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_command,
     "train": train_command,
     "eval": eval_command,
+    "plot": plot_command,
     "config": config_command,
 }
 
@@ -171,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case [command, *rest] if command in COMMANDS:
                 if rest[:1] in (["--version"],):
                     print(version("metagrad"))
-                elif rest[:1] in (["--help"], ["-h"]) and command != "eval":
+                elif rest[:1] in (["--help"], ["-h"]) and command not in ("eval", "plot"):
                     print(_HELP)
                     list_command([])
                 else:

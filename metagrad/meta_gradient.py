@@ -124,21 +124,22 @@ def _retained(_problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) 
 
 
 def _recomputed(problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:
-    """(h, e) with nothing kept: forward-over-reverse, or only ∂η of the directional derivative along v."""
+    """(h, e) from plain values: the gradient's graph anew, or only ∂η of the directional derivative along v.
 
-    def loss(theta: Tensor, eta: Tensor) -> Tensor:
-        return problem.loss(theta, eta, step.batch)[0]
-
+    For h, reverse over reverse takes an eighth less time and a quarter less memory than forward over reverse (Nature
+    network on a CPU core); for e alone, reverse over forward takes two fifths of either.
+    """
     theta, eta = step.theta.detach(), step.eta.detach()
-    if not wants_h:
-        # e = ∂η (∂θ L · v): the directional derivative in forward mode, then a reverse pass that ends at η.
-        def slope(eta: Tensor) -> Tensor:
-            return torch.func.jvp(lambda theta: loss(theta, eta), (theta,), (v,))[1]
+    if wants_h:
+        theta, eta = theta.requires_grad_(), eta.requires_grad_()
+        (gradient,) = torch.autograd.grad(problem.loss(theta, eta, step.batch)[0], theta, create_graph=True)
+        return _retained(problem, step._replace(theta=theta, eta=eta, gradient=gradient), v, wants_h)
 
-        return None, torch.func.grad(slope)(eta)
-    gradients = torch.func.grad(loss, argnums=(0, 1))
-    _, (h, e) = torch.func.jvp(gradients, (theta, eta), (v, torch.zeros_like(eta)))
-    return h, e
+    # e = ∂η (∂θ L · v): the directional derivative in forward mode, then a reverse pass that ends at η.
+    def slope(eta: Tensor) -> Tensor:
+        return torch.func.jvp(lambda theta: problem.loss(theta, eta, step.batch)[0], (theta,), (v,))[1]
+
+    return None, torch.func.grad(slope)(eta)
 
 
 def reference_meta_gradient(

@@ -180,7 +180,7 @@ def _reset_by_own_rule(module: nn.Module, generator: torch.Generator) -> None:
 class _SharedTorso(nn.Module):
     """Linear policy, inner-critic and outer-critic heads on one torso."""
 
-    def __init__(self, torso: nn.Module, features: int, num_actions: int, has_outer_critic: bool):
+    def __init__(self, torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool):
         super().__init__()
         self.torso = torso
         self.logits = _Linear(features, num_actions, gain=0.01)
@@ -188,7 +188,9 @@ class _SharedTorso(nn.Module):
         self.outer_value = _Linear(features, 1, gain=1.0) if has_outer_critic else None
 
     def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
-        features = self.torso(observation.to(self.logits.weight.dtype))
+        features = observation.to(self.logits.weight.dtype)
+        for layer in self.torso:  # one by one: the unscaled pixels, 36 MB at 5x64 Atari frames, are freed at once
+            features = layer(features)
         outputs: dict[Head, Tensor] = {}
         if "logits" in heads:
             outputs["logits"] = self.logits(features)
@@ -208,7 +210,7 @@ class _Scale(nn.Module):
         return x / 255.0
 
 
-def _nature_torso(spec: NatureCnn, observation_shape: tuple[int, ...]) -> nn.Module:
+def _nature_torso(spec: NatureCnn, observation_shape: tuple[int, ...]) -> nn.Sequential:
     channels, height, width = observation_shape
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1

@@ -146,7 +146,9 @@ def _action_names(rom_name: str, full_action_space: bool) -> tuple[str, ...]:
 
     ALEInterface.setLoggerMode(LoggerMode.Error)
     game = ALEInterface()
-    game.loadROM(roms.get_rom_path(rom_name))
+    path = roms.get_rom_path(rom_name)
+    assert path is not None, rom_name  # every game of atari_games.py comes with ale-py
+    game.loadROM(path)
     actions = game.getLegalActionSet() if full_action_space else game.getMinimalActionSet()
     return tuple(action.name for action in actions)
 

@@ -1,0 +1,131 @@
+"""Compare runs: return and every learnt meta-parameter along training, mean and spread over seeds."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cluster.config import CheckpointConfig, Experiment, FaultConfig, differences
+from cluster.run_folder import RunFolder
+from metagrad.errors import ConfigurationError, require
+
+_RETURN = "episode/return_mean"
+
+
+class Curve(NamedTuple):
+    """One scalar of one group of runs."""
+
+    updates: np.ndarray  # [N], those that all runs of the group logged
+    mean: np.ndarray  # [N]
+    std: np.ndarray  # [N], over runs, N - 1 in the denominator; 0 for a single run
+    runs: int
+
+
+def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
+    """Draw one panel per scalar, one line per group of runs that differ in their seed alone.
+
+    Raises:
+        ConfigurationError: a folder without a run or without scalars; an output that is no picture.
+    """
+    suffixes = (".png", ".pdf", ".svg")
+    require(output.suffix in suffixes, "output", str(output), f"must end in one of {', '.join(suffixes)}", "rename it")
+    groups = group_runs(run_dirs)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scalars = {folder: read_scalars(folder) for folders in groups.values() for folder in folders}
+    names = sorted({name for of_run in scalars.values() for name in of_run}, key=lambda name: (name != _RETURN, name))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 3.8), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        for label, folders in groups.items():
+            curve = join([scalars[folder][name] for folder in folders if name in scalars[folder]])
+            if curve is None:
+                continue
+            count = "1 run" if curve.runs == 1 else f"{curve.runs} runs"
+            (line,) = axis.plot(curve.updates, curve.mean, label=f"{label} ({count})")
+            axis.fill_between(
+                curve.updates, curve.mean - curve.std, curve.mean + curve.std, color=line.get_color(), alpha=0.2
+            )
+        axis.set(xlabel="update", ylabel=name)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)
+
+
+def group_runs(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Runs by what distinguishes them beside seed, length and the machine they ran on; label to folders."""
+    by_kind: dict[Experiment, list[Path]] = defaultdict(list)
+    for folder in run_dirs:
+        by_kind[_kind(RunFolder(folder).experiment())].append(folder)
+    kinds = list(by_kind)
+    varying = {field for kind in kinds for field, *_ in differences(kinds[0], kind)}
+    return {_label(kind, sorted(varying)): folders for kind, folders in by_kind.items()}
+
+
+def _kind(experiment: Experiment) -> Experiment:
+    return replace(
+        experiment,
+        seed=0,
+        updates=1,
+        actors=1,
+        actor_threads=1,
+        learner_threads=None,
+        topology="ray",
+        device="auto",
+        log_every=1,
+        checkpoint=CheckpointConfig(),
+        faults=FaultConfig(),
+    )
+
+
+def _label(kind: Experiment, varying: Sequence[str]) -> str:
+    def value(field: str) -> object:
+        found: object = kind
+        for name in field.split("."):
+            found = getattr(found, name, "-")
+        return found
+
+    values = [f"{field} = {value(field)}" for field in varying if field not in ("name", "description")]
+    return ", ".join([kind.name, *values])
+
+
+def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Updates and values of the return and of every hyper-parameter that moved, by name.
+
+    Raises:
+        ConfigurationError: the folder holds no scalars.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    scalars = {}
+    for name in events.Tags()["scalars"]:
+        points = events.Scalars(name)
+        values = np.array([point.value for point in points])
+        if name == _RETURN or (name.startswith("eta/") and np.ptp(values) > 0):
+            scalars[name] = (np.array([point.step for point in points]), values)
+    if not scalars:
+        raise ConfigurationError(f"run-dir = {str(folder)!r}: holds no scalars yet; let the run log once")
+    return scalars
+
+
+def join(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve | None:
+    """Mean and spread of several runs where all of them have a value; None where there is no such update."""
+    if not runs:
+        return None
+    updates = runs[0][0]
+    for steps, _ in runs[1:]:
+        updates = np.intersect1d(updates, steps)
+    if not len(updates):
+        return None
+    values = np.stack([found[np.searchsorted(steps, updates)] for steps, found in runs])
+    std = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(updates))
+    return Curve(updates, values.mean(axis=0), std, len(runs))

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster.plot import group_runs, join, plot_runs, read_scalars
+from cluster.run_folder import RunFolder
+from experiments import EXPERIMENTS
+from metagrad.errors import ConfigurationError
+
+
+def write_run(folder, seed, critic="outer", offset=0.0):
+    experiment = EXPERIMENTS["snake-6x6"]()
+    experiment = replace(experiment, seed=seed, outer=replace(experiment.outer, critic=critic))
+    RunFolder(folder).open_new(experiment)
+    with SummaryWriter(str(folder)) as writer:
+        for update in (10, 20, 30):
+            writer.add_scalar("episode/return_mean", update + offset, update)
+            writer.add_scalar("eta/gamma", 0.8 + update / 1000, update)
+            writer.add_scalar("eta/lambda", 0.95, update)
+            writer.add_scalar("loss/inner", 1.0, update)
+    return folder
+
+
+def test_runs_that_differ_in_their_seed_share_a_line_and_others_are_named_by_what_differs(tmp_path):
+    runs = [write_run(tmp_path / "a", 1), write_run(tmp_path / "b", 2), write_run(tmp_path / "c", 1, critic="inner")]
+    assert group_runs(runs) == {
+        "snake-6x6, outer.critic = outer": runs[:2],
+        "snake-6x6, outer.critic = inner": runs[2:],
+    }
+
+
+def test_only_the_return_and_what_moved_is_read(tmp_path):
+    scalars = read_scalars(write_run(tmp_path / "a", 1))
+    assert set(scalars) == {"episode/return_mean", "eta/gamma"}
+    np.testing.assert_array_equal(scalars["episode/return_mean"], [[10, 20, 30], [10, 20, 30]])
+
+
+def test_a_curve_is_the_mean_where_all_runs_have_a_value_with_the_spread_over_runs():
+    runs = [(np.array([10, 20, 30]), np.array([1.0, 2.0, 3.0])), (np.array([20, 30, 40]), np.array([4.0, 7.0, 9.0]))]
+    curve = join(runs)
+    np.testing.assert_array_equal(curve.updates, [20, 30])
+    np.testing.assert_allclose(curve.mean, [3.0, 5.0])
+    np.testing.assert_allclose(curve.std, [np.sqrt(2.0), np.sqrt(8.0)])
+    assert curve.runs == 2
+    assert join([]) is None
+    assert join([(np.array([1]), np.array([1.0])), (np.array([2]), np.array([1.0]))]) is None
+
+
+def test_a_picture_is_written(tmp_path):
+    output = tmp_path / "pictures" / "runs.png"
+    plot_runs([write_run(tmp_path / "a", 1), write_run(tmp_path / "b", 2, offset=3.0)], output)
+    with Image.open(output) as picture:
+        assert picture.size == (1200, 456)
+
+
+def test_wrong_folders_and_outputs_are_refused(tmp_path):
+    run = write_run(tmp_path / "a", 1)
+    with pytest.raises(ConfigurationError, match=r"^output = "):
+        plot_runs([run], tmp_path / "runs.txt")
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        plot_runs([tmp_path / "nothing"], tmp_path / "runs.png")
+    RunFolder(tmp_path / "empty").open_new(EXPERIMENTS["demo"]())
+    with pytest.raises(ConfigurationError, match="holds no scalars yet"):
+        plot_runs([tmp_path / "empty"], tmp_path / "runs.png")
