@@ -3,13 +3,14 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
 from cluster.config import Experiment
-from metagrad.errors import require
+from metagrad.errors import ConfigurationError, require
 
 _OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
 
@@ -19,12 +20,14 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
     """Ray for the time of a run: RAY_ADDRESS (or a submitted job's cluster) if set, otherwise an embedded one.
 
     Raises:
-        ConfigurationError: the cluster has fewer CPUs than the actors need, so that they would wait for ever.
+        ConfigurationError: no cluster at RAY_ADDRESS, or one with fewer CPUs than the actors need, so that they would
+            wait for ever.
     """
     needed = experiment.actors * experiment.actor_threads
     # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
+        _check_reachable(os.environ["RAY_ADDRESS"])
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
@@ -49,3 +52,16 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in host or not port.isdigit():  # "auto" and client addresses are Ray's to resolve
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error}); start one or unset RAY_ADDRESS"
+        ) from error
