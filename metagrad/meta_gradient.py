@@ -85,12 +85,14 @@ def meta_gradient(
         assert adjoint is not None
         wants_h = i > 0 or wants_theta
         a, state_adjoint, v, e0 = _update_adjoint(problem, tape[i], adjoint, state_adjoint)
+        adjoint = None  # consumed: nothing of size P stays that the product, the peak of memory, does not need
         h, e = (_retained if product == "retain" else _recomputed)(problem, tape[i], v, wants_h)
         d_eta = d_eta + e0 + e
         adjoint = a + h if h is not None else None
         outer = outer_gradients[i - 1] if i else None
         if adjoint is not None and outer is not None:
             adjoint = adjoint + outer
+        del a, h
     return MetaGradient(d_eta, adjoint)
 
 
