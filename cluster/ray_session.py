@@ -28,7 +28,7 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
         _check_reachable(os.environ["RAY_ADDRESS"])
-        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        _connect(os.environ["RAY_ADDRESS"])
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
         ray.init(
@@ -52,6 +52,16 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise ConfigurationError(
+            f"RAY_ADDRESS = {address!r}: cannot be connected to ({error}); start a cluster there, and for one with "
+            "token authentication (Ray's default) set RAY_AUTH_MODE=token beside its token"
+        ) from error
 
 
 def _check_reachable(address: str) -> None:

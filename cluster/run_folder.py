@@ -63,7 +63,14 @@ class RunFolder:
             raise ConfigurationError(
                 f"run-dir = {str(self.path)!r}: its config.json cannot be read ({error}); restore that file"
             ) from error
-        assert isinstance(experiment, Experiment), type(experiment)
+        require(
+            isinstance(experiment, Experiment),
+            "run-dir",
+            str(self.path),
+            "its config.json holds no experiment",
+            "restore that file",
+        )
+        assert isinstance(experiment, Experiment)
         return experiment
 
     def open_resumed(self, experiment: Experiment) -> None:

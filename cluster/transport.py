@@ -72,8 +72,9 @@ class ColocatedActors:
     def __init__(self, setups: Sequence[ActorSetup], states: Sequence[State] | None):
         self.account = Account()
         self._actors = [Actor(setup) for setup in setups]
-        for actor, state in zip(self._actors, states or [], strict=False):
-            actor.load_state(state)
+        if states is not None:
+            for actor, state in zip(self._actors, states, strict=True):
+                actor.load_state(state)
 
     def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
         """One rollout of every actor, one after another."""
