@@ -1,0 +1,75 @@
+"""Tiny runs: 4 boards of 3 x 3, 3 steps, colocated unless said otherwise."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from actors.envs.snake import SnakeConfig
+from cluster.config import CheckpointConfig, Experiment
+from experiments import EXPERIMENTS
+from learner.checkpoint import restore_newest
+from metagrad.networks import SnakeCnn
+
+
+def tiny_experiment(**changes: Any) -> Experiment:
+    """snake-6x6 made tiny; `meta` may be a dictionary of changes."""
+    experiment = EXPERIMENTS["snake-6x6"]()
+    meta = changes.pop("meta", {})
+    return replace(
+        experiment,
+        **{
+            "env": SnakeConfig(rows=3, columns=3, time_limit=20),
+            "network": SnakeCnn(channels=4, policy_hidden=8, value_hidden=8),
+            "meta": replace(experiment.meta, **meta),
+            "environments": 4,
+            "rollout_length": 3,
+            "updates": 6,
+            "topology": "colocated",
+            "learner_threads": 1,
+            "log_every": 2,
+            "checkpoint": CheckpointConfig(every=1_000, keep=2),
+        }
+        | changes,
+    )
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Experiment]:
+    return tiny_experiment
+
+
+@pytest.fixture
+def console() -> Console:
+    """Its text is `console.file.getvalue()`."""
+    return Console(file=StringIO(), width=200)
+
+
+@pytest.fixture
+def learner_of() -> Callable[[Path], dict[str, Any]]:
+    """run folder -> learner state and counters of its newest checkpoint, tensors by name."""
+
+    def read(run_dir: Path) -> dict[str, Any]:
+        tree = restore_newest(run_dir / "checkpoints").tree
+        return flatten({key: tree[key] for key in ("learner", "actors", "account", "episodes")})
+
+    return read
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted name; tensors as lists, so that == compares all of it bit for bit."""
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
+        return {prefix: (tree.dtype, tree.tolist()) if isinstance(tree, torch.Tensor) else tree}
+    leaves: dict[str, Any] = {}
+    for key, value in items:
+        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

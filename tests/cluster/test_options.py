@@ -1,0 +1,104 @@
+from dataclasses import dataclass
+
+import pytest
+
+from cluster.config import Experiment
+from cluster.options import parse
+from experiments import EXPERIMENTS
+from metagrad.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """A small command."""
+
+    experiment: Experiment
+    steps: int = 3
+
+
+def snake(*words: str) -> Experiment:
+    return parse(Experiment, words, EXPERIMENTS["snake-6x6"](), "metagrad config snake-6x6")
+
+
+def test_no_words_change_nothing() -> None:
+    assert snake() == EXPERIMENTS["snake-6x6"]()
+
+
+def test_words_change_fields_at_any_depth() -> None:
+    changed = snake("--meta.n", "3", "--meta.optimizer.learning-rate=0.25", "--seed", "7", "--lookahead", "fork")
+    assert (changed.meta.n, changed.meta.optimizer.learning_rate, changed.seed, changed.lookahead) == (
+        3,
+        0.25,
+        7,
+        "fork",
+    )
+
+
+@pytest.mark.parametrize("word", ["--outer.lambda", "--outer.lambda_"])
+def test_lambda_is_an_option_though_a_keyword(word: str) -> None:
+    assert snake(word, "0.5").outer.lambda_ == 0.5
+    assert snake("--meta-parameters.lambda.initial", "0.5").meta_parameters.lambda_.initial == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--meta.nn", "1"), "meta.nn = '1': is no field of this command; did you mean --meta.n? see P --help"),
+        (("--seed", "x"), "seed = 'x': invalid literal for int() with base 10: 'x'; see P --help"),
+        (("--seed=x",), "seed = 'x': invalid literal for int() with base 10: 'x'; see P --help"),
+        (("--topology", "x"), "topology = 'x': must be one of 'ray', 'colocated'; see P --help"),
+        (("--meta.n", "-1"), "meta.n = -1: must be 0 (plain A2C) or more; count the updates to look through"),
+        (
+            ("--meta.optimizer.learning-rate", "-1"),
+            "meta.optimizer.learning_rate = -1.0: must be positive and finite; change it",
+        ),
+        (
+            ("--optimizer.learning-rate", "nan"),
+            "optimizer.learning_rate = nan: must be positive and finite; change it",
+        ),
+        (
+            ("--meta-parameters.gamma.initial", "2"),
+            "meta_parameters.gamma.initial = 2.0: a learnt meta-parameter starts strictly between its bounds 0.0 and "
+            "1.0; choose a value inside, or set is-learnt to False",
+        ),
+        (("--actors", "0"), "actors = 0: a run needs at least one actor; use --actors 1 or more"),
+        (("--env.rows", "0"), "env.rows = 0: must be a whole number of at least 1; raise env.rows"),
+    ],
+)
+def test_a_refusal_is_one_line_with_field_value_rule_and_remedy(words: tuple[str, ...], line: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        parse(Experiment, words, EXPERIMENTS["snake-6x6"](), "P")
+    assert str(refusal.value) == line
+    with pytest.raises(ConfigurationError) as refusal:
+        parse(Options, _nested(words), _options(), "P")
+    assert str(refusal.value).removeprefix("experiment.").replace("--experiment.", "--") == line
+
+
+def _options() -> Options:
+    return Options(experiment=EXPERIMENTS["snake-6x6"]())
+
+
+def _nested(words: tuple[str, ...]) -> list[str]:
+    return [f"--experiment.{word[2:]}" if word.startswith("--") else word for word in words]
+
+
+def test_a_game_is_named_by_its_whole_field() -> None:
+    with pytest.raises(ConfigurationError, match=r"^env\.game = 'Pongg': .*did you mean Pong"):
+        parse(Experiment, ["--env.game", "Pongg"], EXPERIMENTS["atari"](), "P")
+
+
+def test_a_missing_value_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"--meta\.n.*see P --help$"):
+        parse(Experiment, ["--meta.n"], EXPERIMENTS["snake-6x6"](), "P")
+
+
+def test_help_is_printed_at_the_terminals_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        snake("--help")
+    assert not end.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any("--meta.n" in line for line in lines)

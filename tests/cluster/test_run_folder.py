@@ -1,0 +1,87 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Experiment
+from cluster.run_folder import RunFolder
+from metagrad.errors import ConfigurationError
+
+Tiny = Callable[..., Experiment]
+
+
+def test_a_claimed_folder_gives_its_experiment_back(tiny: Tiny, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "b c")
+    assert not folder.has_run()
+    folder.open_new(tiny())
+    assert folder.has_run()
+    assert folder.experiment() == tiny()
+    assert [p.name for p in folder.path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_is_claimed_once(tiny: Tiny, tmp_path: Path) -> None:
+    RunFolder(tmp_path).open_new(tiny())
+    with pytest.raises(ConfigurationError, match=r"^run-dir = '.*': already holds a run; continue it with --resume"):
+        RunFolder(tmp_path).open_new(tiny(seed=1))
+    assert RunFolder(tmp_path).experiment().seed == 0
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_withdrawn_claim_leaves_what_was_there(tiny: Tiny, tmp_path: Path, was_there: bool) -> None:
+    folder = RunFolder(tmp_path / "run")
+    if was_there:
+        folder.path.mkdir()
+        (folder.path / "notes.txt").write_text("mine")
+    folder.open_new(tiny())
+    folder.withdraw()
+    assert folder.path.exists() == was_there
+    assert not folder.has_run()
+    folder.open_new(tiny())
+
+
+def test_a_file_in_the_way_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(.+\); choose another folder$"):
+        RunFolder(tmp_path / "run").open_new(tiny())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", '{"type": "Experiment"}', '{"type": "os.system"}', '{"type": "Mlp", "hidden": 3}']
+)
+def test_a_damaged_config_is_refused_in_one_line(tiny: Tiny, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigurationError) as refusal:
+        RunFolder(tmp_path).experiment()
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_config_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        RunFolder(tmp_path / "absent").experiment()
+
+
+def test_only_the_number_of_updates_may_change(tiny: Tiny, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open_new(tiny())
+    folder.open_resumed(tiny(updates=99))
+    assert folder.experiment().updates == 99
+    other = replace(tiny(updates=99), optimizer=replace(tiny().optimizer, learning_rate=0.5))
+    with pytest.raises(ConfigurationError, match=r"^optimizer.learning_rate = 0.5: .*was started with 0.0005"):
+        folder.open_resumed(other)
+    assert folder.experiment() == tiny(updates=99)
+
+
+def test_files_are_replaced_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_summary({"updates": 1})
+
+    def crash(*_args: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", crash)
+        with pytest.raises(OSError, match="no space left"):
+            folder.write_summary({"updates": 2})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"updates": 1}
