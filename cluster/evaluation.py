@@ -11,9 +11,9 @@ from actors.record import record
 from actors.rollout import probe
 from cluster.launch import resolve_device, restore
 from cluster.run_folder import RunFolder
-from learner.checkpoint import checkpoint_path, load, paths, update_of
+from learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
 from learner.state import from_tree
-from metagrad.errors import require
+from metagrad.errors import ConfigurationError, require
 from metagrad.networks import build_network
 
 
@@ -61,4 +61,7 @@ def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:
     path = checkpoint_path(folder.checkpoints, update)
     held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
     require(path.exists(), "update", update, "has no checkpoint in this run", f"choose one of {held}")
-    return load(path)
+    try:
+        return load(path)
+    except Unreadable as error:
+        raise ConfigurationError(f"update = {update}: cannot be read ({error}); choose another of {held}") from error

@@ -18,6 +18,10 @@ class Restored(NamedTuple):
     unreadable: tuple[str, ...]
 
 
+class Unreadable(ValueError):
+    """A file is no whole checkpoint, or holds more than data; the message is one line with its name and the reason."""
+
+
 class NoCheckpoint(FileNotFoundError):
     """No file in the folder could be read."""
 
@@ -66,15 +70,22 @@ def restore_newest(folder: Path) -> Restored:
     for path in reversed(paths(folder)):
         try:
             return Restored(load(path), path, tuple(unreadable))
-        except Exception as error:  # damaged bytes make the unpickler raise anything at all
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            unreadable.append(f"{path.name}: {reason[:200]}")
+        except Unreadable as error:
+            unreadable.append(str(error))
     raise NoCheckpoint(f"no readable checkpoint in {folder}" + "".join(f"; {line}" for line in unreadable))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Content of one checkpoint; `weights_only` refuses anything that would run code."""
-    tree: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Content of one checkpoint; `weights_only` refuses anything that would run code.
+
+    Raises:
+        Unreadable: the file is damaged, or no checkpoint.
+    """
+    try:
+        tree: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise anything at all
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise Unreadable(f"{path.name}: {lines[0][:200]}") from error
     return tree
 
 

@@ -1,0 +1,67 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.config import CheckpointConfig, Experiment
+from cluster.evaluation import evaluate_run
+from cluster.launch import run
+from learner.checkpoint import paths
+from metagrad.errors import ConfigurationError
+
+Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def run_dir(tiny: Tiny, console: Console, tmp_path: Path) -> Path:
+    run(tiny(updates=4, checkpoint=CheckpointConfig(every=2, keep=3)), tmp_path / "run", False, console)
+    return tmp_path / "run"
+
+
+def test_the_same_seed_plays_the_same_episodes(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def play(seed: int, is_greedy: bool) -> dict[str, object]:
+        evaluate_run(run_dir, None, 5, seed, is_greedy, False)
+        kind = "greedy" if is_greedy else "sampled"
+        report: dict[str, object] = json.loads((run_dir / f"evaluation-000000004-{kind}-seed{seed}.json").read_text())
+        return report
+
+    first = play(0, False)
+    assert play(0, False) == first
+    assert play(1, False)["returns"] != first["returns"] or play(1, False)["lengths"] != first["lengths"]
+    assert len(first["returns"]) == len(first["lengths"]) == 5  # type: ignore[arg-type]
+    assert (first["update"], first["policy"], first["seed"]) == (4, "sampled", 0)
+    assert play(0, True)["policy"] == "greedy"
+    assert "over 5 episodes" in capsys.readouterr().out
+
+
+def test_any_kept_checkpoint_can_be_played_and_recorded(run_dir: Path) -> None:
+    evaluate_run(run_dir, 2, 3, 0, False, True)
+    assert (run_dir / "evaluation-000000002-sampled-seed0.json").exists()
+    assert (run_dir / "episode-000000002-sampled-seed0.gif").read_bytes()[:4] == b"GIF8"
+
+
+def test_a_broken_newest_checkpoint_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths(run_dir / "checkpoints")[-1].write_bytes(b"")
+    evaluate_run(run_dir, None, 2, 0, False, False)
+    assert "checkpoint unreadable, using update-000000002.pt instead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("update", "episodes", "seed", "field"), [(3, 5, 0, "update"), (None, 0, 0, "episodes"), (None, 5, -1, "seed")]
+)
+def test_wrong_values_are_refused(run_dir: Path, update: int | None, episodes: int, seed: int, field: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{field} = "):
+        evaluate_run(run_dir, update, episodes, seed, False, False)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        evaluate_run(tmp_path, None, 5, 0, False, False)
+
+
+def test_one_broken_checkpoint_that_was_asked_for_is_refused(run_dir: Path) -> None:
+    paths(run_dir / "checkpoints")[0].write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"^update = 2: .*cannot be read"):
+        evaluate_run(run_dir, 2, 5, 0, False, False)

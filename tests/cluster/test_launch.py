@@ -1,0 +1,132 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from actors.envs.atari import AtariConfig
+from cluster.config import CheckpointConfig, Experiment
+from cluster.launch import actor_setups, default_run_dir, resolve_device, restore, run
+from cluster.run_folder import RunFolder
+from learner.checkpoint import paths
+from metagrad.errors import ConfigurationError
+from metagrad.networks import NatureCnn
+
+Tiny = Callable[..., Experiment]
+CPU = torch.device("cpu")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu") == CPU
+    for name, count, rule in (
+        ("cuda", 0, "this machine has 0 CUDA devices; use auto"),
+        ("cuda:1", 1, "this machine has 1 CUDA devices; use auto"),
+        ("mps", 0, "only cpu and cuda are supported"),
+        ("gpu", 0, "is no torch device; use auto, cpu or cuda"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        with pytest.raises(ConfigurationError, match=rf"^device = '{name}': {rule}"):
+            resolve_device(name)
+    for is_available, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_available=is_available: is_available)
+        assert resolve_device("auto") == torch.device(expected)
+
+
+def test_every_actor_has_its_share_and_its_own_place(tiny: Tiny) -> None:
+    setups = actor_setups(tiny(actors=4, environments=8), CPU, 5)
+    assert [setup.index for setup in setups] == [0, 1, 2, 3]
+    assert {setup.batch_size for setup in setups} == {2}
+    assert actor_setups(tiny(), CPU, 5)[0].seed != actor_setups(tiny(), CPU, 6)[0].seed
+    assert actor_setups(tiny(), CPU, 5)[0].seed != actor_setups(tiny(seed=1), CPU, 5)[0].seed
+
+
+def test_only_colocated_device_environments_run_on_the_learners_device(tiny: Tiny) -> None:
+    cuda = torch.device("cuda")
+    atari = {"env": AtariConfig(), "network": NatureCnn()}
+    assert actor_setups(tiny(), cuda, 0)[0].device == "cuda"
+    assert actor_setups(tiny(topology="ray"), cuda, 0)[0].device == "cpu"
+    assert actor_setups(tiny(**atari), cuda, 0)[0].device == "cpu"
+
+
+def test_the_default_folder_names_experiment_and_seed(tiny: Tiny) -> None:
+    assert default_run_dir(tiny(seed=4)).parts[:1] == ("runs",)
+    assert default_run_dir(tiny(seed=4)).name.startswith("snake-6x6-seed4-")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lookahead": "fork", "meta": {"n": 2}},
+        {"lookahead": "separate", "meta": {"n": 2}},
+        {"meta": {"n": 3, "strategy": "sequential"}},
+        {"meta": {"n": 0}},
+        {"meta": {"n": 3}},
+        {"meta": {"n": 3, "estimator": "mix"}},
+        {"meta": {"n": 3, "product": "recompute"}},
+    ],
+    ids=str,
+)
+def test_the_same_seed_gives_the_same_bits(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, changes: dict[str, Any]
+) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("other", 1)):
+        run(tiny(seed=seed, **changes), tmp_path / name, False, console)
+    assert learner_of(tmp_path / "a") == learner_of(tmp_path / "b")
+    assert learner_of(tmp_path / "a")["learner.theta"] != learner_of(tmp_path / "other")["learner.theta"]
+
+
+@pytest.mark.parametrize("lookahead", ["fork", "separate"])
+def test_lookahead_elsewhere_leaves_the_real_stream_alone(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, lookahead: str
+) -> None:
+    """With the meta-parameters' step too small to matter, θ is that of plain A2C on the same environments."""
+    frozen = {"n": 3, "optimizer": replace(tiny().meta.optimizer, learning_rate=1e-30)}
+    run(tiny(meta={"n": 0}), tmp_path / "plain", False, console)
+    run(tiny(meta=frozen, lookahead=lookahead), tmp_path / "lookahead", False, console)
+    run(tiny(meta=frozen, lookahead="continue"), tmp_path / "continue", False, console)
+    theta = [learner_of(tmp_path / name)["learner.theta"] for name in ("plain", "lookahead", "continue")]
+    assert theta[0] == theta[1]
+    assert theta[0] != theta[2]
+
+
+def text(console: Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_truncated_newest_checkpoint_is_named_and_the_one_before_it_used(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any
+) -> None:
+    every = CheckpointConfig(every=4, keep=3)
+    run(tiny(updates=10, checkpoint=every), tmp_path / "whole", False, console)
+    run(tiny(updates=6, checkpoint=every), tmp_path / "broken", False, console)
+    newest = paths(tmp_path / "broken" / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    summary = run(tiny(updates=10, checkpoint=every), tmp_path / "broken", True, console)
+    assert "checkpoint unreadable, using update-000000004.pt instead: update-000000006.pt: " in text(console)
+    assert "at update 4" in text(console)
+    assert summary["updates"] == 10
+    assert learner_of(tmp_path / "broken") == learner_of(tmp_path / "whole")
+
+
+def test_without_a_readable_checkpoint_there_is_nothing_to_continue(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    run(tiny(updates=2), tmp_path, False, console)
+    for path in paths(tmp_path / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"^run-dir = .*no readable checkpoint.*; start a new run in another"):
+        run(tiny(updates=4), tmp_path, True, console)
+    with pytest.raises(ConfigurationError):
+        restore(RunFolder(tmp_path), print)
+
+
+def test_a_refused_run_gives_its_folder_back(
+    tiny: Tiny, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match=r"^RAY_ADDRESS = '127.0.0.1:1': no Ray cluster answers there"):
+        run(tiny(topology="ray"), tmp_path / "run", False, console)
+    assert list(tmp_path.iterdir()) == []
