@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors import record as record_module
+from actors.envs import AtariConfig, SnakeConfig, make_environment
+from actors.envs.atari import make_atari_view
+from actors.envs.snake_render import render
+from actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, record
+from actors.rollout import probe
+from metagrad.errors import ConfigurationError
+from metagrad.networks import NatureCnn, SnakeCnn, build_network
+
+SNAKE = SnakeConfig(rows=4, columns=5, time_limit=60)
+
+
+def policy_for(config, network_spec):
+    spec = probe(config)
+    network = build_network(network_spec, spec.observation_shape, spec.num_actions, has_outer_critic=False)
+    return network, network.init(torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def snake_policy():
+    return policy_for(SNAKE, SnakeCnn(channels=4, policy_hidden=8, value_hidden=8))
+
+
+def read(path):
+    """Pictures [frames, height, width, 3], milliseconds of each, and the loop count (0: for ever)."""
+    with Image.open(path) as image:
+        pictures, milliseconds = [], []
+        for i in range(image.n_frames):
+            image.seek(i)
+            pictures.append(np.asarray(image.convert("RGB")))
+            milliseconds.append(image.info["duration"])
+        return np.stack(pictures), milliseconds, image.info["loop"]
+
+
+class Replay:
+    """The environment that `record` made, with what it returned."""
+
+    def __init__(self, environment, log):
+        self._environment, self._log = environment, log
+        self.spec, self.close = environment.spec, environment.close
+
+    def reset(self):
+        self._log.append((None, self._environment.reset()))
+        return self._log[-1][1]
+
+    def step(self, action):
+        self._log.append((self._environment.step(action), None))
+        return self._log[-1][0]
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Log of (step, first observation) that fills while `record` plays."""
+    log = []
+    monkeypatch.setattr(record_module, "make_environment", lambda *a: Replay(make_environment(*a), log))
+    return log
+
+
+@pytest.mark.parametrize("is_greedy", [True, False])
+def test_snake_recording_shows_the_episode(tmp_path, snake_policy, played, is_greedy):
+    path = tmp_path / "runs" / "snake.gif"
+    episode = record(*snake_policy, SNAKE, path, 5, is_greedy)
+    steps = [step for step, _ in played[1:]]
+    assert episode.path == path
+    assert episode.length == len(steps)
+    assert episode.episode_return == sum(step.raw_reward.item() for step in steps)
+    assert episode.is_complete
+    assert [bool(step.is_episode_end) for step in steps] == [False] * (len(steps) - 1) + [True]
+    pictures, milliseconds, loop = read(path)
+    assert loop == 0
+    # The picture of the end is the one before it, shown for longer.
+    assert milliseconds == [SNAKE_MILLISECONDS] * (len(steps) - 1) + [SNAKE_MILLISECONDS + LAST_MILLISECONDS]
+    boards = [played[0][1], *(step.observation for step in steps[:-1])]
+    for picture, board in zip(pictures, boards, strict=True):
+        expected = render(board[0], 80).astype(float)
+        assert picture.shape == expected.shape
+        assert np.abs(picture - expected).mean() < 2  # of 255: the palette has 255 colours
+
+
+@pytest.mark.parametrize("backend", ["envpool", "ale"])
+def test_atari_recording_shows_the_colours_of_the_game_played(tmp_path, played, backend):
+    config = AtariConfig(game="Breakout", backend=backend, max_episode_steps=30)
+    network, theta = policy_for(config, NatureCnn(hidden=16))
+    episode = record(network, theta, config, tmp_path / "atari.gif", 5, False)
+    steps = [step for step, _ in played[1:]]
+    assert episode.is_complete
+    assert len(steps) == 30
+    assert episode.length == sum(step.valid.item() for step in steps)
+    assert episode.episode_return == sum(step.raw_reward.item() for step in steps)
+    pictures, milliseconds, loop = read(tmp_path / "atari.gif")
+    assert loop == 0
+    assert pictures.shape[1:] == (420, 320, 3)
+    assert sum(milliseconds) == 30 * 70 + LAST_MILLISECONDS  # 4 of 60 frames a second; equal pictures are one
+    view = make_atari_view(config, 1, 0, threads=1, is_training=False)
+    colours = {tuple(colour) for colour in view.reset()[0].numpy().reshape(-1, 3)}
+    assert {tuple(colour) for colour in pictures[0].reshape(-1, 3)} >= colours  # bricks of every row, undistorted
+
+
+def test_recording_is_repeatable(tmp_path, snake_policy):
+    for name in ("first", "again"):
+        record(*snake_policy, SNAKE, tmp_path / f"{name}.gif", 5, False)
+    assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "again.gif").read_bytes()
+
+
+def test_long_episode_is_cut_and_says_so(tmp_path):
+    config = AtariConfig()
+    network, theta = policy_for(config, NatureCnn(hidden=16))
+    episode = record(network, theta, config, tmp_path / "pong.gif", 0, False, max_steps=7)
+    assert (episode.length, episode.is_complete) == (7, False)
+    _, milliseconds, _ = read(tmp_path / "pong.gif")
+    assert sum(milliseconds) == 7 * 70 + LAST_MILLISECONDS
+
+
+def test_longest_recording_is_one_step(tmp_path, snake_policy):
+    episode = record(*snake_policy, SNAKE, tmp_path / "one.GIF", 5, False, max_steps=1)
+    assert episode.length == 1
+    assert read(tmp_path / "one.GIF")[0].shape[1:] == (4 * 80 + 40, 5 * 80 + 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [({"path": "x.mp4"}, "path"), ({"path": "gif"}, "path"), ({"max_steps": 0}, "max_steps"), ({"seed": -1}, "seed")],
+)
+def test_wrong_values_are_refused_before_anything_is_played(tmp_path, snake_policy, played, wrong, field):
+    arguments = {"path": "x.gif", "seed": 0, "is_greedy": True} | wrong
+    arguments["path"] = tmp_path / arguments["path"]
+    with pytest.raises(ConfigurationError, match=f"^{field} = "):
+        record(*snake_policy, SNAKE, **arguments)
+    assert not played
+    assert not list(tmp_path.iterdir())
