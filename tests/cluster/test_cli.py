@@ -1,0 +1,218 @@
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster.cli import COMMANDS, main
+from cluster.config import Experiment, from_json
+from experiments import EXPERIMENTS
+
+Capture = pytest.CaptureFixture[str]
+TINY = (
+    *("--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3", "--updates", "4"),
+    *("--topology", "colocated", "--learner-threads", "1"),
+)
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, no GPU, and a Ray that must not be started."""
+
+    def started(*_args: object, **_options: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", started)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_refused(words: Sequence[str], expected: str, workplace: Path, capsys: Capture) -> None:
+    """Exit code 2, one line with `expected` on stderr, nothing on stdout, no file made or changed."""
+    before = files(workplace)
+    folders = sorted(path for path in workplace.rglob("*") if path.is_dir())
+    assert main(words) == 2
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
+    assert len(lines) == 1, output.err
+    assert re.match(rf"^metagrad: {expected}", lines[0]), lines[0]
+    assert ";" in lines[0], "no remedy"
+    assert output.out == ""
+    assert files(workplace) == before
+    assert sorted(path for path in workplace.rglob("*") if path.is_dir()) == folders
+
+
+SNAKE, ATARI = ("train", "snake-6x6"), ("train", "atari")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("trian", "demo"), r"command = 'trian': is no command; choose one of list, train"),
+        (("train",), r"experiment = '': metagrad train needs an experiment's name first; choose one of demo"),
+        (("config",), r"experiment = '': "),
+        (("eval",), r"run-dir = '': "),
+        (("train", "--seed", "1"), r"experiment = '--seed': "),
+        (("train", "snake-6x7"), r"experiment = 'snake-6x7': is no experiment; did you mean snake-6x6\?"),
+        (("train", "go"), r"experiment = 'go': is no experiment; choose one of demo, "),
+        (("list", "demo"), r"list = 'demo': takes no options"),
+        ((*SNAKE, "--actors", "0"), r"actors = 0: "),
+        ((*SNAKE, "--environments", "7"), r"environments = 7: must be a positive multiple of actors = 2; use .* 8"),
+        ((*SNAKE, "--rollout-length", "0"), r"rollout_length = 0: "),
+        ((*SNAKE, "--updates", "0"), r"updates = 0: "),
+        ((*SNAKE, "--updates", "1e3"), r"updates = '1e3': "),
+        ((*SNAKE, "--seed", "-1"), r"seed = -1: "),
+        ((*SNAKE, "--seed", "1.5"), r"seed = '1.5': "),
+        ((*SNAKE, "--meta.n", "-1"), r"meta.n = -1: "),
+        ((*SNAKE, "--meta.n"), r".*--meta.n"),
+        ((*SNAKE, "--meta.nn", "3"), r"meta.nn = '3': is no field of this command; did you mean --meta.n\?"),
+        ((*SNAKE, "--meta.kappa", "0.5"), r"meta.kappa = 0.5: belongs to --meta.estimator mix; leave it out"),
+        ((*SNAKE, "--meta.estimator", "mix", "--meta.kappa", "0"), r"meta.kappa = 0.0: must lie in \(0, 1\]"),
+        ((*SNAKE, "--meta.surrogate", "dice"), r"meta.surrogate = 'dice': must be one of "),
+        ((*SNAKE, "--meta.strategy", "sequential", "--meta.n", "0"), r"meta.strategy = 'sequential': "),
+        ((*SNAKE, "--optimizer.learning-rate", "0"), r"optimizer.learning_rate = 0.0: "),
+        ((*SNAKE, "--optimizer.decay", "1"), r"optimizer.decay = 1.0: "),
+        ((*SNAKE, "--meta.optimizer.learning-rate", "nan"), r"meta.optimizer.learning_rate = nan: "),
+        ((*SNAKE, "--outer.lambda", "1.5"), r"outer.lambda = 1.5: "),
+        ((*SNAKE, "--meta-parameters.gamma.initial", "1"), r"meta_parameters.gamma.initial = 1.0: "),
+        ((*SNAKE, "--env.rows", "0"), r"env.rows = 0: "),
+        ((*SNAKE, "--env.game", "Pong"), r"env.game = 'Pong': is no field"),
+        ((*SNAKE, "--network.channels", "0"), r"network.channels = 0: "),
+        ((*SNAKE, "--topology", "local"), r"topology = 'local': must be one of 'ray', 'colocated'"),
+        ((*SNAKE, "--device", "cuda"), r"device = 'cuda': this machine has 0 CUDA devices; use auto"),
+        ((*SNAKE, "--device", "tpu"), r"device = 'tpu': is no torch device"),
+        ((*SNAKE, "--learner-threads", "0"), r"learner_threads = 0: "),
+        ((*SNAKE, "--checkpoint.every", "0"), r"checkpoint.every = 0: "),
+        ((*SNAKE, "--faults.rollout-seconds", "0"), r"faults.rollout_seconds = 0.0: "),
+        ((*SNAKE, "--lookahead", "fork", "--meta.n", "0"), r"lookahead = 'fork': "),
+        ((*SNAKE, "--resume"), r"run-dir = None: --resume needs the folder to continue; add --run-dir DIR"),
+        ((*SNAKE, "--resume", "--run-dir", "none"), r"run-dir = 'none': holds no run"),
+        ((*ATARI, "--env.game", "Pongg"), r"env.game = 'Pongg': .*did you mean Pong"),
+        ((*ATARI, "--env.backend", "gym"), r"env.backend = 'gym': "),
+        ((*ATARI, "--lookahead", "fork"), r"lookahead = 'fork': needs environments whose state can be copied"),
+        ((*ATARI, "--env.rows", "6"), r"env.rows = '6': is no field"),
+        (("config", "atari", "--actors", "0"), r"actors = 0: "),
+        (("eval", "none"), r"run-dir = 'none': holds no run"),
+        (("eval", "none", "--episodes", "0"), r"episodes = 0: "),
+        (("eval", "none", "--episodes", "x"), r"episodes = 'x': "),
+    ],
+    ids=" ".join,
+)
+def test_wrong_input_is_refused_in_one_line_before_anything_starts(
+    words: Sequence[str], expected: str, workplace: Path, capsys: Capture
+) -> None:
+    assert_refused(words, expected, workplace, capsys)
+
+
+@pytest.fixture
+def trained(workplace: Path, capsys: Capture) -> Path:
+    """The folder of a finished tiny run."""
+    assert main((*SNAKE, *TINY, "--run-dir", "a run")) == 0
+    assert "run folder: a run" in capsys.readouterr().out
+    return workplace / "a run"
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((*SNAKE, *TINY, "--run-dir", "a run"), r"run-dir = 'a run': already holds a run; continue it with --resume"),
+        ((*SNAKE, "--run-dir", "a run", "--resume", "--seed", "3"), r"seed = 3: .*started with 0, and only --updates"),
+        (
+            (*SNAKE, "--run-dir", "a run", "--resume", "--meta.n", "3"),
+            r"meta.n = 3: .*started with 1, and only --updates may change",
+        ),
+        (
+            ("train", "demo", "--run-dir", "a run", "--resume"),
+            r"experiment = 'demo': the run in a run is of snake-6x6; run metagrad train snake-6x6 --resume",
+        ),
+        (("eval", "a run", "--update", "3"), r"update = 3: has no checkpoint in this run; choose one of 4"),
+        ((*SNAKE, *TINY, "--run-dir", "a run/config.json"), r"run-dir = 'a run/config.json': cannot be written"),
+    ],
+    ids=" ".join,
+)
+def test_what_does_not_fit_a_run_that_is_there_is_refused(
+    words: Sequence[str], expected: str, workplace: Path, capsys: Capture
+) -> None:
+    assert_refused(words, expected, workplace, capsys)
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x02cos\nsystem\nq\x00X\x02\x00\x00\x00idq\x01\x85q\x02R."])
+def test_a_run_without_a_readable_checkpoint_is_refused(
+    trained: Path, workplace: Path, capsys: Capture, damage: bytes
+) -> None:
+    for path in (trained / "checkpoints").iterdir():
+        path.write_bytes(damage)
+    assert_refused((*SNAKE, "--run-dir", "a run", "--resume"), r"run-dir = .*no readable check", workplace, capsys)
+
+
+def test_a_run_is_trained_continued_and_played(trained: Path, capsys: Capture) -> None:
+    assert main((*SNAKE, "--run-dir", "a run", "--resume", "--updates", "6")) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"resumed from .*update-000000004.pt at update 4", printed)
+    assert '--logdir "a run"' in printed
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (summary["updates"], summary["frames_real"]) == (6, 72)
+    stored = from_json(json.loads((trained / "config.json").read_text()))
+    assert isinstance(stored, Experiment)
+    assert (stored.updates, stored.environments) == (6, 4), "all other fields are the run's own"
+    assert main(("eval", "a run", "--episodes", "3", "--record")) == 0
+    assert "update 6, sampled policy, seed 0: return" in capsys.readouterr().out
+    assert (trained / "episode-000000006-sampled-seed0.gif").exists()
+
+
+def test_list_shows_every_experiment_on_a_line(capsys: Capture) -> None:
+    assert main(("list",)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    assert all(len(line) <= 120 for line in lines)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_config_prints_the_resolved_tree(name: str, capsys: Capture) -> None:
+    assert main(("config", name, "--seed", "7", "--meta.n", "2")) == 0
+    resolved = from_json(json.loads(capsys.readouterr().out))
+    assert isinstance(resolved, Experiment)
+    assert (resolved.name, resolved.seed, resolved.meta.n) == (name, 7, 2)
+
+
+def end(words: Sequence[str], call: Callable[[Sequence[str]], int] = main) -> int:
+    """Exit code, whether `main` returns it or ends with SystemExit."""
+    try:
+        return call(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_version(command: str, capsys: Capture) -> None:
+    for flag in ("--help", "-h"):
+        assert end((command, flag)) == 0
+        output = capsys.readouterr()
+        assert "usage: metagrad" in output.out
+        assert output.err == ""
+    assert end((command, "--version")) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_without_a_command_help_is_printed(words: Sequence[str], capsys: Capture) -> None:
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}\b", printed, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", ["train", "config"])
+def test_help_of_an_experiment_lists_its_fields(command: str, capsys: Capture) -> None:
+    assert end((command, "atari", "--help")) == 0
+    printed = capsys.readouterr().out
+    for field in ("--env.game", "--meta.n", "--meta-parameters.gamma.initial", "--outer.lambda"):
+        assert field in printed
