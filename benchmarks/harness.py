@@ -59,7 +59,9 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     >>> summary([3.0, 1.0, 2.0])
     {'median': 2.0, 'q1': 1.5, 'q3': 2.5, 'count': 3}
     """
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    first = third = values[0]
+    if len(values) > 1:
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": statistics.median(values), "q1": first, "q3": third, "count": len(values)}
 
 

@@ -66,7 +66,7 @@ class MetaUpdate:
             return inner_loss(network, theta, hyperparameters(DECLARATION, eta), batch, lvc, OUTER)
 
         self.problem = InnerProblem(loss, OPTIMIZER)
-        self.outer_loss = lambda theta, batch: outer_loss(network, theta, batch, OUTER)[0]
+        self.outer_loss = lambda theta, batch: outer_loss(network, theta, batch, OUTER)
 
     def plain(self) -> None:
         """One A2C update that nobody differentiates."""
@@ -80,15 +80,15 @@ class MetaUpdate:
             update = inner_update(self.problem, theta, state, self.eta, self.batch, keep_graph=product == "retain")
             theta, state = update.theta, update.state
             tape.append(update.step)
-            is_weighted = weight != 0.0
-            outer_gradients.append(outer_gradient(self.outer_loss, theta, self.batch) if is_weighted else None)
+            outer = outer_gradient(self.outer_loss, theta, self.batch).gradient if weight else None
+            outer_gradients.append(outer)
         return meta_gradient(self.problem, tape, outer_gradients, product).eta
 
     def reference(self, n: int) -> Tensor:
         """Meta-gradient by one reverse pass through the whole graph."""
-        batches, weights = [self.batch] * n, outer_weights("n-step", n)
+        outers = [(weight, self.batch) for weight in outer_weights("n-step", n)]
         return reference_meta_gradient(
-            self.problem, self.outer_loss, self.theta, self.state, self.eta, batches, batches, weights
+            self.problem, self.outer_loss, self.theta, self.state, self.eta, [self.batch] * n, outers
         ).eta
 
     def form(self, name: str, n: int) -> Callable[[], Tensor]:
@@ -116,7 +116,7 @@ def _random_trajectory(generator: torch.Generator, environments: int, device: to
         behaviour_log_prob=torch.zeros(rows),
         policy_version=0,
     )
-    return Trajectory(*(x.to(device) if isinstance(x, Tensor) else x for x in trajectory))
+    return Trajectory._make([x.to(device) if isinstance(x, Tensor) else x for x in trajectory])
 
 
 def _peak(form: str, n: int, environments: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Share of wall time in each phase of training, per topology: where a faster part would pay.
 
 Whole runs of the real training loop, Ray actors and colocated in turn. A meta-update's phases follow one another in the
-learner: `sample` (rollouts, transfer and waiting), `inner` (n inner updates), `outer` (outer gradients), `meta` (adjoint
-pass and meta-optimizer), `metrics` (scalars to the host). The first updates of a run, with the start of its actors, are
-left out.
+learner: `sample` (rollouts, transfer and waiting), `inner` (n inner updates), `outer` (outer gradients), `meta`
+(adjoint pass and meta-optimizer), `metrics` (scalars to the host). The first updates of a run, with the start of its
+actors, are left out.
 """
 
 import tempfile

@@ -116,16 +116,10 @@ def _unroll(agent: Agent, state: LearnerState, sample: Sample, clock: _Clock) ->
         if not weight:
             outer_gradients.append(None)
             continue
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def loss(theta: Tensor, batch: Trajectory, seen: list[tuple[Tensor, Tensor]] = seen) -> Tensor:
-            value, advantage = agent.outer_loss(theta, batch)
-            seen.append((value.detach(), advantage.detach()))
-            return value
-
-        outer_gradients.append(weight * outer_gradient(loss, theta, batch))
-        outer_loss = outer_loss + weight * seen[0][0]
-        outer_advantage = outer_advantage + weight * seen[0][1]
+        outer = outer_gradient(agent.outer_loss, theta, batch)
+        outer_gradients.append(weight * outer.gradient)
+        outer_loss = outer_loss + weight * outer.loss
+        outer_advantage = outer_advantage + weight * outer.metrics
         clock.lap("outer")
     return _Unroll(updates, outer_gradients, outer_loss, outer_advantage, batch)
 

@@ -23,7 +23,8 @@ from metagrad.optimizers import OptimizerState
 from metagrad.unroll import InnerProblem, Product, TapeStep
 
 Estimator = Literal["n-step", "mix"]
-OuterLoss = Callable[[Float[Tensor, "P"], Any], Float[Tensor, ""]]
+OuterLoss = Callable[[Float[Tensor, "P"], Any], tuple[Float[Tensor, ""], Any]]
+"""(θ, batch) to (scalar loss, anything to log)."""
 
 
 class MetaGradient(NamedTuple):
@@ -52,11 +53,20 @@ def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> t
     return tuple(kappa**i / total for i in range(n))
 
 
-def outer_gradient(loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any) -> Float[Tensor, "P"]:
-    """∇θ L'(θ; τ')."""
+class OuterGradient(NamedTuple):
+    """∇θ L'(θ; τ'), the loss itself and what it wants logged."""
+
+    gradient: Float[Tensor, "P"]
+    loss: Float[Tensor, ""]
+    metrics: Any
+
+
+def outer_gradient(outer_loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any) -> OuterGradient:
+    """Gradient of the outer loss at looked-ahead parameters."""
     theta = theta.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(theta, batch), theta)
-    return gradient
+    loss, metrics = outer_loss(theta, batch)
+    (gradient,) = torch.autograd.grad(loss, theta)
+    return OuterGradient(gradient, loss.detach(), metrics)
 
 
 def meta_gradient(
@@ -151,21 +161,20 @@ def reference_meta_gradient(
     state: OptimizerState,
     eta: Float[Tensor, "M"],
     batches: Sequence[Any],
-    outer_batches: Sequence[Any],
-    weights: Sequence[float],
+    outers: Sequence[tuple[float, Any]],
 ) -> MetaGradient:
     """The same derivative by one reverse pass through the whole n-step graph: slow, plain, for tests and benchmarks.
 
-    `batches` are τ₀…τₙ₋₁, `outer_batches` τ'₁…τ'ₙ (those of weight 0 are not looked at).
+    `batches` are τ₀…τₙ₋₁, `outers` (w₁, τ'₁)…(wₙ, τ'ₙ); a batch of weight 0 is not looked at.
     """
     theta_0 = theta.detach().requires_grad_()
     eta = eta.detach().requires_grad_()
     theta, objective = theta_0, theta_0[:0].sum()  # an empty sum that has a graph: n = 0 gives zeros
-    for batch, outer_batch, weight in zip(batches, outer_batches, weights, strict=True):
+    for batch, (weight, outer_batch) in zip(batches, outers, strict=True):
         loss, _ = problem.loss(theta, eta, batch)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         theta, state = problem.optimizer.update(gradient, state, theta, eta)
         if weight:
-            objective = objective + weight * outer_loss(theta, outer_batch)
+            objective = objective + weight * outer_loss(theta, outer_batch)[0]
     d_eta, d_theta = torch.autograd.grad(objective, (eta, theta_0), allow_unused=True, materialize_grads=True)
     return MetaGradient(d_eta, d_theta)

@@ -103,7 +103,7 @@ SNAKE, ATARI = ("train", "snake-6x6"), ("train", "atari")
         (("eval", "none", "--episodes", "0"), r"episodes = 0: "),
         (("eval", "none", "--episodes", "x"), r"episodes = 'x': "),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_wrong_input_is_refused_in_one_line_before_anything_starts(
     words: Sequence[str], expected: str, workplace: Path, capsys: Capture
@@ -136,7 +136,7 @@ def trained(workplace: Path, capsys: Capture) -> Path:
         (("eval", "a run", "--update", "3"), r"update = 3: has no checkpoint in this run; choose one of 4"),
         ((*SNAKE, *TINY, "--run-dir", "a run/config.json"), r"run-dir = 'a run/config.json': cannot be written"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_what_does_not_fit_a_run_that_is_there_is_refused(
     words: Sequence[str], expected: str, workplace: Path, capsys: Capture

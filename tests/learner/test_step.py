@@ -120,13 +120,12 @@ def test_eta_moves_by_the_meta_optimizer_on_the_reference_gradient(
     new, metrics = meta_update(agent, state, sampler)
     reference = reference_meta_gradient(
         agent.problem,
-        lambda theta, batch: agent.outer_loss(theta, batch)[0],
+        agent.outer_loss,
         state.theta,
         state.optimizer,
         state.eta,
         [trajectory(i) for i in range(n)],
-        [trajectory(i) for i in range(1, n + 1)],
-        outer_weights(estimator, n, kappa),
+        [(weight, trajectory(i)) for i, weight in enumerate(outer_weights(estimator, n, kappa), start=1)],
     ).eta
     assert reference.abs().min() > 0
     torch.testing.assert_close(torch.tensor(metrics.meta_gradient), reference, rtol=2e-3, atol=0)

@@ -78,7 +78,7 @@ class Setting:
             self.theta, self.state = update.theta, update.state
 
     def outer_loss(self, theta, batch):
-        return outer_loss(self.network, theta, batch, self.outer)[0]
+        return outer_loss(self.network, theta, batch, self.outer)
 
     def objective(self, theta, eta):
         """J(θ₀, η) by n plain updates; only its values are used."""
@@ -88,7 +88,7 @@ class Setting:
             theta, state = update.theta, update.state
             if self.weights[i]:
                 with torch.no_grad():
-                    total = total + self.weights[i] * self.outer_loss(theta, self.batches[i + 1])
+                    total = total + self.weights[i] * self.outer_loss(theta, self.batches[i + 1])[0]
         return total
 
     def adjoint(self, product, wants_theta=False):
@@ -99,7 +99,7 @@ class Setting:
             tape.append(update.step)
             weight = self.weights[i]
             outer_gradients.append(
-                weight * outer_gradient(self.outer_loss, theta, self.batches[i + 1]) if weight else None
+                weight * outer_gradient(self.outer_loss, theta, self.batches[i + 1]).gradient if weight else None
             )
         return meta_gradient(self.problem, tape, outer_gradients, product, wants_theta)
 
@@ -111,8 +111,7 @@ class Setting:
             self.state,
             self.eta,
             self.batches[:-1],
-            self.batches[1:],
-            self.weights,
+            list(zip(self.weights, self.batches[1:], strict=True)),
         )
 
     def gradient_norms(self):
@@ -289,7 +288,7 @@ def test_one_quadratic_step_by_hand(product):
     update = inner_update(problem, theta, problem.optimizer.init(theta), eta, None, product == "retain")
     theta_1 = 3.0 - 0.1 * 2.0 * 2.0
     assert update.theta.item() == pytest.approx(theta_1, rel=1e-15)
-    outer = outer_gradient(lambda theta, _batch: 0.5 * theta.square().sum(), update.theta, None)
+    outer = outer_gradient(lambda theta, _batch: (0.5 * theta.square().sum(), None), update.theta, None).gradient
     gradient = meta_gradient(problem, [update.step], [outer], product, wants_theta=True)
     assert gradient.eta.item() == pytest.approx(-0.1 * 2.0 * theta_1, rel=1e-15)
     assert gradient.theta.item() == pytest.approx((1.0 - 0.1 * 2.0) * theta_1, rel=1e-15)
@@ -305,7 +304,7 @@ def test_loss_linear_in_theta_and_free_of_eta(product):
         update = inner_update(problem, theta, state, eta, slope, product == "retain")
         theta, state = update.theta, update.state
         tape.append(update.step)
-        outer.append(outer_gradient(lambda theta, _batch: theta[0], theta, None))
+        outer.append(outer_gradient(lambda theta, _batch: (theta[0], None), theta, None).gradient)
     gradient = meta_gradient(problem, tape, outer, product, wants_theta=True)
     assert gradient.eta.tolist() == [-3.0]  # J = θ₁[0] + θ₂[0] = -η - 2η
     assert gradient.theta.tolist() == [2.0, 0.0]
