@@ -18,6 +18,7 @@ from rich.console import Console
 from actors.envs.snake import SnakeConfig
 from actors.rollout import Actor, ActorSetup, State, probe
 from cluster.config import Experiment
+from cluster.memory import keep_freed_memory
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
 from cluster.stop import StopRequest
@@ -156,6 +157,7 @@ def run(
         _opened(folder, experiment, is_resumed, progress.say) as restored,
     ):
         progress.say(f"run folder: {run_dir}")
+        keep_freed_memory()
         torch.set_num_threads(experiment.threads_of_learner(len(os.sched_getaffinity(0))))
         if restored is None:
             state = init_state(agent, experiment.seed, device)

@@ -1,0 +1,23 @@
+"""The C allocator of the learner's process."""
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc, malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what torch frees for the next allocation instead of giving it back to the system; False elsewhere.
+
+    An update frees and allocates the same activations again and again. By default blocks of that size are mapped anew
+    and zeroed by the kernel each time: about a fifth of the CPU time of a meta-update on the Nature network. The peak
+    stays what it is.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    return bool(
+        mallopt(_M_MMAP_THRESHOLD, 2**30) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_TOP_PAD, 2**26)
+    )
