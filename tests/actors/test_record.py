@@ -99,6 +99,12 @@ def test_atari_recording_shows_the_colours_of_the_game_played(tmp_path, played, 
     view = make_atari_view(config, 1, 0, threads=1, is_training=False)
     colours = {tuple(colour) for colour in view.reset()[0].numpy().reshape(-1, 3)}
     assert {tuple(colour) for colour in pictures[0].reshape(-1, 3)} >= colours  # bricks of every row, undistorted
+    shown = np.repeat(pictures, np.array(milliseconds) // 70, axis=0)
+    seen = [played[0][1][0, -1], *(step.observation[0, -1] for step in steps)]
+    for picture, screen in zip(shown, seen, strict=False):
+        grey = Image.fromarray(picture).convert("L").resize((84, 84), Image.Resampling.BOX)
+        # Of 255; a ball or paddle elsewhere is a difference of 50 or more.
+        assert np.abs(np.asarray(grey).astype(float) - screen.numpy()).max() < 25
 
 
 def test_recording_is_repeatable(tmp_path, snake_policy):

@@ -338,6 +338,20 @@ def test_forks_of_one_state_are_independent_samples():
     assert not torch.equal(first.action, second.action)
 
 
+def test_fork_keeps_its_own_random_streams():
+    real, fork = (recorded_pool(SNAKE, 8, SMALL_SNAKE_CNN, seed)[1] for seed in (1, 2))
+    real.environment, fork.environment = real.environment.environment, fork.environment.environment
+    before = fork.state()
+    fork.fork_from(real)
+    after = fork.state()
+    for name, value in real.state().items():
+        if name.endswith("generator"):
+            assert torch.equal(after[name], before[name])
+            assert not torch.equal(after[name], value)
+        elif name != "steps_done":
+            assert torch.equal(after[name], value)
+
+
 def test_separate_lookahead_has_games_of_its_own():
     real, ahead = real_stream("separate", [2, 2, 2, 2])
     assert not torch.equal(real[0].trajectory.observation[0], ahead[0][0].trajectory.observation[0])
