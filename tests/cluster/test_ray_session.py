@@ -1,0 +1,82 @@
+"""Ray itself is replaced here; real sessions serve tests/cluster/test_ray_actors.py and tests/integration."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.config import Experiment
+from cluster.ray_session import ray_session
+from metagrad.errors import ConfigurationError
+
+Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What Ray was told; like Ray, its `init` takes SIGTERM over."""
+    recorded: list[Any] = []
+
+    def init(**options: Any) -> None:
+        recorded.append(options)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: recorded.append("shutdown"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    return recorded
+
+
+def test_without_an_address_an_embedded_ray_has_the_cpus_that_actors_need(tiny: Tiny, calls: list[Any]) -> None:
+    with ray_session(tiny(actors=2, actor_threads=2)):
+        (options,) = calls
+        assert options["address"] == "local"
+        assert options["num_cpus"] >= 4
+        assert options["include_dashboard"] is False
+    assert calls[1:] == ["shutdown"]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, lambda _number, _frame: None])
+def test_sigterm_stays_the_runs_own(tiny: Tiny, calls: list[Any], handler: Any) -> None:
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with ray_session(tiny()):
+            assert signal.getsignal(signal.SIGTERM) is handler
+        assert calls
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_cluster_that_is_too_small_is_refused_and_left(tiny: Tiny, calls: list[Any]) -> None:
+    message = (
+        r"^actors = 4: with 2 threads each they need 8 CPUs, and the cluster has 4; use fewer actors or add nodes$"
+    )
+    with pytest.raises(ConfigurationError, match=message), ray_session(tiny(actors=4, actor_threads=2)):
+        pass
+    assert calls[1:] == ["shutdown"]
+
+
+def test_an_error_inside_leaves_ray(tiny: Tiny, calls: list[Any]) -> None:
+    with pytest.raises(RuntimeError, match="inside"), ray_session(tiny()):
+        raise RuntimeError("inside")
+    assert calls[1:] == ["shutdown"]
+
+
+def test_an_address_is_connected_to(tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with ray_session(tiny()):
+        (options,) = calls
+        assert options["address"] == "auto"
+        assert "num_cpus" not in options
+
+
+def test_an_address_where_nothing_listens_is_refused(
+    tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="no Ray cluster answers there"), ray_session(tiny()):
+        pass
+    assert calls == []
