@@ -41,7 +41,7 @@ def _recorded_updates() -> Iterator[list[dict[str, float]]]:
         yield rows
 
 
-def _one_run(experiment: Experiment) -> dict[str, float]:
+def one_run(experiment: Experiment) -> dict[str, float]:
     """Share of each phase in the time of one run's meta-updates, and its real frames per second."""
     with tempfile.TemporaryDirectory() as folder, _recorded_updates() as rows:
         launch.run(experiment, Path(folder) / "run", False, Console(quiet=True))
@@ -63,7 +63,7 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
                 experiment = replace(
                     EXPERIMENTS[name](), topology=topology, updates=_WARM_UP + (2 if quick else updates)
                 )
-                for phase, value in _one_run(experiment).items():
+                for phase, value in one_run(experiment).items():
                     measured[topology][phase].append(value)
         result[name] = {
             topology: {phase: summary(values) for phase, values in phases.items()}

@@ -43,8 +43,9 @@ def evaluate_run(
         "policy": kind,
         "seed": seed,
         "return_mean": result.mean,
-        "return_std": result.std,
-        "return_standard_error": result.standard_error,
+        # JSON has no NaN, which is what the spread of one episode is.
+        "return_std": result.std if episodes > 1 else None,
+        "return_standard_error": result.standard_error if episodes > 1 else None,
         "returns": list(result.returns),
         "lengths": list(result.lengths),
     }

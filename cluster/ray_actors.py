@@ -20,6 +20,7 @@ from torch import Tensor
 
 from actors.rollout import Actor, ActorSetup, State
 from cluster.config import FaultConfig
+from cluster.memory import keep_freed_memory
 from cluster.transport import Account
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 
@@ -35,6 +36,7 @@ class _RolloutActor:
     """The Ray side of one actor. Starting is a method of its own, so that its failure is an error, not a death."""
 
     def start(self, setup: ActorSetup, make: Callable[[ActorSetup], Actor], state: State | None) -> None:
+        keep_freed_memory()
         torch.set_num_threads(setup.threads)
         self._actor = make(setup)
         if state:

@@ -44,5 +44,5 @@ def demo() -> Experiment:
         name="demo",
         description="Snake 6x6 in minutes on two cores: n = 3 look-ahead, LVC, outer critic, learnt discount",
         meta=replace(paper.meta, n=3, surrogate="lvc"),
-        updates=2_000,
+        updates=1_000,
     )

@@ -1,0 +1,49 @@
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from benchmarks import __main__ as program
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A benchmark that says what it was asked for."""
+    fake = ModuleType("benchmarks.fake")
+    fake.is_met = True
+    fake.run = lambda rounds, quick: {
+        "rounds": rounds,
+        "quick": quick,
+        "targets": [{"name": "t", "value": 1.0, "limit": 2.0, "met": fake.is_met}],
+    }
+    monkeypatch.setitem(sys.modules, "benchmarks.fake", fake)
+    monkeypatch.setitem(program.BENCHMARKS, "fake", "benchmarks.fake")
+    return fake
+
+
+def test_a_benchmark_is_run_printed_and_kept(module, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    assert program.main(["fake", "--rounds", "7", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert (result["benchmark"], result["rounds"], result["quick"]) == ("fake", 7, False)
+    assert "rounds: 7" in capsys.readouterr().out
+
+
+def test_a_missed_target_fails_unless_quick(module):
+    module.is_met = False
+    assert program.main(["fake"]) == 1
+    assert program.main(["fake", "--quick"]) == 0
+
+
+@pytest.mark.parametrize("words", [[], ["nothing"], ["fake", "--rounds", "2"], ["fake", "--quick", "--rounds", "0"]])
+def test_wrong_arguments_exit_with_2(module, words):
+    with pytest.raises(SystemExit) as stop:
+        program.main(words)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("name", list(program.BENCHMARKS))
+def test_every_benchmark_has_a_module_that_runs(name):
+    module = __import__(program.BENCHMARKS[name], fromlist=["run"])
+    assert callable(module.run)

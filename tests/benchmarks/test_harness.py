@@ -1,0 +1,65 @@
+import json
+import statistics
+
+import pytest
+import torch
+
+from benchmarks import harness
+
+
+def test_cases_run_in_turn_and_the_first_round_is_not_counted():
+    calls = []
+    timings = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert {name: len(of_case) for name, of_case in timings.items()} == {"a": 3, "b": 3}
+    assert all(timing.wall_s >= 0 and timing.cpu_s >= 0 for of_case in timings.values() for timing in of_case)
+
+
+def test_summaries_are_medians_with_quartiles():
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert harness.summary(values) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "count": 5}
+    assert harness.summary([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0, "count": 1}
+
+
+def test_ratios_are_taken_round_by_round():
+    slow = [harness.Timing(2.0, 4.0), harness.Timing(6.0, 4.0), harness.Timing(9.0, 2.0)]
+    base = [harness.Timing(1.0, 2.0), harness.Timing(2.0, 1.0), harness.Timing(3.0, 2.0)]
+    ratios = harness.ratio_summary(slow, base)
+    assert ratios["wall"]["median"] == statistics.median([2.0, 3.0, 3.0])
+    assert ratios["cpu"]["median"] == statistics.median([2.0, 4.0, 1.0])
+
+
+def test_a_target_is_met_up_to_its_limit():
+    assert harness.target("x", 1.05, 1.05)["met"]
+    assert not harness.target("x", 1.06, 1.05)["met"]
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with harness.torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def hold(megabytes: int) -> int:
+    return harness.peak_growth_bytes(lambda: torch.ones(megabytes, 2**18))
+
+
+@pytest.mark.parametrize("megabytes", [64, 256])
+def test_the_peak_of_a_fresh_process_is_what_was_alive(megabytes):
+    peak = harness.in_fresh_process(hold, megabytes)
+    assert megabytes <= peak / 2**20 <= megabytes + 16
+
+
+def test_a_result_is_written_and_rendered(tmp_path):
+    result = {"case": harness.summary([1.0, 2.0]), "targets": [harness.target("t", 1.0, 2.0)]}
+    path = tmp_path / "new" / "result.json"
+    harness.write_json(path, result)
+    assert json.loads(path.read_text()) == result
+    assert "case: 1.5 [1.25, 1.75] of 2" in harness.render(result)
+
+
+def test_the_machine_is_recorded_with_versions():
+    record = harness.machine_record()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["cores"] >= 1
