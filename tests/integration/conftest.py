@@ -1,0 +1,109 @@
+"""The command line in processes of its own, and the processes that such a run leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+_MARK = "METAGRAD_TEST_RUN"
+
+
+class Command:
+    """`metagrad WORDS` in a process group of its own; `prelude` is Python that runs before it."""
+
+    def __init__(self, words: tuple[str, ...], folder: Path, prelude: str):
+        self.mark = uuid.uuid4().hex
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        environment |= {_MARK: self.mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        program = f"{prelude}\nimport sys\nfrom cluster.cli import main\nsys.exit(main(sys.argv[1:]))"
+        self._output = folder / f"output-{self.mark}.txt"
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program, *words],
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def wait(self) -> int:
+        """Exit code."""
+        return self.process.wait(timeout=100)
+
+    def wait_for(self, path: Path) -> None:
+        """Until a file is there; fails where the run ends without it."""
+        while not path.exists():
+            assert self.process.poll() is None, self.output
+            time.sleep(0.01)
+
+    def press_ctrl_c(self) -> None:
+        """As a terminal does: to the whole foreground process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def survivors(self, seconds: float = 30.0, but_for: tuple[str, ...] = ()) -> list[str]:
+        """Command lines of processes that inherited this run's environment and are not gone after a while."""
+        end = time.monotonic() + seconds
+        while True:
+            found = [line for line in self.relatives().values() if not line.startswith(but_for)]
+            if not found or time.monotonic() > end:
+                return found
+            time.sleep(0.1)
+
+    def relatives(self) -> dict[int, str]:
+        """Process id to command line of all that inherited this run's environment."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # gone meanwhile, or another user's
+                continue
+        return found
+
+    def clean_up(self) -> None:
+        """Kill what is left of it, whatever the test found."""
+        for pid in self.relatives():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+
+Metagrad = Callable[..., Command]
+
+
+@pytest.fixture
+def metagrad(tmp_path: Path) -> Iterator[Metagrad]:
+    """(*words, prelude="") -> a started command; nothing of it outlives the test."""
+    started: list[Command] = []
+
+    def start(*words: str, prelude: str = "") -> Command:
+        started.append(Command(words, tmp_path, prelude))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.clean_up()
+
+
+@pytest.fixture
+def tiny_words() -> tuple[str, ...]:
+    """A tiny Snake run of two actors that would take hours; `--updates` given later wins."""
+    return (
+        *("train", "snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4"),
+        *("--rollout-length", "3", "--updates", "1000000", "--learner-threads", "1", "--log-every", "5"),
+        *("--checkpoint.every", "5", "--run-dir", "run"),
+    )

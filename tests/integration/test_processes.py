@@ -1,0 +1,191 @@
+"""Real processes, real signals: what a run leaves on disk and in the process table when it is stopped or killed."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from learner.checkpoint import checkpoint_path, paths, restore_newest, update_of
+
+# Helpers of a Ray node that try for a minute to tell the dead driver of its death.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+Metagrad = Callable[..., Any]
+Words = tuple[str, ...]
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """summary.json, its account checked."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    assert summary["sampled"] == summary["consumed"] + summary["dropped"] + summary["in_flight"]
+    return summary
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All of the newest checkpoint but the wall time; tensors as lists, so that == compares every bit."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return (str(x.dtype), x.tolist())
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        return [plain(value) for value in x] if isinstance(x, list | tuple) else x
+
+    tree: dict[str, Any] = plain(restore_newest(folder / "checkpoints").tree)
+    del tree["counters"]["wall_seconds"]
+    return tree
+
+
+def stop(command: Any, number: signal.Signals) -> None:
+    if number == signal.SIGINT:
+        command.press_ctrl_c()
+    else:
+        command.process.send_signal(number)
+
+
+def resumed(words: Words, updates: int) -> Words:
+    """Words that continue `run` up to `updates`."""
+    return ("train", words[1], "--run-dir", "run", "--resume", "--updates", str(updates))
+
+
+def whole(metagrad: Metagrad, words: Words, updates: int, tmp_path: Path) -> Path:
+    """Folder of the uninterrupted, colocated run."""
+    words = (*words, "--topology", "colocated", "--updates", str(updates), "--run-dir", "whole")
+    command = metagrad(*words)
+    assert command.wait() == 0, command.output
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [
+        (signal.SIGTERM, ("--meta.n", "2")),
+        (signal.SIGINT, ("--meta.n", "3", "--meta.strategy", "sequential")),
+    ],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_colocated_run_stops_and_continues_bitwise(
+    metagrad: Metagrad, tiny_words: Words, tmp_path: Path, number: signal.Signals, changes: Words
+) -> None:
+    words = (*tiny_words, *changes)
+    first = metagrad(*words, "--topology", "colocated")
+    first.wait_for(checkpoint_path(tmp_path / "run" / "checkpoints", 5 if number == signal.SIGTERM else 6))
+    stop(first, number)
+    assert first.wait() == 0, first.output
+    stopped = summary_of(tmp_path / "run")
+    assert stopped["stopped_by"] == number.name
+    assert f"stopped by {number.name} at update {stopped['updates']}; continue with --resume" in first.output
+    assert update_of(paths(tmp_path / "run" / "checkpoints")[-1]) == stopped["updates"]
+
+    until = stopped["updates"] + 20
+    second = metagrad(*resumed(words, until))
+    assert second.wait() == 0, second.output
+    expected = whole(metagrad, words, until, tmp_path)
+    assert content(tmp_path / "run") == content(expected)
+    for key in ("updates", "frames_real", "frames_lookahead", "sampled", "consumed", "in_flight", "return_count"):
+        assert summary_of(tmp_path / "run")[key] == summary_of(expected)[key], key
+
+
+def test_a_ray_run_survives_sigterm_and_sigkill_bitwise_and_leaves_no_process(
+    metagrad: Metagrad, tiny_words: Words, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    first = metagrad(*tiny_words)
+    first.wait_for(checkpoint_path(checkpoints, 5))
+    stop(first, signal.SIGTERM)
+    assert first.wait() == 0, first.output
+    assert first.survivors() == []
+    stopped = summary_of(tmp_path / "run")
+    assert stopped["stopped_by"] == "SIGTERM"
+
+    second = metagrad(*resumed(tiny_words, 1_000_000))
+    second.wait_for(checkpoint_path(checkpoints, 5 * (stopped["updates"] // 5 + 2)))
+    stop(second, signal.SIGKILL)
+    assert second.wait() == -signal.SIGKILL
+    assert second.survivors(but_for=AGENTS) == []
+    killed_at = update_of(paths(checkpoints)[-1])
+    assert killed_at > stopped["updates"]
+
+    third = metagrad(*resumed(tiny_words, killed_at + 10))
+    assert third.wait() == 0, third.output
+    assert third.survivors() == []
+    assert f"at update {killed_at}" in third.output
+    expected = whole(metagrad, tiny_words, killed_at + 10, tmp_path)
+    assert content(tmp_path / "run") == content(expected)
+    assert summary_of(tmp_path / "run")["sampled"] == summary_of(expected)["sampled"]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process(metagrad: Metagrad, tiny_words: Words, tmp_path: Path) -> None:
+    command = metagrad(*tiny_words)
+    command.wait_for(checkpoint_path(tmp_path / "run" / "checkpoints", 5))
+    stop(command, signal.SIGKILL)
+    assert command.survivors(seconds=100) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_ray_run_leaves_a_checkpoint_and_no_process(
+    metagrad: Metagrad, tiny_words: Words, tmp_path: Path
+) -> None:
+    command = metagrad(*tiny_words)
+    command.wait_for(checkpoint_path(tmp_path / "run" / "checkpoints", 5))
+    stop(command, signal.SIGINT)
+    assert command.wait() == 0, command.output
+    assert command.survivors() == []
+    summary = summary_of(tmp_path / "run")
+    assert (summary["stopped_by"], summary["actors_restarted"]) == ("SIGINT", 0)
+    assert update_of(paths(tmp_path / "run" / "checkpoints")[-1]) == summary["updates"]
+
+
+FAILING_LEARNER = """
+import cluster.train, learner.step
+updates = [0]
+def failing_update(*args):
+    updates[0] += 1
+    if updates[0] == 8:
+        raise RuntimeError("the learner's own")
+    return learner.step.meta_update(*args)
+cluster.train.meta_update = failing_update
+"""
+
+
+@pytest.mark.parametrize("topology", ["colocated", pytest.param("ray", marks=pytest.mark.slow)])
+def test_an_error_in_the_learner_ends_the_run_with_its_traceback(
+    metagrad: Metagrad, tiny_words: Words, tmp_path: Path, topology: str
+) -> None:
+    command = metagrad(*tiny_words, "--topology", topology, prelude=FAILING_LEARNER)
+    assert command.wait() == 1
+    assert "in failing_update" in command.output
+    assert command.output.rstrip().endswith("RuntimeError: the learner's own")
+    assert command.survivors() == []
+    assert summary_of(tmp_path / "run")["updates"] == 7
+    assert update_of(paths(tmp_path / "run" / "checkpoints")[-1]) == 5
+
+
+@pytest.mark.slow
+def test_an_actor_killed_from_outside_is_replaced_within_ten_seconds(
+    metagrad: Metagrad, tiny_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = metagrad(*tiny_words, "--checkpoint.every", "1")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    command.wait_for(checkpoint_path(checkpoints, 5))
+    victims = [pid for pid, line in command.relatives().items() if "ray::_RolloutActor" in line]
+    assert len(victims) == 2
+    os.kill(victims[0], signal.SIGKILL)
+    killed = time.monotonic()
+    time.sleep(0.2)  # what was under way when it died may still end
+    update = update_of(paths(checkpoints)[-1])
+    command.wait_for(checkpoint_path(checkpoints, update + 2))
+    seconds = time.monotonic() - killed
+    stop(command, signal.SIGTERM)
+    assert command.wait() == 0, command.output
+    assert summary_of(tmp_path / "run")["actors_restarted"] == 1
+    with capsys.disabled():
+        print(f"\nrecovery took {seconds:.1f} s")
+    assert seconds < 10
