@@ -13,9 +13,6 @@ import torch
 
 from learner.checkpoint import checkpoint_path, paths, restore_newest, update_of
 
-# Helpers of a Ray node that try for a minute to tell the dead driver of its death.
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-
 Metagrad = Callable[..., Any]
 Words = tuple[str, ...]
 
@@ -92,41 +89,43 @@ def test_a_colocated_run_stops_and_continues_bitwise(
         assert summary_of(tmp_path / "run")[key] == summary_of(expected)[key], key
 
 
-def test_a_ray_run_survives_sigterm_and_sigkill_bitwise_and_leaves_no_process(
+def test_a_colocated_run_that_was_killed_continues_bitwise_from_its_last_checkpoint(
     metagrad: Metagrad, tiny_words: Words, tmp_path: Path
+) -> None:
+    first = metagrad(*tiny_words, "--topology", "colocated")
+    first.wait_for(checkpoint_path(tmp_path / "run" / "checkpoints", 10))
+    stop(first, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    killed_at = update_of(paths(tmp_path / "run" / "checkpoints")[-1])
+    second = metagrad(*resumed(tiny_words, killed_at + 10))
+    assert second.wait() == 0, second.output
+    assert f"at update {killed_at}" in second.output
+    assert content(tmp_path / "run") == content(whole(metagrad, tiny_words, killed_at + 10, tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_ray_run_continues_bitwise_and_leaves_no_process(
+    metagrad: Metagrad, tiny_words: Words, tmp_path: Path, number: signal.Signals
 ) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
     first = metagrad(*tiny_words)
-    first.wait_for(checkpoint_path(checkpoints, 5))
-    stop(first, signal.SIGTERM)
-    assert first.wait() == 0, first.output
-    assert first.survivors() == []
-    stopped = summary_of(tmp_path / "run")
-    assert stopped["stopped_by"] == "SIGTERM"
+    first.wait_for(checkpoint_path(checkpoints, 10))
+    stop(first, number)
+    assert first.wait() == (0 if number == signal.SIGTERM else -number), first.output
+    # Two helpers of a Ray node try for a minute to tell a killed driver of its own death.
+    assert first.survivors(seconds=30 if number == signal.SIGTERM else 100) == []
+    stopped_at = update_of(paths(checkpoints)[-1])
+    if number == signal.SIGTERM:
+        stopped = summary_of(tmp_path / "run")
+        assert (stopped["stopped_by"], stopped["updates"]) == ("SIGTERM", stopped_at)
 
-    second = metagrad(*resumed(tiny_words, 1_000_000))
-    second.wait_for(checkpoint_path(checkpoints, 5 * (stopped["updates"] // 5 + 2)))
-    stop(second, signal.SIGKILL)
-    assert second.wait() == -signal.SIGKILL
-    assert second.survivors(but_for=AGENTS) == []
-    killed_at = update_of(paths(checkpoints)[-1])
-    assert killed_at > stopped["updates"]
-
-    third = metagrad(*resumed(tiny_words, killed_at + 10))
-    assert third.wait() == 0, third.output
-    assert third.survivors() == []
-    assert f"at update {killed_at}" in third.output
-    expected = whole(metagrad, tiny_words, killed_at + 10, tmp_path)
+    second = metagrad(*resumed(tiny_words, stopped_at + 10))
+    assert second.wait() == 0, second.output
+    assert second.survivors() == []
+    assert f"at update {stopped_at}" in second.output
+    expected = whole(metagrad, tiny_words, stopped_at + 10, tmp_path)
     assert content(tmp_path / "run") == content(expected)
     assert summary_of(tmp_path / "run")["sampled"] == summary_of(expected)["sampled"]
-
-
-@pytest.mark.slow
-def test_a_killed_driver_leaves_no_process(metagrad: Metagrad, tiny_words: Words, tmp_path: Path) -> None:
-    command = metagrad(*tiny_words)
-    command.wait_for(checkpoint_path(tmp_path / "run" / "checkpoints", 5))
-    stop(command, signal.SIGKILL)
-    assert command.survivors(seconds=100) == []
 
 
 @pytest.mark.slow
