@@ -181,7 +181,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 2 refused before anything started. Any other fault keeps its traceback (exit code 1)."""
+    """Run one command; 0 done, 2 refused before anything started, 130 interrupted at once.
+
+    Any other fault keeps its traceback (exit code 1).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         match words:
@@ -203,6 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"metagrad: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before a run listens for it, or a second time while one stops
+        print("metagrad: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

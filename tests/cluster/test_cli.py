@@ -202,6 +202,15 @@ def test_every_command_has_help_and_version(command: str, capsys: Capture) -> No
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+def test_ctrl_c_outside_of_a_run_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_words: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "list", interrupted)
+    assert main(("list",)) == 130
+    assert capsys.readouterr().err == "metagrad: interrupted\n"
+
+
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
 def test_without_a_command_help_is_printed(words: Sequence[str], capsys: Capture) -> None:
     assert main(words) == 0
