@@ -1,9 +1,11 @@
 from experiments.atari import atari
+from metagrad.networks import NatureCnn
 
 
 def test_the_papers_settings() -> None:
     """Gradient-bias paper, G.3 and Table 4."""
     experiment = atari()
+    assert experiment.network == NatureCnn(hidden=512)
     assert (experiment.meta.n, experiment.meta.surrogate, experiment.outer.critic) == (3, "lvc", "inner")
     assert (experiment.environments, experiment.rollout_length) == (64, 5)
     declaration = experiment.learner.meta_parameters.declaration()

@@ -1,11 +1,13 @@
 from dataclasses import replace
 
 from experiments.snake import demo, snake_6x6
+from metagrad.networks import SnakeCnn
 
 
 def test_the_papers_settings() -> None:
     """Debiasing paper, Table 1 and Appendix C.2."""
     experiment = snake_6x6()
+    assert experiment.network == SnakeCnn(channels=32, policy_hidden=64, value_hidden=128)
     assert (experiment.env.rows, experiment.env.columns) == (6, 6)  # type: ignore[union-attr]
     assert (experiment.environments, experiment.rollout_length, experiment.meta.n) == (512, 5, 1)
     assert (experiment.outer.gamma, experiment.outer.lambda_, experiment.outer.critic) == (1.0, 1.0, "outer")
