@@ -157,6 +157,7 @@ def run(
         _opened(folder, experiment, is_resumed, progress.say) as restored,
     ):
         progress.say(f"run folder: {run_dir}")
+        progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
         keep_freed_memory()
         torch.set_num_threads(experiment.threads_of_learner(len(os.sched_getaffinity(0))))
         if restored is None:

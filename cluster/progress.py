@@ -32,6 +32,11 @@ class Progress:
         """One message that stays."""
         self._console.print(message, highlight=False, soft_wrap=True)
 
+    def begin(self, message: str) -> None:
+        """What the line says until the first update is done; terminals only."""
+        if self._live is not None:
+            self._live.update(Text(message))
+
     def show(
         self,
         update: int,

@@ -55,3 +55,10 @@ def test_a_terminal_gets_one_live_line_that_ends_with_an_error_too() -> None:
         fail()
     assert text(console).count("update 3/50") >= 1
     assert "\x1b[?25h" in text(console), "the cursor is shown again"
+
+
+def test_a_terminal_is_told_what_is_waited_for() -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=200)
+    with Progress(console, 5) as progress:
+        progress.begin("starting 2 actors")
+    assert "starting 2 actors" in text(console)
