@@ -122,6 +122,14 @@ class Experiment:
             "needs environments whose state can be copied; EnvPool and ALE cannot",
             "use --lookahead continue or separate",
         )
+        n = self.meta.n
+        require(
+            self.meta.strategy == "discard" or self.updates % n == 0,
+            "updates",
+            self.updates,
+            f"--meta.strategy sequential makes meta.n = {n} updates at a time",
+            f"use --updates {max(1, round(self.updates / max(1, n))) * n}",
+        )
         require(
             self.lookahead == "continue" or (self.meta.n > 0 and self.meta.strategy == "discard"),
             "lookahead",

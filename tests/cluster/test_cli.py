@@ -77,6 +77,10 @@ SNAKE, ATARI = ("train", "snake-6x6"), ("train", "atari")
         ((*SNAKE, "--meta.estimator", "mix", "--meta.kappa", "0"), r"meta.kappa = 0.0: must lie in \(0, 1\]"),
         ((*SNAKE, "--meta.surrogate", "dice"), r"meta.surrogate = 'dice': must be one of "),
         ((*SNAKE, "--meta.strategy", "sequential", "--meta.n", "0"), r"meta.strategy = 'sequential': "),
+        (
+            (*SNAKE, "--meta.strategy", "sequential", "--meta.n", "3", "--updates", "100"),
+            r"updates = 100: .* use --updates 99",
+        ),
         ((*SNAKE, "--optimizer.learning-rate", "0"), r"optimizer.learning_rate = 0.0: "),
         ((*SNAKE, "--optimizer.decay", "1"), r"optimizer.decay = 1.0: "),
         ((*SNAKE, "--meta.optimizer.learning-rate", "nan"), r"meta.optimizer.learning_rate = nan: "),

@@ -104,6 +104,6 @@ def tiny_words() -> tuple[str, ...]:
     """A tiny Snake run of two actors that would take hours; `--updates` given later wins."""
     return (
         *("train", "snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4"),
-        *("--rollout-length", "3", "--updates", "1000000", "--learner-threads", "1", "--log-every", "5"),
+        *("--rollout-length", "3", "--updates", "999999", "--learner-threads", "1", "--log-every", "5"),
         *("--checkpoint.every", "5", "--run-dir", "run"),
     )
