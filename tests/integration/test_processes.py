@@ -80,7 +80,7 @@ def test_a_colocated_run_stops_and_continues_bitwise(
     assert f"stopped by {number.name} at update {stopped['updates']}; continue with --resume" in first.output
     assert update_of(paths(tmp_path / "run" / "checkpoints")[-1]) == stopped["updates"]
 
-    until = stopped["updates"] + 20
+    until = stopped["updates"] + 21
     second = metagrad(*resumed(words, until))
     assert second.wait() == 0, second.output
     expected = whole(metagrad, words, until, tmp_path)
