@@ -41,7 +41,7 @@ class TrainOptions:
     run_dir: Path | None = None
     """The run's folder; None: runs/EXPERIMENT-seedS-TIME."""
     resume: bool = False
-    """Continue the run in --run-dir from its newest checkpoint; only --updates may change."""
+    """Continue the run in --run-dir from its newest checkpoint, with more --updates or on another device, say."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

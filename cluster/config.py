@@ -188,6 +188,11 @@ class Experiment:
         return self.environments * self.rollout_length
 
 
+OPERATIONAL_FIELDS = frozenset(
+    ("updates", "topology", "device", "actor_threads", "learner_threads", "log_every", "checkpoint", "faults")
+)
+"""How and how long a run is run, not what it computes: these may change when it is resumed."""
+
 CONFIG_TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (

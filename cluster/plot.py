@@ -1,18 +1,19 @@
 """Compare runs: return and every learnt meta-parameter along training, mean and spread over seeds."""
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cluster.config import CheckpointConfig, Experiment, FaultConfig, differences
+from cluster.config import OPERATIONAL_FIELDS, Experiment, differences, to_json
 from cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError, require
 
 _RETURN = "episode/return_mean"
+_NOT_COMPARED = OPERATIONAL_FIELDS | {"seed", "actors", "description"}
 
 
 class Curve(NamedTuple):
@@ -61,39 +62,28 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
 
 def group_runs(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs by what distinguishes them beside seed, length and the machine they ran on; label to folders."""
-    by_kind: dict[Experiment, list[Path]] = defaultdict(list)
+    by_kind: dict[str, list[Path]] = defaultdict(list)
+    kinds: dict[str, Experiment] = {}
     for folder in run_dirs:
-        by_kind[_kind(RunFolder(folder).experiment())].append(folder)
-    kinds = list(by_kind)
-    varying = {field for kind in kinds for field, *_ in differences(kinds[0], kind)}
-    return {_label(kind, sorted(varying)): folders for kind, folders in by_kind.items()}
+        experiment = RunFolder(folder).experiment()
+        tree = {name: value for name, value in to_json(experiment).items() if name not in _NOT_COMPARED}
+        key = json.dumps(tree)
+        kinds.setdefault(key, experiment)
+        by_kind[key].append(folder)
+    first = next(iter(kinds.values()))
+    varying = {field for kind in kinds.values() for field, *_ in differences(first, kind)}
+    compared = sorted(field for field in varying if field.partition(".")[0] not in _NOT_COMPARED | {"name"})
+    return {_label(kinds[key], compared): folders for key, folders in by_kind.items()}
 
 
-def _kind(experiment: Experiment) -> Experiment:
-    return replace(
-        experiment,
-        seed=0,
-        updates=1,
-        actors=1,
-        actor_threads=1,
-        learner_threads=None,
-        topology="ray",
-        device="auto",
-        log_every=1,
-        checkpoint=CheckpointConfig(),
-        faults=FaultConfig(),
-    )
-
-
-def _label(kind: Experiment, varying: Sequence[str]) -> str:
+def _label(kind: Experiment, fields: Sequence[str]) -> str:
     def value(field: str) -> object:
         found: object = kind
         for name in field.split("."):
             found = getattr(found, name, "-")
         return found
 
-    values = [f"{field} = {value(field)}" for field in varying if field not in ("name", "description")]
-    return ", ".join([kind.name, *values])
+    return ", ".join([kind.name, *(f"{field} = {value(field)}" for field in fields)])
 
 
 def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Experiment, differences, from_json, to_json
+from cluster.config import OPERATIONAL_FIELDS, Experiment, differences, from_json, to_json
 from metagrad.errors import ConfigurationError, require
 
 
@@ -74,17 +74,17 @@ class RunFolder:
         return experiment
 
     def open_resumed(self, experiment: Experiment) -> None:
-        """Take up the run in this folder; only the number of updates may differ from what it was started with.
+        """Take up the run in this folder; only how it is run may differ from what it was started with.
 
         Raises:
             ConfigurationError: another field differs.
         """
         for field, old, new in differences(self.experiment(), experiment):
             require(
-                field == "updates",
+                field.partition(".")[0] in OPERATIONAL_FIELDS,
                 field,
                 new,
-                f"the run in {self.path} was started with {old!r}, and only --updates may change on --resume",
+                f"the run in {self.path} was started with {old!r}, which --resume cannot change",
                 "leave it out, or start another run",
             )
         self._write(self._config, to_json(experiment))

@@ -128,10 +128,13 @@ def trained(workplace: Path, capsys: Capture) -> Path:
     ("words", "expected"),
     [
         ((*SNAKE, *TINY, "--run-dir", "a run"), r"run-dir = 'a run': already holds a run; continue it with --resume"),
-        ((*SNAKE, "--run-dir", "a run", "--resume", "--seed", "3"), r"seed = 3: .*started with 0, and only --updates"),
+        (
+            (*SNAKE, "--run-dir", "a run", "--resume", "--seed", "3"),
+            r"seed = 3: .*started with 0, which --resume cannot",
+        ),
         (
             (*SNAKE, "--run-dir", "a run", "--resume", "--meta.n", "3"),
-            r"meta.n = 3: .*started with 1, and only --updates may change",
+            r"meta.n = 3: .*started with 1, which --resume cannot change",
         ),
         (
             ("train", "demo", "--run-dir", "a run", "--resume"),

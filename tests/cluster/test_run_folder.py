@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Experiment
+from cluster.config import CheckpointConfig, Experiment
 from cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
 
@@ -62,15 +62,16 @@ def test_no_config_no_run(tmp_path: Path) -> None:
         RunFolder(tmp_path / "absent").experiment()
 
 
-def test_only_the_number_of_updates_may_change(tiny: Tiny, tmp_path: Path) -> None:
+def test_only_how_and_how_long_it_is_run_may_change(tiny: Tiny, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.open_new(tiny())
-    folder.open_resumed(tiny(updates=99))
-    assert folder.experiment().updates == 99
-    other = replace(tiny(updates=99), optimizer=replace(tiny().optimizer, learning_rate=0.5))
+    changed = tiny(updates=99, device="cuda:7", log_every=3, checkpoint=CheckpointConfig(every=7))
+    folder.open_resumed(changed)
+    assert folder.experiment() == changed
+    other = replace(changed, optimizer=replace(tiny().optimizer, learning_rate=0.5))
     with pytest.raises(ConfigurationError, match=r"^optimizer.learning_rate = 0.5: .*was started with 0.0005"):
         folder.open_resumed(other)
-    assert folder.experiment() == tiny(updates=99)
+    assert folder.experiment() == changed
 
 
 def test_files_are_replaced_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
