@@ -190,12 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match words:
             case [] | ["--help" | "-h", *_]:
                 print(_HELP)
-            case ["--version", *_]:
+            case _ if "--version" in words:
                 print(version("metagrad"))
             case [command, *rest] if command in COMMANDS:
-                if rest[:1] in (["--version"],):
-                    print(version("metagrad"))
-                elif rest[:1] in (["--help"], ["-h"]) and command not in ("eval", "plot"):
+                if rest[:1] in (["--help"], ["-h"]) and command not in ("eval", "plot"):
                     print(_HELP)
                     list_command([])
                 else:

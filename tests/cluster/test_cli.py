@@ -206,6 +206,7 @@ def test_every_command_has_help_and_version(command: str, capsys: Capture) -> No
         assert "usage: metagrad" in output.out
         assert output.err == ""
     assert end((command, "--version")) == 0
+    assert end((command, "demo", "--version")) == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
