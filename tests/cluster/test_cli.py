@@ -205,9 +205,9 @@ def test_every_command_has_help_and_version(command: str, capsys: Capture) -> No
         output = capsys.readouterr()
         assert "usage: metagrad" in output.out
         assert output.err == ""
-    assert end((command, "--version")) == 0
-    assert end((command, "demo", "--version")) == 0
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+    for words in ((command, "--version"), (command, "demo", "--version")):
+        assert end(words) == 0
+        assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 def test_ctrl_c_outside_of_a_run_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
