@@ -82,7 +82,7 @@ class Experiment:
     device: str = "auto"
     """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
     learner_threads: int | None = None
-    """CPU threads of the learner; None: the machine's cores less those of the actors (ray), or all (colocated)."""
+    """CPU threads of the learner; None: all cores of its machine, since in lockstep actors rest while it works."""
     log_every: int = 10
     """Updates between two rows of scalars."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -171,16 +171,6 @@ class Experiment:
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
         return self.outer.critic == "outer"
-
-    def threads_of_learner(self, cores: int) -> int:
-        """CPU threads for the learner on a machine of so many cores.
-
-        Threads that share cores with other busy processes wait for each other at every operation: two of them on two
-        cores beside two actors ran up to ten times slower than one.
-        """
-        if self.learner_threads is not None:
-            return self.learner_threads
-        return cores if self.topology == "colocated" else max(1, cores - self.actors * self.actor_threads)
 
     @property
     def steps_per_rollout(self) -> int:

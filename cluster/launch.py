@@ -159,7 +159,7 @@ def run(
         progress.say(f"run folder: {run_dir}")
         progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
         keep_freed_memory()
-        torch.set_num_threads(experiment.threads_of_learner(len(os.sched_getaffinity(0))))
+        torch.set_num_threads(experiment.learner_threads or len(os.sched_getaffinity(0)))
         if restored is None:
             state = init_state(agent, experiment.seed, device)
         else:
