@@ -136,6 +136,45 @@ def test_eta_moves_by_the_meta_optimizer_on_the_reference_gradient(
     assert_same_optimizer(new.meta_optimizer, meta_optimizer)
 
 
+@pytest.mark.parametrize("strategy", ["discard", "sequential"])
+def test_the_meta_optimizer_goes_on_from_its_own_state(make_agent: MakeAgent, sampler: Any, strategy: str) -> None:
+    agent = make_agent(n=2, strategy=strategy)
+    state = init_state(agent, 0, CPU)
+    eta, meta_optimizer = state.eta, state.meta_optimizer
+    for updates in range(1, 4):
+        state, metrics = meta_update(agent, state, sampler)
+        gradient = torch.tensor(metrics.meta_gradient)
+        eta, meta_optimizer = agent.meta_optimizer.update(gradient, meta_optimizer, eta, eta)
+        assert torch.equal(state.eta, eta)
+        assert_same_optimizer(state.meta_optimizer, meta_optimizer)
+        assert state.meta_optimizer.count == updates
+
+
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        ({"product": "retain"}, True),
+        ({"product": "recompute"}, False),
+        ({"is_learnt": False}, False),
+        ({"n": 0}, False),
+    ],
+)
+def test_graphs_are_kept_only_where_a_product_needs_them(
+    make_agent: MakeAgent, sampler: Any, monkeypatch: pytest.MonkeyPatch, changes: Any, keeps: bool
+) -> None:
+    gradients = []
+
+    def recorded(*arguments: Any, **named: Any) -> Any:
+        update = inner_update(*arguments, **named)
+        gradients.append(update.step.gradient)
+        return update
+
+    monkeypatch.setattr("learner.step.inner_update", recorded)
+    agent = make_agent(**{"n": 3} | changes)
+    meta_update(agent, init_state(agent, 0, CPU), sampler)
+    assert [gradient.requires_grad for gradient in gradients] == [keeps] * max(1, agent.meta.n)
+
+
 def test_with_nothing_learnt_there_is_no_meta_gradient(make_agent: MakeAgent, sampler: Any) -> None:
     agent = make_agent(is_learnt=False, n=2)
     state = init_state(agent, 0, CPU)
@@ -157,7 +196,10 @@ def test_metrics_are_those_of_the_real_update_and_of_the_weighted_outer_losses(
     for weight, theta, batch in zip(agent.weights, sampler.thetas[1:], [trajectory(1), trajectory(2)], strict=True):
         value, mean = agent.outer_loss(theta, batch)
         outer, advantage = outer + weight * value.item(), advantage + weight * mean.item()
+    theta = state.theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(agent.problem.loss(theta, state.eta, trajectory(0))[0], theta)
     expected = {
+        "norm/gradient": gradient.norm().item(),
         "loss/inner": loss.item(),
         "loss/policy": inner.policy_loss.item(),
         "loss/value": inner.value_loss.item(),
@@ -211,3 +253,14 @@ def test_a_non_finite_quantity_is_named_with_its_update(
 
     with pytest.raises(NonFinite, match=rf"^{name} became \S+ at update 2$"):
         meta_update(agent, state, broken)
+
+
+def test_an_overflow_is_no_nan_and_ends_the_run_too(make_agent: MakeAgent, sampler: Any) -> None:
+    agent = make_agent(n=0)
+
+    def large(snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
+        batch: Trajectory = sampler(snapshot, lookahead_step)
+        return batch._replace(reward=torch.full_like(batch.reward, 1e25), valid=torch.ones_like(batch.valid))
+
+    with pytest.raises(NonFinite, match=r"^loss/inner became inf at update 1$"):
+        meta_update(agent, init_state(agent, 0, CPU), large)
