@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actors import policy
 from actors.envs import EnvironmentConfig, make_environment
-from actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment
+from actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
 from metagrad.networks import Network, NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
@@ -65,12 +65,12 @@ class Pool:
         return own | {f"environment/{name}": x for name, x in self.environment.snapshot().items()}
 
     def load_state(self, state: State) -> None:
-        """Continue from `state()`."""
+        """Continue from `state()`; bitwise, if it comes from the same kind of device."""
         assert isinstance(self.environment, SnapshotEnvironment)
         prefix = "environment/"
         self.environment.restore({k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)})
         self.observation = self.environment.observe()
-        self.generator.set_state(state["policy_generator"])
+        continue_stream(self.generator, state["policy_generator"])
         self.episode_return = state["episode_return"].to(self.episode_return.device)
         self.episode_length = state["episode_length"].to(self.episode_length.device)
         self.steps_done = int(state["steps_done"])

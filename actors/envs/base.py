@@ -13,7 +13,7 @@ Autoreset is one of two, and is the environment's own property (see docs/convent
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 
@@ -42,6 +42,15 @@ class EnvironmentStep(NamedTuple):
     valid: Bool[Tensor, "B"]  # False: this step only reset, it enters no loss, no return, no count
     raw_reward: Float[Tensor, "B"]  # the game's own score, for statistics and evaluation
     is_episode_end: Bool[Tensor, "B"]  # the full-life episode ended here
+
+
+def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -> None:
+    """Go on from another generator's `get_state()`, where both draw in the same way.
+
+    CPU and CUDA do not: of a checkpoint from the other kind of device nothing can be taken, and the own stream goes on.
+    """
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state.to("cpu", copy=True))
 
 
 class Environment(Protocol):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec, EnvironmentStep
+from actors.envs.base import EnvironmentSpec, EnvironmentStep, continue_stream
 from metagrad.errors import require
 
 ACTION_NAMES = ("up", "right", "down", "left")
@@ -250,7 +250,7 @@ class Snake:
         device = self.spec.device
         self._state = SnakeState(**{name: snapshot[name].to(device, copy=True) for name in expected._fields})
         if "generator" in snapshot:
-            self._generator.set_state(snapshot["generator"].to("cpu", copy=True))
+            continue_stream(self._generator, snapshot["generator"])
 
     def close(self) -> None:
         """Drop the games."""

@@ -441,6 +441,24 @@ def test_loaded_state_continues_bitwise(lookahead):
     assert sum(len(step.episodes.returns) for step in expected) > 0
 
 
+def test_state_from_another_kind_of_device_continues_the_games_with_own_random_streams():
+    setup = replace(SETUP, lookahead="separate")
+    snapshot = snapshot_of(setup)
+    actor = Actor(setup)
+    before = actor.rollout(snapshot, 0)
+    cuda = torch.zeros(16, dtype=torch.uint8)  # seed and offset: all that a CUDA generator's state is
+    state = {name: cuda if name.endswith("generator") else x for name, x in actor.state().items()}
+    assert sum(x is cuda for x in state.values()) == 4
+    other, fresh = Actor(replace(setup, seed=(99, 0, 0))), Actor(replace(setup, seed=(99, 0, 0)))
+    other.load_state(state)
+    assert torch.equal(other.rollout(snapshot, 0).trajectory.observation[0], before.trajectory.observation[-1])
+    other.load_state(state)
+    fresh.rollout(snapshot, 0)
+    for name, x in fresh.state().items():
+        if name.endswith("generator"):
+            assert torch.equal(x, other.state()[name]), name
+
+
 def test_atari_has_no_state_to_load():
     setup = replace(SETUP, environment=PONG, network=SMALL_NATURE_CNN, batch_size=2, lookahead="separate")
     actor = Actor(setup)
