@@ -73,6 +73,7 @@ class RmsPropConfig(_OptimizerConfig):
     def __post_init__(self) -> None:
         _OptimizerConfig.__post_init__(self)
         _check_rates(self, ("decay",), ("eps", "eps_root"))
+        _check_floor(self)
 
     def build(self) -> Optimizer:
         """The differentiable optimizer."""
@@ -92,6 +93,7 @@ class AdamConfig(_OptimizerConfig):
     def __post_init__(self) -> None:
         _OptimizerConfig.__post_init__(self)
         _check_rates(self, ("beta1", "beta2"), ("eps", "eps_root"))
+        _check_floor(self)
 
     def build(self) -> Optimizer:
         """The differentiable optimizer."""
@@ -110,6 +112,12 @@ def _check_rates(
     for name in floors:
         value = getattr(config, name)
         require(0 <= value < math.inf, f"optimizer.{name}", value, "must be 0 or more", "choose a small number or 0")
+
+
+def _check_floor(config: RmsPropConfig | AdamConfig) -> None:
+    """Without any floor a parameter that has had no gradient yet (a dead unit) is divided 0 by 0."""
+    floors = (config.eps, config.eps_root)
+    require(any(floors), "optimizer.eps, eps_root", floors, "must not both be 0", "give one of them a small number")
 
 
 OptimizerConfig = SgdConfig | RmsPropConfig | AdamConfig

@@ -22,6 +22,8 @@ NAN = float("nan")
         (RmsPropConfig, {"learning_rate": 0.1, "decay": 1.0}, "decay"),
         (RmsPropConfig, {"learning_rate": 0.1, "eps": -1.0}, "eps"),
         (RmsPropConfig, {"learning_rate": 0.1, "eps_root": NAN}, "eps_root"),
+        (RmsPropConfig, {"learning_rate": 0.1, "eps_root": 0.0}, "eps_root"),
+        (AdamConfig, {"learning_rate": 0.1, "eps": 0.0}, "eps_root"),
         (AdamConfig, {"learning_rate": 0.1, "annealing_updates": 0}, "annealing_updates"),
         (AdamConfig, {"learning_rate": 0.1, "max_gradient_norm": 0.0}, "max_gradient_norm"),
         (AdamConfig, {"learning_rate": 0.1, "max_gradient_norm": NAN}, "max_gradient_norm"),
@@ -38,7 +40,7 @@ NAN = float("nan")
     ],
 )
 def test_wrong_values_are_refused_with_field_and_value(kind: Any, fields: dict[str, Any], field: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"^\S*{field}\S* = .*: .*; .*$"):
+    with pytest.raises(ConfigurationError, match=rf"^[^=]*{field}\S* = .*: .*; .*$"):
         kind(**fields)
 
 
