@@ -122,6 +122,14 @@ class Experiment:
             "needs environments whose state can be copied; EnvPool and ALE cannot",
             "use --lookahead continue or separate",
         )
+        annealing = self.optimizer.annealing_updates
+        require(
+            annealing is None or annealing >= self.updates,
+            "updates",
+            self.updates,
+            f"the step size is 0 from update {annealing} on (optimizer.annealing_updates), nothing would be learnt",
+            f"use --updates {annealing} or fewer, or raise --optimizer.annealing-updates",
+        )
         n = self.meta.n
         require(
             self.meta.strategy == "discard" or self.updates % n == 0,

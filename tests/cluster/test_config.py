@@ -62,6 +62,7 @@ ATARI = {"env": AtariConfig(), "network": NatureCnn()}
         ({"environments": 0}, "environments"),
         ({"rollout_length": 0}, "rollout_length"),
         ({"updates": 0}, "updates"),
+        ({"updates": 6, "optimizer": SgdConfig(learning_rate=0.1, annealing_updates=5)}, "updates"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"log_every": 0}, "log_every"),
