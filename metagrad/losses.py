@@ -91,7 +91,7 @@ def inner_loss(
     γ(η), λ(η) over ⊥V, G' the λ'-return under γ' over ⊥V'. Means are over valid steps.
 
     Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
-    of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§5.2).
+    of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
     """
     heads: tuple[Head, ...] = ("logits", "value") + (("outer_value",) if outer.uses_outer_critic else ())
     outputs = forward(network, theta, trajectory, heads)

@@ -19,8 +19,8 @@ def lambda_returns(
     terminal) and λ_t = λ (0 if the episode ends at step t in either way: a truncated step bootstraps from its true
     successor's value, and nothing of the next episode enters). λ = 1: bootstrapped T-step return; λ = 0: one-step TD.
 
-    Rows that only reset an environment (`valid` False in the trajectory) get a number that no other row uses, since the
-    row before them is an episode's end; the losses leave them out.
+    Rows in which the policy did not choose (`valid` False in the trajectory) get a number too, which the losses leave
+    out. After an episode's end no other row uses it; in the middle of one (a forced FIRE) the rows before it do.
 
     Source: Sutton & Barto (2018) eq. 12.20; the targets g_η of "One Step at a Time" (eq. 3, Table 2).
     """

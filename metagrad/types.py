@@ -27,7 +27,7 @@ class Trajectory(NamedTuple):
     reward: Float[Tensor, "T B"]  # what the learner is fed
     is_terminal: Bool[Tensor, "T B"]  # no value beyond step t
     is_truncated: Bool[Tensor, "T B"]  # cut at step t; observation[t+1] is the true successor
-    valid: Bool[Tensor, "T B"]  # False: the step only reset an environment
+    valid: Bool[Tensor, "T B"]  # False: the policy did not choose (a reset, a forced FIRE)
     behaviour_log_prob: Float[Tensor, "T B"]  # log μ(action | observation) in nats
     policy_version: int  # version of the parameters that acted
 
