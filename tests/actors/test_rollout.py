@@ -402,6 +402,21 @@ def test_actors_purposes_and_incarnations_play_different_games():
             assert not torch.equal(first.action, second.action)
 
 
+def test_games_and_policies_draw_from_streams_of_their_own(monkeypatch):
+    seeds = []
+    make = rollout.make_environment
+
+    def recorded(config, batch_size, seed, *others):
+        seeds.append(seed)
+        return make(config, batch_size, seed, *others)
+
+    monkeypatch.setattr(rollout, "make_environment", recorded)
+    for index in range(3):
+        actor = Actor(replace(SETUP, index=index, lookahead="separate"))
+        seeds += [pool.generator.initial_seed() for pool in (actor._real, actor._lookahead)]
+    assert len(set(seeds)) == len(seeds) == 12
+
+
 def test_environments_of_one_actor_play_different_games():
     trajectory = Actor(replace(SETUP, rollout_length=20)).rollout(snapshot_of(SETUP), 0).trajectory
     games = trajectory.observation.transpose(0, 1).flatten(1)
