@@ -402,6 +402,15 @@ def test_actors_purposes_and_incarnations_play_different_games():
             assert not torch.equal(first.action, second.action)
 
 
+def test_actors_train_on_lives():
+    setup = replace(SETUP, environment=BREAKOUT, network=SMALL_NATURE_CNN, batch_size=4, lookahead="continue")
+    actor = Actor(replace(setup, rollout_length=80))
+    trajectory, episodes = actor.rollout(snapshot_of(setup), 0)[:2]
+    assert len(episodes.returns) == 0
+    assert trajectory.is_terminal.any(), "a lost life is terminal for the learner, the game goes on"
+    actor.close()
+
+
 def test_games_and_policies_draw_from_streams_of_their_own(monkeypatch):
     seeds = []
     make = rollout.make_environment
