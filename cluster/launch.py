@@ -174,6 +174,11 @@ def run(
             if restored is not None:
                 training.load(restored.tree, state)
                 progress.say(f"resumed from {restored.path} at update {state.update}")
+                if restored.tree["device"] != device.type:
+                    progress.say(
+                        f"on {device.type} now, {restored.tree['device']} before: random streams of environments that "
+                        "live there start afresh"
+                    )
             try:
                 training.run(stop)
             finally:

@@ -146,6 +146,7 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint of the present state."""
         tree = {
+            "device": self.state.theta.device.type,
             "learner": to_tree(self.state),
             "actors": self.actors.states(),
             "counters": self.counters._asdict(),

@@ -11,7 +11,7 @@ from actors.envs.atari import AtariConfig
 from cluster.config import CheckpointConfig, Experiment
 from cluster.launch import actor_setups, default_run_dir, resolve_device, restore, run
 from cluster.run_folder import RunFolder
-from learner.checkpoint import paths
+from learner.checkpoint import load, paths
 from metagrad.errors import ConfigurationError
 from metagrad.networks import NatureCnn
 
@@ -130,3 +130,17 @@ def test_a_refused_run_gives_its_folder_back(
     with pytest.raises(ConfigurationError, match=r"^RAY_ADDRESS = '127.0.0.1:1': no Ray cluster answers there"):
         run(tiny(topology="ray"), tmp_path / "run", False, console)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_that_changes_its_kind_of_device_is_told_what_starts_afresh(
+    tiny: Tiny, console: Console, tmp_path: Path, device: str
+) -> None:
+    run(tiny(updates=2), tmp_path, False, console)
+    path = paths(tmp_path / "checkpoints")[-1]
+    tree = load(path)
+    assert tree["device"] == "cpu"
+    torch.save(tree | {"device": device}, path)
+    run(tiny(updates=4), tmp_path, True, console)
+    is_told = "on cpu now, cuda before: random streams" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert is_told == (device == "cuda")
