@@ -31,7 +31,7 @@ def lvc(log_prob: Float[Tensor, "T B"]) -> Float[Tensor, "T B"]:
 
     The loss value is that of a constant 1 per step; only its derivatives carry meaning.
 
-    Source: Rothfuss et al. (2019) "ProMP" eq. 10; "A Theoretical Understanding of Gradient Bias in Meta-RL", §4.4, 5.3.
+    Source: Rothfuss et al. (2019), "ProMP"; "A Theoretical Understanding of Gradient Bias in Meta-RL", §4.4, 5.3.
     """
     return torch.exp(log_prob - autodiff.stop_gradient(log_prob))
 
