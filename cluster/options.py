@@ -55,7 +55,10 @@ def _columns(width: int):  # type: ignore[no-untyped-def]
 
 def _python_name(word: str) -> str:
     """`--outer.lambda` as the dataclass spells it (lambda is a keyword)."""
-    return re.sub(r"(?<=[.-])lambda(?=$|\.|=)", "lambda_", word) if word.startswith("--") else word
+    field, is_given, value = word.partition("=")
+    if not field.startswith("--"):
+        return word
+    return re.sub(r"(?<=[.-])lambda(?=$|\.)", "lambda_", field) + is_given + value
 
 
 def _one_line(complaint: str, words: Sequence[str], program: str) -> str:

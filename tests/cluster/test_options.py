@@ -38,6 +38,12 @@ def test_words_change_fields_at_any_depth() -> None:
 def test_lambda_is_an_option_though_a_keyword(word: str) -> None:
     assert snake(word, "0.5").outer.lambda_ == 0.5
     assert snake("--meta-parameters.lambda.initial", "0.5").meta_parameters.lambda_.initial == 0.5
+    assert snake("--meta-parameters.lambda.initial=0.5").meta_parameters.lambda_.initial == 0.5
+
+
+def test_lambda_stays_in_a_value() -> None:
+    assert snake("--device=a-lambda").device == "a-lambda"
+    assert snake("--device", "a.lambda").device == "a.lambda"
 
 
 @pytest.mark.parametrize(
