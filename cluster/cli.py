@@ -137,7 +137,7 @@ def train_command(words: Sequence[str]) -> None:
         f'look at it: {_sibling("tensorboard")} --logdir "{run_dir}"',
         f'play it:    {_sibling("metagrad")} eval "{run_dir}" --record',
     )
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    print("\n".join(lines))
 
 
 def _sibling(program: str) -> str:

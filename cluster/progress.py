@@ -30,7 +30,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """One message that stays."""
-        self._console.print(message, highlight=False, soft_wrap=True)
+        self._console.print(Text(message), soft_wrap=True)  # Text: a path's [brackets] are no markup
 
     def begin(self, message: str) -> None:
         """What the line says until the first update is done; terminals only."""
@@ -58,4 +58,4 @@ class Progress:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif is_last or now - self._last_plain >= _SECONDS_BETWEEN_PLAIN_LINES:
             self._last_plain = now
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(Text(line), soft_wrap=True)

@@ -42,6 +42,13 @@ def test_messages_stay_and_are_never_wrapped(console: Console) -> None:
     assert text(console) == "x" * 300 + "\n"
 
 
+@pytest.mark.parametrize("message", ["run folder: a[/b]c", "run folder: [bold]x:smile:", "[Errno 2] of [red]"])
+def test_messages_are_no_markup(console: Console, message: str) -> None:
+    with Progress(console, 5) as progress:
+        progress.say(message)
+    assert text(console) == message + "\n"
+
+
 def test_a_terminal_gets_one_live_line_that_ends_with_an_error_too() -> None:
     console = Console(file=StringIO(), width=100, force_terminal=True)
 
