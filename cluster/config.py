@@ -2,7 +2,8 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -222,16 +223,33 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(tree: Any) -> Any:
-    """Inverse of `to_json`; only the types listed here can come out of it.
+    """Inverse of `to_json`; only the types listed here can come out of it, each field of the type it declares.
 
     Raises:
-        ConfigurationError: an unknown type, or a value that the type refuses.
+        ConfigurationError: an unknown type, or a value of another type than its field's, or that the field refuses.
     """
     if not isinstance(tree, dict):
         return tree
     name = tree.get("type")
     require(name in CONFIG_TYPES, "config.json type", name, "is no configuration type", "was it written by metagrad?")
-    return CONFIG_TYPES[str(name)](**{key: from_json(value) for key, value in tree.items() if key != "type"})
+    kind = CONFIG_TYPES[str(name)]
+    fields = {key: from_json(value) for key, value in tree.items() if key != "type"}
+    for key, hint in get_type_hints(kind).items():
+        if key in fields:
+            expected = f"must be {getattr(hint, '__name__', hint)}".replace("typing.", "")
+            require(_is_a(fields[key], hint), f"{name}.{key}", fields[key], expected, "correct it in config.json")
+    return kind(**fields)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """True for a value that a field of this declared type may hold; JSON writes 1.0 as 1 at will."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_is_a(value, member) for member in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

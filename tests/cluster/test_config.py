@@ -51,6 +51,43 @@ def test_a_value_that_its_type_refuses_does_not_come_out_of_json(tiny: Tiny) -> 
         from_json(tree)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("topology",), "cluster"),
+        (("lookahead",), None),
+        (("updates",), 2.5),
+        (("updates",), True),
+        (("learner_threads",), 1.5),
+        (("device",), 3),
+        (("meta",), None),
+        (("meta",), {"type": "SnakeConfig"}),
+        (("meta", "estimator"), "x"),
+        (("meta", "n"), "1"),
+        (("optimizer",), {"type": "Mlp", "hidden": 3}),
+        (("outer", "critic"), ["outer"]),
+        (("meta_parameters", "gamma", "is_learnt"), 1),
+        (("network", "channels"), 1.5),
+        (("checkpoint",), 500),
+    ],
+)
+def test_a_value_of_another_type_does_not_come_out_of_json(tiny: Tiny, path: tuple[str, ...], value: Any) -> None:
+    tree = to_json(tiny())
+    owner = tree
+    for name in path[:-1]:
+        owner = owner[name]
+    assert path[-1] in owner
+    owner[path[-1]] = value
+    with pytest.raises(ConfigurationError, match=rf"^\w+\.{path[-1]} = .*: must be .*; correct it in config.json$"):
+        from_json(tree)
+
+
+def test_json_may_write_whole_numbers_for_real_ones(tiny: Tiny) -> None:
+    tree = to_json(tiny())
+    tree["outer"]["gamma"] = 1
+    assert from_json(tree).outer.gamma == 1.0
+
+
 ATARI = {"env": AtariConfig(), "network": NatureCnn()}
 
 
