@@ -49,7 +49,8 @@ class FaultConfig:
     """Replacements in a row, with no rollout from that actor in between, after which the run ends."""
 
     def __post_init__(self) -> None:
-        require(self.rollout_seconds > 0, "faults.rollout_seconds", self.rollout_seconds, "must be > 0", "raise it")
+        seconds = self.rollout_seconds
+        require(0 < seconds <= 86_400, "faults.rollout_seconds", seconds, "must lie in (0, 86400]", "a day is the most")
         restarts = self.restarts_without_progress
         require(restarts >= 0, "faults.restarts_without_progress", restarts, "must be 0 or more", "raise it")
 
@@ -105,13 +106,20 @@ class Experiment:
             "a rollout has at least one step",
             "raise it",
         )
+        require(
+            self.steps_per_rollout < 2**31,
+            "environments x rollout_length",
+            f"{self.environments} x {self.rollout_length}",
+            "must be below 2^31 steps",
+            "lower one of them",
+        )
         require(self.updates >= 1, "updates", self.updates, "must be at least 1", "raise it")
         require(
             0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)", "use a smaller non-negative integer"
         )
         require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1 update", "raise it")
         for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
-            require(threads is None or threads >= 1, name, threads, "must be at least 1", "raise it")
+            require(threads is None or 1 <= threads <= 1_024, name, threads, "must lie in [1, 1024]", "change it")
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -148,7 +156,8 @@ class Experiment:
         )
         for f in dataclasses.fields(self.network):
             size = getattr(self.network, f.name)
-            require(size >= 1, f"network.{f.name}", size, "a layer has at least one unit", "raise it")
+            rule = "a layer has at least one unit, and at most 2^20"
+            require(1 <= size <= 2**20, f"network.{f.name}", size, rule, "change it")
         network = type(self.network).__name__
         require(
             not isinstance(self.network, NatureCnn) or is_atari,

@@ -182,6 +182,12 @@ class MetaParametersConfig:
     value_coefficient: MetaParameter
     entropy_coefficient: MetaParameter
 
+    def __post_init__(self) -> None:
+        for name, rate in (("gamma", self.gamma), ("lambda", self.lambda_)):
+            bounds = (rate.low, rate.high)
+            rule = "its low and high must lie in [0, 1], outside of which returns grow without bound"
+            require(rate.low >= 0 and rate.high <= 1, f"meta_parameters.{name}", bounds, rule, "move them inside")
+
     def declaration(self) -> dict[str, MetaParameter]:
         """Name to declaration, in the order of η."""
         return {

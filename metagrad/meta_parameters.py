@@ -21,6 +21,8 @@ class MetaParameter:
     is_learnt: bool = True
 
     def __post_init__(self) -> None:
+        for name, bound in (("low", self.low), ("high", self.high)):
+            require(math.isfinite(bound), f"meta_parameters.*.{name}", bound, "must be finite", "choose a number")
         require(self.low < self.high, "meta_parameters.*.low", self.low, f"must be below high = {self.high}", "swap")
         if self.is_learnt:
             require(

@@ -51,6 +51,10 @@ class AtariConfig:
         require(
             self.stack_size >= 1, "env.stack_size", self.stack_size, "at least 1", "1 shows the present screen only"
         )
+        for name in ("no_op_max", "frame_skip", "frame_size", "stack_size", "max_episode_steps"):
+            # The backends count in 32 bits and give screens of 210 x 160 pixels.
+            most = 2**31 - 1 if name == "max_episode_steps" else 1_000
+            require(getattr(self, name) <= most, f"env.{name}", getattr(self, name), f"at most {most}", "lower it")
         sticky = self.sticky_action_probability
         require(0 <= sticky < 1, "env.sticky_action_probability", sticky, "in [0, 1)", "0 never repeats an action")
         require(

@@ -21,6 +21,8 @@ from metagrad.errors import require
 ACTION_NAMES = ("up", "right", "down", "left")
 MAX_CELLS = torch.iinfo(torch.int16).max  # `body_state` counts up to the snake's length in int16
 
+MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnakeConfig:
@@ -35,6 +37,8 @@ class SnakeConfig:
             value = getattr(self, name)
             is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             require(is_count, f"env.{name}", value, "must be a whole number of at least 1", f"raise env.{name}")
+        rule = "steps are counted in 32 bits"
+        require(self.time_limit <= MAX_STEPS, "env.time_limit", self.time_limit, rule, f"use at most {MAX_STEPS}")
         board = f"{self.rows} x {self.columns}"
         rule = f"the board must have 2 to {MAX_CELLS} cells (head and first fruit need one each)"
         require(2 <= self.cells <= MAX_CELLS, "env.rows x env.columns", board, rule, "change env.rows or env.columns")

@@ -32,6 +32,8 @@ def test_an_unknown_game_that_is_like_no_other_is_refused_with_examples():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        *((name, 1_001) for name in ("no_op_max", "frame_skip", "frame_size", "stack_size")),
+        ("max_episode_steps", 2**31),
         ("no_op_max", 0),
         ("frame_skip", 1),
         ("frame_size", 0),

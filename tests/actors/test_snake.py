@@ -194,6 +194,7 @@ def test_action_that_does_not_exist_is_an_error(action):
         ({"rows": 0}, "env.rows"),
         ({"columns": -3}, "env.columns"),
         ({"time_limit": 0}, "env.time_limit"),
+        ({"time_limit": 2**31}, "env.time_limit"),
         ({"rows": True}, "env.rows"),
         ({"rows": 1, "columns": 1}, "env.rows x env.columns"),
         ({"rows": 200, "columns": 200}, "env.rows x env.columns"),

@@ -110,6 +110,9 @@ ATARI = {"env": AtariConfig(), "network": NatureCnn()}
         ({"lookahead": "fork"} | ATARI, "lookahead"),
         ({"network": NatureCnn()}, "network"),
         ({"network": SnakeCnn(channels=0)}, "network.channels"),
+        ({"network": SnakeCnn(channels=2**20 + 1)}, "network.channels"),
+        ({"learner_threads": 1_025}, "learner_threads"),
+        ({"rollout_length": 2**29}, "environments x rollout_length"),
         (ATARI | {"network": SnakeCnn()}, "network"),
         (ATARI | {"env": AtariConfig(frame_size=35)}, "env.frame_size"),
     ],
@@ -126,6 +129,7 @@ def test_wrong_values_and_combinations_are_refused(tiny: Tiny, changes: dict[str
         (CheckpointConfig, {"keep": 0}),
         (FaultConfig, {"rollout_seconds": 0.0}),
         (FaultConfig, {"rollout_seconds": float("nan")}),
+        (FaultConfig, {"rollout_seconds": float("inf")}),
         (FaultConfig, {"restarts_without_progress": -1}),
     ],
 )

@@ -85,6 +85,9 @@ def test_fixed_parameters_are_constants_outside_eta():
          "bounds or choose a value inside"),
         ({"initial": -0.1, "is_learnt": False}, "meta_parameters.*.initial = -0.1: must lie in [0.0, 1.0]"),
         ({"initial": 0.5, "low": 1.0, "high": 0.0}, "meta_parameters.*.low = 1.0: must be below high = 0.0; swap"),
+        ({"initial": 0.5, "low": -math.inf}, "meta_parameters.*.low = -inf: must be finite; choose a number"),
+        ({"initial": 0.5, "high": math.inf}, "meta_parameters.*.high = inf: must be finite; choose a number"),
+        ({"initial": 0.5, "high": math.nan}, "meta_parameters.*.high = nan: must be finite"),
         ({"initial": 1.0, "low": 1.0}, "meta_parameters.*.low = 1.0: must be below high = 1.0"),
     ],
 )  # fmt: skip
