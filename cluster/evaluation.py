@@ -9,8 +9,9 @@ import torch
 from actors.evaluate import evaluate
 from actors.record import record
 from actors.rollout import probe
-from cluster.launch import resolve_device, restore
+from cluster.launch import check_fits, resolve_device, restore
 from cluster.run_folder import RunFolder
+from learner.agent import build_agent
 from learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
 from learner.state import from_tree
 from metagrad.errors import ConfigurationError, require
@@ -25,10 +26,15 @@ def evaluate_run(
     require(0 <= seed < 2**63, "seed", seed, "must lie in [0, 2^63)", "use a smaller non-negative integer")
     folder = RunFolder(run_dir)
     experiment = folder.experiment()
-    tree = restore(folder, print).tree if update is None else _tree_of(folder, update)
     device = resolve_device("cpu")
     spec = probe(experiment.env)
     network = build_network(experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic)
+    agent = build_agent(experiment.learner, network)
+    if update is None:
+        tree = restore(folder, experiment, agent, print).tree
+    else:
+        tree = _tree_of(folder, update)
+        check_fits(checkpoint_path(folder.checkpoints, update), tree, experiment, agent)
     state = from_tree(tree["learner"], device)
     threads = experiment.learner_threads or torch.get_num_threads()
     torch.set_num_threads(threads)

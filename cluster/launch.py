@@ -22,11 +22,11 @@ from cluster.memory import keep_freed_memory
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder
 from cluster.stop import StopRequest
-from cluster.train import Training
+from cluster.train import CHECKPOINT_PARTS, Training
 from cluster.transport import Actors, ColocatedActors
-from learner.agent import build_agent
+from learner.agent import Agent, build_agent
 from learner.checkpoint import NoCheckpoint, Restored, restore_newest
-from learner.state import from_tree, init_state
+from learner.state import from_tree, init_state, misfit
 from metagrad.errors import ConfigurationError, require
 from metagrad.networks import build_network
 
@@ -98,11 +98,11 @@ def open_actors(
             remote.close()
 
 
-def restore(folder: RunFolder, report: Callable[[str], None]) -> Restored:
+def restore(folder: RunFolder, experiment: Experiment, agent: Agent, report: Callable[[str], None]) -> Restored:
     """The newest readable checkpoint of a run.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or it is not of this experiment.
     """
     try:
         restored = restore_newest(folder.checkpoints)
@@ -112,25 +112,42 @@ def restore(folder: RunFolder, report: Callable[[str], None]) -> Restored:
         ) from error
     for line in restored.unreadable:
         report(f"checkpoint unreadable, using {restored.path.name} instead: {line}")
+    check_fits(restored.path, restored.tree, experiment, agent)
     return restored
+
+
+def check_fits(path: Path, tree: dict[str, Any], experiment: Experiment, agent: Agent) -> None:
+    """Refuse a checkpoint that this experiment cannot have written: one of another run, another version or no run.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    missing = [part for part in CHECKPOINT_PARTS if part not in tree]
+    wrong = missing[0] if missing else misfit(tree["learner"], agent)
+    if wrong is None and len(tree["actors"]) != experiment.actors:
+        wrong = "actors"
+    rule = "is not as this run has it: the checkpoint is of another run or of another version of metagrad"
+    require(wrong is None, "checkpoint", str(path), f"its {wrong} {rule}", "remove it, or restore the run's own")
 
 
 @contextmanager
 def _opened(
-    folder: RunFolder, experiment: Experiment, is_resumed: bool, report: Callable[[str], None]
+    folder: RunFolder, experiment: Experiment, agent: Agent, is_resumed: bool, report: Callable[[str], None]
 ) -> Iterator[Restored | None]:
     """The run's folder, with the checkpoint to continue from; a new one is given back if the run is refused."""
     if is_resumed:
-        restored = restore(folder, report)
-        folder.open_resumed(experiment)
-        yield restored
+        with folder.held():
+            restored = restore(folder, experiment, agent, report)
+            folder.open_resumed(experiment)
+            yield restored
         return
-    folder.open_new(experiment)
-    try:
-        yield None
-    except ConfigurationError:  # a cluster that is too small or not there shows itself only now
-        folder.withdraw()
-        raise
+    with folder.held():
+        folder.open_new(experiment)
+        try:
+            yield None
+        except ConfigurationError:  # a cluster that is too small or not there shows itself only now
+            folder.withdraw()
+            raise
 
 
 def run(
@@ -154,7 +171,7 @@ def run(
     with (
         StopRequest() as stop,
         Progress(console, experiment.updates) as progress,
-        _opened(folder, experiment, is_resumed, progress.say) as restored,
+        _opened(folder, experiment, agent, is_resumed, progress.say) as restored,
     ):
         progress.say(f"run folder: {run_dir}")
         progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")

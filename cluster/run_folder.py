@@ -1,8 +1,10 @@
 """A run's folder: config.json, TensorBoard events, checkpoints/, summary.json."""
 
 import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,37 @@ class RunFolder:
         self._summary = path / "summary.json"
 
     def has_run(self) -> bool:
-        """True where a run was started in this folder."""
-        return self._config.exists()
+        """True where a run was started in this folder.
+
+        Raises:
+            ConfigurationError: nobody can tell, since its name is too long, say.
+        """
+        with self._refusing("cannot be read"):
+            return self._config.exists()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other run out of this folder, which is made if need be; the end of the process lets go of it too.
+
+        Raises:
+            ConfigurationError: another run is in it at this moment, or it cannot be made.
+        """
+        with self._refusing("cannot be written"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigurationError(
+                    f"run-dir = {str(self.path)!r}: another process is training in it; "
+                    "wait until it ends, or choose another folder"
+                ) from error
+            except OSError:  # a file system without locks: there nobody can tell
+                pass
+            yield
+        finally:
+            os.close(descriptor)
 
     def open_new(self, experiment: Experiment) -> None:
         """Claim the folder for a new run.
@@ -36,13 +67,16 @@ class RunFolder:
             "already holds a run",
             "continue it with --resume, or choose another folder",
         )
-        try:
+        with self._refusing("cannot be written"):
+            require(
+                not self.checkpoints.exists(),
+                "run-dir",
+                str(self.path),
+                "holds checkpoints of another run",
+                "choose another folder",
+            )
             self.path.mkdir(parents=True, exist_ok=True)
             self._write(self._config, to_json(experiment))
-        except OSError as error:
-            raise ConfigurationError(
-                f"run-dir = {str(self.path)!r}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
 
     def withdraw(self) -> None:
         """Undo `open_new`: the folder may be claimed again, and goes where nothing else is in it."""
@@ -58,8 +92,11 @@ class RunFolder:
         """
         require(self.has_run(), "run-dir", str(self.path), "holds no run (no config.json)", "name a run's folder")
         try:
-            experiment = from_json(json.loads(self._config.read_text()))
-        except (json.JSONDecodeError, TypeError) as error:
+            tree = json.loads(self._config.read_text(encoding="utf-8"))
+            experiment = from_json(tree)
+        except ConfigurationError:
+            raise
+        except (OSError, ValueError, TypeError, RecursionError) as error:  # not JSON, not text, or fields missing
             raise ConfigurationError(
                 f"run-dir = {str(self.path)!r}: its config.json cannot be read ({error}); restore that file"
             ) from error
@@ -87,11 +124,22 @@ class RunFolder:
                 f"the run in {self.path} was started with {old!r}, which --resume cannot change",
                 "leave it out, or start another run",
             )
-        self._write(self._config, to_json(experiment))
+        with self._refusing("cannot be written"):
+            self._write(self._config, to_json(experiment))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, whole or not at all."""
         self._write(self._summary, summary)
+
+    @contextlib.contextmanager
+    def _refusing(self, rule: str) -> Iterator[None]:
+        """What the operating system refuses here is refused in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(
+                f"run-dir = {str(self.path)!r}: {rule} ({error.strerror}); choose another folder"
+            ) from error
 
     @staticmethod
     def _write(path: Path, tree: Any) -> None:

@@ -23,6 +23,7 @@ from metagrad.types import Trajectory, WeightSnapshot
 
 WriteScalars = Callable[[dict[str, float], int], None]
 _EPISODES_IN_MEAN = 512
+CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episodes")
 
 
 class Counters(NamedTuple):

@@ -86,6 +86,8 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # damaged bytes make the unpickler raise anything at all
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise Unreadable(f"{path.name}: {lines[0][:200]}") from error
+    if not isinstance(tree, dict):
+        raise Unreadable(f"{path.name}: holds no checkpoint but a {type(tree).__name__}")
     return tree
 
 

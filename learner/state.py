@@ -52,6 +52,25 @@ def to_tree(state: LearnerState) -> dict[str, Any]:
     return tree
 
 
+def misfit(tree: Any, agent: Agent) -> str | None:
+    """Name of the first entry of a tree whose shapes are not those that `to_tree` gives for this agent; None: fits."""
+    expected = to_tree(init_state(agent, 0, torch.device("cpu")))
+    for name, entry in expected.items():
+        if not isinstance(tree, dict) or name not in tree:
+            return name
+        if isinstance(entry, dict | Tensor) and _shapes(tree[name]) != _shapes(entry):
+            return name
+    return None
+
+
+def _shapes(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {name: _shapes(x) for name, x in entry.items()}
+    if isinstance(entry, list):
+        return [_shapes(x) for x in entry]
+    return entry.shape if isinstance(entry, Tensor) else type(entry)
+
+
 def from_tree(tree: dict[str, Any], device: torch.device) -> LearnerState:
     """Inverse of `to_tree`, on `device`."""
 

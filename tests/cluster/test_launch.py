@@ -9,7 +9,8 @@ from rich.console import Console
 
 from actors.envs.atari import AtariConfig
 from cluster.config import CheckpointConfig, Experiment
-from cluster.launch import actor_setups, default_run_dir, resolve_device, restore, run
+from cluster.evaluation import evaluate_run
+from cluster.launch import actor_setups, default_run_dir, resolve_device, run
 from cluster.run_folder import RunFolder
 from learner.checkpoint import load, paths
 from metagrad.errors import ConfigurationError
@@ -119,8 +120,44 @@ def test_without_a_readable_checkpoint_there_is_nothing_to_continue(
         path.write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"^run-dir = .*no readable checkpoint.*; start a new run in another"):
         run(tiny(updates=4), tmp_path, True, console)
-    with pytest.raises(ConfigurationError):
-        restore(RunFolder(tmp_path), print)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda tree: {"a": 1}, "device"),
+        (lambda tree: tree | {"learner": 3}, "update"),
+        (lambda tree: tree | {"learner": tree["learner"] | {"theta": torch.zeros(3)}}, "theta"),
+        (lambda tree: tree | {"learner": tree["learner"] | {"optimizer": tree["learner"]["meta_optimizer"]}}, "optim"),
+        (lambda tree: tree | {"learner": tree["learner"] | {"eta": torch.zeros(7)}}, "eta"),
+        (lambda tree: tree | {"actors": tree["actors"][:1]}, "actors"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    tiny: Tiny, console: Console, tmp_path: Path, damage: Callable[[Any], Any], what: str
+) -> None:
+    run(tiny(updates=2), tmp_path, False, console)
+    (path,) = paths(tmp_path / "checkpoints")
+    torch.save(damage(load(path)), path)
+    before = (tmp_path / "config.json").read_bytes()
+    message = rf"^checkpoint = .*update-000000002.pt': its {what}\w* is not as this run has it: .*; remove it"
+    with pytest.raises(ConfigurationError, match=message):
+        run(tiny(updates=4), tmp_path, True, console)
+    for update in (None, 2):
+        with pytest.raises(ConfigurationError, match=message):
+            evaluate_run(tmp_path, update, 1, 0, False, False)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_serves_one_process_at_a_time(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    run(tiny(updates=2), tmp_path / "old", False, console)
+    for folder, is_resumed in ((tmp_path / "old", True), (tmp_path / "new", False)):
+        with (
+            RunFolder(folder).held(),
+            pytest.raises(ConfigurationError, match=r"^run-dir = .*: another process is training in it; wait"),
+        ):
+            run(tiny(updates=4), folder, is_resumed, console)
+        run(tiny(updates=4), folder, is_resumed, console)
 
 
 def test_a_refused_run_gives_its_folder_back(

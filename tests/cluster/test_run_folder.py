@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,6 +46,44 @@ def test_a_file_in_the_way_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ConfigurationError, match=r"cannot be written \(.+\); choose another folder$"):
         RunFolder(tmp_path / "run").open_new(tiny())
+
+
+def test_a_name_that_is_too_long_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / ("x" * 300))
+    for use in (folder.has_run, folder.experiment, lambda: folder.open_new(tiny())):
+        with pytest.raises(ConfigurationError, match=r"cannot be read \(File name too long\); choose another folder$"):
+            use()
+
+
+def test_checkpoints_without_a_config_are_in_the_way(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigurationError, match=r"holds checkpoints of another run; choose another folder$"):
+        RunFolder(tmp_path).open_new(tiny())
+
+
+def test_a_config_that_cannot_be_written_is_refused(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder(tmp_path).open_new(tiny())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(Read-only file system\); choose another"):
+        RunFolder(tmp_path).open_resumed(tiny())
+
+
+def test_a_config_that_is_no_text_or_no_file_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    for content in (b"\xff\xfe", b"[" * 100_000):
+        config.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"its config.json cannot be read .*; restore that file"):
+            RunFolder(tmp_path).experiment()
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(ConfigurationError, match=r"its config.json cannot be read .*; restore that file"):
+        RunFolder(tmp_path).experiment()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.checkpoint import NoCheckpoint, checkpoint_path, load, paths, restore_newest, save, update_of
+from learner.checkpoint import NoCheckpoint, Unreadable, checkpoint_path, load, paths, restore_newest, save, update_of
 
 TREE = {"theta": torch.arange(4.0), "count": 3, "names": ["a"], "nothing": None, "nested": {"x": 1.5, "ok": True}}
 
@@ -124,3 +124,10 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, form: str) 
     assert restored.path == good
     assert "update-000000002.pt" in restored.unreadable[0]
     assert not target.exists()
+
+
+def test_data_that_is_no_tree_is_no_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, {}, keep=1)
+    torch.save([1, 2], path)
+    with pytest.raises(Unreadable, match=r"^update-000000001.pt: holds no checkpoint but a list$"):
+        load(path)

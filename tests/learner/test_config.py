@@ -17,9 +17,7 @@ from metagrad.meta_parameters import MetaParameter
 
 ADAM = AdamConfig(learning_rate=0.1)
 NAN = float("nan")
-RATES = {
-    name: MetaParameter(initial=0.5) for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
-}
+RATES = {name: MetaParameter(initial=0.5) for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")}
 
 
 @pytest.mark.parametrize(
