@@ -130,10 +130,10 @@ class RayActors:
                 order(index)
         return [rollouts[index] for index in range(len(self._setups))]
 
-    def _check_start(self, index: int) -> None:
+    def _check_start(self, index: int, timeout: float | None = None) -> None:
         starting = self._starting.pop(index, None)
         if starting is not None:
-            ray.get(starting)
+            ray.get(starting, timeout=timeout)
 
     def _publish(self, snapshot: WeightSnapshot) -> Any:
         """Object reference of this version, put once; a node fetches it at most once, whatever its actors."""
@@ -162,10 +162,13 @@ class RayActors:
     def states(self) -> list[State]:
         """Every actor's state, for a checkpoint; an actor that dies now is left out and starts afresh on resume."""
         states: list[State] = []
-        for index, handle in enumerate(self._handles):
+        deadline = time.monotonic() + self._faults.rollout_seconds
+        asked = [handle.state.remote() for handle in self._handles]
+        for index, reference in enumerate(asked):
             try:
-                self._check_start(index)
-                states.append(ray.get(handle.state.remote(), timeout=self._faults.rollout_seconds))
+                # An actor that never started raises here, in place of the AttributeError that its state would.
+                self._check_start(index, max(0.0, deadline - time.monotonic()))
+                states.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
             except (*_LOST, GetTimeoutError) as error:
                 self._report(f"actor {index}: lost while its state was read ({error}); the checkpoint is without it")
                 states.append({})

@@ -26,9 +26,9 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
     needed = experiment.actors * experiment.actor_threads
     # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if "RAY_ADDRESS" in os.environ:
-        _check_reachable(os.environ["RAY_ADDRESS"])
-        _connect(os.environ["RAY_ADDRESS"])
+    if address := os.environ.get("RAY_ADDRESS"):  # empty is unset
+        _check_reachable(address)
+        _connect(address)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
         ray.init(
@@ -57,7 +57,7 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
 def _connect(address: str) -> None:
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:  # nobody there, or no address
         raise ConfigurationError(
             f"RAY_ADDRESS = {address!r}: cannot be connected to ({error}); start a cluster there, and for one with "
             "token authentication (Ray's default) set RAY_AUTH_MODE=token beside its token"
@@ -71,7 +71,7 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # a port or a name that cannot be are no OSError
         raise ConfigurationError(
             f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({error}); start one or unset RAY_ADDRESS"
         ) from error

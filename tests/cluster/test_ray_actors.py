@@ -24,7 +24,7 @@ from actors.envs.base import EnvironmentStep
 from actors.rollout import Actor, ActorSetup, EnvironmentFault
 from cluster import ray_actors, ray_session, train
 from cluster.config import CheckpointConfig, Experiment, FaultConfig
-from cluster.launch import run
+from cluster.launch import actor_setups, run
 from cluster.ray_actors import ActorsLost
 from experiments import EXPERIMENTS
 from learner.step import meta_update
@@ -164,6 +164,21 @@ def test_a_hung_actor_is_replaced(
     assert (summary["updates"], summary["actors_restarted"]) == (6, 1)
     assert summary["dropped_reasons"] == {"actor hung": 12}
     assert "actor 0: actor hung (no rollout for 5000 s); replaced" in text(console)
+
+
+def test_an_actor_that_never_comes_up_is_left_out_of_a_checkpoint(tiny: Tiny) -> None:
+    def make(setup: ActorSetup) -> Actor:
+        time.sleep(10_000)
+        return Actor(setup)
+
+    said: list[str] = []
+    (setup,) = actor_setups(tiny(topology="ray", actors=1), torch.device("cpu"), 0)
+    actors = ray_actors.RayActors([setup], None, FaultConfig(rollout_seconds=0.5), said.append, make)
+    try:
+        assert actors.states() == [{}]
+    finally:
+        actors.close()
+    assert "actor 0: lost while its state was read" in said[0]
 
 
 def test_an_actor_that_always_dies_ends_the_run(tiny: Tiny, console: Console, tmp_path: Path) -> None:

@@ -73,10 +73,29 @@ def test_an_address_is_connected_to(tiny: Tiny, calls: list[Any], monkeypatch: p
         assert "num_cpus" not in options
 
 
+def test_an_empty_address_is_none(tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    with ray_session(tiny()):
+        assert calls[0]["address"] == "local"
+
+
+@pytest.mark.parametrize("error", [ConnectionError, ValueError])
+def test_what_ray_refuses_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def init(**_: Any) -> None:
+        raise error("not so")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "garbage")
+    message = r"^RAY_ADDRESS = 'garbage': cannot be connected to \(not so\); start a cluster there"
+    with pytest.raises(ConfigurationError, match=message), ray_session(tiny()):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "a..b:80"])
 def test_an_address_where_nothing_listens_is_refused(
-    tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigurationError, match="no Ray cluster answers there"), ray_session(tiny()):
         pass
     assert calls == []
