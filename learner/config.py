@@ -132,6 +132,8 @@ class MetaGradientConfig:
     estimator: Estimator = "n-step"
     kappa: float | None = None
     """Decay of the mix weights; None: 1 - 1/n ("One Step at a Time", §3.5)."""
+    mu: float | None = None
+    """Decay of the accumulative trace, which takes no second-order product ("One Step at a Time", D.1)."""
     surrogate: SurrogateName = "lvc"
     product: Product = "retain"
     strategy: Literal["discard", "sequential"] = "discard"
@@ -146,6 +148,10 @@ class MetaGradientConfig:
         )
         # At 0 only the first outer loss has a weight, and the look-ahead beyond θ₁ would be thrown away.
         require(self.kappa is None or 0 < self.kappa <= 1, "meta.kappa", self.kappa, "must lie in (0, 1]", "use None")
+        is_trace = self.estimator == "trace"
+        require(self.mu is None or is_trace, "meta.mu", self.mu, "belongs to --meta.estimator trace", "leave it out")
+        rule = "--meta.estimator trace needs a decay in [0, 1]"
+        require(not is_trace or (self.mu is not None and 0 <= self.mu <= 1), "meta.mu", self.mu, rule, "use 0.9, say")
         require(
             self.n > 0 or self.strategy == "discard",
             "meta.strategy",

@@ -84,7 +84,8 @@ def meta_update(agent: Agent, state: LearnerState, sample: Sample) -> tuple[Lear
     kept = unroll.updates[-1 if is_sequential else 0]
     eta, meta_optimizer, gradient = state.eta, state.meta_optimizer, None
     if eta.numel():
-        gradient = meta_gradient(agent.problem, tape, unroll.outer_gradients, agent.meta.product).eta
+        meta = agent.meta
+        gradient = meta_gradient(agent.problem, tape, unroll.outer_gradients, meta.product, trace=meta.mu).eta
         with torch.no_grad():
             eta, meta_optimizer = agent.meta_optimizer.update(gradient, meta_optimizer, eta, eta)
     clock.lap("meta")

@@ -10,6 +10,9 @@ J = Σᵢ₌₁ⁿ wᵢ L'(θᵢ; τ'ᵢ). Its derivative is accumulated from th
         dη += e + e₀ ;  λ ← a + h + wᵢ ∇L'(θᵢ) ;  σ ← b
 
 Source: eq. 11 of "One Step at a Time" in the form of a program, with optimizer state and clip coefficient included.
+
+The accumulative trace takes the Jacobian of one whole update, (I + H) of that equation, for μ I: λ ← μ λ, σ ← μ b, and
+no h is ever computed.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +25,7 @@ from torch import Tensor
 from metagrad.optimizers import OptimizerState
 from metagrad.unroll import InnerProblem, Product, TapeStep
 
-Estimator = Literal["n-step", "mix"]
+Estimator = Literal["n-step", "mix", "trace"]
 OuterLoss = Callable[[Float[Tensor, "P"], Any], tuple[Float[Tensor, ""], Any]]
 """(θ, batch) to (scalar loss, anything to log)."""
 
@@ -37,17 +40,18 @@ class MetaGradient(NamedTuple):
 def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> tuple[float, ...]:
     """Weights w₁…wₙ of the outer losses along the look-ahead.
 
-    n-step: (0, …, 0, 1). mix: wᵢ = κⁱ⁻¹ (1 - κ) / (1 - κⁿ), κ = 1 - 1/n unless given; the limit 1/n at κ = 1.
+    n-step and trace (which differ in the adjoint pass): (0, …, 0, 1).
+    mix: wᵢ = κⁱ⁻¹ (1 - κ) / (1 - κⁿ), κ = 1 - 1/n unless given; the limit 1/n at κ = 1.
 
     Source: "One Step at a Time" eq. 5 and eq. 10.
 
     >>> outer_weights("mix", 2)
     (0.6666666666666666, 0.3333333333333333)
     """
-    if estimator == "n-step":
-        return (0.0,) * (n - 1) + (1.0,) if n else ()
     if n == 0:
         return ()
+    if estimator != "mix":
+        return (0.0,) * (n - 1) + (1.0,)
     kappa = 1.0 - 1.0 / n if kappa is None else kappa
     total = sum(kappa**i for i in range(n))
     return tuple(kappa**i / total for i in range(n))
@@ -75,6 +79,7 @@ def meta_gradient(
     outer_gradients: Sequence[Float[Tensor, "P"] | None],
     product: Product,
     wants_theta: bool = False,
+    trace: float | None = None,
 ) -> MetaGradient:
     """Adjoint pass over a tape; frees each retained graph as it goes.
 
@@ -84,6 +89,10 @@ def meta_gradient(
         outer_gradients: wᵢ ∇L'(θᵢ; τ'ᵢ) for i = 1…n; None where the weight is 0, the last one given.
         product: how the second-order products are taken.
         wants_theta: also return ∂J/∂θ₀, at the price of one more product.
+        trace: μ in [0, 1] of the accumulative trace, Σᵢ wᵢ ∇L'(θᵢ) Σⱼ μʲ⁻¹ Nᵢ₋ⱼ, N the direct dependence of
+            an update on η; None: no approximation. μ = 1 is exact where ∇²L = 0; μ = 0 sees the last update before each
+            outer loss alone. Source: Xu et al. (2018), "Meta-gradient RL"; "One Step at a Time" D.1. Deviation: the
+            moments of the optimizer, which the papers' SGD lacks, decay alike.
     """
     assert len(tape) == len(outer_gradients) >= 1, (len(tape), len(outer_gradients))
     last = outer_gradients[-1]
@@ -93,17 +102,20 @@ def meta_gradient(
     d_eta = torch.zeros_like(tape[0].eta)
     for i in reversed(range(len(tape))):
         assert adjoint is not None
-        wants_h = i > 0 or wants_theta
-        a, state_adjoint, v, e0 = _update_adjoint(problem, tape[i], adjoint, state_adjoint)
+        wants_h = trace is None and (i > 0 or wants_theta)
+        a, b, v, e0 = _update_adjoint(problem, tape[i], adjoint, state_adjoint)
+        if trace is not None:
+            a, b = trace * adjoint, tuple(trace * x for x in b)
+        state_adjoint = b
         adjoint = None  # consumed: nothing of size P stays that the product, the peak of memory, does not need
         h, e = (_retained if product == "retain" else _recomputed)(problem, tape[i], v, wants_h)
         d_eta = d_eta + e0 + e
-        adjoint = a + h if h is not None else None
+        adjoint = a if trace is not None else a + h if h is not None else None
         outer = outer_gradients[i - 1] if i else None
         if adjoint is not None and outer is not None:
             adjoint = adjoint + outer
         del a, h
-    return MetaGradient(d_eta, adjoint)
+    return MetaGradient(d_eta, adjoint if wants_theta else None)
 
 
 def _update_adjoint(
@@ -142,14 +154,15 @@ def _recomputed(problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool)
     network on a CPU core); for e alone, reverse over forward takes two fifths of either.
     """
     theta, eta = step.theta.detach(), step.eta.detach()
+    loss = problem.loss if problem.derivative is None else problem.derivative
     if wants_h:
         theta, eta = theta.requires_grad_(), eta.requires_grad_()
-        (gradient,) = torch.autograd.grad(problem.loss(theta, eta, step.batch)[0], theta, create_graph=True)
+        (gradient,) = torch.autograd.grad(loss(theta, eta, step.batch)[0], theta, create_graph=True)
         return _retained(problem, step._replace(theta=theta, eta=eta, gradient=gradient), v, wants_h)
 
     # e = ∂η (∂θ L · v): the directional derivative in forward mode, then a reverse pass that ends at η.
     def slope(eta: Tensor) -> Tensor:
-        return torch.func.jvp(lambda theta: problem.loss(theta, eta, step.batch)[0], (theta,), (v,))[1]
+        return torch.func.jvp(lambda theta: loss(theta, eta, step.batch)[0], (theta,), (v,))[1]
 
     return None, torch.func.grad(slope)(eta)
 
@@ -173,6 +186,9 @@ def reference_meta_gradient(
     for batch, (weight, outer_batch) in zip(batches, outers, strict=True):
         loss, _ = problem.loss(theta, eta, batch)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        if problem.derivative is not None:
+            (curvature,) = torch.autograd.grad(problem.derivative(theta, eta, batch)[0], theta, create_graph=True)
+            gradient = gradient.detach() + curvature - curvature.detach()
         theta, state = problem.optimizer.update(gradient, state, theta, eta)
         if weight:
             objective = objective + weight * outer_loss(theta, outer_batch)[0]

@@ -17,10 +17,20 @@ Loss = Callable[[Float[Tensor, "P"], Float[Tensor, "M"], Any], tuple[Float[Tenso
 
 
 class InnerProblem(NamedTuple):
-    """What is differentiated through: the inner loss L(θ, η; τ) and the update A."""
+    """What is differentiated through: the inner loss L(θ, η; τ) and the update A.
+
+    `derivative` splits an update in two, value and derivative from different estimators: θ' takes its value from ∇θ of
+    `loss`, and its derivatives in θ and η (the Hessian and the Jacobian of the meta-gradient) from ∇θ of `derivative`.
+    Equation: θ' = ⊥θ_c + θ_h - ⊥θ_h with θ_c the update by `loss` and θ_h that by `derivative`; through an optimizer
+    that is not linear in the gradient, A is linearised where the value was taken. Both losses are given the same
+    batch, so independent data for them is a pair of which each takes its own.
+
+    Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.1.2.
+    """
 
     loss: Loss
     optimizer: Optimizer
+    derivative: Loss | None = None  # None: `loss` gives both
 
 
 class TapeStep(NamedTuple):
@@ -62,7 +72,10 @@ def inner_update(
     theta = theta.detach().requires_grad_()
     eta = eta.detach().requires_grad_(keep_graph)
     loss, metrics = problem.loss(theta, eta, batch)
-    (gradient,) = torch.autograd.grad(loss, theta, create_graph=keep_graph)
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=keep_graph and problem.derivative is None)
+    if keep_graph and problem.derivative is not None:
+        (curvature,) = torch.autograd.grad(problem.derivative(theta, eta, batch)[0], theta, create_graph=True)
+        gradient = gradient + (curvature - curvature.detach())
     with torch.no_grad():
         new_theta, new_state = problem.optimizer.update(gradient.detach(), state, theta.detach(), eta.detach())
     if not keep_graph:

@@ -136,6 +136,18 @@ def test_eta_moves_by_the_meta_optimizer_on_the_reference_gradient(
     assert_same_optimizer(new.meta_optimizer, meta_optimizer)
 
 
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+def test_the_accumulative_trace_has_its_own_decay(make_agent: MakeAgent, sampler: Any, product: str) -> None:
+    def components(**options: Any) -> torch.Tensor:
+        agent = make_agent(product=product, **options)
+        return torch.tensor(meta_update(agent, init_state(agent, 0, CPU), sampler)[1].meta_gradient)
+
+    fast, slow = (components(n=3, estimator="trace", mu=mu) for mu in (0.1, 0.9))
+    assert (fast - slow).norm() > 1e-3 * slow.norm()
+    assert (components(n=3) - slow).norm() > 1e-6 * slow.norm(), "the exact estimator is another one"
+    torch.testing.assert_close(components(n=1, estimator="trace", mu=0.1), components(n=1), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("strategy", ["discard", "sequential"])
 def test_the_meta_optimizer_goes_on_from_its_own_state(make_agent: MakeAgent, sampler: Any, strategy: str) -> None:
     agent = make_agent(n=2, strategy=strategy)

@@ -310,7 +310,120 @@ def test_loss_linear_in_theta_and_free_of_eta(product):
     assert gradient.theta.tolist() == [2.0, 0.0]
 
 
+def tanh_step(theta, eta, batch):
+    """L with Hessian and cross derivative away from 0; the batch is a vector."""
+    return (torch.tanh(theta * batch).sum() * eta[0].exp() + (theta**4).sum() * eta[1] + theta @ batch), None
+
+
+def cubic_step(theta, eta, batch):
+    return ((theta**3 * batch).sum() * eta[1] + (theta.sum() * eta[0]) ** 2), None
+
+
+def unrolled(problem, product, n=4, weights=None, **options):
+    """(meta-gradient of `n` steps, θ₀, outer gradients, steps)."""
+    generator = torch.Generator().manual_seed(3)
+    theta, *batches = torch.randn(n + 1, 3, generator=generator, dtype=torch.float64)
+    eta = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    state, tape, outer_gradients = problem.optimizer.init(theta), [], []
+    for batch, weight in zip(batches, weights or (1.0,) * n, strict=True):
+        update = inner_update(problem, theta, state, eta, batch, product == "retain")
+        theta, state = update.theta, update.state
+        tape.append(update.step)
+        outer_gradients.append(weight * theta.exp())  # L' = Σ exp θ
+    steps = [step._replace(gradient=step.gradient.detach()) for step in tape]
+    return meta_gradient(problem, tape, outer_gradients, product, **options), steps, outer_gradients
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+@pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
+def test_accumulative_trace_is_the_formula_of_the_paper(product, mu):
+    # "One Step at a Time" D.1: Σᵢ Tᵢ Σⱼ₌₁ⁱ μʲ⁻¹ Nᵢ₋ⱼ with Nᵢ = -α ∂²L/∂θ∂η at θᵢ, by whole Jacobians.
+    gradient, steps, outer_gradients = unrolled(
+        InnerProblem(tanh_step, Sgd(learning_rate=constant(0.1))), product, trace=mu
+    )
+    direct = [
+        -0.1
+        * torch.func.jacrev(torch.func.jacrev(lambda theta, eta, s=s: tanh_step(theta, eta, s.batch)[0]), 1)(
+            s.theta.detach(), s.eta.detach()
+        )
+        for s in steps
+    ]
+    expected = sum(
+        outer @ sum(mu ** (j - 1) * direct[i - j] for j in range(1, i + 1))
+        for i, outer in enumerate(outer_gradients, start=1)
+    )
+    assert_relative(gradient.eta, expected, 1e-12)
+    assert gradient.theta is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_trace_without_curvature_is_exact_at_mu_one(optimizer):
+    def linear(theta, eta, batch):
+        return (theta * batch * torch.stack([eta[0], eta[1], eta[0] * eta[1]])).sum(), None
+
+    problem = InnerProblem(linear, OPTIMIZERS[optimizer](constant))
+    for product in ("retain", "recompute"):
+        traced = unrolled(problem, product, trace=1.0)[0].eta
+        assert torch.equal(traced, unrolled(problem, product)[0].eta)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+def test_trace_at_mu_zero_sees_one_update(optimizer):
+    # ∂J/∂η with everything before the last update held constant: a one-step meta-gradient from θₙ₋₁.
+    problem, weights = InnerProblem(tanh_step, OPTIMIZERS[optimizer](constant)), (0.0, 0.0, 0.0, 1.0)
+    traced, steps, outer_gradients = unrolled(problem, "recompute", weights=weights, trace=0.0)
+    last = meta_gradient(problem, steps[-1:], outer_gradients[-1:], "recompute")
+    torch.testing.assert_close(traced.eta, last.eta, rtol=1e-14, atol=0.0)
+
+
+def test_trace_never_takes_a_product_in_theta(monkeypatch):
+    calls = []
+    retained = engine._retained
+    monkeypatch.setattr(engine, "_retained", lambda *args: calls.append(args[-1]) or retained(*args))
+    unrolled(InnerProblem(tanh_step, Sgd(learning_rate=constant(0.1))), "retain", trace=0.5, wants_theta=True)
+    assert calls == [False] * 4
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_value_of_one_loss_and_derivative_of_another(product, optimizer):
+    inner = OPTIMIZERS[optimizer](constant)
+    values = unrolled(InnerProblem(tanh_step, inner), product)
+    split = unrolled(InnerProblem(tanh_step, inner, cubic_step), product, wants_theta=True)
+    for step, other in zip(split[1], values[1], strict=True):
+        assert torch.equal(step.theta, other.theta), "values come from the first loss alone"
+
+    # θ' = ⊥θ_c + θ_h - ⊥θ_h written out with forward mode, A linearised where the value was taken.
+    def tangent(theta_0, eta, direction_theta, direction_eta):
+        d_theta, state = direction_theta, inner.init(theta_0)
+        d_moments = tuple(torch.zeros_like(m) for m in state.moments)
+        total = torch.zeros((), dtype=torch.float64)
+        for step, outer in zip(split[1], split[2], strict=True):
+            gradient_of = torch.func.grad(lambda theta, eta, b=step.batch: cubic_step(theta, eta, b)[0])
+            d_gradient = torch.func.jvp(gradient_of, (step.theta.detach(), eta), (d_theta, direction_eta))[1]
+
+            def update(theta, gradient, moments, eta, state=step.state):
+                theta, new = inner.update(gradient, state._replace(moments=moments), theta, eta)
+                return theta, new.moments
+
+            at = (step.theta.detach(), step.gradient, step.state.moments, eta)
+            along = (d_theta, d_gradient, d_moments, direction_eta)
+            d_theta, d_moments = torch.func.jvp(update, at, along)[1]
+            total = total + outer @ d_theta
+        return total
+
+    eta, zero = split[1][0].eta.detach(), torch.zeros(3, dtype=torch.float64)
+    theta_0 = split[1][0].theta.detach()
+    basis = torch.eye(3, dtype=torch.float64)
+    in_eta = torch.stack([tangent(theta_0, eta, zero, e) for e in basis[:2, :2]])
+    in_theta = torch.stack([tangent(theta_0, eta, e, torch.zeros_like(eta)) for e in basis])
+    assert_relative(split[0].eta, in_eta, 1e-10)
+    assert_relative(split[0].theta, in_theta, 1e-10)
+    assert (split[0].eta - values[0].eta).norm() > 1e-2 * values[0].eta.norm()
+
+
 def test_outer_weights():
+    assert outer_weights("trace", 3) == outer_weights("n-step", 3)
     assert outer_weights("n-step", 3) == (0.0, 0.0, 1.0)
     kappa = 2.0 / 3.0  # 1 - 1/n
     assert outer_weights("mix", 3) == pytest.approx([kappa**i * (1 - kappa) / (1 - kappa**3) for i in range(3)])

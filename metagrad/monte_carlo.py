@@ -1,0 +1,173 @@
+"""Many independent unrolls of one inner problem, as one batched problem: Monte-Carlo meta-gradients and their spread.
+
+N problems that share nothing are one problem whose parameters are the N vectors behind one another and whose loss is
+the sum of the N losses: the gradient, the update and the adjoint pass of the sum fall apart into those of its terms. So
+the tape and the adjoint pass of a single unroll serve N at once, with `torch.func.vmap` inside the loss; nothing is
+approximated. Memory grows with N, so large samples are taken in chunks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metagrad.meta_gradient import OuterLoss, meta_gradient, outer_gradient
+from metagrad.optimizers import Optimizer, OptimizerState
+from metagrad.unroll import InnerProblem, Loss, Product, TapeStep, inner_update
+
+Sampler = Callable[[Float[Tensor, "N P"], int], Any]
+"""(parameters θⱼ of N unrolls, j) to one fresh batch for each: a tree of tensors with a leading axis N.
+
+Trees are tuples, named tuples and dicts; a leaf that is no tensor is shared. At j = 0…n-1 the batch is what update j
+sees, at j = 1…n what the outer loss with weight wⱼ sees: one batch for each θⱼ, as in eq. 5 of "One Step at a Time".
+"""
+
+
+class LookAhead(NamedTuple):
+    """How each unroll is scored and differentiated."""
+
+    weights: Sequence[float]  # w₁…wₙ of `outer_weights`; nothing beyond the last one that is not 0 is unrolled
+    product: Product = "retain"
+    trace: float | None = None  # μ of the accumulative trace
+    wants_theta: bool = False  # also ∂J/∂θ₀
+
+
+class UnrollGradients(NamedTuple):
+    """Meta-gradients of N independent unrolls."""
+
+    eta: Float[Tensor, "N M"]
+    theta: Float[Tensor, "N P"] | None  # ∂J/∂θ₀, where it was asked for
+
+
+def independent(problem: InnerProblem, copies: int) -> InnerProblem:
+    """N copies of an inner problem as one: θ [N·P], η [N·M], batches with a leading axis N.
+
+    Equation: L(θ, η; τ) = Σₖ L(θₖ, ηₖ; τₖ), A applied to each (θₖ, sₖ, gₖ, ηₖ). Metrics are not handed on: None.
+    """
+    return InnerProblem(
+        _summed(problem.loss, copies),
+        _Independent(problem.optimizer, copies),
+        None if problem.derivative is None else _summed(problem.derivative, copies),
+    )
+
+
+def unroll_gradients(
+    problem: InnerProblem,
+    outer_loss: OuterLoss,
+    sampler: Sampler,
+    start: tuple[Float[Tensor, "P"], OptimizerState, Float[Tensor, "M"]],
+    look_ahead: LookAhead,
+    copies: int,
+) -> UnrollGradients:
+    """Meta-gradients of N unrolls that start at one point and see independent data.
+
+    Args:
+        problem: the inner problem of one unroll.
+        outer_loss: the outer loss of one unroll.
+        sampler: data of all N.
+        start: θ₀, the optimizer's state there, η.
+        look_ahead: weights, product and approximation, as in `meta_gradient`.
+        copies: N.
+    """
+    weights, product, trace, wants_theta = look_ahead
+    theta, state, eta = start
+    n = max((i for i, weight in enumerate(weights, start=1) if weight), default=0)
+    if n == 0:
+        theta_gradient = theta.new_zeros(copies, theta.numel()) if wants_theta else None
+        return UnrollGradients(eta.new_zeros(copies, eta.numel()), theta_gradient)
+    many = independent(problem, copies)
+    outer = _summed(lambda theta, _eta, batch: outer_loss(theta, batch), copies)
+    theta, eta = theta.repeat(copies), eta.repeat(copies)
+    state = OptimizerState(state.count, tuple(moment.repeat(copies) for moment in state.moments))
+    tape: list[TapeStep] = []
+    outer_gradients: list[Tensor | None] = []
+    batch = sampler(_split(theta, copies), 0)
+    for i, weight in enumerate(weights[:n], start=1):
+        update = inner_update(many, theta, state, eta, batch, keep_graph=product == "retain")
+        theta, state = update.theta, update.state
+        tape.append(update.step)
+        batch = sampler(_split(theta, copies), i)
+        outer_gradients.append(
+            weight * outer_gradient(lambda theta, batch: outer(theta, eta, batch), theta, batch).gradient
+            if weight
+            else None
+        )
+    gradient = meta_gradient(many, tape, outer_gradients, product, wants_theta, trace)
+    in_theta = None if gradient.theta is None else _split(gradient.theta, copies)
+    return UnrollGradients(_split(gradient.eta, copies), in_theta)
+
+
+def in_chunks(copies: int, at_once: int) -> Iterator[int]:
+    """Sizes that add up to N, none above what fits into memory at once.
+
+    >>> list(in_chunks(2048, 1000))
+    [1000, 1000, 48]
+    """
+    for done in range(0, copies, at_once):
+        yield min(at_once, copies - done)
+
+
+def _summed(loss: Loss, copies: int) -> Loss:
+    """Σₖ L(θₖ, ηₖ; τₖ)."""
+
+    def total(theta: Tensor, eta: Tensor, batch: Any) -> tuple[Tensor, None]:
+        def one(theta: Tensor, eta: Tensor, batch: Any) -> Tensor:
+            return loss(theta, eta, batch)[0]
+
+        many = torch.func.vmap(one, in_dims=(0, 0, _axes(batch)), randomness="error")
+        return many(_split(theta, copies), _split(eta, copies), batch).sum(), None
+
+    return total
+
+
+def _split(x: Tensor, copies: int) -> Tensor:
+    """N vectors behind one another as the rows of a matrix; also vectors of length 0."""
+    return x.view(copies, x.numel() // copies)
+
+
+def _axes(tree: Any) -> Any:
+    """Where the leading axis N is: 0 at every tensor of a tree, None at whatever is shared."""
+    match tree:
+        case Tensor():
+            return 0
+        case dict():
+            return {key: _axes(value) for key, value in tree.items()}
+        case tuple():
+            axes = [_axes(value) for value in tree]
+            return type(tree)._make(axes) if hasattr(tree, "_make") else tuple(axes)
+        case _:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Independent:
+    """An optimizer applied to each of N parts of θ alone: a norm or a learnt learning rate is that part's own."""
+
+    optimizer: Optimizer
+    copies: int
+
+    def init(self, theta: Float[Tensor, "NP"]) -> OptimizerState:
+        return self.optimizer.init(theta)
+
+    def update(
+        self,
+        gradient: Float[Tensor, "NP"],
+        state: OptimizerState,
+        theta: Float[Tensor, "NP"],
+        eta: Float[Tensor, "NM"],
+    ) -> tuple[Float[Tensor, "NP"], OptimizerState]:
+        count = state.count
+
+        def one(
+            gradient: Tensor, moments: tuple[Tensor, ...], theta: Tensor, eta: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            theta, new = self.optimizer.update(gradient, OptimizerState(count, moments), theta, eta)
+            return theta, new.moments
+
+        n = self.copies
+        moments = tuple(_split(moment, n) for moment in state.moments)
+        theta, moments = torch.func.vmap(one)(_split(gradient, n), moments, _split(theta, n), _split(eta, n))
+        return theta.flatten(), OptimizerState(count + 1, tuple(x.flatten() for x in moments))
