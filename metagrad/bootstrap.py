@@ -1,0 +1,171 @@
+"""Bootstrapped meta-gradients: the outer term is a distance between the looked-ahead parameters and a better target.
+
+The target θ̃ goes on from θₙ for L further updates, the last of them on the outer loss, and is a constant from there on:
+
+    θₙ = θ̃₀ → … → θ̃_L = θ̃ ,    θ̃ⱼ₊₁ = A'(θ̃ⱼ, s̃ⱼ, ∇θ L(θ̃ⱼ, η; τ̃ⱼ)) for j < L-1,  on ∇θ L'(θ̃ⱼ; τ̃ⱼ) for j = L-1
+    J = m(⊥θ̃, θₙ; τ')
+
+So the meta-gradient is the ordinary one with θ ↦ m(⊥θ̃, θ; τ') in the place of the outer loss: a closure over θ̃ (or over
+a batch that holds it) is the `OuterLoss` that `outer_gradient` takes, and the adjoint pass is the same. θ̃ is never kept
+as the learner's parameters.
+
+Source: Flennerhag et al. (2021), "Bootstrapped Meta-Learning", §3; "Debiasing Meta-Gradient RL by Learning the Outer
+Value Function", §2 and Figure 1b.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, assert_never
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metagrad import autodiff
+from metagrad.errors import require
+from metagrad.losses import masked_mean
+from metagrad.meta_gradient import OuterLoss
+from metagrad.networks import Head, Network
+from metagrad.optimizers import OptimizerState
+from metagrad.types import Trajectory
+from metagrad.unroll import InnerProblem, Loss, inner_update
+
+Direction = Literal["target||online", "online||target"]
+"""Which KL is the policy's distance: KL(π_θ̃ || π_θ), the papers', or KL(π_θ || π_θ̃)."""
+
+TargetSampler = Callable[[Float[Tensor, "P"], int], Any]
+"""(θ̃ⱼ, j) to the batch of update j = 0…L-1 of the target, fresh at each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matching:
+    """How far θ is from the target: a KL between policies, and the critics' distance where its coefficient is not 0."""
+
+    direction: Direction = "target||online"
+    value_coefficient: float = 0.0  # debiasing paper's release: 0
+
+    def __post_init__(self) -> None:
+        require(
+            math.isfinite(self.value_coefficient) and self.value_coefficient >= 0.0,
+            "matching.value_coefficient",
+            self.value_coefficient,
+            "must be finite and not negative: it weighs a distance",
+            "choose 0 (policies only) or a positive number",
+        )
+
+
+class BootstrapTarget(NamedTuple):
+    """θ̃ without a graph, the target optimizer's state after it, and the outer loss that the last update descended."""
+
+    theta: Float[Tensor, "P"]
+    state: OptimizerState
+    outer_loss: Float[Tensor, ""]
+    metrics: Any  # the outer loss's own
+
+
+class MatchingMetrics(NamedTuple):
+    """The two distances, for the logs; before the coefficient."""
+
+    kl_divergence: Float[Tensor, ""]  # nats
+    value_distance: Float[Tensor, ""]  # squared returns; 0 where values are not matched
+
+
+def bootstrap_target(
+    problem: InnerProblem,
+    outer_loss: OuterLoss,
+    theta: Float[Tensor, "P"],
+    state: OptimizerState,
+    eta: Float[Tensor, "M"],
+    updates: int,
+    sampler: TargetSampler,
+) -> BootstrapTarget:
+    """L further updates from θₙ: the first L-1 on the inner loss, the last on the outer loss.
+
+    Nothing here carries a derivative: neither θₙ, nor η, which the first L-1 losses and a learnt learning rate read.
+
+    Args:
+        problem: inner loss of the first L-1 updates, and the optimizer of all L. It may be another optimizer than the
+            look-ahead's (`problem._replace(optimizer=…)`): the debiasing paper's release takes plain SGD on the
+            Discounting Chain, and on Snake an RMSProp of its own. `problem.derivative` is not looked at.
+        outer_loss: of the last update.
+        theta: θₙ, unchanged.
+        state: of the target's optimizer. Either one of its own that persists, given back with the target (Snake's
+            release), or the look-ahead's at θₙ to go on from, or a fresh one.
+        eta: η.
+        updates: L ≥ 1.
+        sampler: fresh data for each update.
+
+    Raises:
+        ConfigurationError: L < 1.
+
+    Source: debiasing paper §2, Figure 1b: "with respect to the inner loss for all but the last step".
+    """
+    require(updates >= 1, "bootstrap.updates", updates, "a target is at least one update away", "choose 1 or more")
+    inner = InnerProblem(problem.loss, problem.optimizer)
+    last = InnerProblem(_without_eta(outer_loss), problem.optimizer)
+    for j in range(updates - 1):
+        update = inner_update(inner, theta, state, eta, sampler(theta, j), keep_graph=False)
+        theta, state = update.theta, update.state
+    update = inner_update(last, theta, state, eta, sampler(theta, updates - 1), keep_graph=False)
+    return BootstrapTarget(update.theta, update.state, update.loss, update.metrics)
+
+
+def _without_eta(outer_loss: OuterLoss) -> Loss:
+    return lambda theta, _eta, batch: outer_loss(theta, batch)
+
+
+def kl_divergence(logits_p: Float[Tensor, "*rows A"], logits_q: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
+    """KL(p || q) = Σₐ p(a) (log p(a) - log q(a)) of two categorical distributions, in nats; differentiable in both.
+
+    An action of p(a) = 0 (a logit of -∞, or one that underflows) adds 0 and has derivative 0, whatever q(a) is.
+
+    >>> kl_divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, 0.0]]))
+    tensor([0.6931])
+    """
+    log_p, log_q = torch.log_softmax(logits_p, -1), torch.log_softmax(logits_q, -1)
+    p = log_p.exp()
+    # Chosen before the product: 0 · (-∞ + ∞) is no number, in the value and in the derivative alike.
+    return (p * torch.where(p > 0.0, log_p - log_q, 0.0)).sum(-1)
+
+
+def matching_loss(
+    network: Network,
+    theta: Float[Tensor, "P"],
+    target: Float[Tensor, "P"],
+    trajectory: Trajectory,
+    matching: Matching,
+) -> tuple[Float[Tensor, ""], MatchingMetrics]:
+    """Distance of θ from the target on the trajectory's observations; its gradient at θₙ starts the adjoint pass.
+
+    Equation: m(⊥θ̃, θ) = mean[KL(π_⊥θ̃ || π_θ)] + c mean[(V_⊥θ̃ - V_θ)²], or KL(π_θ || π_⊥θ̃); V the inner critic.
+
+    θ carries the derivative, θ̃ none. Means are over valid steps of the T acted-on observations, and only these are
+    looked at: actions and rewards are not used. To match on other rows alone, say where episodes begin, give
+    `trajectory._replace(valid=rows)` with rows [T, B].
+
+    Source: debiasing paper §2 (matching loss) and its release: KL(π_θ̃ || π_θ), over the whole third batch on Snake,
+    over initial states alone on the Discounting Chain; value matching 0 in both.
+    """
+    target = autodiff.stop_gradient(target)
+    matches_values = matching.value_coefficient != 0.0
+    heads: tuple[Head, ...] = ("logits", "value") if matches_values else ("logits",)
+    steps, batch = trajectory.valid.shape
+    observation = trajectory.observation[:-1].flatten(0, 1)
+    online = network.apply(theta, observation, heads)
+    aim = network.apply(target, observation, heads)
+
+    def mean(x: Tensor) -> Tensor:
+        return masked_mean(x.unflatten(0, (steps, batch)), trajectory.valid)
+
+    match matching.direction:
+        case "target||online":
+            kl = mean(kl_divergence(aim["logits"], online["logits"]))
+        case "online||target":
+            kl = mean(kl_divergence(online["logits"], aim["logits"]))
+        case _:
+            assert_never(matching.direction)
+    if not matches_values:
+        return kl, MatchingMetrics(kl.detach(), kl.new_zeros(()))
+    distance = mean((aim["value"] - online["value"]).square())
+    return kl + matching.value_coefficient * distance, MatchingMetrics(kl.detach(), distance.detach())
