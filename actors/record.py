@@ -17,7 +17,7 @@ from actors.envs.atari import AtariConfig, make_atari_view
 from actors.envs.snake import SnakeConfig
 from actors.envs.snake_render import render
 from actors.evaluate import Player
-from metagrad.errors import require
+from metagrad.errors import ConfigurationError, require
 from metagrad.networks import Network
 
 MAX_STEPS = 2_000  # a cap on memory and file size; of Atari (frame skip 4) 2 minutes 13 seconds
@@ -35,6 +35,14 @@ class RecordedEpisode(NamedTuple):
     episode_return: float  # raw rewards of the game, undiscounted
     length: int  # steps in which the policy acted
     is_complete: bool  # False: cut at `max_steps`, and `episode_return` with it
+
+
+def pictured(config: EnvironmentConfig) -> SnakeConfig | AtariConfig:
+    """The same configuration; ConfigurationError where its environment has nothing to look at, so nothing to record."""
+    if isinstance(config, SnakeConfig | AtariConfig):
+        return config
+    name = type(config).__name__
+    raise ConfigurationError(f"env = {name!r}: has no pictures that could be recorded; evaluate it without --record")
 
 
 class _Frame(NamedTuple):
@@ -60,21 +68,22 @@ def record(
     A longer episode is cut at `max_steps` environment steps, which `is_complete` tells. Snake's last picture is the one
     before the last move, since the board that follows is already the next episode's. The folder is made if need be.
 
-    Raises ConfigurationError: another suffix than .gif, no step to record, a negative seed.
+    Raises ConfigurationError: no pictures, another suffix than .gif, no step to record, a negative seed.
     """
+    shown = pictured(config)
     rule, remedy = "recordings are GIF files", f"write to {path.with_suffix('.gif')}"
     require(path.suffix.lower() == ".gif", "path", str(path), rule, remedy)
     require(max_steps >= 1, "max_steps", max_steps, "at least 1", "give the steps to record")
     require(seed >= 0, "seed", seed, "not negative", "use 0 or more")
     environment_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     player = Player(network, theta.cpu(), policy_seed, is_greedy)
-    match config:
+    match shown:
         case SnakeConfig():
-            episode = _play_snake(config, player, environment_seed, max_steps)
+            episode = _play_snake(shown, player, environment_seed, max_steps)
             milliseconds, scale = SNAKE_MILLISECONDS, 1
         case AtariConfig():
-            episode = _play_atari(config, player, environment_seed, max_steps)
-            milliseconds, scale = 10 * round(100 * config.frame_skip / FRAMES_PER_SECOND), 2
+            episode = _play_atari(shown, player, environment_seed, max_steps)
+            milliseconds, scale = 10 * round(100 * shown.frame_skip / FRAMES_PER_SECOND), 2
     frames = list(episode)
     _write_gif(path, [frame.picture for frame in frames], milliseconds, scale)
     episode_return = sum(frame.raw_reward for frame in frames)

@@ -9,7 +9,9 @@ import tyro
 
 from actors.envs import EnvironmentConfig
 from actors.envs.atari import AtariConfig
+from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.snake import SnakeConfig
+from actors.envs.tabular_mdp import TabularMdpConfig
 from actors.rollout import Lookahead
 from learner.config import (
     AdamConfig,
@@ -209,6 +211,7 @@ CONFIG_TYPES: dict[str, type[Any]] = {
         CheckpointConfig,
         Experiment,
         FaultConfig,
+        MarkovRewardProcessConfig,
         MetaGradientConfig,
         MetaParameter,
         MetaParametersConfig,
@@ -219,6 +222,7 @@ CONFIG_TYPES: dict[str, type[Any]] = {
         SgdConfig,
         SnakeCnn,
         SnakeConfig,
+        TabularMdpConfig,
     )
 }
 

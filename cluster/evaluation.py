@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from actors.evaluate import evaluate
-from actors.record import record
+from actors.record import pictured, record
 from actors.rollout import probe
 from cluster.launch import check_fits, resolve_device, restore
 from cluster.run_folder import RunFolder
@@ -26,6 +26,8 @@ def evaluate_run(
     require(0 <= seed < 2**63, "seed", seed, "must lie in [0, 2^63)", "use a smaller non-negative integer")
     folder = RunFolder(run_dir)
     experiment = folder.experiment()
+    if wants_recording:
+        pictured(experiment.env)  # refused before anything is played
     device = resolve_device("cpu")
     spec = probe(experiment.env)
     network = build_network(experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic)

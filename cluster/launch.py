@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from actors.envs.snake import SnakeConfig
+from actors.envs import DeviceEnvironmentConfig
 from actors.rollout import Actor, ActorSetup, State, probe
 from cluster.config import Experiment
 from cluster.memory import keep_freed_memory
@@ -53,7 +53,7 @@ def resolve_device(device: str) -> torch.device:
 
 def actor_setups(experiment: Experiment, device: torch.device, start_update: int) -> list[ActorSetup]:
     """One setup per actor, with random streams of its own for this run, this resumption and this actor."""
-    is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, SnakeConfig)
+    is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig)
     return [
         ActorSetup(
             index=index,

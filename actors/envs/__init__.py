@@ -4,9 +4,14 @@ import torch
 
 from actors.envs.atari import AtariConfig, make_atari
 from actors.envs.base import Environment
+from actors.envs.markov_reward_process import MarkovRewardProcess, MarkovRewardProcessConfig
 from actors.envs.snake import Snake, SnakeConfig
+from actors.envs.tabular_mdp import TabularMdp, TabularMdpConfig
 
-EnvironmentConfig = SnakeConfig | AtariConfig
+DeviceEnvironmentConfig = SnakeConfig | TabularMdpConfig | MarkovRewardProcessConfig
+"""Environments that are tensor operations on any torch device, and whose state can be copied."""
+
+EnvironmentConfig = DeviceEnvironmentConfig | AtariConfig
 
 
 def make_environment(
@@ -21,5 +26,9 @@ def make_environment(
     match config:
         case SnakeConfig():
             return Snake(config, batch_size, seed, device)
+        case TabularMdpConfig():
+            return TabularMdp(config, batch_size, seed, device)
+        case MarkovRewardProcessConfig():
+            return MarkovRewardProcess(config, batch_size, seed, device)
         case AtariConfig():
             return make_atari(config, batch_size, seed, threads=threads, is_training=is_training)

@@ -6,11 +6,13 @@ from PIL import Image
 from actors import record as record_module
 from actors.envs import AtariConfig, SnakeConfig, make_environment
 from actors.envs.atari import make_atari_view
+from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.snake_render import render
+from actors.envs.tabular_mdp import TabularMdpConfig
 from actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, record
 from actors.rollout import probe
 from metagrad.errors import ConfigurationError
-from metagrad.networks import NatureCnn, SnakeCnn, build_network
+from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
 
 SNAKE = SnakeConfig(rows=4, columns=5, time_limit=60)
 
@@ -137,5 +139,14 @@ def test_wrong_values_are_refused_before_anything_is_played(tmp_path, snake_poli
     arguments["path"] = tmp_path / arguments["path"]
     with pytest.raises(ConfigurationError, match=f"^{field} = "):
         record(*snake_policy, SNAKE, **arguments)
+    assert not played
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", [TabularMdpConfig(), MarkovRewardProcessConfig()])
+def test_environment_without_pictures_is_refused_before_anything_is_played(tmp_path, played, config):
+    network, theta = policy_for(config, Mlp(hidden=4))
+    with pytest.raises(ConfigurationError, match=r"^env = '\w+Config': has no pictures that could be recorded; "):
+        record(network, theta, config, tmp_path / "x.gif", 0, False)
     assert not played
     assert not list(tmp_path.iterdir())

@@ -153,6 +153,11 @@ def test_every_number_below_one_leads_to_a_possible_state(weights, uniform, dtyp
     assert (cumulative.diff(dim=-1) >= 0).all()
 
 
+def test_a_row_that_passes_one_before_its_end_stays_a_distribution_function():
+    cumulative = rows_of(0.5, 0.5 + 2**-50, 2**-50)
+    assert cumulative[0, 0].tolist() == [0.5, 1, 1]
+
+
 def test_frequencies_are_the_transition_probabilities():
     tables, count = mixed(), 20_000
     state, action = torch.meshgrid(torch.arange(6), torch.arange(3), indexing="ij")

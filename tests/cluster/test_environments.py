@@ -1,0 +1,79 @@
+"""Every environment that a policy can act in on flat observations trains, resumes and is evaluated end to end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from actors.envs.tabular_mdp import TabularMdpConfig
+from cluster.config import Experiment, from_json, to_json
+from cluster.evaluation import evaluate_run
+from cluster.launch import actor_setups, run
+from cluster.options import parse
+from metagrad.errors import ConfigurationError
+from metagrad.networks import Mlp, SnakeCnn
+
+Tiny = Callable[..., Experiment]
+
+ENVIRONMENTS = {
+    "mdp": TabularMdpConfig(states=6, actions=3, concentration=0.5, horizon=4),
+    "mrp": MarkovRewardProcessConfig(states=5),
+}
+every_environment = pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
+
+
+@every_environment
+@pytest.mark.parametrize("lookahead", ["continue", "fork", "separate"])
+def test_training_resumes_bitwise(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, env: Any, lookahead: str
+) -> None:
+    changes = {"env": env, "network": Mlp(hidden=8), "lookahead": lookahead, "meta": {"n": 2}}
+    run(tiny(updates=6, **changes), tmp_path / "whole", False, console)
+    run(tiny(updates=3, **changes), tmp_path / "parts", False, console)
+    run(tiny(updates=6, **changes), tmp_path / "parts", True, console)
+    whole, parts = learner_of(tmp_path / "whole"), learner_of(tmp_path / "parts")
+    assert whole["learner.theta"] == parts["learner.theta"]
+    assert whole["learner.eta"] == parts["learner.eta"]
+
+
+@every_environment
+def test_evaluation_plays_whole_episodes_and_refuses_a_recording(
+    tiny: Tiny, console: Console, tmp_path: Path, env: Any
+) -> None:
+    run(tiny(env=env, network=Mlp(hidden=8), updates=2), tmp_path, False, console)
+    evaluate_run(tmp_path, None, 3, 0, False, False)
+    (path,) = tmp_path.glob("evaluation-*.json")
+    lengths = json.loads(path.read_text())["lengths"]
+    assert lengths == [4 if isinstance(env, TabularMdpConfig) else 5] * 3
+    path.unlink()
+    name = type(env).__name__
+    with pytest.raises(ConfigurationError, match=f"^env = '{name}': has no pictures .*; evaluate it without --record$"):
+        evaluate_run(tmp_path, None, 3, 0, False, True)
+    assert not list(tmp_path.glob("evaluation-*.json"))  # refused before anything was played
+
+
+@every_environment
+def test_configuration_round_trips_and_is_options(tiny: Tiny, env: Any) -> None:
+    experiment = tiny(env=env, network=Mlp(hidden=8))
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+    changed = parse(Experiment, ["--env.states", "9"], experiment, "metagrad train")
+    assert (changed.env.states, type(changed.env)) == (9, type(env))  # type: ignore[union-attr]
+    with pytest.raises(ConfigurationError, match=r"env.states"):
+        parse(Experiment, ["--env.states", "0"], experiment, "metagrad train")
+
+
+@every_environment
+def test_only_fitting_networks_are_taken(tiny: Tiny, env: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^network = 'SnakeCnn': expects Snake boards"):
+        tiny(env=env, network=SnakeCnn())
+
+
+@every_environment
+def test_colocated_it_lives_on_the_learners_device(tiny: Tiny, env: Any) -> None:
+    experiment = tiny(env=env, network=Mlp(hidden=8))
+    assert actor_setups(experiment, torch.device("cuda"), 0)[0].device == "cuda"
