@@ -103,7 +103,10 @@ def inner_loss(
     target = _targets(trajectory, value, hyper["gamma"], hyper["lambda"])
     advantage = target - autodiff.stop_gradient(value[:-1])
     valid = trajectory.valid
-    policy_loss = -masked_mean(advantage * surrogate(log_prob), valid)
+    # A step that the policy did not choose is no factor of a surrogate's product over the episode.
+    chosen_log_prob = torch.where(valid, log_prob, 0.0)
+    is_last = trajectory.is_terminal | trajectory.is_truncated
+    policy_loss = -masked_mean(advantage * surrogate(chosen_log_prob, is_last), valid)
     value_loss = masked_mean(hyper["value_coefficient"] * (target - value[:-1]).square(), valid)
     entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
     loss = policy_loss + value_loss + entropy_loss
