@@ -1,20 +1,21 @@
-"""The command line: metagrad list | train | eval | plot | config."""
+"""The command line: metagrad list | train | reproduce | eval | plot | config."""
 
 import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from cluster.config import Experiment, to_json
 from cluster.options import parse
-from experiments import EXPERIMENTS
+from cluster.studies import Study, StudyStopped, default_folder, reproduce
+from experiments import EXPERIMENTS, STUDIES
 from metagrad.errors import ConfigurationError, require
 
 _HELP = """\
@@ -23,8 +24,9 @@ usage: metagrad [--help] [--version] COMMAND …
 Distributed meta-gradient reinforcement learning.
 
 commands:
-  list                              the experiments, one line each
+  list                              the experiments and the studies, one line each
   train EXPERIMENT [--field value …]  train; writes a run folder, prints where it is
+  reproduce STUDY [--seeds K] [--quick]  compute a study of a paper and its report; continues where it was stopped
   eval RUN_DIR [--episodes N]       play full episodes with a run's newest checkpoint
   plot RUN_DIR …                    compare runs: returns and learnt meta-parameters
   config EXPERIMENT [--field value …]  the resolved configuration as JSON
@@ -42,6 +44,20 @@ class TrainOptions:
     """The run's folder; None: runs/EXPERIMENT-seedS-TIME."""
     resume: bool = False
     """Continue the run in --run-dir from its newest checkpoint, with more --updates or on another device, say."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReproduceOptions:
+    """Compute a study of a paper, its parts in parallel, and write its report. The same command continues it."""
+
+    seeds: int
+    """Independent trials; more of them later reuse those that are there."""
+    quick: bool = False
+    """A small version that takes minutes at most: it shows that things work, not the paper's numbers."""
+    run_dir: Path | None = None
+    """The study's folder; None: studies/STUDY, with --quick studies/STUDY-quick."""
+    topology: Literal["ray", "colocated"] = "ray"
+    """Parts as Ray tasks, on a cluster where RAY_ADDRESS names one, or one after another here, without Ray."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,36 +84,58 @@ class PlotOptions:
     """The picture to write: .png, .pdf or .svg."""
 
 
+def _named(name: str, table: Mapping[str, Any], kind: str) -> None:
+    """Refuse a name that `metagrad list` does not show."""
+    close = difflib.get_close_matches(name, table, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(table)}"
+    require(name in table, kind, name, f"is no {kind}", remedy)
+
+
 def experiment_named(name: str) -> Experiment:
     """One of the experiments that `metagrad list` shows.
 
     Raises:
         ConfigurationError: no such experiment.
     """
-    close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-    remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(EXPERIMENTS)}"
-    require(name in EXPERIMENTS, "experiment", name, "is no experiment", remedy)
+    _named(name, EXPERIMENTS, "experiment")
     return EXPERIMENTS[name]()
 
 
-def _split_experiment(words: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
-    names = ", ".join(EXPERIMENTS)
+def study_named(name: str) -> Study:
+    """One of the studies that `metagrad list` shows.
+
+    Raises:
+        ConfigurationError: no such study.
+    """
+    _named(name, STUDIES, "study")
+    return STUDIES[name]
+
+
+def _require_name(words: Sequence[str], command: str, kind: str, table: Mapping[str, Any]) -> None:
     require(
         bool(words) and not words[0].startswith("-"),
-        "experiment",
+        kind,
         words[0] if words else "",
-        f"metagrad {command} needs an experiment's name first",
-        f"choose one of {names}",
+        f"metagrad {command} needs {'an' if kind[0] in 'aeiou' else 'a'} {kind}'s name first",
+        f"choose one of {', '.join(table)}",
     )
+
+
+def _split_experiment(words: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
+    _require_name(words, command, "experiment", EXPERIMENTS)
     return experiment_named(words[0]), list(words[1:])
 
 
 def list_command(words: Sequence[str]) -> None:
-    """Print the experiments."""
+    """Print the experiments and the studies."""
     require(not words, "list", " ".join(words), "takes no options", "run metagrad list alone")
-    width = max(map(len, EXPERIMENTS))
-    for name, make in EXPERIMENTS.items():
-        print(f"{name:<{width}}  {make().description}")
+    experiments = {name: make().description for name, make in EXPERIMENTS.items()}
+    studies = {name: study.description for name, study in STUDIES.items()}
+    width = max(map(len, [*experiments, *studies]))
+    for command, table in (("train EXPERIMENT", experiments), ("reproduce STUDY", studies)):
+        print(f"metagrad {command}")
+        for name, description in table.items():
+            print(f"  {name:<{width}}  {description}")
 
 
 def config_command(words: Sequence[str]) -> None:
@@ -140,6 +178,16 @@ def train_command(words: Sequence[str]) -> None:
     print("\n".join(lines))
 
 
+def reproduce_command(words: Sequence[str]) -> None:
+    """Compute one study and its report."""
+    _require_name(words, "reproduce", "study", STUDIES)
+    study = study_named(words[0])
+    default = ReproduceOptions(seeds=study.seeds)
+    options = parse(ReproduceOptions, words[1:], default, f"metagrad reproduce {study.name}")
+    folder = options.run_dir or default_folder(study, options.quick)
+    reproduce(study, folder, options.seeds, options.quick, options.topology, Console(stderr=False))
+
+
 def _sibling(program: str) -> str:
     """A program of the environment that this one was started from."""
     path = Path(sys.argv[0]).with_name(program)
@@ -174,6 +222,7 @@ def plot_command(words: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_command,
     "train": train_command,
+    "reproduce": reproduce_command,
     "eval": eval_command,
     "plot": plot_command,
     "config": config_command,
@@ -181,7 +230,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 2 refused before anything started, 130 interrupted at once.
+    """Run one command; 0 done, 2 refused before anything started, 130 interrupted at once, 130 or 143 a study stopped.
 
     Any other fault keeps its traceback (exit code 1).
     """
@@ -204,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"metagrad: {error}", file=sys.stderr)
         return 2
+    except StudyStopped as stopped:  # it has said so itself
+        return stopped.exit_code
     except KeyboardInterrupt:  # before a run listens for it, or a second time while one stops
         print("metagrad: interrupted", file=sys.stderr)
         return 130

@@ -1,8 +1,9 @@
-"""The papers' experiments as data: names and the functions that describe them."""
+"""The papers' experiments and studies as data: names and what describes them."""
 
 from collections.abc import Callable
 
 from cluster.config import Experiment
+from cluster.studies import Study
 from experiments.atari import atari
 from experiments.snake import demo, snake_6x6
 
@@ -11,3 +12,5 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "snake-6x6": snake_6x6,
     "atari": atari,
 }
+
+STUDIES: dict[str, Study] = {}

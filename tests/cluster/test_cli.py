@@ -1,5 +1,8 @@
+import dataclasses
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,12 +11,23 @@ import ray
 
 from cluster.cli import COMMANDS, main
 from cluster.config import Experiment, from_json
-from experiments import EXPERIMENTS
+from cluster.studies import Study
+from experiments import EXPERIMENTS, STUDIES
 
 Capture = pytest.CaptureFixture[str]
 TINY = (
     *("--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3", "--updates", "4"),
     *("--topology", "colocated", "--learner-threads", "1"),
+)
+
+
+TOY = Study(
+    name="toy-study",
+    description="A study of toys.",
+    seeds=3,
+    parts=lambda seeds, is_quick: {f"seed-{seed}": {"seed": seed, "is_quick": is_quick} for seed in range(seeds)},
+    run_part=lambda settings: settings,
+    report=lambda folder, parts, is_quick: (folder / "report.md").write_text(f"{len(parts)} {is_quick}"),  # type: ignore[arg-type, return-value]
 )
 
 
@@ -25,6 +39,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("Ray was started")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(STUDIES, "toy-study", TOY)
     monkeypatch.setattr(ray, "init", started)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     return tmp_path
@@ -50,6 +65,7 @@ def assert_refused(words: Sequence[str], expected: str, workplace: Path, capsys:
 
 
 SNAKE, ATARI = ("train", "snake-6x6"), ("train", "atari")
+REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +119,14 @@ SNAKE, ATARI = ("train", "snake-6x6"), ("train", "atari")
         ((*ATARI, "--lookahead", "fork"), r"lookahead = 'fork': needs environments whose state can be copied"),
         ((*ATARI, "--env.rows", "6"), r"env.rows = '6': is no field"),
         (("config", "atari", "--actors", "0"), r"actors = 0: "),
+        (("reproduce",), r"study = '': metagrad reproduce needs a study's name first; choose one of .*toy-study"),
+        (("reproduce", "--quick"), r"study = '--quick': "),
+        (("reproduce", "toy-studi"), r"study = 'toy-studi': is no study; did you mean toy-study\?"),
+        (("reproduce", "q"), r"study = 'q': is no study; choose one of "),
+        ((*REPRODUCE, "--seeds", "0"), r"seeds = 0: must be at least 1; use --seeds 3 as the paper does"),
+        ((*REPRODUCE, "--seeds", "x"), r"seeds = 'x': "),
+        ((*REPRODUCE, "--sedes", "2"), r"sedes = '2': is no field of this command; did you mean --seeds\?"),
+        ((*REPRODUCE, "--topology", "local"), r"topology = 'local': must be one of 'ray', 'colocated'"),
         (("eval", "none"), r"run-dir = 'none': holds no run"),
         (("eval", "none", "--episodes", "0"), r"episodes = 0: "),
         (("eval", "none", "--episodes", "x"), r"episodes = 'x': "),
@@ -175,10 +199,35 @@ def test_a_run_is_trained_continued_and_played(trained: Path, capsys: Capture) -
     assert (trained / "episode-000000006-sampled-seed0.gif").exists()
 
 
-def test_list_shows_every_experiment_on_a_line(capsys: Capture) -> None:
+def test_a_study_is_reproduced_and_continued(workplace: Path, capsys: Capture) -> None:
+    for words, folder, report in (
+        ((), "studies/toy-study", "3 False"),
+        (("--seeds", "2"), "studies/toy-study", "2 False"),
+        (("--quick",), "studies/toy-study-quick", "3 True"),
+        (("--seeds", "4", "--run-dir", "else where"), "else where", "4 False"),
+    ):
+        assert main((*REPRODUCE, *words)) == 0
+        printed = capsys.readouterr().out
+        assert printed.splitlines()[-2:] == [f"results: {folder}/results.json", f"report: {folder}/report.md"]
+        assert ("2 of 2 parts are there already" in printed) == (words == ("--seeds", "2"))
+        assert (workplace / folder / "report.md").read_text() == report
+
+
+def test_a_study_that_is_stopped_has_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        stopped = dataclasses.replace(TOY, run_part=lambda _, number=number: os.kill(os.getpid(), number))
+        monkeypatch.setitem(STUDIES, "toy-study", stopped)
+        assert main(REPRODUCE) == code
+        output = capsys.readouterr()
+        assert "the same command continues" in output.out
+        assert output.err == ""
+
+
+def test_list_shows_experiments_and_studies_on_a_line_each(capsys: Capture) -> None:
     assert main(("list",)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    assert [line.split()[0] for line in lines] == ["metagrad", *EXPERIMENTS, "metagrad", *STUDIES]
+    assert [line for line in lines if line[0] != " "] == ["metagrad train EXPERIMENT", "metagrad reproduce STUDY"]
     assert all(len(line) <= 120 for line in lines)
 
 
@@ -217,6 +266,13 @@ def test_ctrl_c_outside_of_a_run_is_one_line(capsys: Capture, monkeypatch: pytes
     monkeypatch.setitem(COMMANDS, "list", interrupted)
     assert main(("list",)) == 130
     assert capsys.readouterr().err == "metagrad: interrupted\n"
+
+
+def test_help_of_a_study_lists_its_options(capsys: Capture) -> None:
+    assert end(("reproduce", "toy-study", "--help")) == 0
+    printed = capsys.readouterr().out
+    for option in ("--seeds", "--quick", "--run-dir", "--topology"):
+        assert option in printed
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])

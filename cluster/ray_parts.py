@@ -1,0 +1,104 @@
+"""Parts of a study as Ray tasks: one CPU each, on any node; what a lost worker was computing is computed again."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import ray
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
+
+from cluster import ray_session
+from cluster.config import Experiment
+from cluster.studies import PartFailed, Parts, Record, Result, Settings, Study, execute
+from metagrad.errors import require
+
+# What Ray says of a task when its process or its node is gone. The part did nothing wrong: it is started again.
+_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+_RESTARTS = 3
+_SECONDS_BETWEEN_LOOKS = 0.5
+_LOOKS_FOR_A_FREE_CPU = 6
+
+# A session for whatever CPUs there are: tasks, unlike actors, take turns.
+_NO_DEMAND = cast(Experiment, SimpleNamespace(actors=0, actor_threads=1))
+
+
+def ray_parts(study: Study, missing: dict[str, Settings], say: Callable[[str], None]) -> Parts:
+    """The parts in parallel, in the order in which they finish.
+
+    Raises:
+        ConfigurationError: no cluster at RAY_ADDRESS, or one without any CPU.
+        PartFailed: a part raised, or its worker died too often; the others are cancelled.
+    """
+    with ray_session.ray_session(_NO_DEMAND):
+        _require_cpu()
+        if not _has_free_cpu():
+            say("every CPU of the cluster is in use; the parts start as soon as one is free")
+        # Ray's own retries would repeat a part that runs out of memory for ever, and say nothing.
+        task = ray.remote(_execute_on_worker).options(num_cpus=1, max_retries=0)
+        pending = {task.remote(study.name, study.run_part, settings): name for name, settings in missing.items()}
+        losses: Counter[str] = Counter()
+        try:
+            while pending:
+                failure: PartFailed | None = None
+                for reference in _ready(list(pending)):
+                    name = pending.pop(reference)
+                    try:
+                        record = ray.get(reference)
+                    except _LOST as error:
+                        losses[name] += 1
+                        if losses[name] > _RESTARTS:
+                            failure = _failed(study, name, f"lost its worker {losses[name]} times", error)
+                            continue
+                        say(f"part {name}: its worker died ({_first_line(error)}); started again")
+                        pending[task.remote(study.name, study.run_part, missing[name])] = name
+                    except RayError as error:
+                        failure = failure or _failed(study, name, "failed", error)
+                    else:
+                        yield name, record
+                if failure is not None:  # only now: what finished at the same time is kept
+                    raise failure
+                yield None
+                _require_cpu()
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+
+
+def _execute_on_worker(study: str, run_part: Callable[[Settings], Result], settings: Settings) -> Record:
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that a part may start
+    return execute(study, run_part, settings)
+
+
+def _ready(references: list[Any]) -> list[Any]:
+    """All that are there, after waiting a moment for the first."""
+    ray.wait(references, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+    return list(ready)
+
+
+def _has_free_cpu() -> bool:
+    """False where none is free for a while: what Ray counts as free lags behind by about a second."""
+    for _ in range(_LOOKS_FOR_A_FREE_CPU):
+        if ray.available_resources().get("CPU", 0) >= 1:
+            return True
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return False
+
+
+def _require_cpu() -> None:
+    cpus = ray.cluster_resources().get("CPU", 0)
+    where = os.environ.get("RAY_ADDRESS", "")
+    require(cpus >= 1, "RAY_ADDRESS", where, "this cluster has no CPU, so no part would ever start", "add nodes to it")
+
+
+def _failed(study: Study, name: str, what: str, error: Exception) -> PartFailed:
+    failure = PartFailed(f"part {name} of study {study.name} {what}; the finished ones are kept")
+    failure.__cause__ = error
+    return failure
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

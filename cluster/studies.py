@@ -1,0 +1,245 @@
+"""Studies: many independent computations (parts), kept as they finish, and a report of them all.
+
+Study ─► parts(seeds) ─► run_part(settings), one CPU each ─► FOLDER/parts/NAME.json ─► results.json ─► report.md, PNGs
+
+A study that was interrupted continues from the parts that are there: they are deterministic in their settings.
+"""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from signal import Signals
+from types import FrameType
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from cluster.progress import Progress
+from cluster.provenance import provenance
+from cluster.stop import StopRequest
+from cluster.study_folder import Record, Result, Settings, as_json, held, read_parts, write_part, write_results
+from metagrad.errors import require
+
+__all__ = [
+    "PartFailed",
+    "Parts",
+    "Record",
+    "Result",
+    "Settings",
+    "Study",
+    "StudyStopped",
+    "default_folder",
+    "reproduce",
+]
+
+Parts = Generator[tuple[str, Record] | None, None, None]  # what just finished; None: nothing new, look around
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """One study of a paper: its parts, what computes one of them, and what makes a report of all."""
+
+    name: str
+    description: str
+    """One line, for `metagrad list`."""
+    seeds: int
+    """The paper's number of independent trials; what `--seeds` is unless given."""
+    parts: Callable[[int, bool], dict[str, Settings]]
+    """(seeds, is_quick) -> file-name-safe part name -> settings (a JSON tree); more seeds add parts, change none."""
+    run_part: Callable[[Settings], Result]
+    """A top-level function, deterministic in its settings, run alone on one CPU and one thread; returns a JSON tree."""
+    report: Callable[[Path, dict[str, tuple[Settings, Result]], bool], None]
+    """(folder, part name -> (settings, result), is_quick): writes pictures and report.md into the folder."""
+
+
+class PartFailed(RuntimeError):
+    """A part raised (its own error is the cause) or its worker kept dying."""
+
+
+class StudyStopped(Exception):
+    """A study ended early on SIGINT or SIGTERM; what had finished is kept."""
+
+    def __init__(self, signal_name: str):
+        super().__init__(signal_name)
+        self.exit_code = 128 + Signals[signal_name]
+
+
+def default_folder(study: Study, is_quick: bool) -> Path:
+    """studies/NAME or studies/NAME-quick: the same command continues in the same folder."""
+    return Path("studies") / (f"{study.name}-quick" if is_quick else study.name)
+
+
+def reproduce(
+    study: Study,
+    folder: Path,
+    seeds: int,
+    is_quick: bool,
+    topology: Literal["ray", "colocated"],
+    console: Console,
+) -> None:
+    """Compute the parts of a study that the folder does not hold yet, then write results.json and the report.
+
+    Raises:
+        ConfigurationError: before anything starts; the folder holds something else or is in use.
+        PartFailed: a part raised; those that had finished are kept.
+        StudyStopped: SIGINT or SIGTERM; likewise.
+    """
+    require(seeds >= 1, "seeds", seeds, "must be at least 1", f"use --seeds {study.seeds} as the paper does")
+    asked = {name: as_json(settings) for name, settings in study.parts(seeds, is_quick).items()}
+    assert asked, f"study {study.name} has no parts"
+    assert all(_FILE_NAME.fullmatch(name) for name in asked), f"part names of {study.name}: {list(asked)}"
+    command = f"metagrad reproduce {study.name} --seeds {seeds}{' --quick' if is_quick else ''}"
+    with held(folder), Progress(console, len(asked)) as progress:
+        progress.say(f"study folder: {folder}")
+        done = read_parts(folder, study.name, asked)
+        if done:
+            progress.say(f"{len(done)} of {len(asked)} parts are there already")
+        if len(done) < len(asked):
+            _run_missing(study, folder, asked, done, topology, progress, console.is_terminal)
+        records = {name: done[name] for name in asked}
+        head = {"study": study.name, "description": study.description, "command": command}
+        results = write_results(folder, head | {"seeds": seeds, "is_quick": is_quick, "parts": records})
+        progress.begin("writing the report")
+        study.report(folder, {name: (each["settings"], each["result"]) for name, each in records.items()}, is_quick)
+        progress.begin("")
+    # After the progress line, so that these are the last lines on a terminal too.
+    progress.say(f"results: {results}")
+    progress.say(f"report: {folder / 'report.md'}")
+
+
+def _run_missing(
+    study: Study,
+    folder: Path,
+    asked: dict[str, Settings],
+    done: dict[str, Record],
+    topology: Literal["ray", "colocated"],
+    progress: Progress,
+    is_terminal: bool,
+) -> None:
+    """Run what is asked and not done; `done` grows with every part that finishes, as does the folder."""
+    missing = {name: settings for name, settings in asked.items() if name not in done}
+    line = _ProgressLine(progress, len(done), len(asked), is_terminal)
+    stop = StopRequest() if topology == "ray" else _StopAtOnce()
+    try:
+        with stop, line, contextlib.closing(_parts_on(topology, study, missing, progress.say)) as finished:
+            for item in finished:
+                if item is not None:
+                    name, record = item
+                    write_part(folder, name, record)
+                    done[name] = record
+                    line.count(len(done))
+                elif stop.signal_name is not None:
+                    break
+    except KeyboardInterrupt:
+        if stop.signal_name is None or topology == "ray":  # a second Ctrl-C
+            raise
+    if stop.signal_name is not None and len(done) < len(asked):
+        progress.say(
+            f"stopped by {stop.signal_name} with {len(done)} of {len(asked)} parts done; the same command continues"
+        )
+        raise StudyStopped(stop.signal_name)
+
+
+def _parts_on(
+    topology: Literal["ray", "colocated"], study: Study, missing: dict[str, Settings], say: Callable[[str], None]
+) -> Parts:
+    if topology == "colocated":
+        return colocated_parts(study, missing)
+    from cluster.ray_parts import ray_parts  # Ray is imported only where the topology asks for it
+
+    return ray_parts(study, missing, say)
+
+
+def colocated_parts(study: Study, missing: dict[str, Settings]) -> Parts:
+    """The parts one after another in this process, without Ray."""
+    for name, settings in missing.items():
+        try:
+            record = execute(study.name, study.run_part, settings)
+        except Exception as error:
+            raise PartFailed(f"part {name} of study {study.name} failed; the finished ones are kept") from error
+        yield name, record
+        yield None
+
+
+def execute(study: str, run_part: Callable[[Settings], Result], settings: Settings) -> Record:
+    """Run one part on one thread; neither the number of threads, nor random numbers, nor torch's default type leak."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    started = time.monotonic()
+    try:
+        torch.set_num_threads(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            result = as_json(run_part(settings))
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+    origin = provenance() | {"wall_seconds": round(time.monotonic() - started, 3)}
+    return {"study": study, "settings": settings, "result": result, "provenance": origin}
+
+
+class _StopAtOnce(StopRequest):
+    """Colocated parts may take minutes, and nothing of an unfinished one is worth waiting for."""
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal_name = Signals(number).name
+        raise KeyboardInterrupt
+
+
+class _ProgressLine:
+    """Parts done, time taken, time left; a thread keeps it moving on a terminal while a part runs in this one."""
+
+    def __init__(self, progress: Progress, done: int, total: int, is_terminal: bool):
+        self._progress = progress
+        self._done = self._done_before = done
+        self._total = total
+        self._is_terminal = is_terminal
+        self._started = time.monotonic()
+        self._last_plain = -_SECONDS_BETWEEN_PLAIN_LINES
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_moving, daemon=True)
+
+    def __enter__(self) -> "_ProgressLine":
+        if self._is_terminal:
+            self._thread.start()
+        else:
+            self._progress.say(self.text())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        if self._is_terminal:
+            self._thread.join()
+        self._progress.say(self.text())
+
+    def _keep_moving(self) -> None:
+        while not self._is_over.wait(0.5):
+            self._progress.begin(self.text())
+
+    def count(self, done: int) -> None:
+        """So many parts are done now."""
+        self._done = done
+        now = time.monotonic()
+        is_due = done < self._total and now - self._last_plain >= _SECONDS_BETWEEN_PLAIN_LINES
+        if not self._is_terminal and is_due:
+            self._last_plain = now
+            self._progress.say(self.text())
+
+    def text(self) -> str:
+        """The line as of now; what is left takes as long per part as what was done since the start."""
+        elapsed = time.monotonic() - self._started
+        done_now = self._done - self._done_before
+        left = f"about {_clock(elapsed / done_now * (self._total - self._done))}" if done_now else "-"
+        return f"parts {self._done}/{self._total}  elapsed {_clock(elapsed)}  remaining {left}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,245 @@
+"""Toy studies, colocated: tests/cluster/test_ray_parts.py has those on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from cluster.run_folder import RunFolder
+from cluster.studies import PartFailed, Study, StudyStopped, default_folder, reproduce
+from metagrad.errors import ConfigurationError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def squares(seeds: int, is_quick: bool) -> dict[str, dict[str, Any]]:
+    return {f"square-{seed}": {"seed": seed, "power": (2, 3), "is_quick": is_quick} for seed in range(seeds)}
+
+
+def power(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"value": settings["seed"] ** settings["power"][0], "nan": float("nan"), "tuple": (1, 2)}
+
+
+def write(folder: Path, parts: dict[str, Any], is_quick: bool) -> None:
+    values = [result["value"] for _, result in parts.values()]
+    (folder / "report.md").write_text(f"{values} {is_quick}")
+
+
+TOY = Study(name="toy", description="Squares.", seeds=3, parts=squares, run_part=power, report=write)
+
+
+def text(console: Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+Reproduce = Callable[..., None]
+
+
+@pytest.fixture
+def colocated(tmp_path: Path, console: Console) -> Reproduce:
+    """Run a study in `tmp_path`/toy."""
+
+    def run(study: Study = TOY, seeds: int = 3, is_quick: bool = False) -> None:
+        reproduce(study, tmp_path / "toy", seeds, is_quick, "colocated", console)
+
+    return run
+
+
+def counted(calls: list[int], study: Study = TOY) -> Study:
+    """The same study, which notes the seeds that it computes."""
+
+    def run_part(settings: dict[str, Any]) -> dict[str, Any]:
+        calls.append(settings["seed"])
+        return study.run_part(settings)
+
+    return replace(study, run_part=run_part)
+
+
+def test_a_study_leaves_parts_results_and_a_report(colocated: Reproduce, tmp_path: Path, console: Console) -> None:
+    colocated()
+    folder = tmp_path / "toy"
+    assert (folder / "report.md").read_text() == "[0, 1, 4] False"
+    assert sorted(path.name for path in folder.rglob("*")) == sorted(
+        ["parts", "square-0.json", "square-1.json", "square-2.json", "results.json", "report.md"]
+    )
+    part = json.loads((folder / "parts" / "square-2.json").read_text())
+    assert part["settings"] == {"seed": 2, "power": [2, 3], "is_quick": False}
+    assert part["result"]["value"] == 4
+    assert set(part["provenance"]) == {"metagrad", "commit", "torch", "python", "hardware", "wall_seconds"}
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["parts"]) == ["square-0", "square-1", "square-2"]
+    assert json.dumps(results["parts"]["square-2"]) == json.dumps(part)
+    assert results["command"] == "metagrad reproduce toy --seeds 3"
+    assert f"report: {folder / 'report.md'}" in text(console).splitlines()
+    assert "parts 3/3" in text(console)
+
+
+def test_the_default_folder_is_the_same_every_time() -> None:
+    assert default_folder(TOY, False) == Path("studies/toy")
+    assert default_folder(TOY, True) == Path("studies/toy-quick")
+
+
+def test_more_seeds_reuse_the_parts_and_fewer_leave_them_out(
+    colocated: Reproduce, tmp_path: Path, console: Console
+) -> None:
+    calls: list[int] = []
+    for seeds, computed, report in ((2, [0, 1], "[0, 1] False"), (4, [2, 3], "[0, 1, 4, 9] False"), (1, [], "[0] ")):
+        calls.clear()
+        colocated(counted(calls), seeds)
+        assert calls == computed
+        assert (tmp_path / "toy" / "report.md").read_text().startswith(report)
+    assert "2 of 4 parts are there already" in text(console)
+
+
+def test_a_report_of_stored_parts_is_that_of_fresh_ones(tmp_path: Path, console: Console) -> None:
+    seen = []
+    study = replace(TOY, report=lambda _folder, parts, _is_quick: seen.append(json.dumps(parts)))
+    for _ in range(2):
+        reproduce(study, tmp_path, 2, False, "colocated", console)
+    assert seen[0] == seen[1]
+    assert '"tuple": [1, 2]' in seen[0]
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_no_seeds_are_refused(colocated: Reproduce, tmp_path: Path, seeds: int) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^seeds = {seeds}: must be at least 1; use --seeds 3 "):
+        colocated(seeds=seeds)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_are_refused_and_named(colocated: Reproduce, tmp_path: Path) -> None:
+    colocated()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    message = r"^run-dir = '.*toy': its part square-0 was made with is_quick = false, now asked true; .* --run-dir$"
+    with pytest.raises(ConfigurationError, match=message):
+        colocated(is_quick=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_folder_serves_one_process_at_a_time(colocated: Reproduce, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "toy").held(), pytest.raises(ConfigurationError, match="another process"):
+        colocated()
+    colocated()
+
+
+def test_a_part_that_raises_ends_the_study_and_keeps_the_finished_ones(colocated: Reproduce, tmp_path: Path) -> None:
+    def fail(settings: dict[str, Any]) -> dict[str, Any]:
+        if settings["seed"] == 1:
+            raise ConfigurationError("a part's own mistake, which is no wrong input")
+        return power(settings)
+
+    with pytest.raises(PartFailed, match="part square-1 of study toy failed") as failure:
+        colocated(replace(TOY, run_part=fail))
+    assert isinstance(failure.value.__cause__, ConfigurationError)
+    assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
+    calls: list[int] = []
+    colocated(counted(calls))
+    assert calls == [1, 2]
+
+
+def test_a_result_that_is_no_json_is_a_failure_of_its_part(colocated: Reproduce) -> None:
+    with pytest.raises(PartFailed, match="part square-0") as failure:
+        colocated(replace(TOY, run_part=lambda _: {"x": torch.zeros(1)}))
+    assert isinstance(failure.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("parts", [{}, {"../x": {}}, {"a b": {}}, {".hidden": {}}, {"": {}}], ids=str)
+def test_part_names_are_file_names(colocated: Reproduce, parts: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match=r"parts|part names"):
+        colocated(replace(TOY, parts=lambda *_: parts))
+
+
+def test_parts_do_not_disturb_each_other(colocated: Reproduce, tmp_path: Path) -> None:
+    """A part that changes torch's defaults and draws random numbers leaves no trace."""
+
+    def draw(_: dict[str, Any]) -> dict[str, Any]:
+        before = (str(torch.get_default_dtype()), torch.get_num_threads())
+        torch.set_default_dtype(torch.float64)
+        return {"value": [torch.rand(2).tolist(), *before]}
+
+    state = torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        colocated(replace(TOY, run_part=draw))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float32
+    stored = [json.loads(path.read_text())["result"]["value"] for path in (tmp_path / "toy" / "parts").iterdir()]
+    assert all(value == stored[0] for value in stored)
+    assert stored[0][1:] == ["torch.float32", 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_colocated_study_at_once(
+    colocated: Reproduce, tmp_path: Path, console: Console, number: signal.Signals
+) -> None:
+    def slow(settings: dict[str, Any]) -> dict[str, Any]:
+        if settings["seed"] == 1:
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            time.sleep(60)
+        return power(settings)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(StudyStopped) as stopped:
+        colocated(replace(TOY, run_part=slow))
+    assert stopped.value.exit_code == 128 + number
+    assert f"stopped by {number.name} with 1 of 3 parts done; the same command continues" in text(console)
+    assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    colocated()
+    assert (tmp_path / "toy" / "report.md").read_text() == "[0, 1, 4] False"
+
+
+def test_on_a_terminal_one_line_keeps_moving_while_a_part_runs(tmp_path: Path) -> None:
+    console = Console(file=StringIO(), width=200, force_terminal=True)
+
+    def slow(settings: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(1.8 if settings["seed"] == 1 else 0)
+        return power(settings)
+
+    reproduce(replace(TOY, run_part=slow), tmp_path, 2, False, "colocated", console)
+    assert "parts 1/2  elapsed 0:00:01  remaining about 0:00:01" in text(console)
+    assert "parts 2/2" in text(console)
+
+
+COLOCATED_WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from pathlib import Path
+from rich.console import Console
+from cluster.studies import Study, reproduce
+study = Study(
+    name="toy", description="", seeds=1, parts=lambda seeds, _: {str(seed): {} for seed in range(seeds)},
+    run_part=lambda _: {}, report=lambda folder, *_: (folder / "report.md").touch(),
+)
+reproduce(study, Path("toy"), 2, False, sys.argv[1], Console())
+"""
+
+
+@pytest.mark.parametrize(("topology", "code"), [("colocated", 0), ("ray", 1)])
+def test_colocated_studies_need_no_ray(tmp_path: Path, topology: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COLOCATED_WITHOUT_RAY, topology],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "toy" / "report.md").exists() == (code == 0)
+    assert ("import of ray halted" in done.stderr) == (code == 1)
