@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
 from torch import Tensor
 
 from actors.envs.base import EnvironmentSpec, EnvironmentStep, continue_stream
+from actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
 ACTION_NAMES = ("up", "right", "down", "left")
@@ -243,16 +244,7 @@ class Snake:
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Put a copy of a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
         expected = empty_state(self._board, self.spec.batch_size)
-        names = set(snapshot) - {"generator"}
-        remedy = "restore a snapshot of a Snake environment with the same board and batch size"
-        require(names == set(expected._fields), "snapshot", sorted(names), "must hold a SnakeState's fields", remedy)
-        for name, value in expected._asdict().items():
-            shape, dtype = snapshot[name].shape, snapshot[name].dtype
-            rule = f"must be {value.dtype} of shape {tuple(value.shape)}"
-            is_fitting = shape == value.shape and dtype == value.dtype
-            require(is_fitting, f"snapshot[{name}]", (dtype, tuple(shape)), rule, remedy)
-        device = self.spec.device
-        self._state = SnakeState(**{name: snapshot[name].to(device, copy=True) for name in expected._fields})
+        self._state = SnakeState(**checked_fields(snapshot, expected._asdict(), self.spec.name))
         if "generator" in snapshot:
             continue_stream(self._generator, snapshot["generator"])
 

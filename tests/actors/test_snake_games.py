@@ -181,7 +181,7 @@ def test_snapshot_of_another_board_is_refused():
     for other in (Snake(SnakeConfig(rows=7), 4, 0, "cpu"), Snake(SnakeConfig(), 5, 0, "cpu")):
         with pytest.raises(ConfigurationError, match=r"snapshot\[body_state\]"):
             other.restore(snapshot)
-    with pytest.raises(ConfigurationError, match="must hold a SnakeState's fields"):
+    with pytest.raises(ConfigurationError, match="must hold"):
         environment.restore({"head": snapshot["head"]})
 
 
