@@ -5,6 +5,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
+
+from metagrad.diagnostics import Moments, add_samples, no_samples, variance
+
 
 class IntervalMean:
     """Means of named scalars since the last `take`."""
@@ -75,25 +79,17 @@ class EpisodeWindow:
 
 
 class RunningVariance:
-    """Variance of each component over the updates since the last `take`, summed over components (Welford)."""
+    """Variance of each component over the updates since the last `take`, summed over components."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._mean: list[float] = []
-        self._m2: list[float] = []
+        self._moments: Moments | None = None
 
     def add(self, components: Sequence[float]) -> None:
         """One sample of the vector."""
-        if not self._count:
-            self._mean, self._m2 = [0.0] * len(components), [0.0] * len(components)
-        self._count += 1
-        for k, x in enumerate(components):
-            delta = x - self._mean[k]
-            self._mean[k] += delta / self._count
-            self._m2[k] += delta * (x - self._mean[k])
+        moments = no_samples(len(components)) if self._moments is None else self._moments
+        self._moments = add_samples(moments, torch.tensor([components], dtype=torch.float64))
 
     def take(self) -> float | None:
         """Unbiased variance; None with fewer than two samples. Starts anew."""
-        variance = sum(self._m2) / (self._count - 1) if self._count > 1 else None
-        self.__init__()  # type: ignore[misc]
-        return variance
+        moments, self._moments = self._moments, None
+        return None if moments is None or moments.count < 2 else variance(moments).sum().item()

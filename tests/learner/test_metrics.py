@@ -27,6 +27,14 @@ def test_running_variance_is_numpys_summed_over_components(count: int) -> None:
         assert variance.take() == pytest.approx(samples.var(0, ddof=1).sum(), rel=1e-9)
 
 
+def test_running_variance_far_from_zero() -> None:
+    samples = GENERATOR.normal(1e8, 1.0, size=(20, 2))
+    variance = RunningVariance()
+    for sample in samples:
+        variance.add(sample.tolist())
+    assert variance.take() == pytest.approx(samples.var(0, ddof=1).sum(), rel=1e-6)
+
+
 def test_one_sample_has_no_variance() -> None:
     variance = RunningVariance()
     assert variance.take() is None
