@@ -16,8 +16,9 @@ exact Hessian of J = E[Σ γ^t r_t] is H1 + H2 + H12 + H12ᵀ (Furmston et al. (
     loaded-dice  Π_{k≤t} ρ_k - Π_{k<t} ρ_k  ∇²L_t + ∇L_t∇L_tᵀ - the same at t - 1    exact, whatever the baseline
     dice         Π_{k≤t} ρ_k, times r_t     ∇²L_t + ∇L_t∇L_tᵀ                        exact
 
-for A_t = G_t - b(s_t) with full returns G; bootstrapped or λ-returns move the expectations of all alike. Variance
-grows downwards: `ad` and `lvc` have one step's score per term, the other two products of scores of all steps before.
+for A_t = G_t - b(s_t) with full returns G; bootstrapped or λ-returns move the expectations of all alike. Variance:
+`ad` and `lvc` have one step's score per term (which of the two is lower depends on the policy), the other two products
+of scores of all steps before.
 """
 
 from collections.abc import Callable
