@@ -173,7 +173,7 @@ def colocated_parts(study: Study, missing: dict[str, Settings]) -> Parts:
 def execute(study: str, run_part: Callable[[Settings], Result], settings: Settings) -> Record:
     """Run one part on one thread; neither the number of threads, nor random numbers, nor torch's default type leak."""
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    started = time.monotonic()
+    origin, started = provenance(), time.monotonic()  # of the code as it was when the part began
     try:
         torch.set_num_threads(1)
         with torch.random.fork_rng(devices=[]):
@@ -182,7 +182,7 @@ def execute(study: str, run_part: Callable[[Settings], Result], settings: Settin
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
-    origin = provenance() | {"wall_seconds": round(time.monotonic() - started, 3)}
+    origin |= {"wall_seconds": round(time.monotonic() - started, 3)}
     return {"study": study, "settings": settings, "result": result, "provenance": origin}
 
 
