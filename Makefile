@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 EXPERIMENT ?= demo
+STUDY ?=
 ARGS ?=
 NAME ?=
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all lint format bench clean
+.PHONY: help train reproduce test test-all lint format bench clean
 
 pip := .venv/bin/python -m pip --disable-pip-version-check
 
@@ -22,6 +23,9 @@ help: ## list the targets
 
 train: .venv/.runtime ## train one experiment: make train [EXPERIMENT=demo] [ARGS="--seed 1"]
 	@exec .venv/bin/metagrad train "$(EXPERIMENT)" $(ARGS)
+
+reproduce: .venv/.runtime ## compute a study and its report: make reproduce STUDY=NAME [ARGS="--quick"]; without STUDY: their names
+	@exec .venv/bin/metagrad $(if $(STUDY),reproduce "$(STUDY)" $(ARGS),list)
 
 test: .venv/.dev ## run the fast tests and the docstring examples: make test [ARGS="-k returns"]
 	.venv/bin/python -m pytest $(ARGS)

@@ -169,6 +169,7 @@ def test_parts_do_not_disturb_each_other(colocated: Reproduce, tmp_path: Path) -
         torch.set_default_dtype(torch.float64)
         return {"value": [torch.rand(2).tolist(), *before]}
 
+    torch.rand(1)
     state = torch.get_rng_state()
     torch.set_num_threads(2)
     try:
@@ -181,6 +182,9 @@ def test_parts_do_not_disturb_each_other(colocated: Reproduce, tmp_path: Path) -
     stored = [json.loads(path.read_text())["result"]["value"] for path in (tmp_path / "toy" / "parts").iterdir()]
     assert all(value == stored[0] for value in stored)
     assert stored[0][1:] == ["torch.float32", 1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert stored[0][0] == torch.rand(2).tolist(), "whatever was drawn before in this process"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
