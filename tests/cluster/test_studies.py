@@ -184,7 +184,7 @@ def test_parts_do_not_disturb_each_other(colocated: Reproduce, tmp_path: Path) -
     assert stored[0][1:] == ["torch.float32", 1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        assert stored[0][0] == torch.rand(2).tolist(), "whatever was drawn before in this process"
+        assert stored[0][0] == torch.rand(2, dtype=torch.float64).tolist(), "whatever was drawn before in this process"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
