@@ -140,7 +140,7 @@ def setting(make_trajectory):
     optimizer=tuple(OPTIMIZERS),
     clip=tuple(MAX_NORMS),
     rate=tuple(RATES),
-    surrogate=("ad", "lvc"),
+    surrogate=("ad", "lvc", "loaded-dice"),
     estimator=("n-step", "mix"),
 )
 def test_meta_gradient_is_the_derivative_of_the_look_ahead(
