@@ -13,16 +13,24 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def python_blocks():
-    for document in DOCUMENTS:
-        for number, code in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)):
-            yield pytest.param(code, id=f"{document.name}-{number}")
+def python_blocks(text):
+    """Code blocks, each with the output that a `text` block right after it claims."""
+    return re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", list(python_blocks()))
-def test_examples_run(code, capsys):
-    exec(compile(code, "example", "exec"), {})
-    assert capsys.readouterr().out
+def with_code():
+    return [document for document in DOCUMENTS if python_blocks(document.read_text())]
+
+
+@pytest.mark.parametrize("document", with_code(), ids=lambda path: path.name)
+def test_examples_run_and_print_what_is_said(document, capsys):
+    """Blocks of one document follow one another, as for a reader who types them in."""
+    namespace = {}
+    for number, (code, said) in enumerate(python_blocks(document.read_text())):
+        exec(compile(code, f"{document.name} block {number}", "exec"), namespace)
+        printed = capsys.readouterr().out
+        assert printed, f"block {number} shows nothing"
+        assert not said or printed == said, number
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,0 +1,120 @@
+"""A2C on CartPole that learns its discount and entropy coefficient: metagrad/ as a library in one's own training loop.
+
+Network, losses, rollouts and loop are plain torch and gymnasium. The library differentiates through LOOK_AHEAD inner
+updates: the first one is kept, the others, on environments of their own, exist only to look ahead.
+"""
+
+import argparse
+from collections import namedtuple
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metagrad.meta_gradient import meta_gradient, outer_gradient
+from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
+from metagrad.networks import ParameterLayout
+from metagrad.optimizers import Adam, ClipByGlobalNorm, constant
+from metagrad.returns import lambda_returns
+from metagrad.surrogates import lvc
+from metagrad.unroll import InnerProblem, inner_update
+
+ENVIRONMENTS, STEPS, LOOK_AHEAD, REWARD_SCALE = 16, 16, 2, 0.1
+OUTER_GAMMA, LAMBDA = 0.99, 0.95  # the learnt values are tuned for returns under OUTER_GAMMA
+LEARNT = {"gamma": MetaParameter(initial=0.9), "entropy_coefficient": MetaParameter(initial=0.01, high=0.1)}
+Batch = namedtuple("Batch", "observation action reward is_terminal is_truncated valid")  # valid False: only a reset
+
+
+network = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4))  # two logits, value, value under OUTER_GAMMA
+layout = ParameterLayout(*zip(*((name, tuple(x.shape)) for name, x in network.named_parameters()), strict=True))
+
+
+def evaluate(theta: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The network as a function of one flat vector: log-probabilities, values, outer values."""
+    output = torch.func.functional_call(network, layout.unflatten(theta), (observation,))
+    return output[..., :2].log_softmax(-1), output[..., 2], output[..., 3]
+
+
+def targets(batch: Batch, value: Tensor, gamma: Tensor | float) -> Tensor:
+    """λ-returns over values without a derivative; γ keeps its own."""
+    return lambda_returns(batch.reward, value.detach(), batch.is_terminal, batch.is_truncated, gamma, LAMBDA)
+
+
+def inner_loss(theta: Tensor, eta: Tensor, batch: Batch) -> tuple[Tensor, None]:
+    """A2C with both critics; γ and the entropy coefficient are functions of η."""
+    hyper, (log_probs, value, outer_value) = hyperparameters(LEARNT, eta), evaluate(theta, batch.observation)
+    target, outer_target = targets(batch, value, hyper["gamma"]), targets(batch, outer_value, OUTER_GAMMA)
+    log_prob = log_probs[:-1].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
+    score = lvc(log_prob, batch.is_terminal | batch.is_truncated)  # the gradient of log π, and a better Hessian
+    entropy = -(log_probs.exp() * log_probs).sum(-1)[:-1]
+    loss = -(target - value[:-1].detach()) * score - hyper["entropy_coefficient"] * entropy
+    loss = loss + (target - value[:-1]).square() + (outer_target - outer_value[:-1]).square()
+    return loss[batch.valid].mean(), None
+
+
+def outer_loss(theta: Tensor, batch: Batch) -> tuple[Tensor, None]:
+    """Policy gradient under OUTER_GAMMA, with the critic that belongs to it."""
+    log_probs, _, outer_value = evaluate(theta, batch.observation)
+    advantage = targets(batch, outer_value, OUTER_GAMMA) - outer_value[:-1].detach()
+    log_prob = log_probs[:-1].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
+    return -(advantage * log_prob)[batch.valid].mean(), None
+
+
+PROBLEM = InnerProblem(inner_loss, ClipByGlobalNorm(max_norm=1.0, optimizer=Adam(learning_rate=constant(2e-3))))
+META_OPTIMIZER = Adam(learning_rate=constant(1e-2))
+
+
+class Stream:
+    """Environments that go on from one rollout to the next."""
+
+    def __init__(self, seed: int) -> None:
+        envs = gymnasium.make_vec("CartPole-v1", ENVIRONMENTS, vectorization_mode="sync")
+        self.envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(envs, buffer_length=20)
+        self.random = torch.Generator().manual_seed(seed)
+        self.observation, self.has_ended = self.envs.reset(seed=seed)[0], np.zeros(ENVIRONMENTS, dtype=bool)
+
+    @torch.no_grad()
+    def rollout(self, theta: Tensor) -> Batch:
+        """STEPS steps. An episode's end is followed by its true successor, the reset (NEXT_STEP) comes a step later."""
+        observations, rows = [self.observation], []
+        for _ in range(STEPS):
+            log_probs, _, _ = evaluate(theta, torch.as_tensor(self.observation).to(theta))
+            action = torch.multinomial(log_probs.exp(), 1, generator=self.random).squeeze(-1).numpy()
+            self.observation, reward, terminal, truncated, _ = self.envs.step(action)
+            rows.append((action, REWARD_SCALE * reward, terminal, truncated, ~self.has_ended))
+            observations.append(self.observation)
+            self.has_ended = terminal | truncated
+        columns = [np.stack(observations), *(np.stack(column) for column in zip(*rows, strict=True))]
+        return Batch(*(x.to(theta) if x.is_floating_point() else x for x in map(torch.as_tensor, columns)))
+
+
+def train(updates: int, seed: int) -> tuple[float, Tensor]:
+    """Mean return of the last 20 real episodes, and η, after `updates` ≥ 1 updates."""
+    torch.manual_seed(seed)
+    network.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
+    theta, eta = layout.flatten(dict(network.named_parameters())).detach(), init_eta(LEARNT)
+    state, meta_state = PROBLEM.optimizer.init(theta), META_OPTIMIZER.init(eta)
+    real, ahead = Stream(2 * seed * ENVIRONMENTS), Stream((2 * seed + 1) * ENVIRONMENTS)
+    for update in range(1, updates + 1):
+        first = last = inner_update(PROBLEM, theta, state, eta, real.rollout(theta), keep_graph=True)
+        tape = [first.step]
+        for _ in range(1, LOOK_AHEAD):
+            last = inner_update(PROBLEM, last.theta, last.state, eta, ahead.rollout(last.theta), keep_graph=True)
+            tape.append(last.step)
+        outer = outer_gradient(outer_loss, last.theta, ahead.rollout(last.theta)).gradient
+        gradient = meta_gradient(PROBLEM, tape, [*[None] * (LOOK_AHEAD - 1), outer], "retain").eta
+        theta, state = first.theta, first.state
+        eta, meta_state = META_OPTIMIZER.update(gradient, meta_state, eta, eta)
+        mean_return = torch.tensor(real.envs.return_queue).mean().item()
+        if update % 100 == 0:
+            learnt = (f"{name} {value.item():.4f}" for name, value in hyperparameters(LEARNT, eta).items())
+            print(f"update {update}  return {mean_return:.1f}", *learnt, sep="  ")
+    return mean_return, eta
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--updates", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    train(**vars(parser.parse_args()))
