@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cluster.config import Experiment
 from cluster.studies import Study
+from experiments import mrp
 from experiments.atari import atari
 from experiments.snake import demo, snake_6x6
 
@@ -13,4 +14,4 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "atari": atari,
 }
 
-STUDIES: dict[str, Study] = {}
+STUDIES: dict[str, Study] = {study.name: study for study in (mrp.STUDY,)}
