@@ -69,7 +69,7 @@ def claim_row(quantity: str, claim: str, is_larger_claimed: bool, changes: Seque
         ours.append(f"{change.first_label} {first} → {change.second_label} {second}: {verdict}")
         spreads.append(str(difference))
         if verdict != AGREES:
-            what = f"{quantity}, {change.first_label} → {change.second_label}"
+            what = f"{quantity[0].upper()}{quantity[1:]}, {change.first_label} → {change.second_label}"
             sentences.append(f"{what}: {first} → {second}, {verdict} ({claim}); paired difference {difference}.")
     seeds = str(len(np.asarray(changes[0].first)))
     return Row(quantity, claim, "; ".join(ours), seeds, "paired " + ", ".join(spreads)), sentences

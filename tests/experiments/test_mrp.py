@@ -106,8 +106,10 @@ def test_curves_as_in_the_paper_are_said_to_be(tmp_path: Path) -> None:
 
 def test_every_difference_is_a_sentence(tmp_path: Path) -> None:
     differences = report_of(tmp_path, {1: (0.6, 0.95), 5: (0.2, 0.9), 10: (0.01, 0.99)}).split("Where ours differs")[1]
-    assert "discounts of odd states, start → end, 1-step: 0.5 → 0.6, the opposite" in differences
+    assert "- Discounts of odd states, start → end, 1-step: 0.5 → 0.6, the opposite" in differences
     assert "mean over training, 1-step → 5-step: 0.748 → 0.72, the opposite (larger n converges faster" in differences
+    assert "Discounts of odd states, mean over training" not in differences
+    assert "training, 5-step → 10-step" not in differences
     assert "5- and 10-step lines do not coincide: they are up to 0.09 apart" in differences
     assert (
         "With 5-step meta-gradients the discounts of odd states are at 0.2 on average after 1,000 updates"

@@ -82,8 +82,8 @@ def test_errors_as_in_the_paper_are_said_to_be(tmp_path: Path) -> None:
 def test_every_difference_is_a_sentence(tmp_path: Path) -> None:
     text = report_of(tmp_path, (2e-3, 3e-3, 1e-3, 2.5e-3, 1e-3), (2e-3, 1e-3, 8e-3, 1.5e-3, 2e-3))
     sentences = text.split("Where ours differs")[1]
-    assert "- standard deviation, even states, 1-step → 2-step: 0.00202 → 0.00101, the opposite" in sentences
-    assert "- bias, even states, 1-step → 2-step: 0.00202 → 0.00303, the opposite" in sentences
-    assert "- standard deviation, even states, mix, 2-step → 2-mix: 0.00101 → 0.00152, the opposite" in sentences
-    assert "- bias, odd states, 1-step → 2-step: 0.00404 → 0.00606, the opposite (beyond Figure 5, " in sentences
+    assert "- Standard deviation, even states, 1-step → 2-step: 0.00202 → 0.00101, the opposite" in sentences
+    assert "- Bias, even states, 1-step → 2-step: 0.00202 → 0.00303, the opposite" in sentences
+    assert "- Standard deviation, even states, mix, 2-step → 2-mix: 0.00101 → 0.00152, the opposite" in sentences
+    assert "- Bias, odd states, 1-step → 2-step: 0.00404 → 0.00606, the opposite (beyond Figure 5, " in sentences
     assert "2-step → 5-step" not in sentences

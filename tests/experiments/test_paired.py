@@ -43,4 +43,4 @@ def test_a_claim_is_one_row_and_a_sentence_for_every_change_that_is_otherwise() 
     assert row.seeds == "2"
     assert row.spread.startswith("paired 2.05 (SE 0.05), -1 (SE ")
     (sentence,) = sentences
-    assert sentence.startswith("height, b → c: 2.05 → 1.05, the opposite (higher); paired difference -1 (SE ")
+    assert sentence.startswith("Height, b → c: 2.05 → 1.05, the opposite (higher); paired difference -1 (SE ")
