@@ -4,14 +4,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from cluster import ray_session
-from cluster.config import Experiment
 from cluster.studies import PartFailed, Parts, Record, Result, Settings, Study, execute
 from metagrad.errors import require
 
@@ -21,8 +19,12 @@ _RESTARTS = 3
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LOOKS_FOR_A_FREE_CPU = 6
 
-# A session for whatever CPUs there are: tasks, unlike actors, take turns.
-_NO_DEMAND = cast(Experiment, SimpleNamespace(actors=0, actor_threads=1))
+
+class _NoDemand(NamedTuple):
+    """A session with whatever CPUs there are: tasks, unlike actors, take turns."""
+
+    actors: int = 0
+    actor_threads: int = 1
 
 
 def ray_parts(study: Study, missing: dict[str, Settings], say: Callable[[str], None]) -> Parts:
@@ -32,7 +34,7 @@ def ray_parts(study: Study, missing: dict[str, Settings], say: Callable[[str], N
         ConfigurationError: no cluster at RAY_ADDRESS, or one without any CPU.
         PartFailed: a part raised, or its worker died too often; the others are cancelled.
     """
-    with ray_session.ray_session(_NO_DEMAND):
+    with ray_session.ray_session(_NoDemand()):
         _require_cpu()
         if not _has_free_cpu():
             say("every CPU of the cluster is in use; the parts start as soon as one is free")

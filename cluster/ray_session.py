@@ -6,24 +6,33 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import ray
 
-from cluster.config import Experiment
 from metagrad.errors import ConfigurationError, require
 
 _OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
 
 
+class Demand(Protocol):
+    """What must run at the same time: an experiment, say."""
+
+    @property
+    def actors(self) -> int: ...
+    @property
+    def actor_threads(self) -> int: ...
+
+
 @contextmanager
-def ray_session(experiment: Experiment) -> Iterator[None]:
+def ray_session(demand: Demand) -> Iterator[None]:
     """Ray for the time of a run: RAY_ADDRESS (or a submitted job's cluster) if set, otherwise an embedded one.
 
     Raises:
         ConfigurationError: no cluster at RAY_ADDRESS, or one with fewer CPUs than the actors need, so that they would
             wait for ever.
     """
-    needed = experiment.actors * experiment.actor_threads
+    needed = demand.actors * demand.actor_threads
     # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):  # empty is unset
@@ -45,8 +54,8 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
         require(
             needed <= cpus,
             "actors",
-            experiment.actors,
-            f"with {experiment.actor_threads} threads each they need {needed} CPUs, and the cluster has {cpus}",
+            demand.actors,
+            f"with {demand.actor_threads} threads each they need {needed} CPUs, and the cluster has {cpus}",
             "use fewer actors or add nodes",
         )
         yield

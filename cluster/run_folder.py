@@ -12,6 +12,16 @@ from cluster.config import OPERATIONAL_FIELDS, Experiment, differences, from_jso
 from metagrad.errors import ConfigurationError, require
 
 
+def write_json(path: Path, tree: Any) -> None:
+    """A tree as a file, whole or not at all, also when the machine stops."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(tree, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 class RunFolder:
     """Paths of a run, and the two JSON files in it."""
 
@@ -45,7 +55,7 @@ class RunFolder:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigurationError(
-                    f"run-dir = {str(self.path)!r}: another process is training in it; "
+                    f"run-dir = {str(self.path)!r}: another process is working in it; "
                     "wait until it ends, or choose another folder"
                 ) from error
             except OSError:  # a file system without locks: there nobody can tell
@@ -76,7 +86,7 @@ class RunFolder:
                 "choose another folder",
             )
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write(self._config, to_json(experiment))
+            write_json(self._config, to_json(experiment))
 
     def withdraw(self) -> None:
         """Undo `open_new`: the folder may be claimed again, and goes where nothing else is in it."""
@@ -125,11 +135,11 @@ class RunFolder:
                 "leave it out, or start another run",
             )
         with self._refusing("cannot be written"):
-            self._write(self._config, to_json(experiment))
+            write_json(self._config, to_json(experiment))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json, whole or not at all."""
-        self._write(self._summary, summary)
+        write_json(self._summary, summary)
 
     @contextlib.contextmanager
     def _refusing(self, rule: str) -> Iterator[None]:
@@ -140,9 +150,3 @@ class RunFolder:
             raise ConfigurationError(
                 f"run-dir = {str(self.path)!r}: {rule} ({error.strerror}); choose another folder"
             ) from error
-
-    @staticmethod
-    def _write(path: Path, tree: Any) -> None:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(tree, indent=2) + "\n")
-        os.replace(partial, path)

@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.run_folder import RunFolder
+from cluster.run_folder import RunFolder, write_json
 from metagrad.errors import ConfigurationError, require
 
 Settings = dict[str, Any]
@@ -21,29 +20,19 @@ def as_json(tree: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _write(path: Path, tree: dict[str, Any]) -> None:
-    """Whole or not at all, also when the machine stops."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(tree, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _parts_folder(folder: Path) -> Path:
     return folder / "parts"
 
 
 def write_part(folder: Path, name: str, record: Record) -> None:
     """Keep a finished part."""
-    _write(_parts_folder(folder) / f"{name}.json", record)
+    write_json(_parts_folder(folder) / f"{name}.json", record)
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
     """results.json, and where it is."""
     path = folder / "results.json"
-    _write(path, results)
+    write_json(path, results)
     return path
 
 

@@ -154,7 +154,7 @@ def test_a_folder_serves_one_process_at_a_time(tiny: Tiny, console: Console, tmp
     for folder, is_resumed in ((tmp_path / "old", True), (tmp_path / "new", False)):
         with (
             RunFolder(folder).held(),
-            pytest.raises(ConfigurationError, match=r"^run-dir = .*: another process is training in it; wait"),
+            pytest.raises(ConfigurationError, match=r"^run-dir = .*: another process is working in it; wait"),
         ):
             run(tiny(updates=4), folder, is_resumed, console)
         run(tiny(updates=4), folder, is_resumed, console)

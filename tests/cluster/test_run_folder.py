@@ -69,7 +69,7 @@ def test_a_config_that_cannot_be_written_is_refused(
     def full(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("cluster.run_folder.os.fsync", full)
     with pytest.raises(ConfigurationError, match=r"cannot be written \(Read-only file system\); choose another"):
         RunFolder(tmp_path).open_resumed(tiny())
 
