@@ -249,6 +249,16 @@ def test_first_order_gradient_in_slow_loops(lambda_: float, is_noise_shared: boo
         torch.testing.assert_close(-gradient, expected["dice" if name == "dice" else "others"], rtol=1e-10, atol=1e-12)
 
 
+def test_outer_gradients_have_no_lambda() -> None:
+    mdps = te.mdp_stack([0, 1])
+    for permutation, is_same in (("EES", True), ("SEE", False), ("ESE", False)):
+        found = [
+            te.lirpg_gradients(Estimation(estimator="lvc", permutation=permutation, inner_lambda=x), mdps, 0)
+            for x in (1.0, 0.9)
+        ]
+        assert torch.equal(*found) == is_same
+
+
 def test_noisy_values_are_constant_in_theta_and_follow_the_intrinsic_reward() -> None:
     mdp, theta, phi = te.copy_of(te.mdp_stack([7]), 0), logits(3, 1)[0], logits(4, 1)[0]
     noise = torch.linspace(-1.0, 1.0, 20, dtype=F64).unsqueeze(-1)

@@ -1,0 +1,104 @@
+"""What a paper says about an ordering, decided by our numbers: paired differences over MDPs (or seeds) and their error.
+
+A paper whose figures carry no numbers still claims that one curve lies above another, or at its side. Each claim is
+held against the paired differences at every point where it is made; what is written about it follows from them alone.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from experiments.report import Array, Row
+
+Relation = Literal["above", "similar"]
+Verdict = Literal["holds", "opposite", "undecided"]
+
+ERRORS = 2.0  # standard errors by which a paired mean must be off 0 to count
+SIMILAR = 0.05  # mean differences up to this one are "similar"
+
+
+class Point(NamedTuple):
+    """Paired differences at one place: the curve that the paper has above less the other one, one for each MDP."""
+
+    where: str
+    difference: Array
+
+
+class Claim(NamedTuple):
+    """One ordering in the paper's text, at all the points where it is made."""
+
+    quantity: str  # which figure and which curves
+    paper: str  # what it says
+    relation: Relation
+    points: Sequence[Point]
+    similar: float = SIMILAR
+
+
+def verdict(claim: Claim, point: Point) -> Verdict:
+    """Whether the relation holds at a point.
+
+    "above": the mean difference lies above 0 by more than `ERRORS` standard errors (opposite: below). "similar": mean
+    and standard error are both at most `similar` (opposite: the mean is larger, and off 0 by more than `ERRORS`
+    standard errors). Whatever is neither is undecided, and so is everything with a single MDP.
+    """
+    mean, error = mean_and_error(point.difference)
+    if np.isnan(error):
+        return "undecided"
+    if claim.relation == "similar" and abs(mean) <= claim.similar:
+        return "holds" if error <= claim.similar else "undecided"
+    if abs(mean) <= ERRORS * error:
+        return "undecided"
+    return "holds" if claim.relation == "above" and mean > 0.0 else "opposite"
+
+
+def mean_and_error(difference: Array) -> tuple[float, float]:
+    """Mean over MDPs and its standard error, nan for one.
+
+    >>> mean_and_error(np.array([1.0, 3.0]))
+    (2.0, 1.0)
+    """
+    count = len(difference)
+    error = difference.std(ddof=1) / count**0.5 if count > 1 else np.nan
+    return float(difference.mean()), float(error)
+
+
+def row(claim: Claim) -> Row:
+    """The claim in the report's table: where it holds, all the differences, and how many MDPs have one above 0."""
+    places = _places(claim)
+    if len(places) == 1 and len(claim.points) > 1:
+        ours = f"{next(iter(places))} everywhere"
+    else:
+        ours = "; ".join(f"{kind} at {', '.join(p.where for p in points)}" for kind, points in places.items())
+    spread = "difference " + ", ".join(f"{p.where}: {_shown(p)} ({(p.difference > 0).sum()})" for p in claim.points)
+    return Row(claim.quantity, claim.paper, ours, f"{len(claim.points[0].difference)} MDPs", spread)
+
+
+def differences(claims: Sequence[Claim]) -> list[str]:
+    """For each sentence of the paper that our numbers contradict somewhere or do not decide: where, by how much."""
+    sentences = []
+    for paper in dict.fromkeys(claim.paper for claim in claims):
+        own = [(claim, _places(claim)) for claim in claims if claim.paper == paper]
+        against = [
+            f"{claim.quantity} at " + ", ".join(f"{point.where} ({_shown(point)})" for point in places["opposite"])
+            for claim, places in own
+            if "opposite" in places
+        ]
+        open_ = [claim.quantity for claim, places in own if set(places) == {"undecided"}]
+        found = [f"Ours is the opposite for {'; '.join(against)}." if against else ""]
+        found += [f"Our numbers do not decide {'; '.join(open_)}." if open_ else ""]
+        if any(found):
+            sentences.append(" ".join([f"The paper says: {paper}.", *(text for text in found if text)]))
+    return sentences
+
+
+def _places(claim: Claim) -> dict[Verdict, list[Point]]:
+    """Where each verdict is found; without those that are not."""
+    kinds: tuple[Verdict, ...] = ("holds", "opposite", "undecided")
+    found = {kind: [point for point in claim.points if verdict(claim, point) == kind] for kind in kinds}
+    return {kind: points for kind, points in found.items() if points}
+
+
+def _shown(point: Point) -> str:
+    mean, error = mean_and_error(point.difference)
+    return f"{mean:+.2f}" if np.isnan(error) else f"{mean:+.2f} ± {error:.2f}"
