@@ -44,7 +44,7 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
         f"n{n}-seed{seed}": {
             "n": n,
             "seed": seed,
-            "updates": 300 if is_quick else UPDATES,
+            "updates": 200 if is_quick else UPDATES,
             "copies": 32 if is_quick else COPIES,
             "record_every": 20 if is_quick else RECORD_EVERY,
             "is_outer_fresh": True,
