@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cluster.config import Experiment
 from cluster.studies import Study
-from experiments import mrp
+from experiments import mrp, mrp_bias_variance, tabular_lirpg, tabular_maml
 from experiments.atari import atari
 from experiments.snake import demo, snake_6x6
 
@@ -14,4 +14,6 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "atari": atari,
 }
 
-STUDIES: dict[str, Study] = {study.name: study for study in (mrp.STUDY,)}
+STUDIES: dict[str, Study] = {
+    study.name: study for study in (tabular_maml.STUDY, tabular_lirpg.STUDY, mrp.STUDY, mrp_bias_variance.STUDY)
+}
