@@ -12,7 +12,7 @@ import numpy as np
 from experiments.report import Array, Row
 
 Relation = Literal["above", "similar"]
-Verdict = Literal["holds", "opposite", "undecided"]
+Verdict = Literal["holds", "contradicted", "undecided"]
 
 ERRORS = 2.0  # standard errors by which a paired mean must be off 0 to count
 SIMILAR = 0.05  # mean differences up to this one are "similar"
@@ -38,9 +38,9 @@ class Claim(NamedTuple):
 def verdict(claim: Claim, point: Point) -> Verdict:
     """Whether the relation holds at a point.
 
-    "above": the mean difference lies above 0 by more than `ERRORS` standard errors (opposite: below). "similar": mean
-    and standard error are both at most `similar` (opposite: the mean is larger, and off 0 by more than `ERRORS`
-    standard errors). Whatever is neither is undecided, and so is everything with a single MDP.
+    "above": the mean difference lies above 0 by more than `ERRORS` standard errors (contradicted: below). "similar":
+    mean and standard error are both at most `similar` (contradicted: the mean is larger, and off 0 by more than
+    `ERRORS` standard errors). Whatever is neither is undecided, and so is everything with a single MDP.
     """
     mean, error = mean_and_error(point.difference)
     if np.isnan(error):
@@ -49,7 +49,7 @@ def verdict(claim: Claim, point: Point) -> Verdict:
         return "holds" if error <= claim.similar else "undecided"
     if abs(mean) <= ERRORS * error:
         return "undecided"
-    return "holds" if claim.relation == "above" and mean > 0.0 else "opposite"
+    return "holds" if claim.relation == "above" and mean > 0.0 else "contradicted"
 
 
 def mean_and_error(difference: Array) -> tuple[float, float]:
@@ -80,12 +80,12 @@ def differences(claims: Sequence[Claim]) -> list[str]:
     for paper in dict.fromkeys(claim.paper for claim in claims):
         own = [(claim, _places(claim)) for claim in claims if claim.paper == paper]
         against = [
-            f"{claim.quantity} at " + ", ".join(f"{point.where} ({_shown(point)})" for point in places["opposite"])
+            f"{claim.quantity} at " + ", ".join(f"{point.where} ({_shown(point)})" for point in places["contradicted"])
             for claim, places in own
-            if "opposite" in places
+            if "contradicted" in places
         ]
         open_ = [claim.quantity for claim, places in own if set(places) == {"undecided"}]
-        found = [f"Ours is the opposite for {'; '.join(against)}." if against else ""]
+        found = [f"Our numbers contradict it for {'; '.join(against)}." if against else ""]
         found += [f"Our numbers do not decide {'; '.join(open_)}." if open_ else ""]
         if any(found):
             sentences.append(" ".join([f"The paper says: {paper}.", *(text for text in found if text)]))
@@ -94,7 +94,7 @@ def differences(claims: Sequence[Claim]) -> list[str]:
 
 def _places(claim: Claim) -> dict[Verdict, list[Point]]:
     """Where each verdict is found; without those that are not."""
-    kinds: tuple[Verdict, ...] = ("holds", "opposite", "undecided")
+    kinds: tuple[Verdict, ...] = ("holds", "contradicted", "undecided")
     found = {kind: [point for point in claim.points if verdict(claim, point) == kind] for kind in kinds}
     return {kind: points for kind, points in found.items() if points}
 

@@ -31,12 +31,12 @@ def test_mean_and_error() -> None:
 @pytest.mark.parametrize(
     ("mean", "error", "above", "similar"),
     [
-        (0.30, 0.10, "holds", "opposite"),
+        (0.30, 0.10, "holds", "contradicted"),
         (0.19, 0.10, "undecided", "undecided"),
-        (-0.30, 0.10, "opposite", "opposite"),
+        (-0.30, 0.10, "contradicted", "contradicted"),
         (-0.19, 0.10, "undecided", "undecided"),
         (0.04, 0.01, "holds", "holds"),
-        (-0.04, 0.01, "opposite", "holds"),
+        (-0.04, 0.01, "contradicted", "holds"),
         (0.04, 0.06, "undecided", "undecided"),
         (0.0, 0.0, "undecided", "holds"),
     ],
@@ -63,7 +63,7 @@ def test_row_says_where_the_claim_holds() -> None:
     mixed = claims.row(claim(point(0.3, 0.1), point(-0.3, 0.1, "N = 4"), point(0.05, 0.1, "N = 8")))
     assert mixed.quantity == "fig. 1b: A > B"
     assert mixed.paper == PAPER
-    assert mixed.ours == "holds at N = 2; opposite at N = 4; undecided at N = 8"
+    assert mixed.ours == "holds at N = 2; contradicted at N = 4; undecided at N = 8"
     assert mixed.seeds == "4 MDPs"
     assert mixed.spread == ("difference N = 2: +0.30 ± 0.10 (4), N = 4: -0.30 ± 0.10 (0), N = 8: +0.05 ± 0.10 (2)")
     assert claims.row(claim(point(0.3, 0.1), point(0.4, 0.1, "N = 4"))).ours == "holds everywhere"
@@ -82,7 +82,7 @@ def test_differences_follow_from_the_numbers_alone() -> None:
         ]
     )
     assert found == [
-        f"The paper says: {PAPER}. Ours is the opposite for first at N = 4 (-0.30 ± 0.10); third at N = 4 "
+        f"The paper says: {PAPER}. Our numbers contradict it for first at N = 4 (-0.30 ± 0.10); third at N = 4 "
         "(-0.30 ± 0.10), N = 16 (-0.30 ± 0.10). Our numbers do not decide second.",
         "The paper says: something else. Our numbers do not decide fourth.",
     ]

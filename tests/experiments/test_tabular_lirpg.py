@@ -69,7 +69,7 @@ def test_orderings_like_the_papers_are_confirmed_and_reversed_ones_contradicted(
     assert len(found[1.0]) == 4 + 1 + 5 + 1 + 5
     for quantity, upright in found[1.0].items():
         assert upright == {"holds"}, quantity
-        assert found[-1.0][quantity] == ({"holds"} if quantity == same else {"opposite"}), quantity
+        assert found[-1.0][quantity] == ({"holds"} if quantity == same else {"contradicted"}), quantity
 
 
 def test_claims_about_several_steps_leave_out_one() -> None:

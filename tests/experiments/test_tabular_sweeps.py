@@ -134,6 +134,9 @@ def test_bands_and_labels() -> None:
     assert median.y_label == "total variance, median"
     assert median.is_log_y
     assert median.curves[0][3] is None
+    middle, error = ts.band(np.array([[0.0, 1.0], [0.0, 5.0], [9.0, 9.0]]), is_median=True)
+    assert middle.tolist() == [0.0, 5.0]
+    assert error is None
     assert np.isnan(ts.standard_error(np.ones((1, 2)))).all()
 
 
