@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,16 +117,27 @@ def line_panels(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
         try:
             for axis in axes.flat[len(panels) :]:
                 axis.set_visible(False)
-            shown: list[str] = []
             for axis, panel in zip(axes.flat, panels, strict=False):
                 _draw(axis, panel, labels)
-                in_panel = [label for label, *_ in panel.curves if label]
-                if in_panel and in_panel != shown:  # panels with the same curves share the first one's legend
-                    axis.legend(fontsize=9)
-                shown = in_panel
+            _add_legends(figure, axes.flat, panels)
             figure.savefig(path, dpi=150)
         finally:
             pyplot.close(figure)
+
+
+def _add_legends(figure: Any, axes: Iterable[Any], panels: Sequence[Panel]) -> None:
+    """One legend above the figure where several panels show the same curves; else one wherever the curves change."""
+    shown: list[str] = []
+    named = [[label for label, *_ in panel.curves if label] for panel in panels]
+    is_common = len(panels) > 1 and all(labels == named[0] for labels in named)
+    for axis, labels in zip(axes, named, strict=False):
+        if labels and labels != shown:
+            if is_common:
+                lines = axis.get_legend_handles_labels()
+                figure.legend(*lines, loc="outside upper center", ncols=len(labels), fontsize=9)
+            else:
+                axis.legend(fontsize=9)
+        shown = labels
 
 
 def _draw(axis: Any, panel: Panel, labels: Sequence[str]) -> None:
@@ -134,6 +145,8 @@ def _draw(axis: Any, panel: Panel, labels: Sequence[str]) -> None:
     axis.grid(alpha=0.3)
     if panel.is_log_x:
         axis.set_xscale("log")
+    elif all(float(each).is_integer() for _, x, *_ in panel.curves for each in _array(x)):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     bands = [(label, _array(x), *_band(mean, spread)) for label, x, mean, spread in panel.curves]
     positive = [values[values > 0] for _, _, *band in bands for values in band]
     floor = min((float(values.min()) for values in positive if values.size), default=0.0)
