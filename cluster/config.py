@@ -9,6 +9,7 @@ import tyro
 
 from actors.envs import EnvironmentConfig
 from actors.envs.atari import AtariConfig
+from actors.envs.discounting_chain import DiscountingChainConfig
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.snake import SnakeConfig
 from actors.envs.tabular_mdp import TabularMdpConfig
@@ -209,6 +210,7 @@ CONFIG_TYPES: dict[str, type[Any]] = {
         AdamConfig,
         AtariConfig,
         CheckpointConfig,
+        DiscountingChainConfig,
         Experiment,
         FaultConfig,
         MarkovRewardProcessConfig,

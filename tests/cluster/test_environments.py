@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from actors.envs.discounting_chain import DiscountingChainConfig
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.tabular_mdp import TabularMdpConfig
 from cluster.config import Experiment, from_json, to_json
@@ -23,7 +24,10 @@ Tiny = Callable[..., Experiment]
 ENVIRONMENTS = {
     "mdp": TabularMdpConfig(states=6, actions=3, concentration=0.5, horizon=4),
     "mrp": MarkovRewardProcessConfig(states=5),
+    "chain": DiscountingChainConfig(horizon=6),
 }
+EPISODE_LENGTH = {TabularMdpConfig: 4, MarkovRewardProcessConfig: 5, DiscountingChainConfig: 6}
+OPTION = {TabularMdpConfig: "states", MarkovRewardProcessConfig: "states", DiscountingChainConfig: "horizon"}
 every_environment = pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
 
 
@@ -49,7 +53,7 @@ def test_evaluation_plays_whole_episodes_and_refuses_a_recording(
     evaluate_run(tmp_path, None, 3, 0, False, False)
     (path,) = tmp_path.glob("evaluation-*.json")
     lengths = json.loads(path.read_text())["lengths"]
-    assert lengths == [4 if isinstance(env, TabularMdpConfig) else 5] * 3
+    assert lengths == [EPISODE_LENGTH[type(env)]] * 3
     path.unlink()
     name = type(env).__name__
     with pytest.raises(ConfigurationError, match=f"^env = '{name}': has no pictures .*; evaluate it without --record$"):
@@ -61,10 +65,11 @@ def test_evaluation_plays_whole_episodes_and_refuses_a_recording(
 def test_configuration_round_trips_and_is_options(tiny: Tiny, env: Any) -> None:
     experiment = tiny(env=env, network=Mlp(hidden=8))
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
-    changed = parse(Experiment, ["--env.states", "9"], experiment, "metagrad train")
-    assert (changed.env.states, type(changed.env)) == (9, type(env))  # type: ignore[union-attr]
-    with pytest.raises(ConfigurationError, match=r"env.states"):
-        parse(Experiment, ["--env.states", "0"], experiment, "metagrad train")
+    option = OPTION[type(env)]
+    changed = parse(Experiment, [f"--env.{option}", "9"], experiment, "metagrad train")
+    assert (getattr(changed.env, option), type(changed.env)) == (9, type(env))
+    with pytest.raises(ConfigurationError, match=f"env.{option}"):
+        parse(Experiment, [f"--env.{option}", "0"], experiment, "metagrad train")
 
 
 @every_environment
