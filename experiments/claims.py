@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.report import Array, Row
+from experiments.report import Array, Row, mean_and_error
 
 Relation = Literal["above", "similar"]
 Verdict = Literal["holds", "contradicted", "undecided"]
@@ -50,17 +50,6 @@ def verdict(claim: Claim, point: Point) -> Verdict:
     if abs(mean) <= ERRORS * error:
         return "undecided"
     return "holds" if claim.relation == "above" and mean > 0.0 else "contradicted"
-
-
-def mean_and_error(difference: Array) -> tuple[float, float]:
-    """Mean over MDPs and its standard error, nan for one.
-
-    >>> mean_and_error(np.array([1.0, 3.0]))
-    (2.0, 1.0)
-    """
-    count = len(difference)
-    error = difference.std(ddof=1) / count**0.5 if count > 1 else np.nan
-    return float(difference.mean()), float(error)
 
 
 def row(claim: Claim) -> Row:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.report import Row, number
+from experiments.report import Row, mean_and_error, number
 
 AGREES = "as in the paper"
 OPPOSITE = "the opposite"
@@ -37,9 +37,7 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
     Paired(difference=3.0, standard_error=1.0)
     """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    count = len(difference)
-    error = difference.std(ddof=1) / count**0.5 if count > 1 else np.nan
-    return Paired(float(difference.mean()), float(error))
+    return Paired(*mean_and_error(difference))
 
 
 class Change(NamedTuple):

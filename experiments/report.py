@@ -197,6 +197,17 @@ def mean_and_std(trials: ArrayLike) -> tuple[Array, Array]:
     return np.asarray(values.mean(axis=0)), np.asarray(std)
 
 
+def mean_and_error(trials: ArrayLike) -> tuple[float, float]:
+    """Mean over independent trials [N] and its standard error, nan for one.
+
+    >>> mean_and_error([1.0, 3.0])
+    (2.0, 1.0)
+    """
+    values = _array(trials)
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
+
+
 def median_and_quartiles(trials: ArrayLike) -> tuple[Array, Array, Array]:
     """Median, first and third quartile over independent trials [N, …], linear between order statistics.
 

@@ -5,6 +5,7 @@ import pytest
 
 from experiments import claims
 from experiments.claims import Claim, Point
+from experiments.report import mean_and_error
 
 PAPER = "A > B in all sample size settings"
 
@@ -21,9 +22,9 @@ def claim(*points: Point, relation: claims.Relation = "above", quantity: str = "
 
 def test_mean_and_error() -> None:
     values = np.array([1.0, 2.0, 6.0])
-    assert claims.mean_and_error(values) == pytest.approx((3.0, (7.0 / 3) ** 0.5))
-    assert claims.mean_and_error(point(0.3, 0.1).difference) == pytest.approx((0.3, 0.1))
-    mean, error = claims.mean_and_error(values[:1])
+    assert mean_and_error(values) == pytest.approx((3.0, (7.0 / 3) ** 0.5))
+    assert mean_and_error(point(0.3, 0.1).difference) == pytest.approx((0.3, 0.1))
+    mean, error = mean_and_error(values[:1])
     assert mean == 1.0
     assert np.isnan(error)
 
