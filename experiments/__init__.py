@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cluster.config import Experiment
 from cluster.studies import Study
-from experiments import mrp, mrp_bias_variance, tabular_lirpg, tabular_maml
+from experiments import compositional_bias, hessian_bias, mrp, mrp_bias_variance, tabular_lirpg, tabular_maml
 from experiments.atari import atari
 from experiments.snake import demo, snake_6x6
 
@@ -15,5 +15,13 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
 }
 
 STUDIES: dict[str, Study] = {
-    study.name: study for study in (tabular_maml.STUDY, tabular_lirpg.STUDY, mrp.STUDY, mrp_bias_variance.STUDY)
+    study.name: study
+    for study in (
+        tabular_maml.STUDY,
+        tabular_lirpg.STUDY,
+        hessian_bias.STUDY,
+        compositional_bias.STUDY,
+        mrp.STUDY,
+        mrp_bias_variance.STUDY,
+    )
 }
