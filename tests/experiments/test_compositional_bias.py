@@ -60,6 +60,16 @@ def test_curvature_is_the_largest_on_and_between_the_paths_before_the_end():
     assert study.largest_curvature(mdp, path[:2], sampled[:2]) == pytest.approx(float(hessian_norm(mdp, zeros)))
 
 
+@pytest.mark.parametrize("highest", ["exact", "half-way", "sampled"])
+def test_curvature_is_looked_for_in_all_three_places(monkeypatch, highest):
+    exact, sampled = torch.zeros(2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    peak = {"exact": 0.0, "half-way": 0.5, "sampled": 1.0}[highest]
+    monkeypatch.setattr(study, "hessian_norm", lambda mdp, theta: 9.0 - (theta - peak).abs().sum())
+    far = exact + 50.0
+    found = study.largest_curvature(copy_of(mdp_stack([0]), 0), [far, exact, exact], [far[None], sampled, sampled])
+    assert found == 9.0
+
+
 def test_distance_bias_and_bound_of_a_point(result):
     estimation = Estimation(estimator="ad", permutation="SEE", learning_rate=3.0, steps=2, trajectories=32)
     mdps = mdp_stack([1] * 6)
