@@ -120,7 +120,7 @@ def line_panels(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
             for axis, panel in zip(axes.flat, panels, strict=False):
                 _draw(axis, panel, labels)
             _add_legends(figure, axes.flat, panels)
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=110)
         finally:
             pyplot.close(figure)
 
