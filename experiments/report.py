@@ -106,6 +106,7 @@ def line_panels(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     labels = list(dict.fromkeys(label for panel in panels for label, *_ in panel.curves))
     columns = min(columns, len(panels))
@@ -123,6 +124,8 @@ def line_panels(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
             figure.savefig(path, dpi=110)
         finally:
             pyplot.close(figure)
+    with Image.open(path) as picture:  # lines in a few colours: a palette takes a quarter of the bytes
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def _add_legends(figure: Any, axes: Iterable[Any], panels: Sequence[Panel]) -> None:
