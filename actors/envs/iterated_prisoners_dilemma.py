@@ -1,0 +1,144 @@
+"""The iterated prisoner's dilemma: two players, two actions, and what both did last as the state.
+
+Shapes: B games stepped together, an asterisk for any number of leading dimensions. A player sees its own last action
+first, so the same table serves both players: the game is symmetric, and whoever is "own" calls the other one "other".
+Nothing is random in the game.
+
+It has two players, so it is no `actors.envs.base.Environment`, whose steps take one action and return one reward.
+
+Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2.1 and Table 3. Deviation from its text: with the
+payoffs of G.2.1 action 0 is to defect and 1 to cooperate; the sentence below them says the opposite, the released code
+does what the payoffs say.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32, Int64
+from torch import Tensor
+
+from actors.envs.snapshots import checked_fields
+from metagrad.errors import require
+
+DEFECT, COOPERATE = 0, 1
+ACTION_NAMES = ("defect", "cooperate")
+STATE_NAMES = ("start", "DD", "DC", "CD", "CC")  # own last action first
+OTHER_STATE = (0, 1, 3, 2, 4)  # what the other player sees in each state
+PAYOFF = ((-2.0, 0.0), (-3.0, -1.0))  # [own action][other's action]; G.2.1, R^1, and R^2 is its transpose
+START = 0
+STEPS = 100  # Table 3
+MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IteratedPrisonersDilemmaConfig:
+    """Length of a game; the default is the paper's (Table 3)."""
+
+    steps: int = STEPS
+    """Rounds of a game; its end is a true termination."""
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.steps, int) and not isinstance(self.steps, bool) and 1 <= self.steps <= MAX_STEPS
+        require(is_count, "env.steps", self.steps, "must be a whole number in [1, 2^31)", "the paper uses 100")
+
+
+def state_after(own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
+    """State of the player who did `own`: 1 + 2 a + a', whatever the state was.
+
+    >>> state_after(torch.tensor([DEFECT, COOPERATE]), torch.tensor([COOPERATE, COOPERATE])).tolist()
+    [2, 4]
+    """
+    return 1 + 2 * own.to(torch.int64) + other.to(torch.int64)
+
+
+def reward_of(
+    own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"], dtype: torch.dtype = torch.float64
+) -> Float[Tensor, "*batch"]:
+    """Reward of the player who did `own`; an action that is not 0 or 1 is an IndexError on the CPU.
+
+    >>> reward_of(torch.tensor([DEFECT, COOPERATE]), torch.tensor([COOPERATE, DEFECT])).tolist()
+    [0.0, -3.0]
+    """
+    return torch.tensor(PAYOFF, dtype=dtype, device=own.device)[own.to(torch.int64), other.to(torch.int64)]
+
+
+def other_state(state: Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
+    """The same situations as the other player sees them.
+
+    >>> other_state(torch.tensor([0, 1, 2, 3, 4])).tolist()
+    [0, 1, 3, 2, 4]
+    """
+    return torch.tensor(OTHER_STATE, device=state.device)[state]
+
+
+class TwoPlayerStep(NamedTuple):
+    """What one step of B games returns, a row for each player."""
+
+    observation: Int64[Tensor, "2 B"]  # at a game's end that of the next one
+    reward: Float[Tensor, "2 B"]
+    is_terminal: Bool[Tensor, "B"]
+
+
+class IteratedPrisonersDilemmaState(NamedTuple):
+    """B games, in the eyes of player 0."""
+
+    state: Int64[Tensor, "B"]
+    step_count: Int32[Tensor, "B"]  # rounds of the game so far
+
+
+class IteratedPrisonersDilemma:
+    """B games with SAME_STEP autoreset. Observations are numbers of states, int64 [2, B], one row for each player."""
+
+    def __init__(
+        self, config: IteratedPrisonersDilemmaConfig, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
+        self._steps = config.steps
+        self._state: IteratedPrisonersDilemmaState | None = None
+        self.batch_size = batch_size
+        self.device = torch.zeros(0, device=device).device  # with its index, as tensors have it
+
+    def reset(self) -> Int64[Tensor, "2 B"]:
+        """Start all B games."""
+        self._state = self._start()
+        return self.observe()
+
+    def step(self, action: Int[Tensor, "2 B"]) -> TwoPlayerStep:
+        """One round of all B games, a row of actions for each player."""
+        step_count = self._running().step_count + 1
+        first, second = action
+        reward = torch.stack([reward_of(first, second, torch.float32), reward_of(second, first, torch.float32)])
+        is_terminal = step_count >= self._steps
+        self._state = IteratedPrisonersDilemmaState(
+            state=state_after(first, second).masked_fill(is_terminal, START),
+            step_count=step_count.masked_fill(is_terminal, 0),
+        )
+        return TwoPlayerStep(self.observe(), reward, is_terminal)
+
+    def observe(self) -> Int64[Tensor, "2 B"]:
+        """What both players see now, without stepping."""
+        state = self._running().state
+        return torch.stack([state, other_state(state)])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy of the fields of `IteratedPrisonersDilemmaState`."""
+        return {name: value.clone() for name, value in self._running()._asdict().items()}
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a copy of a snapshot back."""
+        fields = checked_fields(snapshot, self._start()._asdict(), "IteratedPrisonersDilemma")
+        self._state = IteratedPrisonersDilemmaState(**fields)
+
+    def close(self) -> None:
+        """Drop the games."""
+        self._state = None
+
+    def _start(self) -> IteratedPrisonersDilemmaState:
+        state = torch.full((self.batch_size,), START, dtype=torch.int64, device=self.device)
+        return IteratedPrisonersDilemmaState(state=state, step_count=torch.zeros_like(state, dtype=torch.int32))
+
+    def _running(self) -> IteratedPrisonersDilemmaState:
+        if self._state is None:
+            raise RuntimeError("no games to step or observe; call reset() or restore(snapshot) first")
+        return self._state
