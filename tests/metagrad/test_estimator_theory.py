@@ -338,6 +338,19 @@ def test_one_step_maml_with_a_sampled_hessian(setting, product):
     assert errors("ad") > BIASED
 
 
+def test_one_step_maml_with_lvc_where_there_are_no_cross_terms():
+    # Episodes of one step: LVC's Hessian is exact, AD's is not. The two must not be exchanged.
+    mdp, theta, phi = make_mdp(5, states=3, actions=3, horizon=1)
+    exact = maml_meta_gradient(mdp, theta, LEARNING_RATE, 1)
+
+    def errors(name):
+        samples = sampled_meta_gradients(mdp, theta, phi[:0], name, 1, copies=4000)[1]
+        return worst_standard_errors(samples, exact)
+
+    assert errors("lvc") < STANDARD_ERRORS
+    assert errors("ad") > BIASED
+
+
 @pytest.mark.parametrize(("product", "has_baseline"), [("retain", True), ("recompute", False)])
 def test_one_step_lirpg_needs_no_hessian(setting, product, has_baseline):
     mdp, theta, phi = setting

@@ -8,7 +8,7 @@ from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
-from metagrad.optimizers import Adam, ClipByGlobalNorm, RmsProp, Sgd, constant, linear_annealing
+from metagrad.optimizers import Adam, ClipByGlobalNorm, OptimizerState, RmsProp, Sgd, constant, linear_annealing
 from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
 
@@ -374,6 +374,24 @@ def test_trace_at_mu_zero_sees_one_update(optimizer):
     traced, steps, outer_gradients = unrolled(problem, "recompute", weights=weights, trace=0.0)
     last = meta_gradient(problem, steps[-1:], outer_gradients[-1:], "recompute")
     torch.testing.assert_close(traced.eta, last.eta, rtol=1e-14, atol=0.0)
+
+
+class Decaying:
+    """Gradient descent with weight decay: ∂θ'/∂θ is not the identity even without curvature."""
+
+    def init(self, theta):
+        return OptimizerState(0, ())
+
+    def update(self, gradient, state, theta, eta):
+        return 0.5 * theta - 0.1 * gradient, OptimizerState(state.count + 1, ())
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+def test_trace_replaces_the_whole_jacobian_of_an_update(product):
+    traced, _, outer_gradients = unrolled(
+        InnerProblem(tanh_step, Decaying()), product, weights=(0.0, 0.0, 0.0, 1.0), trace=0.7, wants_theta=True
+    )
+    assert_relative(traced.theta, 0.7**4 * outer_gradients[-1], 1e-14)
 
 
 def test_trace_never_takes_a_product_in_theta(monkeypatch):

@@ -86,6 +86,30 @@ def test_keeping_the_graph_changes_no_bit_of_the_update(problem):
     assert torch.equal(kept.step.gradient, plain.step.gradient)
 
 
+def test_a_split_update_has_the_value_of_one_loss_and_the_derivative_of_another(problem):
+    def other(theta, eta, batch):
+        """∇L = 2 η² θ · batch."""
+        return (eta**2 * theta**2 * batch).sum(), None
+
+    split, state = problem._replace(derivative=other), problem.optimizer.init(THETA)
+    whole, update = (inner_update(p, THETA, state, ETA, BATCH, keep_graph=True) for p in (problem, split))
+    assert torch.equal(update.theta, whole.theta)
+    assert torch.equal(update.step.gradient, whole.step.gradient)
+    d_theta, d_eta = torch.autograd.grad(update.step.gradient.sum(), (update.step.theta, update.step.eta))
+    torch.testing.assert_close(d_theta, 2.0 * 0.7**2 * BATCH)
+    torch.testing.assert_close(d_eta, (4.0 * 0.7 * THETA * BATCH).sum().reshape(1))
+
+
+def test_the_derivative_of_a_split_is_looked_at_only_where_a_graph_is_kept(problem):
+    def never(theta, eta, batch):
+        raise AssertionError
+
+    step = inner_update(
+        problem._replace(derivative=never), THETA, problem.optimizer.init(THETA), ETA, BATCH, keep_graph=False
+    ).step
+    assert not step.gradient.requires_grad
+
+
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
 def test_ad_and_lvc_make_the_same_update_bit_by_bit(make_trajectory, uses_outer_critic):
     declaration = {
