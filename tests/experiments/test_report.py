@@ -80,8 +80,8 @@ def panel(**changes: Any) -> Panel:
 def test_panels_are_drawn(tmp_path: Path, count: int, is_log_y: bool) -> None:
     line_panels(tmp_path / "a.png", [panel(is_log_x=True, is_log_y=is_log_y)] * count)
     height, width, _ = pyplot.imread(tmp_path / "a.png").shape
-    assert width == pytest.approx(150 * 4.4 * min(count, 3), abs=1)
-    assert height == pytest.approx(150 * 3.4 * (1 + (count > 3)), abs=1)
+    assert width == pytest.approx(110 * 4.4 * min(count, 3), abs=1)
+    assert height == pytest.approx(110 * 3.4 * (1 + (count > 3)), abs=1)
     assert pyplot.get_fignums() == []
 
 
