@@ -1,0 +1,105 @@
+"""The table of the study `ipd`: what it says follows from the numbers, whichever way they fall."""
+
+import numpy as np
+import pytest
+
+from experiments import ipd_claims as claims
+from experiments.ipd import ARMS, PROBES
+
+
+def run(arm, reward, seed=0, probe=0.5):
+    """Constant rewards; a little of its own for each seed, so that differences have a spread."""
+    own = reward + 0.001 * seed * len(arm)
+    return (
+        {"arm": arm, "seed": seed},
+        {
+            "reward": [own] * 40,
+            "own_reward": [[own, own + 0.1]] * 40,
+            "cooperation": [[0.9, 0.1, 0.2, 0.3, 0.8]] * 2,
+            "effective_sample_size": [10.0, 20.0] if arm == "value-off-hessian-off" else [],
+            "probe": {name: [probe, probe + 0.001 * seed] for name in PROBES} if arm == "probe" else {},
+        },
+    )
+
+
+def runs(rewards=None, probe=0.5, seeds=3):
+    """All arms and the probe; those in `rewards` with another one than -1.5."""
+    arms = dict.fromkeys((*ARMS, "probe"), -1.5) | (rewards or {})
+    parts = [run(arm, reward, seed, probe) for arm, reward in arms.items() for seed in range(seeds)]
+    return claims.runs_of({str(i): part for i, part in enumerate(reversed(parts))})
+
+
+def row(rows, quantity):
+    return next(row for row in rows if row.quantity.startswith(quantity))
+
+
+def test_runs_are_in_the_order_of_the_seeds():
+    found = runs()["inner128-outer128"]
+    assert [result["reward"][0] for result in found] == sorted(result["reward"][0] for result in found)
+
+
+@pytest.mark.parametrize(("end", "says"), [(-1.04, "every seed within"), (-1.3, "every seed not within")])
+def test_where_exact_players_end(end, says):
+    rows, sentences = claims.end_rows(runs({"inner-exact-outer-exact": end - 0.05}))
+    assert says in row(rows, "inner-exact-outer-exact").ours or end == -1.04
+    assert bool(sentences) == ("not within" in row(rows, "inner-exact-outer-exact").ours)
+
+
+def test_an_ordering_is_as_in_the_paper_the_opposite_or_undecided():
+    rising = {"inner128-outer128": -1.6, "inner1024-outer128": -1.4, "inner-exact-outer128": -1.1}
+    rows, sentences = claims.claim_rows(runs(rising))
+    assert row(rows, "Fig. 2a, inner").ours.count("as in the paper") == 2
+    assert not any("inner estimate" in sentence for sentence in sentences)
+    falling = {"inner128-outer128": -1.1, "inner1024-outer128": -1.4, "inner-exact-outer128": -1.4}
+    rows, sentences = claims.claim_rows(runs(falling))
+    assert "the opposite" in row(rows, "Fig. 2a, inner").ours
+    assert any("inner estimate" in sentence and "the opposite" in sentence for sentence in sentences)
+    assert not any("as in the paper" in found.ours for found in claims.claim_rows(runs(seeds=1))[0])
+
+
+def test_a_control_is_reported_whichever_way_it_falls():
+    for reward, says in ((-1.2, "higher"), (-1.8, "lower")):
+        rows, sentences = claims.claim_rows(runs({"value-off-hessian-off": reward}))
+        found = row(rows, "value-off-hessian-off against")
+        assert found.ours.endswith(says)
+        assert found.paper == "-"
+        assert not any("against as many" in sentence for sentence in sentences)
+
+
+def test_gain_of_the_hessian_against_that_of_the_value():
+    gains = {"value128-hessian-exact": -1.1, "value-exact-hessian128": -1.4}
+    assert "as in the paper" in row(claims.claim_rows(runs(gains))[0], "Gain over").ours
+    gains = {"value128-hessian-exact": -1.4, "value-exact-hessian128": -1.1}
+    assert "the opposite" in row(claims.claim_rows(runs(gains))[0], "Gain over").ours
+
+
+def test_cosines_of_the_compositional_settings():
+    found = runs()
+    rows, sentences = claims.probe_rows(found)
+    assert "comparable" in row(rows, "Fig. 8c").ours
+    assert not any("Fig. 8c" in sentence for sentence in sentences)
+    for result in found["probe"]:
+        result["probe"]["value-exact-hessian128"] = [0.9]
+    rows, sentences = claims.probe_rows(found)
+    assert "differ by up to" in row(rows, "Fig. 8c").ours
+    assert any("Fig. 8c" in sentence for sentence in sentences)
+    for result in found["probe"]:
+        result["probe"]["inner128-outer128 return-to-go"] = [0.7 + 0.01 * np.mean(result["probe"]["inner128-outer128"])]
+    assert row(claims.probe_rows(found)[0], "Cosine by table of values, inner128").ours.endswith("higher")
+
+
+def test_states_players_and_ring_are_named():
+    found = runs()
+    assert "start 0.90, DD 0.10, DC 0.20, CD 0.30, CC 0.80" in claims.policy_rows(found)[0].ours
+    (ring,) = claims.ring_rows(found)
+    assert ring.quantity.startswith("value-off-hessian-off")
+    assert "mean 15, lowest 10" in ring.ours
+    assert "looks ahead" in claims.player_rows(found)[0].ours
+    assert claims.player_rows(found)[0].ours.endswith("lower")  # player 1's rewards are 0.1 more
+
+
+def test_arms_that_were_not_run_have_no_row():
+    quick = {arm: of for arm, of in runs().items() if arm in ("inner128-outer128", "probe", "independent-exact")}
+    assert len(claims.end_rows(quick)[0]) == 1
+    assert not claims.claim_rows(quick)[0]
+    assert not claims.player_rows(quick)
