@@ -9,13 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.report import Array, Row, mean_and_error
+from experiments.report import Array, Row, critical, mean_and_error
 
 Relation = Literal["above", "similar"]
 Verdict = Literal["holds", "contradicted", "undecided"]
 
-ERRORS = 2.0  # standard errors by which a paired mean must be off 0 to count
-SIMILAR = 0.05  # mean differences up to this one are "similar"
+SIMILAR = 0.05  # differences up to this one are "similar"
 
 
 class Point(NamedTuple):
@@ -33,23 +32,24 @@ class Claim(NamedTuple):
     relation: Relation
     points: Sequence[Point]
     similar: float = SIMILAR
+    is_somewhere: bool = False  # it is said to be found at some of the points, not at all of them
 
 
 def verdict(claim: Claim, point: Point) -> Verdict:
     """Whether the relation holds at a point.
 
-    "above": the mean difference lies above 0 by more than `ERRORS` standard errors (contradicted: below). "similar":
-    mean and standard error are both at most `similar` (contradicted: the mean is larger, and off 0 by more than
-    `ERRORS` standard errors). Whatever is neither is undecided, and so is everything with a single MDP.
+    By the 95 % interval of the mean difference (Student's t). "above": it lies above 0 (contradicted: below).
+    "similar": it lies within ± `similar` (contradicted: outside). Otherwise undecided, as is all with a single MDP.
     """
     mean, error = mean_and_error(point.difference)
-    if np.isnan(error):
-        return "undecided"
-    if claim.relation == "similar" and abs(mean) <= claim.similar:
-        return "holds" if error <= claim.similar else "undecided"
-    if abs(mean) <= ERRORS * error:
-        return "undecided"
-    return "holds" if claim.relation == "above" and mean > 0.0 else "contradicted"
+    margin = critical(len(point.difference)) * error
+    if claim.relation == "similar":
+        if abs(mean) + margin <= claim.similar:
+            return "holds"
+        return "contradicted" if abs(mean) - margin > claim.similar else "undecided"
+    if mean - margin > 0.0:
+        return "holds"
+    return "contradicted" if mean + margin < 0.0 else "undecided"
 
 
 def row(claim: Claim) -> Row:
@@ -59,6 +59,7 @@ def row(claim: Claim) -> Row:
         ours = f"{next(iter(places))} everywhere"
     else:
         ours = "; ".join(f"{kind} at {', '.join(p.where for p in points)}" for kind, points in places.items())
+    ours += " (claimed somewhere)" if claim.is_somewhere else ""
     spread = "difference " + ", ".join(f"{p.where}: {_shown(p)} ({(p.difference > 0).sum()})" for p in claim.points)
     return Row(claim.quantity, claim.paper, ours, f"{len(claim.points[0].difference)} MDPs", spread)
 
@@ -68,12 +69,18 @@ def differences(claims: Sequence[Claim]) -> list[str]:
     sentences = []
     for paper in dict.fromkeys(claim.paper for claim in claims):
         own = [(claim, _places(claim)) for claim in claims if claim.paper == paper]
+        own = [(claim, places) for claim, places in own if not (claim.is_somewhere and "holds" in places)]
         against = [
             f"{claim.quantity} at " + ", ".join(f"{point.where} ({_shown(point)})" for point in places["contradicted"])
             for claim, places in own
             if "contradicted" in places
         ]
-        open_ = [claim.quantity for claim, places in own if set(places) == {"undecided"}]
+        open_ = [
+            claim.quantity
+            + (f" at {', '.join(point.where for point in places['undecided'])}" if len(places) > 1 else "")
+            for claim, places in own
+            if "undecided" in places
+        ]
         found = [f"Our numbers contradict it for {'; '.join(against)}." if against else ""]
         found += [f"Our numbers do not decide {'; '.join(open_)}." if open_ else ""]
         if any(found):

@@ -176,7 +176,7 @@ meta-gradient; "squared" has the noise of a mean over trials taken out, and so m
 hold only nearly here: trajectories end after 20 steps, so estimates are off by a term of order γ²⁰ (0.01), and the
 trajectories of one estimate share the noise in their values.
 
-An order counts as found where the mean paired difference over MDPs is off 0 by more than 2 standard errors.
+An order counts as found where the mean paired difference over MDPs has a 95 % interval (Student's t) without 0.
 """
 
 

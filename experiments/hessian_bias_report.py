@@ -201,7 +201,7 @@ additional mean(θ² (c + 0.3 ε)). Its Hessian is off by Δ_H = 2c/100 on avera
 meta-gradient. The disturbance shrinks I + α∇²J, so its powers alternate in sign: within the paper's range of c they
 partly cancel, and the highest power shows only far beyond it.
 
-An order counts as found where the mean paired difference over MDPs is off 0 by more than 2 standard errors.
+An order counts as found where the mean paired difference over MDPs has a 95 % interval (Student's t) without 0.
 """
 
 

@@ -183,11 +183,14 @@ def _overlap(curves: Mapping[int, _Curves]) -> tuple[Row, list[str]]:
     means = {n: np.asarray(curve.even.mean(0)) for n, curve in curves.items()}
     apart, others = (float(abs(means[n] - means[second]).max()) for n in (most, least))
     is_one_line = apart <= 0.01  # a hundredth of the axis, the width of a line
-    verdict = AGREES if is_one_line else "distinct lines"
+    is_any_apart = max(apart, others) > 0.01
+    verdict = (AGREES if is_one_line else "distinct lines") if is_any_apart else "no line apart from another yet"
     quantity = f"discounts of even states, {second}- and {most}-step lines"
     ours = f"at most {number(apart, 2)} apart: {verdict}"
     spread = f"{least}-step from {second}-step: at most {number(others, 2)}"
     row = Row(quantity, "overlap, as they are identical", ours, str(len(curves[most].even)), spread)
+    if not is_any_apart:
+        return row, [f"{quantity} overlap, but so do all: nothing can be told apart yet."]
     return row, [] if is_one_line else [f"{quantity} do not coincide: they are up to {number(apart, 2)} apart."]
 
 
@@ -211,14 +214,14 @@ and over the odd states.
 
 The paper does not say how many updates it makes. Meta-Adam moves a logit by at most about its step size, 0.002, at
 each update, so an even discount needs some 1,500 updates from 0.5 to 0.95 at full speed: lines that coincide for two
-n are lines at that speed. What drives the odd discounts is the noise that they let into the targets, a far weaker
-signal. {updates} updates were made here, {until}.
+n are lines at that speed. What drives the odd discounts, we expect, is the noise that they let into the targets, a far
+weaker signal. {updates} updates were made here, {until}.
 
 Choices where the paper is silent: state s enters the network as s / 10; ReLU; Haiku's default initialisation; losses
 are means over states and episodes, with the factor 1/2; float32. The outer loss sees fresh episodes. The training
 loss is the inner loss of the batches trained on, the error of the values their mean squared distance to the true ones
 (which the noise of the rewards does not enter), both averaged over windows of {every} updates. The verdicts in the
-table are beyond 2 standard errors of the differences paired over seeds.
+table go by the 95 % interval (Student's t) of the differences paired over seeds.
 """
 
 
@@ -229,7 +232,7 @@ def _report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: b
         copies=settings["copies"],
         steps=", ".join(map(str, curves)),
         updates=f"{settings['updates']:,}",
-        until="too few for either to be seen (quick version)" if is_quick else "enough for both to be seen",
+        until="the quick version" if is_quick else "chosen beforehand; what is not there yet is listed below",
         every=settings["record_every"],
     )
     _draw(folder, curves)

@@ -148,12 +148,13 @@ Bands are standard deviations over seeds.
 
 All estimators see common random numbers: sample k of each starts with the same episodes. The spread of the
 sample-by-sample differences from the oracle gives the standard error of a bias. |mean difference| never falls below
-that noise; hence the "bias without sampling noise", the root of the mean over states and points of (mean difference)²
-- variance / {copies}. The oracle's own bias, of {oracle} steps against the end of training, is seen by none of this.
+that noise, which itself falls as n nears the oracle; hence what bears on the claim is the "bias without sampling
+noise", the root of the mean over states and points of (mean difference)² - variance / {copies}. The oracle's own bias,
+of {oracle} steps against the end of training, is seen by none of this.
 
 The first point is one interval into training: at the start Adam's update is the sign of the gradient, whose
-derivative is 0. The problem and its open choices are those of study `mrp`. The verdicts in the table are beyond 2
-standard errors of the differences paired over seeds.{quick}
+derivative is 0. The problem and its open choices are those of study `mrp`. The verdicts in the table go
+by the 95 % interval (Student's t) of the differences paired over seeds.{quick}
 """
 
 

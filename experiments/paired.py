@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.report import Row, mean_and_error, number
+from experiments.report import Row, critical, mean_and_error, number
 
 AGREES = "as in the paper"
 OPPOSITE = "the opposite"
@@ -19,10 +19,11 @@ class Paired(NamedTuple):
 
     difference: float
     standard_error: float  # nan with a single seed
+    seeds: int
 
     def verdict(self, is_larger_claimed: bool) -> str:
-        """Does the difference have the claimed sign? Undecided within 2 standard errors of 0, and with one seed."""
-        if not abs(self.difference) > 2.0 * self.standard_error:
+        """Does the difference have the claimed sign? Undecided where 0 is in its 95 % interval, and with one seed."""
+        if not abs(self.difference) > critical(self.seeds) * self.standard_error:
             return UNDECIDED
         return AGREES if (self.difference > 0) == is_larger_claimed else OPPOSITE
 
@@ -34,10 +35,10 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
     """second - first, seed by seed.
 
     >>> paired([1.0, 1.0], [3.0, 5.0])
-    Paired(difference=3.0, standard_error=1.0)
+    Paired(difference=3.0, standard_error=1.0, seeds=2)
     """
     difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    return Paired(*mean_and_error(difference))
+    return Paired(*mean_and_error(difference), len(difference))
 
 
 class Change(NamedTuple):

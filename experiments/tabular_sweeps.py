@@ -50,12 +50,13 @@ CAPTION = (
 TITLES: dict[str, str] = {"ad": "AD", "lvc": "LVC", "dice": "DiCE", "loaded-dice": "Loaded-DiCE"}
 
 HOW_DECIDED = """\
-The paper's figures carry no numbers, so the table holds its sentences against ours. A relation *holds* where the mean
-of the paired differences over MDPs is more than two standard errors on its side (“≈”: where mean and standard error are
-at most 0.05), is *contradicted* where it is as far on the other one (“≈”: beyond 0.05 and beyond two standard errors),
-and *undecided* between. Differences are mean ± standard error (number of MDPs above 0). Every number behind the figures
-(mean, median, IQM, spread over MDPs; Pearson as released, cosine of eq. 63, summed standard deviation as released,
-total variance) is in [numbers.csv](numbers.csv)."""
+The paper's figures carry no numbers, so the table holds its sentences against ours. A relation *holds* where the 95 %
+interval (Student's t) of the mean paired difference over MDPs lies on its side of 0 (“≈”: within ±0.05), is
+*contradicted* where it lies on the other one (“≈”: outside), and is *undecided* otherwise. The many verdicts are not
+corrected for their number: where the true difference is 0, about one in forty is contradicted by chance. Differences
+are mean ± standard error (number of MDPs above 0). Every number behind the figures (mean, median, IQM, spread over
+MDPs; Pearson as released, cosine of eq. 63, summed standard deviation as released, total variance) is in
+[numbers.csv](numbers.csv)."""
 """For the introductions of the reports: what `claims.verdict` decides, and where the numbers are."""
 
 

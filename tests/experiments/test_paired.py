@@ -19,13 +19,14 @@ def test_pairing_removes_what_seeds_have_in_common() -> None:
 @pytest.mark.parametrize(
     ("second", "verdict"),
     [
-        ([1.9, 0.1, 1.0], UNDECIDED),  # 1 ± 0.52
-        ([1.8, 0.2, 1.0], AGREES),  # 1 ± 0.46
-        ([-1.8, -0.2, -1.0], OPPOSITE),
+        # Of 3 seeds the interval reaches 4.303 standard errors to both sides.
+        ([1.41, 0.59, 1.0], UNDECIDED),  # 1 ± 0.237
+        ([1.40, 0.60, 1.0], AGREES),  # 1 ± 0.231
+        ([-1.40, -0.60, -1.0], OPPOSITE),
         ([0.0, 0.0, 0.0], UNDECIDED),
     ],
 )
-def test_a_verdict_needs_more_than_two_standard_errors(second: list[float], verdict: str) -> None:
+def test_a_verdict_needs_an_interval_without_zero(second: list[float], verdict: str) -> None:
     assert paired([0.0, 0.0, 0.0], second).verdict(is_larger_claimed=True) == verdict
 
 

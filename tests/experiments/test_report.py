@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.report import (
     Panel,
     Row,
     bootstrap_interval,
+    critical,
     interquartile_mean,
     line_panels,
     mean_and_std,
@@ -167,3 +169,15 @@ def test_an_interval_of_several_values_is_elementwise() -> None:
 def test_no_trials_are_an_error(trials: Any) -> None:
     with pytest.raises(AssertionError, match="trials"):
         mean_and_std(trials)
+
+
+def test_critical_values_are_those_of_students_t() -> None:
+    # P(|t| > c) = 5 %, by numerical integration of the density.
+    for count in range(2, 11):
+        freedom = count - 1
+        t = np.linspace(0.0, critical(count), 200_001)
+        log_norm = math.lgamma(count / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+        density = np.exp(log_norm - count / 2 * np.log1p(t**2 / freedom))
+        assert 2.0 * np.trapezoid(density, t) == pytest.approx(0.95, abs=1e-4)
+    assert critical(50) == critical(10)
+    assert np.isnan(critical(1))
