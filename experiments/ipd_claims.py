@@ -209,7 +209,7 @@ def player_rows(runs: Runs) -> list[Row]:
 def policy_rows(runs: Runs) -> list[Row]:
     """Final probabilities of both players by state, own last action first."""
     rows = []
-    for arm, results in runs.items():
+    for arm, results in ((arm, of) for arm, of in runs.items() if arm != "probe"):
         final = np.array([result["cooperation"] for result in results])
         players = [
             ", ".join(f"{state} {p:.2f}" for state, p in zip(STATE_NAMES, row, strict=True)) for row in final.mean(0)

@@ -38,11 +38,12 @@ def test_runs_are_in_the_order_of_the_seeds():
     assert [result["reward"][0] for result in found] == sorted(result["reward"][0] for result in found)
 
 
-@pytest.mark.parametrize(("end", "says"), [(-1.04, "every seed within"), (-1.3, "every seed not within")])
-def test_where_exact_players_end(end, says):
-    rows, sentences = claims.end_rows(runs({"inner-exact-outer-exact": end - 0.05}))
-    assert says in row(rows, "inner-exact-outer-exact").ours or end == -1.04
-    assert bool(sentences) == ("not within" in row(rows, "inner-exact-outer-exact").ours)
+@pytest.mark.parametrize(("end", "is_within"), [(-1.0, True), (-1.019, True), (-1.021, False), (-0.97, False)])
+def test_where_exact_players_end(end, is_within):
+    rows, sentences = claims.end_rows(runs({"inner-exact-outer-exact": end - 0.05}, seeds=1))  # player 1 has 0.1 more
+    found = row(rows, "inner-exact-outer-exact")
+    assert ("every seed within" if is_within else "every seed not within") in found.ours
+    assert bool(sentences) == (not is_within)
 
 
 def test_an_ordering_is_as_in_the_paper_the_opposite_or_undecided():
@@ -90,6 +91,7 @@ def test_cosines_of_the_compositional_settings():
 
 def test_states_players_and_ring_are_named():
     found = runs()
+    assert not any("probe" in of.quantity for of in claims.policy_rows(found))
     assert "start 0.90, DD 0.10, DC 0.20, CD 0.30, CC 0.80" in claims.policy_rows(found)[0].ours
     (ring,) = claims.ring_rows(found)
     assert ring.quantity.startswith("value-off-hessian-off")

@@ -81,6 +81,16 @@ def test_sampled_gradients_have_the_exact_mean(has_values):
         assert_mean(found.direct[player::2], exact.direct[player])
 
 
+def test_the_derivative_alone_can_be_sampled():
+    theta, short = pair(1), {"gamma": 0.5, "steps": 30, "value": "exact", "outer": "exact"}
+    exact = gradients(Estimation(**short), theta)
+    found = gradients(Estimation(derivative=4, **short), theta, copies=1000, values=pair(2))
+    for player in (0, 1):
+        assert_mean(found.shaping[player::2], exact.shaping[player])
+        torch.testing.assert_close(found.direct[player::2], exact.direct[player].expand(1000, 5))
+        torch.testing.assert_close(found.opponent[player::2], exact.opponent[player].expand(1000, 5))
+
+
 def test_more_games_bring_a_wholly_sampled_gradient_to_the_exact_one():
     theta = pair(1)
     short = {"gamma": 0.5, "steps": 30}
