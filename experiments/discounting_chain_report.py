@@ -199,13 +199,15 @@ def _panel(curves: Mapping[str, Curves], name: str, title: str, label: str) -> P
 
 def _draw(folder: Path, all_curves: Mapping[str, Mapping[str, Curves]]) -> list[tuple[str, str]]:
     """One picture for each figure of the paper, and one for the control."""
-    names = (("discount", "γ"), ("return", "mean return"), ("first_advantage", "outer advantage, t = 0"))
-    panels = {
-        variant: [_panel(curves, name, label, label) for name, label in names] for variant, curves in all_curves.items()
-    }
+    shown = (
+        ("discount", "discount", "γ"),
+        ("return", "return", "mean of a batch"),
+        ("first_advantage", "outer advantage, first step", "mean of a batch"),
+    )
+    panels = {variant: [_panel(curves, *each) for each in shown] for variant, curves in all_curves.items()}
     line_panels(folder / "figure_2.png", panels[""][:2], columns=2)
     line_panels(folder / "figure_5a.png", panels[""][2:])
-    every_step = _panel(all_curves["normalised"], "advantage", "outer advantage", "outer advantage, all t")
+    every_step = _panel(all_curves["normalised"], "advantage", "outer advantage, all steps", "mean of a batch")
     line_panels(folder / "figure_6.png", [*panels["normalised"], every_step], columns=2)
     line_panels(folder / "exact_start.png", panels["exact-start"])
     return [
