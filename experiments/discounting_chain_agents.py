@@ -2,8 +2,8 @@
 
 Arithmetic is in float64, the release's in float32. On the same batches float32 changes a meta-gradient by 1e-7 to 1e-4
 of itself (MG), by up to 3e-3 (BMG, whose target is a difference of nearly equal policies): little beside the noise of a
-batch. But gradients of 1e-14 are far below the eps of Adam and move η by 3e-7 a time, less than float32 has between two
-numbers at |η| = 6: η would stand still there.
+batch. But gradients of 1e-14 are far below the eps of Adam and move η by 1e-7 to 3e-7 a time, where two float32 numbers
+are 5e-7 apart (|η| = 6): η would jump or stand still there.
 
 Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", 4.1, C.1 and Figure 1.
 """
