@@ -166,6 +166,7 @@ def _meta_gradient(
     mdp: TabularMdp, theta: Tensor, eta: Tensor, learning_rate: float, steps: int, product: Product
 ) -> MetaGradient:
     """Derivatives of -J(θ_K), K exact steps."""
+    validate(mdp)
     require(steps >= 1, "steps", steps, "must be at least 1", "raise it")
     problem = InnerProblem(exact_loss, Sgd(learning_rate=constant(learning_rate)))
     state, tape = problem.optimizer.init(theta), []

@@ -377,3 +377,13 @@ def test_counts_and_sizes_are_checked():
     ):
         with pytest.raises(ConfigurationError):
             call()
+
+
+def test_meta_gradients_refuse_an_mdp_without_an_answer() -> None:
+    mdp = TabularMdp(torch.ones(1, 2, 1), torch.zeros(1, 2), torch.ones(1), 1.0, None)
+    for ask in (
+        lambda: maml_meta_gradient(mdp, torch.zeros(2), 0.1, 1),
+        lambda: lirpg_meta_gradient(mdp, torch.zeros(2), torch.zeros(2), 0.1, 1),
+    ):
+        with pytest.raises(ConfigurationError, match="gamma"):
+            ask()
