@@ -4,7 +4,15 @@ from collections.abc import Callable
 
 from cluster.config import Experiment
 from cluster.studies import Study
-from experiments import compositional_bias, hessian_bias, mrp, mrp_bias_variance, tabular_lirpg, tabular_maml
+from experiments import (
+    compositional_bias,
+    discounting_chain,
+    hessian_bias,
+    mrp,
+    mrp_bias_variance,
+    tabular_lirpg,
+    tabular_maml,
+)
 from experiments.atari import atari
 from experiments.snake import demo, snake_6x6
 
@@ -23,5 +31,6 @@ STUDIES: dict[str, Study] = {
         compositional_bias.STUDY,
         mrp.STUDY,
         mrp_bias_variance.STUDY,
+        discounting_chain.STUDY,
     )
 }

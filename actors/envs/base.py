@@ -6,8 +6,8 @@ Autoreset is one of two, and is the environment's own property (see docs/convent
 
 * NEXT_STEP (EnvPool, ALE): the step after an episode's end ignores its action and only resets. That step has
   `valid=False`; the observation returned *at* the end is the true successor, so truncation bootstraps from it.
-* SAME_STEP (environments that only ever terminate: Snake, tabular MDPs, the Markov reward process): the observation
-  returned at the end is already the next episode's first; every step is valid.
+* SAME_STEP (environments that only ever terminate: Snake, tabular MDPs, the Markov reward process, the Discounting
+  Chain): the observation returned at the end is already the next episode's first; every step is valid.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -76,7 +76,7 @@ class SnapshotEnvironment(Environment, Protocol):
     """An environment whose state can be copied out and put back (device environments; not EnvPool or ALE vector)."""
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the game states under their names, and the random generator's state under "generator"."""
+        """Copy of the game states under their names; "generator": the random generator's state, where numbers are drawn."""
         ...
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
