@@ -8,6 +8,7 @@ from experiments import (
     compositional_bias,
     discounting_chain,
     hessian_bias,
+    ipd,
     mrp,
     mrp_bias_variance,
     tabular_lirpg,
@@ -32,5 +33,6 @@ STUDIES: dict[str, Study] = {
         mrp.STUDY,
         mrp_bias_variance.STUDY,
         discounting_chain.STUDY,
+        ipd.STUDY,
     )
 }

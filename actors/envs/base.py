@@ -76,7 +76,7 @@ class SnapshotEnvironment(Environment, Protocol):
     """An environment whose state can be copied out and put back (device environments; not EnvPool or ALE vector)."""
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the game states under their names; "generator": the random generator's state, where numbers are drawn."""
+        """Copy of the game states under their names; "generator": that of the random numbers, where any are drawn."""
         ...
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
