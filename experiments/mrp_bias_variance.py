@@ -139,7 +139,7 @@ def estimator_moments(samples: Moments, differences: Moments) -> dict[str, Any]:
 
 STUDY = Study(
     name="mrp-bias-variance",
-    description="Markov reward process: bias and spread of n-step, mixed meta-gradients (One Step at a Time, Fig. 5)",
+    description="Markov reward process: bias and spread of n-step and mix (One Step at a Time, Fig. 5)",
     seeds=5,  # Figure 5
     parts=_parts,
     run_part=run_part,

@@ -263,7 +263,7 @@ def _report(folder: Path, done: dict[str, tuple[Settings, Result]], is_quick: bo
 
 STUDY = Study(
     name="tabular-maml",
-    description="MAML in random tabular MDPs: AD, LVC, DiCE, Loaded-DiCE against exact meta-gradients (figs 1ab, 4-6)",
+    description="MAML in random tabular MDPs: AD, LVC, DiCE, Loaded-DiCE against exact answers (figs 1ab, 4-6)",
     seeds=MDPS,
     parts=_parts,
     run_part=run_part,
