@@ -139,8 +139,11 @@ def sampled_loss(
     """
     mdp = with_intrinsic_reward(mdp, phi)
     state = data.state[:-1]
-    log_prob = log_policy(theta, mdp.reward.shape[-1])[state, data.action]
-    reward = mdp.reward[state, data.action]
+    # One gather from a flat table: under vmap several times as fast, forwards and backwards, as indexing with a pair.
+    actions = mdp.reward.shape[-1]
+    pair = (state * actions + data.action).flatten()
+    log_prob = log_policy(theta, actions).flatten().gather(0, pair).view_as(state)
+    reward = mdp.reward.flatten().gather(0, pair).view_as(state)
     if estimator == "dice":
         return -dice(log_prob, reward, mdp.gamma)
     value = noisy_values(mdp, theta, data.noise).expand(-1, state.shape[-1]).gather(0, data.state)
