@@ -28,7 +28,7 @@ reproduce: .venv/.runtime ## compute a study and its report: make reproduce STUD
 	@exec .venv/bin/metagrad $(if $(STUDY),reproduce "$(STUDY)" $(ARGS),list)
 
 test: .venv/.dev ## run the fast tests and the docstring examples: make test [ARGS="-k returns"]
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-all: .venv/.dev ## run every test: also slow, cluster and, with a CUDA device, gpu
 	.venv/bin/python -m pytest -m "" --timeout=1800 $(ARGS)
