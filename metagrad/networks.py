@@ -8,17 +8,16 @@ behind a stop-gradient: it is trained alongside and changes nothing else.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metagrad import autodiff
-from metagrad.errors import require
-
-Head = Literal["logits", "value", "outer_value"]
+from metagrad import network_modules as modules
+from metagrad.network_layers import reset
+from metagrad.network_modules import Head as Head
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +30,28 @@ class NatureCnn:
     """
 
     hidden: int = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImpalaCnn:
+    """IMPALA's large residual network; observations [4, 84, 84] in 0..255.
+
+    Three sections of 16, 32 and 32 channels, times `width`: convolution 3x3, max pooling 3x3 of stride 2, two residual
+    blocks [ReLU, convolution 3x3, ReLU, convolution 3x3, plus the block's input]; ReLU, a linear layer of `hidden`,
+    ReLU; linear heads. Pictures of any size.
+
+    Source: Espeholt et al. (2018), "IMPALA", Figure 3 right. Deviations: no LSTM, no last reward and action among its
+    inputs; four stacked frames; orthogonal init as in `NatureCnn`; the pooling pads both sides by one, where
+    TensorFlow's SAME pads an even size at the end alone.
+    """
+
+    hidden: int = 256
+    width: int = 1
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of the three sections."""
+        return 16 * self.width, 32 * self.width, 32 * self.width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +69,31 @@ class SnakeCnn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SnakeTorsoCnn:
+    """Convolutions and pooling shared by MLP heads; observations [rows, columns, planes], at least 4 x 4.
+
+    Two blocks of [convolution 3x3 of stride 1, ReLU, max pooling 2x2 of stride 2], a linear layer of `features`, ReLU,
+    and heads of one hidden ReLU layer of `head_hidden`. The outer critic sees the features behind a stop-gradient.
+
+    Source: "One Step at a Time", C.3. What it leaves open: SAME padding of the convolutions, the ReLU after each of
+    them (before or after the pooling is the same function) and after the linear layer, and the init, which is Haiku's
+    default as in `SnakeCnn`. A last odd row or column is left out of a pooling (VALID). The third head, the outer
+    critic, is the debiasing paper's (Figure 4).
+    """
+
+    channels: int = 32
+    features: int = 40
+    head_hidden: int = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp:
     """One hidden tanh layer shared by linear heads; flat observations."""
 
     hidden: int = 64
 
 
-NetworkSpec = NatureCnn | SnakeCnn | Mlp
+NetworkSpec = NatureCnn | ImpalaCnn | SnakeCnn | SnakeTorsoCnn | Mlp
 
 
 class ParameterLayout(NamedTuple):
@@ -89,7 +128,7 @@ class Network:
 
     def init(self, generator: torch.Generator) -> Float[Tensor, "P"]:
         """Fresh θ, drawn on the CPU from `generator`."""
-        self._module.apply(lambda child: _reset(child, generator))
+        self._module.apply(lambda child: reset(child, generator))
         return self.layout.flatten({name: p.detach() for name, p in self._module.named_parameters()})
 
     def apply(
@@ -107,169 +146,24 @@ def build_network(
     """The network that `spec` describes for one environment."""
     match spec:
         case NatureCnn():
-            torso = _nature_torso(spec, observation_shape)
-            return Network(_SharedTorso(torso, spec.hidden, num_actions, has_outer_critic))
+            torso = modules.nature_torso(observation_shape, spec.hidden)
+            return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))
+        case ImpalaCnn():
+            torso = modules.impala_torso(observation_shape, spec.channels, spec.hidden)
+            return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))
         case SnakeCnn():
-            return Network(_SnakeNetworks(spec, observation_shape, num_actions, has_outer_critic))
+
+            def network(hidden: int, outputs: int) -> nn.Module:
+                return modules.snake_network(observation_shape, spec.channels, hidden, outputs)
+
+            logits, value = network(spec.policy_hidden, num_actions), network(spec.value_hidden, 1)
+            outer_value = network(spec.value_hidden, 1) if has_outer_critic else None
+            return Network(modules.SeparateNetworks(logits, value, outer_value))
+        case SnakeTorsoCnn():
+            torso = modules.pooled_snake_torso(observation_shape, spec.channels, spec.features)
+            return Network(
+                modules.with_mlp_heads(torso, spec.features, spec.head_hidden, num_actions, has_outer_critic)
+            )
         case Mlp():
-            torso = nn.Sequential(nn.Flatten(), _Linear(math.prod(observation_shape), spec.hidden), nn.Tanh())
-            return Network(_SharedTorso(torso, spec.hidden, num_actions, has_outer_critic))
-
-
-class _Linear(nn.Linear):
-    """Linear layer with orthogonal init of a given gain and zero bias."""
-
-    def __init__(self, inputs: int, outputs: int, gain: float = math.sqrt(2.0)):
-        super().__init__(inputs, outputs)
-        self.gain = gain
-
-
-class _Conv(nn.Conv2d):
-    """Convolution with orthogonal init of gain √2 and zero bias."""
-
-    gain = math.sqrt(2.0)
-
-
-class _HaikuLinear(nn.Linear):
-    """Linear layer with Haiku's default init."""
-
-
-class _HaikuConv(nn.Conv2d):
-    """Convolution with Haiku's default init and XLA's SAME padding (what does not divide goes to the end)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        pads = []
-        for size, kernel, stride in zip(x.shape[:-3:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
-            pads += [total // 2, total - total // 2]
-        return super().forward(nn.functional.pad(x, pads) if any(pads) else x)
-
-
-def _reset(module: nn.Module, generator: torch.Generator) -> None:
-    match module:
-        case _Linear() | _Conv():
-            nn.init.orthogonal_(module.weight, module.gain, generator=generator)
-        case _HaikuLinear() | _HaikuConv():
-            std = 1.0 / math.sqrt(module.weight[0].numel())
-            nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std, generator=generator)
-        case _:
-            if any(True for _ in module.parameters(recurse=False)):
-                _reset_by_own_rule(module, generator)
-            return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-def _reset_by_own_rule(module: nn.Module, generator: torch.Generator) -> None:
-    """A user's own layer by its `reset_parameters()`, which draws from torch's global generator: seeded from ours."""
-    reset = getattr(module, "reset_parameters", None)
-    require(
-        callable(reset),
-        "network",
-        type(module).__name__,
-        "has parameters of its own and no reset_parameters() to draw them anew",
-        "give it that method",
-    )
-    assert callable(reset)
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
-        reset()
-
-
-class _SharedTorso(nn.Module):
-    """Linear policy, inner-critic and outer-critic heads on one torso."""
-
-    def __init__(self, torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool):
-        super().__init__()
-        self.torso = torso
-        self.logits = _Linear(features, num_actions, gain=0.01)
-        self.value = _Linear(features, 1, gain=1.0)
-        self.outer_value = _Linear(features, 1, gain=1.0) if has_outer_critic else None
-
-    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
-        features = observation.to(self.logits.weight.dtype)
-        for layer in self.torso:  # one by one: the unscaled pixels, 36 MB at 5x64 Atari frames, are freed at once
-            features = layer(features)
-        outputs: dict[Head, Tensor] = {}
-        if "logits" in heads:
-            outputs["logits"] = self.logits(features)
-        if "value" in heads:
-            outputs["value"] = self.value(features).squeeze(-1)
-        if "outer_value" in heads:
-            assert self.outer_value is not None
-            # The outer critic is trained on the torso's features without shaping them (debiasing paper, Figure 4).
-            outputs["outer_value"] = self.outer_value(autodiff.stop_gradient(features)).squeeze(-1)
-        return outputs
-
-
-class _Scale(nn.Module):
-    """Pixels 0..255 to 0..1 (Mnih et al. 2015)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / 255.0
-
-
-def _nature_torso(spec: NatureCnn, observation_shape: tuple[int, ...]) -> nn.Sequential:
-    channels, height, width = observation_shape
-    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
-        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    return nn.Sequential(
-        _Scale(),
-        _Conv(channels, 32, 8, stride=4),
-        nn.ReLU(),
-        _Conv(32, 64, 4, stride=2),
-        nn.ReLU(),
-        _Conv(64, 64, 3, stride=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        _Linear(64 * height * width, spec.hidden),
-        nn.ReLU(),
-    )
-
-
-class _ToChannelsFirst(nn.Module):
-    """Boards [N, rows, columns, 5] as convolutions expect them, [N, 5, rows, columns]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2)
-
-
-class _SnakeNetworks(nn.Module):
-    """One network per head, nothing shared."""
-
-    def __init__(self, spec: SnakeCnn, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool):
-        super().__init__()
-        self.logits = _snake_network(spec, observation_shape, spec.policy_hidden, num_actions)
-        self.value = _snake_network(spec, observation_shape, spec.value_hidden, 1)
-        self.outer_value = _snake_network(spec, observation_shape, spec.value_hidden, 1) if has_outer_critic else None
-
-    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
-        board = observation.to(next(self.logits.parameters()).dtype)
-        outputs: dict[Head, Tensor] = {}
-        if "logits" in heads:
-            outputs["logits"] = self.logits(board)
-        if "value" in heads:
-            outputs["value"] = self.value(board).squeeze(-1)
-        if "outer_value" in heads:
-            assert self.outer_value is not None
-            outputs["outer_value"] = self.outer_value(board).squeeze(-1)
-        return outputs
-
-
-def _snake_network(spec: SnakeCnn, observation_shape: tuple[int, ...], hidden: int, outputs: int) -> nn.Module:
-    rows, columns, planes = observation_shape
-    cells = math.ceil(rows / 2) * math.ceil(columns / 2)
-    return nn.Sequential(
-        _ToChannelsFirst(),
-        _HaikuConv(planes, spec.channels, 2, stride=2),
-        nn.ReLU(),
-        _HaikuConv(spec.channels, spec.channels, 2, stride=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        _HaikuLinear(spec.channels * cells, hidden),
-        nn.ReLU(),
-        _HaikuLinear(hidden, hidden),
-        nn.ReLU(),
-        _HaikuLinear(hidden, outputs),
-    )
+            torso = modules.mlp_torso(observation_shape, spec.hidden)
+            return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))

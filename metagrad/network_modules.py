@@ -1,0 +1,196 @@
+"""The modules behind the specifications of `metagrad.networks`: torsos, heads, and how they are put together.
+
+Every module's forward is (observation [N, …], heads) -> {head: tensor [N, …]}; only what is asked for is computed.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metagrad import autodiff
+from metagrad.errors import require
+from metagrad.network_layers import (
+    HaikuConv,
+    HaikuLinear,
+    OrthogonalConv,
+    OrthogonalLinear,
+    Scale,
+    ToChannelsFirst,
+    ToChannelsLastMemory,
+)
+
+Head = Literal["logits", "value", "outer_value"]
+
+
+class SharedTorso(nn.Module):
+    """Policy, inner-critic and outer-critic heads on the features of one torso."""
+
+    def __init__(self, torso: nn.Sequential, logits: nn.Module, value: nn.Module, outer_value: nn.Module | None):
+        """Put together torso [N, …] -> [N, F], policy [N, F] -> [N, A] and critics [N, F] -> [N, 1]."""
+        super().__init__()
+        self.torso = torso
+        self.logits = logits
+        self.value = value
+        self.outer_value = outer_value
+
+    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+        features = observation.to(next(self.logits.parameters()).dtype)
+        for layer in self.torso:  # one by one: the unscaled pixels, 36 MB at 5x64 Atari frames, are freed at once
+            features = layer(features)
+        outputs: dict[Head, Tensor] = {}
+        if "logits" in heads:
+            outputs["logits"] = self.logits(features)
+        if "value" in heads:
+            outputs["value"] = self.value(features).squeeze(-1)
+        if "outer_value" in heads:
+            assert self.outer_value is not None
+            # The outer critic is trained on the torso's features without shaping them (debiasing paper, Figure 4).
+            outputs["outer_value"] = self.outer_value(autodiff.stop_gradient(features)).squeeze(-1)
+        return outputs
+
+
+class SeparateNetworks(nn.Module):
+    """One network per head, nothing shared."""
+
+    def __init__(self, logits: nn.Module, value: nn.Module, outer_value: nn.Module | None):
+        """Put together a policy [N, …] -> [N, A] and critics [N, …] -> [N, 1]."""
+        super().__init__()
+        self.logits = logits
+        self.value = value
+        self.outer_value = outer_value
+
+    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+        board = observation.to(next(self.logits.parameters()).dtype)
+        outputs: dict[Head, Tensor] = {}
+        if "logits" in heads:
+            outputs["logits"] = self.logits(board)
+        if "value" in heads:
+            outputs["value"] = self.value(board).squeeze(-1)
+        if "outer_value" in heads:
+            assert self.outer_value is not None
+            outputs["outer_value"] = self.outer_value(board).squeeze(-1)
+        return outputs
+
+
+def with_linear_heads(torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool) -> SharedTorso:
+    """Linear heads, orthogonal with gain .01 for the policy and 1 for the critics, on a torso of `features`."""
+    return SharedTorso(
+        torso,
+        OrthogonalLinear(features, num_actions, gain=0.01),
+        OrthogonalLinear(features, 1, gain=1.0),
+        OrthogonalLinear(features, 1, gain=1.0) if has_outer_critic else None,
+    )
+
+
+def with_mlp_heads(
+    torso: nn.Sequential, features: int, hidden: int, num_actions: int, has_outer_critic: bool
+) -> SharedTorso:
+    """Heads with one hidden ReLU layer, Haiku's default init, on a torso of `features`."""
+
+    def head(outputs: int) -> nn.Sequential:
+        return nn.Sequential(HaikuLinear(features, hidden), nn.ReLU(), HaikuLinear(hidden, outputs))
+
+    return SharedTorso(torso, head(num_actions), head(1), head(1) if has_outer_critic else None)
+
+
+def mlp_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
+    """One tanh layer on flattened observations."""
+    return nn.Sequential(nn.Flatten(), OrthogonalLinear(math.prod(observation_shape), hidden), nn.Tanh())
+
+
+def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
+    """Three convolutions and one hidden layer on pictures [channels, height, width] (Mnih et al. 2015)."""
+    channels, height, width = observation_shape
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    return nn.Sequential(
+        Scale(),
+        OrthogonalConv(channels, 32, 8, stride=4),
+        nn.ReLU(),
+        OrthogonalConv(32, 64, 4, stride=2),
+        nn.ReLU(),
+        OrthogonalConv(64, 64, 3, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        OrthogonalLinear(64 * height * width, hidden),
+        nn.ReLU(),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Equation: x + conv(ReLU(conv(ReLU(x)))), 3x3, as many channels out as in."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = OrthogonalConv(channels, channels, 3, padding=1)
+        self.second = OrthogonalConv(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped: Tensor = self.second(torch.relu(self.first(torch.relu(x))))
+        return x + skipped
+
+
+def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], hidden: int) -> nn.Sequential:
+    """One section per entry of `channels` and one hidden layer on pictures [channels, height, width].
+
+    A section: convolution 3x3, max pooling 3x3 of stride 2 (⌈height / 2⌉ x ⌈width / 2⌉), two residual blocks.
+    """
+    inputs, height, width = observation_shape
+    layers: list[nn.Module] = [Scale(), ToChannelsLastMemory()]
+    for outputs in channels:
+        layers += [
+            OrthogonalConv(inputs, outputs, 3, padding=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            ResidualBlock(outputs),
+            ResidualBlock(outputs),
+        ]
+        inputs, height, width = outputs, math.ceil(height / 2), math.ceil(width / 2)
+    linear = OrthogonalLinear(inputs * height * width, hidden)
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), linear, nn.ReLU())
+
+
+def snake_network(observation_shape: tuple[int, ...], channels: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two 2x2 convolutions and an MLP of two hidden layers on boards [rows, columns, planes]."""
+    rows, columns, planes = observation_shape
+    cells = math.ceil(rows / 2) * math.ceil(columns / 2)
+    return nn.Sequential(
+        ToChannelsFirst(),
+        HaikuConv(planes, channels, 2, stride=2),
+        nn.ReLU(),
+        HaikuConv(channels, channels, 2, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        HaikuLinear(channels * cells, hidden),
+        nn.ReLU(),
+        HaikuLinear(hidden, hidden),
+        nn.ReLU(),
+        HaikuLinear(hidden, outputs),
+    )
+
+
+def pooled_snake_torso(observation_shape: tuple[int, ...], channels: int, features: int) -> nn.Sequential:
+    """Two blocks of convolution 3x3, ReLU, max pooling 2x2 (what does not divide is left out), one ReLU layer.
+
+    max(ReLU(x)) = ReLU(max(x)), with the same derivatives: the pooling comes first, for a quarter of the ReLU's work.
+
+    Raises:
+        ConfigurationError: a board of fewer than 4 rows or columns, of which nothing would be left.
+    """
+    rows, columns, planes = observation_shape
+    rule = "two poolings of 2x2 need a board of 4 rows and 4 columns"
+    require(min(rows, columns) >= 4, "network", f"{rows}x{columns}", rule, "use a larger board or another network")
+    return nn.Sequential(
+        ToChannelsFirst(),
+        HaikuConv(planes, channels, 3),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        HaikuConv(channels, channels, 3),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        HaikuLinear(channels * (rows // 4) * (columns // 4), features),
+        nn.ReLU(),
+    )
