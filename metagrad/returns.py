@@ -1,4 +1,6 @@
-"""Returns, differentiable in γ and λ."""
+"""Returns, differentiable in γ, λ and the clips of importance ratios."""
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,3 +32,74 @@ def lambda_returns(
     for t in reversed(range(reward.shape[0])):
         returns[t] = reward[t] + discount[t] * ((1.0 - trace[t]) * value[t + 1] + trace[t] * returns[t + 1])
     return torch.stack(returns[:-1])
+
+
+class Vtrace(NamedTuple):
+    """What V-trace gives: the critic's target v and the policy's advantage."""
+
+    target: Float[Tensor, "T B"]
+    policy_advantage: Float[Tensor, "T B"]
+
+
+def vtrace(  # noqa: PLR0913 (the paper's quantities, one by one; a structure for one call would only hide them)
+    log_ratio: Float[Tensor, "T B"],
+    reward: Float[Tensor, "T B"],
+    value: Float[Tensor, "T+1 B"],
+    is_terminal: Bool[Tensor, "T B"],
+    is_truncated: Bool[Tensor, "T B"],
+    valid: Bool[Tensor, "T B"],
+    gamma: Float[Tensor, "1"] | float,
+    lambda_: Float[Tensor, "1"] | float,
+    rho_clip: Float[Tensor, "1"] | float,
+    c_clip: Float[Tensor, "1"] | float,
+) -> Vtrace:
+    """V-trace: λ-returns of π from the steps of μ, by importance ratios that are clipped twice.
+
+    Equation: v_t = V(s_t) + Σ_{k≥t} γ^{k-t} (Π_{t≤i<k} c_i) δ_k over the steps k of t's episode, with
+    δ_k = ρ_k [r_k + γ_k V(s_{k+1}) - V(s_k)], ρ_k = min(ρ̄, π_k/μ_k), c_k = λ min(c̄, π_k/μ_k), and the advantage
+    ρ_t [r_t + γ_t v_{t+1} - V(s_t)]. γ_t is γ, 0 if step t is terminal; v_{t+1} is V(s_{t+1}) after the rollout's last
+    step and where the episode is truncated at t, so that nothing of the next one enters (as in `lambda_returns`).
+
+    On-policy (π = μ, clips of at least 1) v is the λ-return G. The advantage is then r_t + γ_t G_{t+1} - V(s_t): for
+    λ = 1 that is G_t - V(s_t); for λ < 1 it is G_t - V(s_t) + γ_t (1 - λ)(G_{t+1} - V(s_{t+1})), a step ahead of what
+    λ says, since λ shortens the traces within v and not the step to v_{t+1}. (rlax puts (1 - λ) V(s_{t+1}) + λ v_{t+1}
+    in the place of v_{t+1}, which is G_t - V(s_t) for every λ.)
+
+    ρ̄ says whose values v estimates: V^π as ρ̄ → ∞, those of policies nearer to μ for smaller ones (at 0, v is V itself);
+    c̄ and λ say how fast and at what variance. Where a ratio equals its clip, as every ratio does on-policy with clips
+    of 1, the derivative in the clip is the mean of its two sides, half of that of the clipped side.
+
+    Args:
+        log_ratio: log π(a_t|s_t) - log μ(a_t|s_t), natural logarithm; as given: callers stop its gradient.
+        reward: r_t.
+        value: V(s_t); the last row only bootstraps. As given, too.
+        is_terminal: no value beyond this step.
+        is_truncated: the episode was cut; the next row of `value` is of its true successor.
+        valid: False where the policy did not choose: the ratio of that step is 1, whatever `log_ratio` says.
+        gamma: γ in [0, 1].
+        lambda_: λ in [0, 1].
+        rho_clip: ρ̄ ≥ 0; the paper wants ρ̄ ≥ c̄.
+        c_clip: c̄ ≥ 0.
+
+    Source: Espeholt et al. (2018), "IMPALA", eq. 1, §4.2 and remark 2 (λ). Learnt clips after Zahavy et al. (2020), "A
+    Self-Tuning Actor-Critic Algorithm"; deviation: they learn how much of the clipped ratio is mixed with the unclipped
+    one (leaky V-trace), here the thresholds themselves are learnt. The policy's ratio is clipped by the same ρ̄.
+    """
+    ratio = torch.exp(torch.where(valid, log_ratio, 0.0))
+    rho = _at_most(ratio, rho_clip)
+    is_last = is_terminal | is_truncated
+    discount = gamma * (~is_terminal).to(reward.dtype)
+    decay = discount * lambda_ * _at_most(ratio, c_clip) * (~is_last).to(reward.dtype)
+    error = rho * (reward + discount * value[1:] - value[:-1])
+    correction = torch.zeros_like(value[-1])
+    corrections = []
+    for t in reversed(range(reward.shape[0])):
+        correction = error[t] + decay[t] * correction
+        corrections.append(correction)
+    target = value[:-1] + torch.stack(corrections[::-1])
+    next_target = torch.where(is_last, value[1:], torch.cat([target[1:], value[-1:]]))
+    return Vtrace(target, rho * (reward + discount * next_target - value[:-1]))
+
+
+def _at_most(ratio: Tensor, clip: Tensor | float) -> Tensor:
+    return torch.minimum(ratio, clip) if isinstance(clip, Tensor) else ratio.clamp(max=clip)

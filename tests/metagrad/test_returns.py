@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metagrad.returns import lambda_returns
+from metagrad.returns import lambda_returns, vtrace
 
 NEAR = {"rtol": 1e-10, "atol": 1e-10}
 UNIT = st.floats(0.0, 1.0)
@@ -118,3 +118,187 @@ def test_derivatives_in_reward_and_value():
     assert torch.autograd.gradcheck(
         lambda reward, value: lambda_returns(reward, value, ends, ends.flip(1), 0.9, 0.7), (reward, value)
     )
+
+
+@st.composite
+def off_policy_rollouts(draw):
+    """(log_ratio [T, B], then a rollout, then valid [T, B]); ratios from about .2 to 5."""
+    rollout = draw(rollouts())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = rollout[0].shape
+    log_ratio = 0.8 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    valid = torch.rand(shape, generator=generator) > draw(st.sampled_from([0.0, 0.3]))
+    return log_ratio, *rollout, valid
+
+
+def slow_vtrace(log_ratio, reward, value, is_terminal, is_truncated, valid, gamma, lambda_, rho_clip, c_clip):
+    """Eq. 1 of the paper in its notation: a sum over the later steps t of each start s, a product for each of them."""
+    steps, batch = reward.shape
+    x = dict(V=value.tolist(), r=reward.tolist(), pi_over_mu=log_ratio.exp().tolist())
+    target, advantage = torch.zeros_like(reward), torch.zeros_like(reward)
+    for b in range(batch):
+        V, r = [row[b] for row in x["V"]], [row[b] for row in x["r"]]
+        ratio = [row[b] if ok else 1.0 for row, ok in zip(x["pi_over_mu"], valid[:, b].tolist(), strict=True)]
+        rho, c = [min(rho_clip, y) for y in ratio], [lambda_ * min(c_clip, y) for y in ratio]
+        gammas = [0.0 if is_over else gamma for is_over in is_terminal[:, b].tolist()]
+        ends = [t for t in range(steps) if is_terminal[t, b] or is_truncated[t, b] or t == steps - 1]
+        v = list(V)
+        for s in range(steps):
+            for t in range(s, min(end for end in ends if end >= s) + 1):
+                product = 1.0
+                for i in range(s, t):
+                    product *= gammas[i] * c[i]
+                v[s] += product * rho[t] * (r[t] + gammas[t] * V[t + 1] - V[t])
+        for s in range(steps):
+            v_next = V[s + 1] if s in ends else v[s + 1]
+            target[s, b], advantage[s, b] = v[s], rho[s] * (r[s] + gammas[s] * v_next - V[s])
+    return target, advantage
+
+
+CLIP = st.floats(0.0, 4.0)
+
+
+@given(off_policy_rollouts(), UNIT, UNIT, CLIP, CLIP)
+def test_vtrace_equals_the_papers_sum(rollout, gamma, lambda_, rho_clip, c_clip):
+    expected = slow_vtrace(*rollout, gamma, lambda_, rho_clip, c_clip)
+    as_tensors = [torch.tensor([x], dtype=torch.float64) for x in (gamma, lambda_, rho_clip, c_clip)]
+    for arguments in ((gamma, lambda_, rho_clip, c_clip), as_tensors):
+        result = vtrace(*rollout, *arguments)
+        torch.testing.assert_close(result.target, expected[0], **NEAR)
+        torch.testing.assert_close(result.policy_advantage, expected[1], **NEAR)
+
+
+@given(rollouts(), UNIT, UNIT, st.floats(1.0, 4.0), st.floats(1.0, 4.0), st.booleans())
+def test_vtrace_on_policy_is_the_lambda_return(rollout, gamma, lambda_, rho_clip, c_clip, is_valid):
+    reward, value, is_terminal, is_truncated = rollout
+    # Steps that the policy did not choose have ratio 1 whatever is recorded for them.
+    log_ratio = torch.zeros_like(reward) if is_valid else torch.full_like(reward, torch.nan)
+    valid = torch.full_like(is_terminal, is_valid)
+    result = vtrace(log_ratio, *rollout, valid, gamma, lambda_, rho_clip, c_clip)
+    target = lambda_returns(*rollout, gamma, lambda_)
+    torch.testing.assert_close(result.target, target, **NEAR)
+    following = torch.where(is_terminal | is_truncated, value[1:], torch.cat([target[1:], value[-1:]]))
+    following = torch.where(is_terminal, 0.0, following)
+    torch.testing.assert_close(result.policy_advantage, reward + gamma * following - value[:-1], **NEAR)
+
+
+@given(rollouts(), UNIT)
+def test_vtrace_advantage_on_policy_with_lambda_one(rollout, gamma):
+    zeros = torch.zeros_like(rollout[0])
+    result = vtrace(zeros, *rollout, zeros == 0.0, gamma, 1.0, 1.0, 1.0)
+    torch.testing.assert_close(result.policy_advantage, lambda_returns(*rollout, gamma, 1.0) - rollout[1][:-1], **NEAR)
+
+
+@given(off_policy_rollouts(), UNIT, UNIT, CLIP, CLIP, st.data())
+def test_vtrace_lets_nothing_cross_an_episode_end(rollout, gamma, lambda_, rho_clip, c_clip, data):
+    log_ratio, reward, value, is_terminal, is_truncated, valid = (x.clone() for x in rollout)
+    end = data.draw(st.integers(0, len(reward) - 1))
+    kind = data.draw(st.sampled_from(["terminal", "truncated"]))
+    (is_terminal if kind == "terminal" else is_truncated)[end] = True
+
+    def results():
+        rows = (log_ratio, reward, value, is_terminal, is_truncated, valid)
+        return vtrace(*rows, gamma, lambda_, rho_clip, c_clip)
+
+    before = results()
+    log_ratio[end + 1 :] += 1.0
+    reward[end + 1 :] += 100.0
+    valid[end + 1 :] ^= True
+    # value[end+1] belongs to the true successor where the end is a truncation, and to nobody at a terminal step.
+    value[end + 1 if kind == "terminal" else end + 2 :] -= 100.0
+    for x, y in zip(before, results(), strict=True):
+        assert torch.equal(x[: end + 1], y[: end + 1])
+
+
+def test_vtrace_truncation_bootstraps_and_termination_does_not():
+    reward, value = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[1.0], [8.0]], dtype=torch.float64)
+    yes, no = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    log_ratio = torch.full_like(reward, 3.0).log()
+    for ends, td_error in (((no, no), 3.0), ((no, yes), 3.0), ((yes, no), -1.0), ((yes, yes), -1.0)):
+        result = vtrace(log_ratio, reward, value, *ends, yes, 0.5, 0.9, 2.0, 1.0)
+        assert result.target.item() == pytest.approx(1.0 + 2.0 * td_error)
+        assert result.policy_advantage.item() == pytest.approx(2.0 * td_error)
+
+
+@given(off_policy_rollouts(), UNIT, UNIT, CLIP)
+def test_vtrace_without_rho_is_the_value(rollout, gamma, lambda_, c_clip):
+    result = vtrace(*rollout, gamma, lambda_, 0.0, c_clip)
+    assert torch.equal(result.target, rollout[2][:-1])
+    assert (result.policy_advantage == 0.0).all()
+
+
+@given(off_policy_rollouts(), UNIT, UNIT, CLIP)
+def test_vtrace_without_c_is_one_clipped_step(rollout, gamma, lambda_, rho_clip):
+    log_ratio, reward, value, is_terminal, _, valid = rollout
+    rho = torch.where(valid, log_ratio.exp(), 1.0).clamp(max=rho_clip)
+    expected = value[:-1] + rho * (reward + gamma * torch.where(is_terminal, 0.0, value[1:]) - value[:-1])
+    torch.testing.assert_close(vtrace(*rollout, gamma, lambda_, rho_clip, 0.0).target, expected, **NEAR)
+
+
+def test_vtrace_without_clips_is_importance_sampling():
+    """Over one episode with V = 0: Σ γ^k (Π_{i≤k} π_i/μ_i) r_k, off_policy_dice's value."""
+    generator = torch.Generator().manual_seed(0)
+    log_ratio, reward = (torch.randn(5, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    value, no = torch.zeros(6, 2, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.bool)
+    end = no.clone()
+    end[-1] = True
+    result = vtrace(log_ratio, reward, value, end, no, ~no, 0.9, 1.0, float("inf"), float("inf"))
+    discount = 0.9 ** torch.arange(5, dtype=torch.float64).unsqueeze(-1)
+    torch.testing.assert_close(result.target[0], (discount * log_ratio.cumsum(0).exp() * reward).sum(0), **NEAR)
+
+
+@pytest.mark.parametrize(("rho_clip", "c_clip"), [(1.3, 0.9), (0.7, 1.6), (2.0, 2.0)])
+def test_vtrace_derivatives_in_gamma_lambda_and_both_clips(rho_clip, c_clip):
+    generator = torch.Generator().manual_seed(1)
+    log_ratio, reward = (torch.randn(8, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    value = torch.randn(9, 3, generator=generator, dtype=torch.float64)
+    is_terminal, is_truncated, valid = (torch.rand(8, 3, generator=generator) < rate for rate in (0.15, 0.15, 0.8))
+    ratio = torch.where(valid, log_ratio.exp(), 1.0)
+    for clip in (rho_clip, c_clip):
+        assert 3 < (ratio > clip).sum() < 20
+        assert (ratio - clip).abs().min() > 1e-3, "finite differences need a distance from the kink"
+
+    def function(*hyper):
+        return vtrace(log_ratio, reward, value, is_terminal, is_truncated, valid, *hyper)
+
+    point = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (0.9, 0.8, rho_clip, c_clip)]
+    assert torch.autograd.gradcheck(function, point, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, point)
+    for i in range(2):
+        assert all(x.abs() > 1e-3 for x in torch.autograd.grad(function(*point)[i].square().sum(), point))
+
+
+def test_vtrace_derivative_in_a_clip_that_equals_the_ratio():
+    """On-policy with clips of 1 every ratio is at its clip: half the derivative of the clipped side, in both modes."""
+    reward, value = torch.ones(1, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    no = torch.zeros(1, 1, dtype=torch.bool)
+
+    def target(rho_clip):
+        return vtrace(torch.zeros_like(reward), reward, value, no, no, ~no, 0.9, 1.0, rho_clip, 1.0).target.sum()
+
+    one = torch.ones(1, dtype=torch.float64)
+    assert torch.func.grad(target)(one).item() == 0.5
+    assert torch.func.jvp(target, (one,), (one,))[1].item() == 0.5
+    assert torch.func.grad(target)(one - 1e-9).item() == 1.0
+    assert torch.func.grad(target)(one + 1e-9).item() == 0.0
+
+
+def test_vtrace_derivatives_in_reward_and_value():
+    generator = torch.Generator().manual_seed(0)
+    log_ratio, reward = (torch.randn(4, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    value = torch.randn(5, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    ends = torch.tensor([[0, 1], [1, 0], [0, 0], [0, 0]], dtype=torch.bool)
+    assert torch.autograd.gradcheck(
+        lambda reward, value: vtrace(log_ratio, reward, value, ends, ends.flip(1), ~ends, 0.9, 0.7, 1.2, 0.9),
+        (reward.requires_grad_(), value),
+    )
+
+
+@pytest.mark.parametrize("log_ratio", [90.0, -200.0])
+def test_vtrace_is_finite_for_ratios_beyond_float32(log_ratio):
+    reward, value = torch.ones(3, 1), torch.zeros(4, 1)
+    no = torch.zeros(3, 1, dtype=torch.bool)
+    clips = [torch.tensor([1.5], requires_grad=True), torch.tensor([1.0], requires_grad=True)]
+    result = vtrace(torch.full_like(reward, log_ratio), reward, value, no, no, ~no, 0.9, 1.0, *clips)
+    gradients = torch.autograd.grad(result.target.sum() + result.policy_advantage.sum(), clips)
+    assert all(x.isfinite().all() for x in (*result, *gradients))
