@@ -12,14 +12,16 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from cluster.config import Experiment, to_json
+from cluster.config_json import to_json
+from cluster.extensions import load_extension, with_extensions
 from cluster.options import parse
+from cluster.run_config import BaseExperiment
 from cluster.studies import Study, StudyStopped, default_folder, reproduce
 from experiments import EXPERIMENTS, STUDIES
 from metagrad.errors import ConfigurationError, require
 
 _HELP = """\
-usage: metagrad [--help] [--version] COMMAND …
+usage: metagrad [--help] [--version] [--import FILE.py] COMMAND …
 
 Distributed meta-gradient reinforcement learning.
 
@@ -31,7 +33,8 @@ commands:
   plot RUN_DIR …                    compare runs: returns and learnt meta-parameters
   config EXPERIMENT [--field value …]  the resolved configuration as JSON
 
-metagrad COMMAND --help lists the options of a command; metagrad train EXPERIMENT --help all fields of an experiment.\
+metagrad COMMAND --help lists the options of a command; metagrad train EXPERIMENT --help all fields of an experiment.
+--import adds the environments, losses, experiments and studies of a file of yours (docs/extending.md).\
 """
 
 
@@ -39,7 +42,7 @@ metagrad COMMAND --help lists the options of a command; metagrad train EXPERIMEN
 class TrainOptions:
     """Train one experiment. Every field of the experiment is an option."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """The run's folder; None: runs/EXPERIMENT-seedS-TIME."""
     resume: bool = False
@@ -54,6 +57,8 @@ class ReproduceOptions:
     """Independent trials; more of them later reuse those that are there."""
     quick: bool = False
     """A small version that takes minutes at most: it shows that things work, not the paper's numbers."""
+    updates: int | None = None
+    """Shorten the training runs of a deep study to this many updates each; None: the paper's number."""
     run_dir: Path | None = None
     """The study's folder; None: studies/STUDY, with --quick studies/STUDY-quick."""
     topology: Literal["ray", "colocated"] = "ray"
@@ -91,14 +96,22 @@ def _named(name: str, table: Mapping[str, Any], kind: str) -> None:
     require(name in table, kind, name, f"is no {kind}", remedy)
 
 
-def experiment_named(name: str) -> Experiment:
+def _experiments() -> dict[str, Callable[[], BaseExperiment]]:
+    return with_extensions(EXPERIMENTS, "EXPERIMENTS")
+
+
+def _studies() -> dict[str, Study]:
+    return with_extensions(STUDIES, "STUDIES")
+
+
+def experiment_named(name: str) -> BaseExperiment:
     """One of the experiments that `metagrad list` shows.
 
     Raises:
         ConfigurationError: no such experiment.
     """
-    _named(name, EXPERIMENTS, "experiment")
-    return EXPERIMENTS[name]()
+    _named(name, _experiments(), "experiment")
+    return _experiments()[name]()
 
 
 def study_named(name: str) -> Study:
@@ -107,8 +120,8 @@ def study_named(name: str) -> Study:
     Raises:
         ConfigurationError: no such study.
     """
-    _named(name, STUDIES, "study")
-    return STUDIES[name]
+    _named(name, _studies(), "study")
+    return _studies()[name]
 
 
 def _require_name(words: Sequence[str], command: str, kind: str, table: Mapping[str, Any]) -> None:
@@ -121,16 +134,16 @@ def _require_name(words: Sequence[str], command: str, kind: str, table: Mapping[
     )
 
 
-def _split_experiment(words: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
-    _require_name(words, command, "experiment", EXPERIMENTS)
+def _split_experiment(words: Sequence[str], command: str) -> tuple[BaseExperiment, list[str]]:
+    _require_name(words, command, "experiment", _experiments())
     return experiment_named(words[0]), list(words[1:])
 
 
 def list_command(words: Sequence[str]) -> None:
     """Print the experiments and the studies."""
     require(not words, "list", " ".join(words), "takes no options", "run metagrad list alone")
-    experiments = {name: make().description for name, make in EXPERIMENTS.items()}
-    studies = {name: study.description for name, study in STUDIES.items()}
+    experiments = {name: make().description for name, make in _experiments().items()}
+    studies = {name: study.description for name, study in _studies().items()}
     width = max(map(len, [*experiments, *studies]))
     for command, table in (("train EXPERIMENT", experiments), ("reproduce STUDY", studies)):
         print(f"metagrad {command}")
@@ -141,7 +154,7 @@ def list_command(words: Sequence[str]) -> None:
 def config_command(words: Sequence[str]) -> None:
     """Print one experiment's resolved tree."""
     experiment, rest = _split_experiment(words, "config")
-    resolved = parse(Experiment, rest, experiment, f"metagrad config {experiment.name}")
+    resolved = parse(type(experiment), rest, experiment, f"metagrad config {experiment.name}")
     print(json.dumps(to_json(resolved), indent=2))
 
 
@@ -180,12 +193,13 @@ def train_command(words: Sequence[str]) -> None:
 
 def reproduce_command(words: Sequence[str]) -> None:
     """Compute one study and its report."""
-    _require_name(words, "reproduce", "study", STUDIES)
+    _require_name(words, "reproduce", "study", _studies())
     study = study_named(words[0])
     default = ReproduceOptions(seeds=study.seeds)
     options = parse(ReproduceOptions, words[1:], default, f"metagrad reproduce {study.name}")
     folder = options.run_dir or default_folder(study, options.quick)
-    reproduce(study, folder, options.seeds, options.quick, options.topology, Console(stderr=False))
+    console = Console(stderr=False)
+    reproduce(study, folder, options.seeds, options.quick, options.topology, console, options.updates)
 
 
 def _sibling(program: str) -> str:
@@ -241,6 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(_HELP)
             case _ if "--version" in words:
                 print(version("metagrad"))
+            case ["--import", path, *rest]:
+                load_extension(Path(path))
+                return main(rest)
             case [command, *rest] if command in COMMANDS:
                 if rest[:1] in (["--help"], ["-h"]) and command not in ("eval", "plot"):
                     print(_HELP)

@@ -11,11 +11,8 @@ from actors.record import pictured, record
 from actors.rollout import probe
 from cluster.launch import check_fits, resolve_device, restore
 from cluster.run_folder import RunFolder
-from learner.agent import build_agent
 from learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
-from learner.state import from_tree
 from metagrad.errors import ConfigurationError, require
-from metagrad.networks import build_network
 
 
 def evaluate_run(
@@ -30,17 +27,16 @@ def evaluate_run(
         pictured(experiment.env)  # refused before anything is played
     device = resolve_device("cpu")
     spec = probe(experiment.env)
-    network = build_network(experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic)
-    agent = build_agent(experiment.learner, network)
+    algorithm = experiment.algorithm(spec)
     if update is None:
-        tree = restore(folder, experiment, agent, print).tree
+        tree = restore(folder, experiment, algorithm, print).tree
     else:
         tree = _tree_of(folder, update)
-        check_fits(checkpoint_path(folder.checkpoints, update), tree, experiment, agent)
-    state = from_tree(tree["learner"], device)
+        check_fits(checkpoint_path(folder.checkpoints, update), tree, experiment, algorithm)
+    state = algorithm.from_tree(tree["learner"], device)
     threads = experiment.learner_threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    result = evaluate(network, state.theta, experiment.env, episodes, seed, is_greedy, device, threads)
+    result = evaluate(algorithm.network, state.theta, experiment.env, episodes, seed, is_greedy, device, threads)
     kind = "greedy" if is_greedy else "sampled"
     print(
         f"update {state.update}, {kind} policy, seed {seed}: return {result.mean:.3f} "
@@ -62,7 +58,7 @@ def evaluate_run(
     print(f"written: {path}")
     if wants_recording:
         video = run_dir / f"episode-{state.update:09d}-{kind}-seed{seed}.gif"
-        episode = record(network, state.theta, experiment.env, video, seed, is_greedy)
+        episode = record(algorithm.network, state.theta, experiment.env, video, seed, is_greedy)
         print(f"written: {video} (return {episode.episode_return:g}, {episode.length} steps)")
 
 

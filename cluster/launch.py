@@ -1,8 +1,8 @@
 """Start a run, supervise it, shut it down: configuration in, summary out.
 
-Experiment ─► agent, actors ─► Training.run ─► summary.json
+Experiment ─► algorithm, actors ─► Training.run ─► summary.json
                                  │  sample(snapshot v, j) ─► actors ─► Trajectory [T, B]
-                                 └─ meta_update: θ, η ─► θ', η' ─► snapshot v+1
+                                 └─ algorithm.update: θ, η ─► θ', η' ─► snapshot v+1
 """
 
 import os
@@ -17,18 +17,16 @@ from rich.console import Console
 
 from actors.envs import DeviceEnvironmentConfig
 from actors.rollout import Actor, ActorSetup, State, probe
-from cluster.config import Experiment
 from cluster.memory import keep_freed_memory
 from cluster.progress import Progress
+from cluster.run_config import BaseExperiment
 from cluster.run_folder import RunFolder
 from cluster.stop import StopRequest
 from cluster.train import CHECKPOINT_PARTS, Training
 from cluster.transport import Actors, ColocatedActors
-from learner.agent import Agent, build_agent
+from learner.algorithm import Algorithm
 from learner.checkpoint import NoCheckpoint, Restored, restore_newest
-from learner.state import from_tree, init_state, misfit
 from metagrad.errors import ConfigurationError, require
-from metagrad.networks import build_network
 
 
 def resolve_device(device: str) -> torch.device:
@@ -51,7 +49,7 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def actor_setups(experiment: Experiment, device: torch.device, start_update: int) -> list[ActorSetup]:
+def actor_setups(experiment: BaseExperiment, device: torch.device, start_update: int) -> list[ActorSetup]:
     """One setup per actor, with random streams of its own for this run, this resumption and this actor."""
     is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig)
     return [
@@ -73,7 +71,7 @@ def actor_setups(experiment: Experiment, device: torch.device, start_update: int
 
 @contextmanager
 def open_actors(
-    experiment: Experiment,
+    experiment: BaseExperiment,
     setups: list[ActorSetup],
     states: list[State] | None,
     report: Callable[[str], None],
@@ -98,7 +96,9 @@ def open_actors(
             remote.close()
 
 
-def restore(folder: RunFolder, experiment: Experiment, agent: Agent, report: Callable[[str], None]) -> Restored:
+def restore(
+    folder: RunFolder, experiment: BaseExperiment, algorithm: Algorithm[Any], report: Callable[[str], None]
+) -> Restored:
     """The newest readable checkpoint of a run.
 
     Raises:
@@ -112,18 +112,18 @@ def restore(folder: RunFolder, experiment: Experiment, agent: Agent, report: Cal
         ) from error
     for line in restored.unreadable:
         report(f"checkpoint unreadable, using {restored.path.name} instead: {line}")
-    check_fits(restored.path, restored.tree, experiment, agent)
+    check_fits(restored.path, restored.tree, experiment, algorithm)
     return restored
 
 
-def check_fits(path: Path, tree: dict[str, Any], experiment: Experiment, agent: Agent) -> None:
+def check_fits(path: Path, tree: dict[str, Any], experiment: BaseExperiment, algorithm: Algorithm[Any]) -> None:
     """Refuse a checkpoint that this experiment cannot have written: one of another run, another version or no run.
 
     Raises:
         ConfigurationError: it is one.
     """
     missing = [part for part in CHECKPOINT_PARTS if part not in tree]
-    wrong = missing[0] if missing else misfit(tree["learner"], agent)
+    wrong = missing[0] if missing else algorithm.misfit(tree["learner"])
     if wrong is None and len(tree["actors"]) != experiment.actors:
         wrong = "actors"
     rule = "is not as this run has it: the checkpoint is of another run or of another version of metagrad"
@@ -132,12 +132,16 @@ def check_fits(path: Path, tree: dict[str, Any], experiment: Experiment, agent: 
 
 @contextmanager
 def _opened(
-    folder: RunFolder, experiment: Experiment, agent: Agent, is_resumed: bool, report: Callable[[str], None]
+    folder: RunFolder,
+    experiment: BaseExperiment,
+    algorithm: Algorithm[Any],
+    is_resumed: bool,
+    report: Callable[[str], None],
 ) -> Iterator[Restored | None]:
     """The run's folder, with the checkpoint to continue from; a new one is given back if the run is refused."""
     if is_resumed:
         with folder.held():
-            restored = restore(folder, experiment, agent, report)
+            restored = restore(folder, experiment, algorithm, report)
             folder.open_resumed(experiment)
             yield restored
         return
@@ -151,7 +155,7 @@ def _opened(
 
 
 def run(
-    experiment: Experiment,
+    experiment: BaseExperiment,
     run_dir: Path,
     is_resumed: bool,
     console: Console,
@@ -165,29 +169,28 @@ def run(
     """
     device = resolve_device(experiment.device)
     spec = probe(experiment.env)
-    network = build_network(experiment.network, spec.observation_shape, spec.num_actions, experiment.has_outer_critic)
-    agent = build_agent(experiment.learner, network)
+    algorithm = experiment.algorithm(spec)
     folder = RunFolder(run_dir)
     with (
         StopRequest() as stop,
         Progress(console, experiment.updates) as progress,
-        _opened(folder, experiment, agent, is_resumed, progress.say) as restored,
+        _opened(folder, experiment, algorithm, is_resumed, progress.say) as restored,
     ):
         progress.say(f"run folder: {run_dir}")
         progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
         keep_freed_memory()
         torch.set_num_threads(experiment.learner_threads or len(os.sched_getaffinity(0)))
         if restored is None:
-            state = init_state(agent, experiment.seed, device)
+            state = algorithm.init(experiment.seed, device)
         else:
-            state = from_tree(restored.tree["learner"], device)
+            state = algorithm.from_tree(restored.tree["learner"], device)
         setups = actor_setups(experiment, device, state.update)
         states = restored.tree["actors"] if restored is not None else None
         with (
             open_actors(experiment, setups, states, progress.say, make) as actors,
             _writer(folder, state.update) as write,
         ):
-            training = Training(experiment, agent, state, actors, folder, write, progress)
+            training = Training(experiment, algorithm, state, actors, folder, write, progress)
             if restored is not None:
                 training.load(restored.tree, state)
                 progress.say(f"resumed from {restored.path} at update {state.update}")
@@ -219,6 +222,6 @@ def _writer(folder: RunFolder, start_update: int) -> Iterator[Callable[[dict[str
         yield write
 
 
-def default_run_dir(experiment: Experiment) -> Path:
+def default_run_dir(experiment: BaseExperiment) -> Path:
     """runs/<experiment>-seed<seed>-<time>."""
     return Path("runs") / f"{experiment.name}-seed{experiment.seed}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cluster.config import OPERATIONAL_FIELDS, Experiment, differences, to_json
+from cluster.config_json import differences, to_json
+from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError, require
 
@@ -63,7 +64,7 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
 def group_runs(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs by what distinguishes them beside seed, length and the machine they ran on; label to folders."""
     by_kind: dict[str, list[Path]] = defaultdict(list)
-    kinds: dict[str, Experiment] = {}
+    kinds: dict[str, BaseExperiment] = {}
     for folder in run_dirs:
         experiment = RunFolder(folder).experiment()
         tree = {name: value for name, value in to_json(experiment).items() if name not in _NOT_COMPARED}
@@ -76,7 +77,7 @@ def group_runs(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
     return {_label(kinds[key], compared): folders for key, folders in by_kind.items()}
 
 
-def _label(kind: Experiment, fields: Sequence[str]) -> str:
+def _label(kind: BaseExperiment, fields: Sequence[str]) -> str:
     def value(field: str) -> object:
         found: object = kind
         for name in field.split("."):
@@ -92,19 +93,27 @@ def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
         ConfigurationError: the folder holds no scalars.
     """
+    scalars = {
+        name: (updates, values)
+        for name, (updates, values) in logged_scalars(folder).items()
+        if name == _RETURN or (name.startswith("eta/") and np.ptp(values) > 0)
+    }
+    if not scalars:
+        raise ConfigurationError(f"run-dir = {str(folder)!r}: holds no scalars yet; let the run log once")
+    return scalars
+
+
+def logged_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Updates and values of everything that a run wrote for TensorBoard, by name; of updates done twice the last."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    scalars = {}
-    for name in events.Tags()["scalars"]:
-        points = events.Scalars(name)
-        values = np.array([point.value for point in points])
-        if name == _RETURN or (name.startswith("eta/") and np.ptp(values) > 0):
-            scalars[name] = (np.array([point.step for point in points]), values)
-    if not scalars:
-        raise ConfigurationError(f"run-dir = {str(folder)!r}: holds no scalars yet; let the run log once")
-    return scalars
+    points = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    return {
+        name: (np.array([point.step for point in own]), np.array([point.value for point in own]))
+        for name, own in points.items()
+    }
 
 
 def join(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve | None:

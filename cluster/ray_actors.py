@@ -19,8 +19,8 @@ from ray.exceptions import (
 from torch import Tensor
 
 from actors.rollout import Actor, ActorSetup, State
-from cluster.config import FaultConfig
 from cluster.memory import keep_freed_memory
+from cluster.run_config import FaultConfig
 from cluster.transport import Account
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 

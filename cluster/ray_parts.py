@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -27,7 +28,7 @@ class _NoDemand(NamedTuple):
     actor_threads: int = 1
 
 
-def ray_parts(study: Study, missing: dict[str, Settings], say: Callable[[str], None]) -> Parts:
+def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Callable[[str], None]) -> Parts:
     """The parts in parallel, in the order in which they finish.
 
     Raises:
@@ -40,7 +41,11 @@ def ray_parts(study: Study, missing: dict[str, Settings], say: Callable[[str], N
             say("every CPU of the cluster is in use; the parts start as soon as one is free")
         # Ray's own retries would repeat a part that runs out of memory for ever, and say nothing.
         task = ray.remote(_execute_on_worker).options(num_cpus=1, max_retries=0)
-        pending = {task.remote(study.name, study.run_part, settings): name for name, settings in missing.items()}
+
+        def start(name: str) -> Any:
+            return task.remote(study.name, study.runner(folder, name), missing[name])
+
+        pending = {start(name): name for name in missing}
         losses: Counter[str] = Counter()
         try:
             while pending:
@@ -55,7 +60,7 @@ def ray_parts(study: Study, missing: dict[str, Settings], say: Callable[[str], N
                             failure = _failed(study, name, f"lost its worker {losses[name]} times", error)
                             continue
                         say(f"part {name}: its worker died ({_first_line(error)}); started again")
-                        pending[task.remote(study.name, study.run_part, missing[name])] = name
+                        pending[start(name)] = name
                     except RayError as error:
                         failure = failure or _failed(study, name, "failed", error)
                     else:

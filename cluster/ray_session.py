@@ -10,6 +10,7 @@ from typing import Protocol
 
 import ray
 
+from cluster.extensions import extensions
 from metagrad.errors import ConfigurationError, require
 
 _OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
@@ -48,6 +49,8 @@ def ray_session(demand: Demand) -> Iterator[None]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+    for module in extensions():
+        ray.cloudpickle.register_pickle_by_value(module)
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         cpus = int(ray.cluster_resources().get("CPU", 0))

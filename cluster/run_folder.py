@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.config import OPERATIONAL_FIELDS, Experiment, differences, from_json, to_json
+from cluster.config_json import differences, from_json, to_json
+from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from metagrad.errors import ConfigurationError, require
 
 
@@ -64,7 +65,7 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def open_new(self, experiment: Experiment) -> None:
+    def open_new(self, experiment: BaseExperiment) -> None:
         """Claim the folder for a new run.
 
         Raises:
@@ -94,7 +95,7 @@ class RunFolder:
         with contextlib.suppress(OSError):  # not empty: it was there before
             self.path.rmdir()
 
-    def experiment(self) -> Experiment:
+    def experiment(self) -> BaseExperiment:
         """The experiment of the run in this folder.
 
         Raises:
@@ -111,16 +112,16 @@ class RunFolder:
                 f"run-dir = {str(self.path)!r}: its config.json cannot be read ({error}); restore that file"
             ) from error
         require(
-            isinstance(experiment, Experiment),
+            isinstance(experiment, BaseExperiment),
             "run-dir",
             str(self.path),
             "its config.json holds no experiment",
             "restore that file",
         )
-        assert isinstance(experiment, Experiment)
+        assert isinstance(experiment, BaseExperiment)
         return experiment
 
-    def open_resumed(self, experiment: Experiment) -> None:
+    def open_resumed(self, experiment: BaseExperiment) -> None:
         """Take up the run in this folder; only how it is run may differ from what it was started with.
 
         Raises:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from types import FrameType
@@ -53,12 +54,22 @@ class Study:
     """One line, for `metagrad list`."""
     seeds: int
     """The paper's number of independent trials; what `--seeds` is unless given."""
-    parts: Callable[[int, bool], dict[str, Settings]]
+    parts: Callable[..., dict[str, Settings]]
     """(seeds, is_quick) -> file-name-safe part name -> settings (a JSON tree); more seeds add parts, change none."""
-    run_part: Callable[[Settings], Result]
-    """A top-level function, deterministic in its settings, run alone on one CPU and one thread; returns a JSON tree."""
+    updates: int | None = None
+    """Length of the training runs that are its parts, where `--updates` may shorten them; `parts` then takes it third."""
+    run_part: Callable[..., Result]
+    """(settings) -> JSON tree: a top-level function, deterministic in its settings, run alone on one CPU and thread."""
+    keeps_work: bool = False
+    """True: run_part takes (settings, folder), and goes on with the unfinished work that it left in this folder."""
     report: Callable[[Path, dict[str, tuple[Settings, Result]], bool], None]
     """(folder, part name -> (settings, result), is_quick): writes pictures and report.md into the folder."""
+
+    def runner(self, folder: Path, part: str) -> Callable[[Settings], Result]:
+        """What computes one part of the study in `folder`, from its settings alone."""
+        if not self.keeps_work:
+            return self.run_part
+        return partial(self.run_part, folder=folder.absolute() / "work" / part)
 
 
 class PartFailed(RuntimeError):
@@ -85,6 +96,7 @@ def reproduce(
     is_quick: bool,
     topology: Literal["ray", "colocated"],
     console: Console,
+    updates: int | None = None,
 ) -> None:
     """Compute the parts of a study that the folder does not hold yet, then write results.json and the report.
 
@@ -94,10 +106,19 @@ def reproduce(
         StudyStopped: SIGINT or SIGTERM; likewise.
     """
     require(seeds >= 1, "seeds", seeds, "must be at least 1", f"use --seeds {study.seeds} as the paper does")
-    asked = {name: as_json(settings) for name, settings in study.parts(seeds, is_quick).items()}
+    length = () if updates is None else (updates,)
+    if length:
+        rule, remedy = "this study has no training runs that could be shorter", "leave it out"
+        require(study.updates is not None, "updates", updates, rule, remedy)
+        assert study.updates is not None
+        rule, remedy = f"must lie in [1, {study.updates}]", "the default is the paper's number"
+        require(1 <= length[0] <= study.updates, "updates", updates, rule, remedy)
+        require(not is_quick, "updates", updates, "--quick has a length of its own", "leave one of them out")
+    asked = {name: as_json(settings) for name, settings in study.parts(seeds, is_quick, *length).items()}
     assert asked, f"study {study.name} has no parts"
     assert all(_FILE_NAME.fullmatch(name) for name in asked), f"part names of {study.name}: {list(asked)}"
     command = f"metagrad reproduce {study.name} --seeds {seeds}{' --quick' if is_quick else ''}"
+    command += "".join(f" --updates {each}" for each in length)
     with held(folder), Progress(console, len(asked)) as progress:
         progress.say(f"study folder: {folder}")
         done = read_parts(folder, study.name, asked)
@@ -130,7 +151,7 @@ def _run_missing(
     line = _ProgressLine(progress, len(done), len(asked), is_terminal)
     stop = StopRequest() if topology == "ray" else _StopAtOnce()
     try:
-        with stop, line, contextlib.closing(_parts_on(topology, study, missing, progress.say)) as finished:
+        with stop, line, contextlib.closing(_parts_on(topology, study, folder, missing, progress.say)) as finished:
             for item in finished:
                 if item is not None:
                     name, record = item
@@ -150,20 +171,24 @@ def _run_missing(
 
 
 def _parts_on(
-    topology: Literal["ray", "colocated"], study: Study, missing: dict[str, Settings], say: Callable[[str], None]
+    topology: Literal["ray", "colocated"],
+    study: Study,
+    folder: Path,
+    missing: dict[str, Settings],
+    say: Callable[[str], None],
 ) -> Parts:
     if topology == "colocated":
-        return colocated_parts(study, missing)
+        return colocated_parts(study, folder, missing)
     from cluster.ray_parts import ray_parts  # Ray is imported only where the topology asks for it
 
-    return ray_parts(study, missing, say)
+    return ray_parts(study, folder, missing, say)
 
 
-def colocated_parts(study: Study, missing: dict[str, Settings]) -> Parts:
+def colocated_parts(study: Study, folder: Path, missing: dict[str, Settings]) -> Parts:
     """The parts one after another in this process, without Ray."""
     for name, settings in missing.items():
         try:
-            record = execute(study.name, study.run_part, settings)
+            record = execute(study.name, study.runner(folder, name), settings)
         except Exception as error:
             raise PartFailed(f"part {name} of study {study.name} failed; the finished ones are kept") from error
         yield name, record

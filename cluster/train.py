@@ -7,18 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cluster.config import Experiment
 from cluster.progress import Progress
+from cluster.run_config import BaseExperiment
 from cluster.run_folder import RunFolder
 from cluster.stop import StopRequest
 from cluster.transport import Actors
-from learner.agent import Agent
+from learner.algorithm import Algorithm
 from learner.batch import merge
 from learner.checkpoint import save
 from learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
-from learner.state import LearnerState, to_tree
-from learner.step import meta_update
-from metagrad.meta_parameters import hyperparameters, learnt_names
 from metagrad.types import Trajectory, WeightSnapshot
 
 WriteScalars = Callable[[dict[str, float], int], None]
@@ -39,16 +36,16 @@ class Training:
 
     def __init__(
         self,
-        experiment: Experiment,
-        agent: Agent,
-        state: LearnerState,
+        experiment: BaseExperiment,
+        algorithm: Algorithm[Any],
+        state: Any,
         actors: Actors,
         folder: RunFolder,
         write_scalars: WriteScalars,
         progress: Progress,
     ):
         self.experiment = experiment
-        self.agent = agent
+        self.algorithm = algorithm
         self.state = state
         self.actors = actors
         self.counters = Counters()
@@ -61,7 +58,7 @@ class Training:
         self._frames: list[tuple[Tensor, bool]] = []
         self._lag = 0.0
 
-    def load(self, tree: dict[str, Any], state: LearnerState) -> None:
+    def load(self, tree: dict[str, Any], state: Any) -> None:
         """Continue from a checkpoint's content (the actors' states went to the actors)."""
         self.state = state
         self.counters = Counters(**tree["counters"])
@@ -76,7 +73,7 @@ class Training:
         saved_at = logged_at = self.state.update
         every, log_every = self.experiment.checkpoint.every, self.experiment.log_every
         while self.state.update < self.experiment.updates and stop.signal_name is None:
-            self.state, metrics = meta_update(self.agent, self.state, self._sample)
+            self.state, metrics = self.algorithm.update(self.state, self._sample)
             self.actors.account.consume(self.actors.account.in_flight - self._held_steps())
             self._count_frames()
             self._means.add(metrics.scalars)
@@ -137,18 +134,14 @@ class Training:
             scalars["episode/return_std"] = statistics.return_std
             scalars["episode/length_mean"] = statistics.length_mean
         self._write(scalars, self.state.update)
-        learnt = {name: value for name, value in self.eta().items() if name in learnt_names(self.agent.declaration)}
+        learnt = self.algorithm.learnt(self.state)
         self._progress.show(self.state.update, real + lookahead, statistics.return_mean, learnt, self._lag, is_last)
-
-    def eta(self) -> dict[str, float]:
-        """Present values of all declared hyper-parameters."""
-        return {name: x.item() for name, x in hyperparameters(self.agent.declaration, self.state.eta).items()}
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
         tree = {
             "device": self.state.theta.device.type,
-            "learner": to_tree(self.state),
+            "learner": self.algorithm.to_tree(self.state),
             "actors": self.actors.states(),
             "counters": self.counters._asdict(),
             "account": self.actors.account.to_tree(),
@@ -171,7 +164,7 @@ class Training:
             "frames_per_second": frames / counters.wall_seconds if counters.wall_seconds else 0.0,
             "return_mean": statistics.return_mean,
             "return_count": statistics.count,
-            "eta": self.eta(),
+            "eta": self.algorithm.shown(self.state),
             "sampled": account.sampled,
             "consumed": account.consumed,
             "dropped": account.dropped.total(),

@@ -11,6 +11,7 @@ from experiments import (
     ipd,
     mrp,
     mrp_bias_variance,
+    snake_study,
     tabular_lirpg,
     tabular_maml,
 )
@@ -34,5 +35,6 @@ STUDIES: dict[str, Study] = {
         mrp_bias_variance.STUDY,
         discounting_chain.STUDY,
         ipd.STUDY,
+        snake_study.STUDY,
     )
 }

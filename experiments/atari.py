@@ -1,8 +1,11 @@
 """Atari with three-step meta-gradients: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.3, Table 4."""
 
 from actors.envs.atari import AtariConfig
-from cluster.config import CheckpointConfig, Experiment
-from learner.config import AdamConfig, MetaGradientConfig, MetaParametersConfig, OuterConfig
+from cluster.config import Experiment
+from cluster.run_config import CheckpointConfig
+from learner.config import MetaGradientConfig, OuterConfig
+from learner.meta_parameters import A2cParameters
+from learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import NatureCnn
 
@@ -17,7 +20,7 @@ def atari() -> Experiment:
         optimizer=AdamConfig(learning_rate=7e-4, annealing_updates=125_000, max_gradient_norm=0.5, eps=1e-8),
         meta=MetaGradientConfig(n=3, surrogate="lvc", optimizer=AdamConfig(learning_rate=1e-3)),
         outer=OuterConfig(gamma=0.99, lambda_=0.95, critic="inner"),
-        meta_parameters=MetaParametersConfig(
+        meta_parameters=A2cParameters(
             # Sigmoids of 4.6, 2.944, 0 and -4.6 (released code).
             gamma=MetaParameter(initial=0.99),
             lambda_=MetaParameter(initial=0.95),

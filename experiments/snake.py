@@ -4,7 +4,9 @@ from dataclasses import replace
 
 from actors.envs.snake import SnakeConfig
 from cluster.config import Experiment
-from learner.config import AdamConfig, MetaGradientConfig, MetaParametersConfig, OuterConfig, RmsPropConfig
+from learner.config import MetaGradientConfig, OuterConfig
+from learner.meta_parameters import A2cParameters
+from learner.optimizer_config import AdamConfig, RmsPropConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeCnn
 
@@ -24,7 +26,7 @@ def snake_6x6() -> Experiment:
             optimizer=AdamConfig(learning_rate=3e-3, max_gradient_norm=0.1, eps_root=1e-8),
         ),
         outer=OuterConfig(gamma=1.0, lambda_=1.0, critic="outer", critic_coefficient=0.5),
-        meta_parameters=MetaParametersConfig(
+        meta_parameters=A2cParameters(
             gamma=MetaParameter(initial=0.8),
             lambda_=MetaParameter(initial=0.95, is_learnt=False),
             value_coefficient=MetaParameter(initial=0.5, is_learnt=False),

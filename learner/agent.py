@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learner.config import LearnerConfig, MetaGradientConfig
-from metagrad.losses import LossMetrics, OuterObjective, inner_loss, outer_loss
+from learner.meta_parameters import MetaParametersConfig
+from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_gradient import outer_weights
 from metagrad.meta_parameters import Declaration, hyperparameters
 from metagrad.networks import Network
@@ -22,34 +23,35 @@ class Agent(NamedTuple):
     network: Network
     declaration: Declaration
     problem: InnerProblem
+    losses: MetaParametersConfig
     outer: OuterObjective
     weights: tuple[float, ...]  # w₁…wₙ
     meta: MetaGradientConfig
     meta_optimizer: Optimizer
 
-    def outer_loss(self, theta: Float[Tensor, "P"], trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """L'(θ; τ') and the mean outer advantage."""
-        return outer_loss(self.network, theta, trajectory, self.outer)
+    def outer_loss(
+        self, theta: Float[Tensor, "P"], eta: Float[Tensor, "M"], trajectory: Trajectory
+    ) -> tuple[Tensor, Tensor]:
+        """L'(θ; τ') and the mean outer advantage; η is a constant here, which a biased baseline may look at."""
+        hyper = hyperparameters(self.declaration, eta.detach())
+        return self.losses.outer_loss(self.network, theta, hyper, trajectory, self.outer)
 
 
-def build_agent(config: LearnerConfig, network: Network) -> Agent:
-    """The functions that `config` describes, for one network."""
-    outer = OuterObjective(
-        gamma=config.outer.gamma,
-        lambda_=config.outer.lambda_,
-        uses_outer_critic=config.outer.critic == "outer",
-        outer_critic_coefficient=config.outer.critic_coefficient,
-    )
-    declaration = config.meta_parameters.declaration()
+def build_agent(config: LearnerConfig, network: Network, observation_shape: tuple[int, ...], num_actions: int) -> Agent:
+    """The functions that `config` describes, for one network in one kind of environment."""
+    outer = config.outer.objective
+    losses = config.meta_parameters
+    declaration = losses.declaration(observation_shape, num_actions)
     surrogate = SURROGATES[config.meta.surrogate]
 
     def loss(theta: Tensor, eta: Tensor, batch: Any) -> tuple[Tensor, LossMetrics]:
-        return inner_loss(network, theta, hyperparameters(declaration, eta), batch, surrogate, outer)
+        return losses.inner_loss(network, theta, hyperparameters(declaration, eta), batch, surrogate, outer)
 
     return Agent(
         network=network,
         declaration=declaration,
         problem=InnerProblem(loss, config.optimizer.build()),
+        losses=losses,
         outer=outer,
         weights=outer_weights(config.meta.estimator, config.meta.n, config.meta.kappa),
         meta=config.meta,

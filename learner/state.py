@@ -21,6 +21,7 @@ class LearnerState(NamedTuple):
     optimizer: OptimizerState
     eta: Float[Tensor, "M"]
     meta_optimizer: OptimizerState
+    target_optimizer: OptimizerState  # of the bootstrapped target, where there is one: it goes on from update to update
     carry: Trajectory | None  # sequential: the outer batch, which is the next window's first inner batch
 
     def snapshot(self) -> WeightSnapshot:
@@ -29,9 +30,10 @@ class LearnerState(NamedTuple):
 
 
 def init_state(agent: Agent, seed: int, device: torch.device) -> LearnerState:
-    """Fresh state; θ is drawn on the CPU, so it does not depend on the device."""
-    theta = agent.network.init(torch.Generator().manual_seed(seed)).to(device)
-    eta = init_eta(agent.declaration).to(device)
+    """Fresh state; θ and η are drawn on the CPU, so they do not depend on the device."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = agent.network.init(generator).to(device)
+    eta = init_eta(agent.declaration, generator=generator).to(device)
     return LearnerState(
         update=0,
         version=0,
@@ -39,6 +41,7 @@ def init_state(agent: Agent, seed: int, device: torch.device) -> LearnerState:
         optimizer=agent.problem.optimizer.init(theta),
         eta=eta,
         meta_optimizer=agent.meta_optimizer.init(eta),
+        target_optimizer=agent.problem.optimizer.init(theta[: theta.numel() if agent.meta.bootstrap.updates else 0]),
         carry=None,
     )
 
@@ -46,7 +49,7 @@ def init_state(agent: Agent, seed: int, device: torch.device) -> LearnerState:
 def to_tree(state: LearnerState) -> dict[str, Any]:
     """Plain dictionaries, lists, numbers and tensors: what a checkpoint may hold."""
     tree: dict[str, Any] = state._asdict()
-    for name in ("optimizer", "meta_optimizer"):
+    for name in ("optimizer", "meta_optimizer", "target_optimizer"):
         tree[name] = {"count": tree[name].count, "moments": list(tree[name].moments)}
     tree["carry"] = None if state.carry is None else state.carry._asdict()
     return tree
@@ -88,5 +91,6 @@ def from_tree(tree: dict[str, Any], device: torch.device) -> LearnerState:
         optimizer=optimizer(tree["optimizer"]),
         eta=move(tree["eta"]),
         meta_optimizer=optimizer(tree["meta_optimizer"]),
+        target_optimizer=optimizer(tree["target_optimizer"]),
         carry=None if carry is None else Trajectory(**{name: move(x) for name, x in carry.items()}),
     )

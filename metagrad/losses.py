@@ -25,6 +25,7 @@ class OuterObjective(NamedTuple):
     lambda_: float
     uses_outer_critic: bool  # False: the inner critic, whose discount is another one (the biased baseline)
     outer_critic_coefficient: float  # weight of the outer critic's own loss inside the inner update
+    is_advantage_normalised: bool = False  # True: outer advantages are `normalised`
 
 
 class LossMetrics(NamedTuple):
@@ -41,6 +42,18 @@ def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Te
     """Mean over valid steps; 0 where none is valid."""
     weight = valid.to(x.dtype)
     return (x * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def normalised(advantage: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
+    """Advantages with mean 0 and variance 1 over the valid steps; mean and scale carry no derivative.
+
+    Equation: (A - ⊥mean A) / √(⊥var A + 1e-5).
+
+    Source: debiasing paper, Appendix D, and its released code.
+    """
+    mean = masked_mean(autodiff.stop_gradient(advantage), valid)
+    variance = masked_mean((autodiff.stop_gradient(advantage) - mean).square(), valid)
+    return (advantage - mean) * torch.rsqrt(variance + 1e-5)
 
 
 def forward(
@@ -84,11 +97,13 @@ def inner_loss(
     trajectory: Trajectory,
     surrogate: Surrogate,
     outer: OuterObjective,
+    is_advantage_normalised: bool = False,
 ) -> tuple[Float[Tensor, ""], LossMetrics]:
     """A2C loss whose hyper-parameters are tensors, plus the outer critic's own regression.
 
     Equation: L(θ, η) = mean[-A s(log π) + c_v (G - V)² - c_e H(π) + c_o (G' - V')²], A = G - ⊥V, G the λ-return under
-    γ(η), λ(η) over ⊥V, G' the λ'-return under γ' over ⊥V'. Means are over valid steps.
+    γ(η), λ(η) over ⊥V, G' the λ'-return under γ' over ⊥V'. Means are over valid steps. With `is_advantage_normalised`
+    the policy term has `normalised` advantages.
 
     Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
     of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
@@ -106,7 +121,8 @@ def inner_loss(
     # A step that the policy did not choose is no factor of a surrogate's product over the episode.
     chosen_log_prob = torch.where(valid, log_prob, 0.0)
     is_last = trajectory.is_terminal | trajectory.is_truncated
-    policy_loss = -masked_mean(advantage * surrogate(chosen_log_prob, is_last), valid)
+    weight = normalised(advantage, valid) if is_advantage_normalised else advantage
+    policy_loss = -masked_mean(weight * surrogate(chosen_log_prob, is_last), valid)
     value_loss = masked_mean(hyper["value_coefficient"] * (target - value[:-1]).square(), valid)
     entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
     loss = policy_loss + value_loss + entropy_loss
@@ -141,5 +157,6 @@ def outer_loss(
     value = autodiff.stop_gradient(outputs[critic])
     advantage = _targets(trajectory, value, outer.gamma, outer.lambda_) - value[:-1]
     log_prob = action_log_prob(outputs["logits"], trajectory)
-    loss = -masked_mean(advantage * log_prob, trajectory.valid)
+    weight = normalised(advantage, trajectory.valid) if outer.is_advantage_normalised else advantage
+    loss = -masked_mean(weight * log_prob, trajectory.valid)
     return loss, masked_mean(advantage, trajectory.valid)

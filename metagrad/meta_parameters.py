@@ -1,8 +1,9 @@
 """Which hyper-parameters are learnt, and how an unconstrained vector η maps into their bounds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -42,32 +43,66 @@ class MetaParameter:
             )
 
 
-Declaration = Mapping[str, MetaParameter]
-Hyperparameters = Mapping[str, Float[Tensor, "1"]]
+class MetaVector(NamedTuple):
+    """Learnt numbers without bounds that enter the inner loss together, such as the weights of a reward network."""
+
+    size: int
+    init: Callable[[torch.Generator], Float[Tensor, "size"]]
+
+
+Declaration = Mapping[str, MetaParameter | MetaVector]
+Hyperparameters = Mapping[str, Float[Tensor, "_"]]
+"""Values by name: one element for a `MetaParameter`, `size` for a `MetaVector`."""
+
+
+def learnt_slices(declaration: Declaration) -> dict[str, slice]:
+    """Where each learnt meta-parameter lies in η.
+
+    >>> learnt_slices({"gamma": MetaParameter(initial=0.5), "weights": MetaVector(3, lambda _: torch.zeros(3))})
+    {'gamma': slice(0, 1, None), 'weights': slice(1, 4, None)}
+    """
+    slices, start = {}, 0
+    for name, parameter in declaration.items():
+        if isinstance(parameter, MetaVector) or parameter.is_learnt:
+            size = parameter.size if isinstance(parameter, MetaVector) else 1
+            slices[name] = slice(start, start + size)
+            start += size
+    return slices
 
 
 def learnt_names(declaration: Declaration) -> tuple[str, ...]:
-    """Names of the components of η, in order."""
-    return tuple(name for name, parameter in declaration.items() if parameter.is_learnt)
+    """Names of the learnt scalars, which are components of η of their own, in order."""
+    return tuple(name for name in learnt_slices(declaration) if isinstance(declaration[name], MetaParameter))
 
 
-def init_eta(declaration: Declaration, dtype: torch.dtype = torch.float32) -> Float[Tensor, "M"]:
+def init_eta(
+    declaration: Declaration, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None
+) -> Float[Tensor, "M"]:
     """Unconstrained η₀ with `hyperparameters(declaration, η₀)` equal to the initial values.
 
-    Equation: ηₖ = logit((xₖ - lowₖ) / (highₖ - lowₖ)).
+    Equation: ηₖ = logit((xₖ - lowₖ) / (highₖ - lowₖ)); vectors are drawn from `generator`.
 
     >>> init_eta({"gamma": MetaParameter(initial=0.5)})
     tensor([0.])
     """
-    units = [(p.initial - p.low) / (p.high - p.low) for p in declaration.values() if p.is_learnt]
-    return torch.tensor([math.log(u / (1.0 - u)) for u in units], dtype=dtype)
+    parts = [torch.empty(0, dtype=dtype)]
+    for name in learnt_slices(declaration):
+        match declaration[name]:
+            case MetaVector(size=size, init=init):
+                vector = init(generator or torch.Generator().manual_seed(0)).to(dtype)
+                assert vector.shape == (size,), f"{name} declares {size} numbers and draws {tuple(vector.shape)}"
+                parts.append(vector)
+            case MetaParameter(initial=initial, low=low, high=high):
+                unit = (initial - low) / (high - low)
+                parts.append(torch.tensor([math.log(unit / (1.0 - unit))], dtype=dtype))
+    return torch.cat(parts)
 
 
-def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[str, Float[Tensor, "1"]]:
+def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[str, Float[Tensor, "_"]]:
     """Bounded values of all declared hyper-parameters, differentiable in η.
 
-    Equation: xₖ = lowₖ + (highₖ - lowₖ) σ(ηₖ); fixed ones are constants. Values have one element, not zero dimensions:
-    forward-over-reverse differentiation promotes 0-dim float32 tensors to float64.
+    Equation: xₖ = lowₖ + (highₖ - lowₖ) σ(ηₖ); fixed ones are constants, vectors are parts of η itself. Scalars
+    have one element, not zero dimensions: forward-over-reverse differentiation promotes 0-dim float32 to float64.
 
     Source: sigmoid of an unconstrained value, released code of "Debiasing Meta-Gradient RL by Learning the Outer Value
     Function" and of "A Theoretical Understanding of Gradient Bias in Meta-RL" (G.3).
@@ -76,12 +111,27 @@ def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[s
     {'gamma': tensor([0.9000])}
     """
     values: dict[str, Tensor] = {}
-    index = 0
+    slices = learnt_slices(declaration)
     for name, parameter in declaration.items():
-        if parameter.is_learnt:
-            unit = torch.sigmoid(eta[index : index + 1])
-            values[name] = parameter.low + (parameter.high - parameter.low) * unit
-            index += 1
+        if isinstance(parameter, MetaVector):
+            values[name] = eta[slices[name]]
+        elif parameter.is_learnt:
+            values[name] = parameter.low + (parameter.high - parameter.low) * torch.sigmoid(eta[slices[name]])
         else:
             values[name] = eta.new_full((1,), parameter.initial)
     return values
+
+
+def shown(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[str, Float[Tensor, "1"]]:
+    """What a person looks at: bounded scalars under their names, of a vector its norm, as `name_norm`.
+
+    >>> shown({"weights": MetaVector(2, lambda _: torch.zeros(2))}, torch.tensor([3.0, 4.0]))
+    {'weights_norm': tensor([5.])}
+    """
+    values = hyperparameters(declaration, eta)
+    return {
+        f"{name}_norm" if isinstance(declaration[name], MetaVector) else name: (
+            x.norm().reshape(1) if isinstance(declaration[name], MetaVector) else x
+        )
+        for name, x in values.items()
+    }

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.config import Experiment, to_json
+from cluster.config import Experiment
+from cluster.config_json import to_json
 from experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent

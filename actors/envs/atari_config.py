@@ -1,16 +1,22 @@
 """What an Atari environment is told; checked without importing a backend."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
 
 from actors.envs.atari_games import GAMES, close_games
+from actors.envs.base import EnvironmentConfig
 from metagrad.errors import require
+
+if TYPE_CHECKING:
+    from actors.envs.atari import AtariEnvironment
 
 AtariBackend = Literal["envpool", "ale"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AtariConfig:
+class AtariConfig(EnvironmentConfig):
     """One Atari game and its preprocessing; every value is honoured by both backends.
 
     Source: Mnih et al. 2015 (Nature 518), Methods and Extended Data Table 1, as completed by the wrappers of OpenAI
@@ -65,3 +71,12 @@ class AtariConfig:
     def rom_name(self) -> str:
         """Name of the game's ROM in both backends."""
         return GAMES[self.game]
+
+    def make(
+        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "AtariEnvironment":
+        """B games on the host, whatever the device."""
+        del device
+        from actors.envs.atari import make_atari  # the backends, which checking a value does without
+
+        return make_atari(self, batch_size, seed, threads=threads, is_training=is_training)

@@ -10,6 +10,8 @@ Autoreset is one of two, and is the environment's own property (see docs/convent
   Chain): the observation returned at the end is already the next episode's first; every step is valid.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -86,3 +88,23 @@ class SnapshotEnvironment(Environment, Protocol):
     def observe(self) -> Shaped[Tensor, "B ..."]:
         """Observation of the present states, without stepping."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentConfig(ABC):
+    """One kind of environment as a value, which makes batches of it; a new kind is a subclass in a file of its own."""
+
+    @abstractmethod
+    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Environment:
+        """B environments; `threads` are those of a C++ pool, `is_training` False plays full lives (evaluation)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceEnvironmentConfig(EnvironmentConfig):
+    """Environments that are tensor operations on any torch device, and whose state can be copied."""
+
+    @abstractmethod
+    def make(
+        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> SnapshotEnvironment:
+        """B environments on `device`."""

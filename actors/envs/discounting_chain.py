@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec, EnvironmentStep
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
@@ -27,7 +27,7 @@ MAX_HORIZON = 2**24  # step counts beyond it are no float32 numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiscountingChainConfig:
+class DiscountingChainConfig(DeviceEnvironmentConfig):
     """Which chain pays the bonus, and how long episodes are; the defaults are the debiasing paper's release."""
 
     mapping_seed: int = 3
@@ -41,6 +41,13 @@ class DiscountingChainConfig:
         require(is_chain, "env.mapping_seed", self.mapping_seed, rule, "the paper's release uses 3")
         is_length = _is_whole(self.horizon) and 1 <= self.horizon <= MAX_HORIZON
         require(is_length, "env.horizon", self.horizon, "must be a whole number in [1, 2^24]", "bsuite uses 100")
+
+    def make(
+        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "DiscountingChain":
+        """B environments on `device`; neither threads nor training matter."""
+        del threads, is_training
+        return DiscountingChain(self, batch_size, seed, device)
 
 
 def _is_whole(value: object) -> bool:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec, EnvironmentStep, continue_stream
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
 from actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
@@ -24,7 +24,7 @@ ACTION_NAMES = ("move",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MarkovRewardProcessConfig:
+class MarkovRewardProcessConfig(DeviceEnvironmentConfig):
     """Length of the chain; the default is the paper's."""
 
     states: int = STATES
@@ -32,6 +32,13 @@ class MarkovRewardProcessConfig:
     def __post_init__(self) -> None:
         is_count = isinstance(self.states, int) and not isinstance(self.states, bool) and 1 <= self.states <= 2**20
         require(is_count, "env.states", self.states, "must be a whole number in [1, 2^20]", "the paper uses 10")
+
+    def make(
+        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "MarkovRewardProcess":
+        """B environments on `device`; neither threads nor training matter."""
+        del threads, is_training
+        return MarkovRewardProcess(self, batch_size, seed, device)
 
 
 def sample_rewards(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec, EnvironmentStep, continue_stream
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
 from actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
@@ -26,7 +26,7 @@ MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SnakeConfig:
+class SnakeConfig(DeviceEnvironmentConfig):
     """Board and time limit; the default is Jumanji 0.1.3's `Snake-6x6-v0` (its 12x12 has a limit of 5000)."""
 
     rows: int = 6
@@ -47,6 +47,11 @@ class SnakeConfig:
     @property
     def cells(self) -> int:
         return self.rows * self.columns
+
+    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Snake":
+        """B environments on `device`; neither threads nor training matter."""
+        del threads, is_training
+        return Snake(self, batch_size, seed, device)
 
 
 class SnakeState(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec, EnvironmentStep, continue_stream
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
 from actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
@@ -26,7 +26,7 @@ MDP_STREAM = 0x4D4450  # keeps the draws of the tables apart from every stream t
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TabularMdpConfig:
+class TabularMdpConfig(DeviceEnvironmentConfig):
     """One random MDP and the length of its episodes; the defaults are the paper's (Table 2)."""
 
     states: int = 20
@@ -52,6 +52,11 @@ class TabularMdpConfig:
         _check_concentration(self.concentration, "env.concentration")
         is_seed = isinstance(self.mdp_seed, int) and 0 <= self.mdp_seed < 2**63
         require(is_seed, "env.mdp_seed", self.mdp_seed, "must lie in [0, 2^63)", "use a non-negative integer")
+
+    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "TabularMdp":
+        """B environments on `device`; neither threads nor training matter."""
+        del threads, is_training
+        return TabularMdp(self, batch_size, seed, device)
 
 
 class TabularMdpTables(NamedTuple):

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from actors.envs.snake import SnakeConfig
-from cluster.config import CheckpointConfig, Experiment
+from cluster.config import Experiment
+from cluster.run_config import CheckpointConfig
 from experiments import EXPERIMENTS
 from learner.checkpoint import restore_newest
 from metagrad.networks import SnakeCnn

@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from cluster.cli import COMMANDS, main
-from cluster.config import Experiment, from_json
+from cluster.config import Experiment
+from cluster.config_json import from_json
 from cluster.studies import Study
 from experiments import EXPERIMENTS, STUDIES
 

@@ -7,9 +7,11 @@ import pytest
 
 from actors.envs.atari import AtariConfig
 from actors.envs.snake import SnakeConfig
-from cluster.config import CONFIG_TYPES, CheckpointConfig, Experiment, FaultConfig, differences, from_json, to_json
+from cluster.config import Experiment
+from cluster.config_json import differences, from_json, to_json
+from cluster.run_config import CheckpointConfig, FaultConfig
 from experiments import EXPERIMENTS
-from learner.config import AdamConfig, SgdConfig
+from learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from actors.envs.discounting_chain import DiscountingChainConfig
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.tabular_mdp import TabularMdpConfig
-from cluster.config import Experiment, from_json, to_json
+from cluster.config import Experiment
+from cluster.config_json import from_json, to_json
 from cluster.evaluation import evaluate_run
 from cluster.launch import actor_setups, run
 from cluster.options import parse

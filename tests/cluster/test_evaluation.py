@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.config import CheckpointConfig, Experiment
+from cluster.config import Experiment
 from cluster.evaluation import evaluate_run
 from cluster.launch import run
+from cluster.run_config import CheckpointConfig
 from learner.checkpoint import paths
 from metagrad.errors import ConfigurationError
 

@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 
 from actors.envs.atari import AtariConfig
-from cluster.config import CheckpointConfig, Experiment
+from cluster.config import Experiment
 from cluster.evaluation import evaluate_run
 from cluster.launch import actor_setups, default_run_dir, resolve_device, run
+from cluster.run_config import CheckpointConfig
 from cluster.run_folder import RunFolder
 from learner.checkpoint import load, paths
 from metagrad.errors import ConfigurationError

@@ -23,9 +23,10 @@ from rich.console import Console
 from actors.envs.base import EnvironmentStep
 from actors.rollout import Actor, ActorSetup, EnvironmentFault
 from cluster import ray_actors, ray_session, train
-from cluster.config import CheckpointConfig, Experiment, FaultConfig
+from cluster.config import Experiment
 from cluster.launch import actor_setups, run
 from cluster.ray_actors import ActorsLost
+from cluster.run_config import CheckpointConfig, FaultConfig
 from experiments import EXPERIMENTS
 from learner.step import meta_update
 from metagrad.types import Rollout, WeightSnapshot

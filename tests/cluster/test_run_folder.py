@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import CheckpointConfig, Experiment
+from cluster.config import Experiment
+from cluster.run_config import CheckpointConfig
 from cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
 

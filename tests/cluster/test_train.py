@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from actors.rollout import Actor, EnvironmentFault
 from cluster import train
-from cluster.config import CheckpointConfig, Experiment
+from cluster.config import Experiment
 from cluster.launch import run
+from cluster.run_config import CheckpointConfig
 from learner.checkpoint import paths, update_of
 from learner.step import NonFinite, meta_update
 

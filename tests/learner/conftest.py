@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from learner.agent import Agent, build_agent
-from learner.config import AdamConfig, LearnerConfig, MetaGradientConfig, MetaParametersConfig, OuterConfig
+from learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
+from learner.meta_parameters import A2cParameters
+from learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.types import Trajectory, WeightSnapshot
@@ -54,7 +56,7 @@ def learner_config(**meta: object) -> LearnerConfig:
         optimizer=AdamConfig(learning_rate=0.01, max_gradient_norm=0.5),
         meta=MetaGradientConfig(**{"n": 3, "optimizer": AdamConfig(learning_rate=0.1)} | meta),
         outer=OuterConfig(gamma=0.99, lambda_=0.95, critic="outer"),
-        meta_parameters=MetaParametersConfig(
+        meta_parameters=A2cParameters(
             gamma=MetaParameter(initial=0.8),
             lambda_=MetaParameter(initial=0.9, is_learnt=False),
             value_coefficient=MetaParameter(initial=0.5, is_learnt=False),
@@ -77,7 +79,7 @@ def make_agent() -> Callable[..., Agent]:
     def make(is_learnt: bool = True, **meta: object) -> Agent:
         config = learner_config(**meta)
         config = config if is_learnt else fixed_meta_parameters(config)
-        return build_agent(config, build_network(Mlp(hidden=8), (FEATURES,), ACTIONS, True))
+        return build_agent(config, build_network(Mlp(hidden=8), (FEATURES,), ACTIONS, True), (FEATURES,), ACTIONS)
 
     return make
 

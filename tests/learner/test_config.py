@@ -4,14 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from learner.config import (
-    AdamConfig,
-    MetaGradientConfig,
-    MetaParametersConfig,
-    OuterConfig,
-    RmsPropConfig,
-    SgdConfig,
-)
+from learner.config import MetaGradientConfig, OuterConfig
+from learner.meta_parameters import A2cParameters
+from learner.optimizer_config import AdamConfig, RmsPropConfig, SgdConfig
 from metagrad.errors import ConfigurationError
 from metagrad.meta_parameters import MetaParameter
 
@@ -50,8 +45,8 @@ RATES = {name: MetaParameter(initial=0.5) for name in ("gamma", "lambda_", "valu
         (OuterConfig, {"gamma": 1.1, "lambda_": 0.5, "critic": "outer"}, "outer.gamma"),
         (OuterConfig, {"gamma": 1.0, "lambda_": NAN, "critic": "outer"}, "outer.lambda"),
         (OuterConfig, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "critic_coefficient": -1.0}, "critic_coeff"),
-        (MetaParametersConfig, RATES | {"gamma": MetaParameter(initial=0.9, high=1.5)}, "gamma"),
-        (MetaParametersConfig, RATES | {"lambda_": MetaParameter(initial=0.9, low=-0.5)}, "lambda"),
+        (A2cParameters, RATES | {"gamma": MetaParameter(initial=0.9, high=1.5)}, "gamma"),
+        (A2cParameters, RATES | {"lambda_": MetaParameter(initial=0.9, low=-0.5)}, "lambda"),
     ],
 )
 def test_wrong_values_are_refused_with_field_and_value(kind: Any, fields: dict[str, Any], field: str) -> None:
