@@ -2,8 +2,7 @@
 
 import ast
 import dataclasses
-import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -124,42 +123,72 @@ def test_the_library_is_checked_at_run_time() -> None:
         lambda_returns(flat, flat, flat > 0, flat > 0, 0.9, 0.9)
 
 
-def dataclasses_within(annotation: object, seen: set[type]) -> set[type]:
-    """The dataclasses that an annotation mentions, and those that their fields mention."""
-    for part in typing.get_args(annotation):
-        dataclasses_within(part, seen)
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in seen:
-        seen.add(annotation)
-        for hint in typing.get_type_hints(annotation).values():
-            dataclasses_within(hint, seen)
-    return seen
+def is_declaration(node: ast.AST) -> bool:
+    """True for what only says that others will have something: its body is no reader of anything."""
+    if isinstance(node, ast.ClassDef):
+        return any("Protocol" in ast.unparse(base) for base in node.bases)
+    is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    return is_function and any(ast.unparse(each).endswith("abstractmethod") for each in node.decorator_list)
 
 
-def names_read() -> set[str]:
-    """Attributes that some code reads, validation of the configuration (`__post_init__`) apart."""
+def names_read(trees: Iterable[ast.AST]) -> set[str]:
+    """Attributes that some code reads, validation of the configuration (`__post_init__`) apart, and constant keys.
+
+    Not those that are called: no configuration field is a function, but `optimizer.update(…)` would read an `update`.
+    """
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+        if is_declaration(node) or (isinstance(node, ast.FunctionDef) and node.name == "__post_init__"):
+            return
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            for child in (node.func.value, *node.args, *node.keywords):
+                visit(child)
             return
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             names.add(node.attr)
         if isinstance(node, ast.MatchClass):
             names.update(node.kwd_attrs)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.ctx, ast.Load):
+            names.add(str(node.slice.value))  # a hyper-parameter is read from η by its name
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    for path in CODE:
-        visit(syntax(path))
+    for tree in trees:
+        visit(tree)
     return names
 
 
-def test_every_configuration_field_has_a_reader() -> None:
-    from cluster.config import Experiment
+def test_a_read_is_a_read_and_nothing_else() -> None:
+    source = """
+class Config(ABC):
+    def __post_init__(self): require(self.checked)
+    @abstractmethod
+    def length(self): return self.abstract
+    @property
+    def double(self): return 2 * self.used
+class Loop(Protocol):
+    def run(self): return self.protocol
+def f(config, hyper):
+    config.called(config.argument)
+    config.stored = hyper["gamma"]
+    match config:
+        case Config(matched=1): pass
+"""
+    assert names_read([ast.parse(source)]) == {"used", "argument", "gamma", "matched"}
 
-    tree = dataclasses_within(Experiment, set())
-    read = names_read()
+
+def test_every_configuration_field_has_a_reader() -> None:
+    import experiments  # and with it every file of ours that defines a configuration
+    from cluster.config_json import config_types
+
+    kinds = [kind for kind in config_types().values() if kind.__module__.partition(".")[0] in PACKAGES]
+    assert {type(make()) for make in experiments.EXPERIMENTS.values()} <= set(kinds)
+    read = names_read(map(syntax, CODE))
     unread = sorted(
-        f"{c.__module__}.{c.__name__}.{f.name}" for c in tree for f in dataclasses.fields(c) if f.name not in read
+        f"{kind.__module__}.{kind.__name__}.{field.name}"
+        for kind in kinds
+        for field in dataclasses.fields(kind)
+        if field.name.rstrip("_") not in read and field.name not in read
     )
     assert not unread, f"configured, checked perhaps, and read by nothing: {unread}"

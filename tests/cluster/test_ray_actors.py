@@ -22,12 +22,13 @@ from rich.console import Console
 
 from actors.envs.base import EnvironmentStep
 from actors.rollout import Actor, ActorSetup, EnvironmentFault
-from cluster import ray_actors, ray_session, train
+from cluster import ray_actors, ray_session
 from cluster.config import Experiment
 from cluster.launch import actor_setups, run
 from cluster.ray_actors import ActorsLost
 from cluster.run_config import CheckpointConfig, FaultConfig
 from experiments import EXPERIMENTS
+from learner import algorithm
 from learner.step import meta_update
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -103,7 +104,7 @@ def test_a_stopped_run_continues_bitwise(
         return meta_update(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "meta_update", stopping)
+        patch.setattr(algorithm, "meta_update", stopping)
         stopped = run(experiment, tmp_path / "parts", False, console)
     assert (stopped["stopped_by"], stopped["updates"]) == ("SIGTERM", 3)
     run(experiment, tmp_path / "parts", True, console)
@@ -254,7 +255,7 @@ def test_an_error_in_the_learner_ends_the_run_and_its_actors(
         start(self, *args)
         handles.append(self._handles[0])
 
-    monkeypatch.setattr(train, "meta_update", failing)
+    monkeypatch.setattr(algorithm, "meta_update", failing)
     monkeypatch.setattr(ray_actors.RayActors, "_start", recorded)
     with pytest.raises(RuntimeError, match="the learner's own"):
         run(tiny(topology="ray", actors=1), tmp_path, False, console)

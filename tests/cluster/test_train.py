@@ -12,10 +12,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.rollout import Actor, EnvironmentFault
-from cluster import train
 from cluster.config import Experiment
 from cluster.launch import run
 from cluster.run_config import CheckpointConfig
+from learner import algorithm
 from learner.checkpoint import paths, update_of
 from learner.step import NonFinite, meta_update
 
@@ -58,7 +58,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
         done[0] += 1
         return meta_update(*args)
 
-    monkeypatch.setattr(train, "meta_update", counted)
+    monkeypatch.setattr(algorithm, "meta_update", counted)
 
 
 def test_the_summary_holds_what_is_promised(tiny: Tiny, console: Console, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_an_error_in_the_learner_ends_the_run_and_the_account_still_holds(
             raise NonFinite("loss/inner became nan at update 4")
         return meta_update(agent, state, sample)
 
-    monkeypatch.setattr(train, "meta_update", failing)
+    monkeypatch.setattr(algorithm, "meta_update", failing)
     with pytest.raises(NonFinite, match="at update 4"):
         run(tiny(checkpoint=CheckpointConfig(every=2, keep=3)), tmp_path, False, console)
     summary = summary_of(tmp_path)

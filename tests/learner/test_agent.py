@@ -5,7 +5,7 @@ import torch
 
 from learner.agent import Agent
 from learner.state import init_state
-from metagrad.losses import OuterObjective, inner_loss
+from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_parameters import hyperparameters
 from metagrad.surrogates import SURROGATES
 
@@ -41,6 +41,8 @@ def test_the_outer_loss_is_on_the_outer_objective(make_agent: MakeAgent, traject
     state = init_state(agent, 0, torch.device("cpu"))
     biased = agent._replace(outer=agent.outer._replace(uses_outer_critic=False))
     assert agent.outer.uses_outer_critic
-    assert not torch.equal(
-        agent.outer_loss(state.theta, trajectory(0))[0], biased.outer_loss(state.theta, trajectory(0))[0]
-    )
+    for chosen in (agent, biased):
+        expected, _ = outer_loss(agent.network, state.theta, trajectory(0), chosen.outer)
+        assert torch.equal(chosen.outer_loss(state.theta, state.eta, trajectory(0))[0], expected)
+    losses = [chosen.outer_loss(state.theta, state.eta, trajectory(0))[0] for chosen in (agent, biased)]
+    assert not torch.equal(*losses)

@@ -79,6 +79,6 @@ def test_annealing_and_clip_reach_the_optimizer(kind: Any) -> None:
 
 
 def test_meta_parameters_are_declared_in_the_order_of_eta(config: Any) -> None:
-    declaration = config(n=1).meta_parameters.declaration()
+    declaration = config(n=1).meta_parameters.declaration((5,), 3)
     assert list(declaration) == ["gamma", "lambda", "value_coefficient", "entropy_coefficient"]
     assert [p.initial for p in declaration.values()] == [0.8, 0.9, 0.5, 0.01]

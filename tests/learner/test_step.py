@@ -120,7 +120,7 @@ def test_eta_moves_by_the_meta_optimizer_on_the_reference_gradient(
     new, metrics = meta_update(agent, state, sampler)
     reference = reference_meta_gradient(
         agent.problem,
-        agent.outer_loss,
+        lambda theta, batch: agent.outer_loss(theta, state.eta, batch),
         state.theta,
         state.optimizer,
         state.eta,
@@ -181,7 +181,8 @@ def test_graphs_are_kept_only_where_a_product_needs_them(
         gradients.append(update.step.gradient)
         return update
 
-    monkeypatch.setattr("learner.step.inner_update", recorded)
+    for module in ("learner.step", "learner.lookahead"):  # where there is a look-ahead, and where there is none
+        monkeypatch.setattr(f"{module}.inner_update", recorded)
     agent = make_agent(**{"n": 3} | changes)
     meta_update(agent, init_state(agent, 0, CPU), sampler)
     assert [gradient.requires_grad for gradient in gradients] == [keeps] * max(1, agent.meta.n)
@@ -206,7 +207,7 @@ def test_metrics_are_those_of_the_real_update_and_of_the_weighted_outer_losses(
     loss, inner = agent.problem.loss(state.theta, state.eta, trajectory(0))
     outer, advantage = 0.0, 0.0
     for weight, theta, batch in zip(agent.weights, sampler.thetas[1:], [trajectory(1), trajectory(2)], strict=True):
-        value, mean = agent.outer_loss(theta, batch)
+        value, mean = agent.outer_loss(theta, state.eta, batch)
         outer, advantage = outer + weight * value.item(), advantage + weight * mean.item()
     theta = state.theta.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(agent.problem.loss(theta, state.eta, trajectory(0))[0], theta)

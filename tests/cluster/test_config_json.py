@@ -1,0 +1,106 @@
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from actors.envs.base import EnvironmentConfig
+from actors.envs.snake import SnakeConfig
+from cluster.config import Experiment
+from cluster.config_json import config_types, differences, from_json, to_json
+from cluster.run_config import BaseExperiment
+from experiments import EXPERIMENTS
+from learner.meta_parameters import A2cParameters, MetaParametersConfig
+from learner.optimizer_config import AdamConfig, SgdConfig
+from metagrad.errors import ConfigurationError
+from metagrad.networks import Mlp
+
+Tiny = Callable[..., Experiment]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_round_trips_through_json(name: str) -> None:
+    experiment = EXPERIMENTS[name]()
+    assert experiment.name == name
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+@pytest.mark.parametrize("optimizer", [SgdConfig(learning_rate=0.1, momentum=0.5), AdamConfig(learning_rate=0.1)])
+def test_every_variant_round_trips(tiny: Tiny, optimizer: Any) -> None:
+    experiment = tiny(optimizer=optimizer, network=Mlp(hidden=3), lookahead="fork")
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def configuration_types(kind: Any, seen: set[type]) -> set[type]:
+    """Dataclasses that an annotation mentions, and those that these and their subclasses mention."""
+    for part in typing.get_args(kind):
+        configuration_types(part, seen)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind not in seen:
+        seen.add(kind)
+        for hint in (*kind.__subclasses__(), *typing.get_type_hints(kind).values()):
+            configuration_types(hint, seen)
+    return seen
+
+
+def test_every_type_that_an_experiment_can_hold_is_listed() -> None:
+    found = config_types()
+    mentioned = configuration_types(BaseExperiment, set())
+    assert set(found) == {kind.__name__ for kind in mentioned if not inspect.isabstract(kind)}
+    assert {SnakeConfig, A2cParameters, Mlp, SgdConfig, Experiment} <= set(found.values())
+    assert not {EnvironmentConfig, MetaParametersConfig, BaseExperiment} & set(found.values()), "nobody can make these"
+    for name, kind in found.items():
+        assert (kind.__name__, "__slots__" in vars(kind)) == (name, True), "not the class that slots=True was added to"
+
+
+def test_a_value_that_its_type_refuses_does_not_come_out_of_json(tiny: Tiny) -> None:
+    tree = to_json(tiny()) | {"actors": 0}
+    with pytest.raises(ConfigurationError, match=r"^actors = 0: "):
+        from_json(tree)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("topology",), "cluster"),
+        (("lookahead",), None),
+        (("updates",), 2.5),
+        (("updates",), True),
+        (("learner_threads",), 1.5),
+        (("device",), 3),
+        (("meta",), None),
+        (("meta",), {"type": "SnakeConfig"}),
+        (("meta", "estimator"), "x"),
+        (("meta", "n"), "1"),
+        (("optimizer",), {"type": "Mlp", "hidden": 3}),
+        (("outer", "critic"), ["outer"]),
+        (("meta_parameters", "gamma", "is_learnt"), 1),
+        (("network", "channels"), 1.5),
+        (("checkpoint",), 500),
+    ],
+)
+def test_a_value_of_another_type_does_not_come_out_of_json(tiny: Tiny, path: tuple[str, ...], value: Any) -> None:
+    tree = to_json(tiny())
+    owner = tree
+    for name in path[:-1]:
+        owner = owner[name]
+    assert path[-1] in owner
+    owner[path[-1]] = value
+    with pytest.raises(ConfigurationError, match=rf"^\w+\.{path[-1]} = .*: must be .*; correct it in config.json$"):
+        from_json(tree)
+
+
+def test_json_may_write_whole_numbers_for_real_ones(tiny: Tiny) -> None:
+    tree = to_json(tiny())
+    tree["outer"]["gamma"] = 1
+    assert from_json(tree).outer.gamma == 1.0
+
+
+def test_differences_name_dotted_fields(tiny: Tiny) -> None:
+    assert differences(tiny(), tiny()) == []
+    other = tiny(seed=3, env=SnakeConfig(rows=4, columns=3, time_limit=20), meta={"n": 2})
+    assert sorted(differences(tiny(), other)) == [("env.rows", 3, 4), ("meta.n", 1, 2), ("seed", 0, 3)]
+    (difference,) = differences(tiny(), tiny(network=Mlp(hidden=3)))
+    assert difference[0] == "network"

@@ -1,0 +1,90 @@
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+
+from actors.envs.base import EnvironmentSpec
+from actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from cluster.config import Experiment
+from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment, CheckpointConfig, FaultConfig
+from learner.algorithm import Algorithm
+from metagrad.errors import ConfigurationError
+from metagrad.networks import Mlp
+
+Tiny = Callable[..., Experiment]
+PLAIN: dict[str, Any] = {
+    "name": "plain",
+    "description": "Nothing beyond what every experiment says.",
+    "env": MarkovRewardProcessConfig(states=5),
+    "network": Mlp(hidden=3),
+    "environments": 4,
+    "rollout_length": 3,
+    "updates": 2,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlainExperiment(BaseExperiment):
+    """An experiment of somebody else's algorithm."""
+
+    def algorithm(self, spec: EnvironmentSpec) -> Algorithm[Any]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"actors": 0}, "actors = 0: "),
+        ({"environments": 7}, "environments = 7: must be a positive multiple of actors = 2; use --environments 8"),
+        ({"environments": 0}, "environments = 0: .*; use --environments 2"),
+        ({"environments": 4, "actors": 3}, "environments = 4: .* actors = 3; use --environments 3"),
+        ({"rollout_length": 0}, "rollout_length = 0: "),
+        ({"rollout_length": 2**29}, f"environments x rollout_length = '4 x {2**29}': "),
+        ({"updates": 0}, "updates = 0: "),
+        ({"seed": -1}, "seed = -1: "),
+        ({"seed": 2**63}, f"seed = {2**63}: "),
+        ({"log_every": 0}, "log_every = 0: "),
+        ({"actor_threads": 0}, "actor_threads = 0: "),
+        ({"actor_threads": 1_025}, "actor_threads = 1025: "),
+        ({"learner_threads": 0}, "learner_threads = 0: "),
+        ({"learner_threads": 1_025}, "learner_threads = 1025: "),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_whatever_the_algorithm(tiny: Tiny, changes: dict[str, Any], line: str) -> None:
+    for make in (tiny, lambda **changed: PlainExperiment(**PLAIN | changed)):
+        with pytest.raises(ConfigurationError, match=rf"^{line}") as refusal:
+            make(**changes)
+        assert "; " in str(refusal.value), "no remedy"
+
+
+def test_bounds_are_inside() -> None:
+    experiment = PlainExperiment(**PLAIN, seed=2**63 - 1, actor_threads=1_024, learner_threads=1, log_every=1, actors=1)
+    assert experiment.steps_per_rollout == 4 * 3
+    assert not experiment.has_outer_critic, "only who has one says so"
+
+
+def test_without_an_algorithm_there_is_no_experiment() -> None:
+    with pytest.raises(TypeError, match="algorithm"):
+        BaseExperiment(**PLAIN)  # type: ignore[abstract]
+
+
+def test_what_may_change_on_resumption_is_a_field() -> None:
+    assert {field.name for field in fields(BaseExperiment)} >= OPERATIONAL_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (CheckpointConfig, {"every": 0}),
+        (CheckpointConfig, {"keep": 0}),
+        (FaultConfig, {"rollout_seconds": 0.0}),
+        (FaultConfig, {"rollout_seconds": float("nan")}),
+        (FaultConfig, {"rollout_seconds": float("inf")}),
+        (FaultConfig, {"restarts_without_progress": -1}),
+    ],
+)
+def test_wrong_supervision_is_refused(kind: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\.{next(iter(values))} = "):
+        kind(**values)
