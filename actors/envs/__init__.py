@@ -5,6 +5,7 @@ import torch
 from actors.envs.atari import AtariConfig
 from actors.envs.base import DeviceEnvironmentConfig, Environment, EnvironmentConfig
 from actors.envs.discounting_chain import DiscountingChainConfig
+from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.snake import SnakeConfig
 from actors.envs.tabular_mdp import TabularMdpConfig
@@ -14,6 +15,7 @@ __all__ = [
     "DeviceEnvironmentConfig",
     "DiscountingChainConfig",
     "EnvironmentConfig",
+    "IteratedPrisonersDilemmaConfig",
     "MarkovRewardProcessConfig",
     "SnakeConfig",
     "TabularMdpConfig",

@@ -4,7 +4,9 @@ Shapes: B games stepped together, an asterisk for any number of leading dimensio
 first, so the same table serves both players: the game is symmetric, and whoever is "own" calls the other one "other".
 Nothing is random in the game.
 
-It has two players, so it is no `actors.envs.base.Environment`, whose steps take one action and return one reward.
+The game has two players, and an `actors.envs.base.Environment` takes one action and returns one reward: to actors it
+is one environment whose actions are those of both players together (`JointIteratedPrisonersDilemma`). Studies step the
+players apart (`IteratedPrisonersDilemma`).
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2.1 and Table 3. Deviation from its text: with the
 payoffs of G.2.1 action 0 is to defect and 1 to cooperate; the sentence below them says the opposite, the released code
@@ -18,11 +20,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
 DEFECT, COOPERATE = 0, 1
 ACTION_NAMES = ("defect", "cooperate")
+JOINT_ACTION_NAMES = tuple(f"{own}, {other}" for own in ACTION_NAMES for other in ACTION_NAMES)  # 2 a + a' of player 0
 STATE_NAMES = ("start", "DD", "DC", "CD", "CC")  # own last action first
 OTHER_STATE = (0, 1, 3, 2, 4)  # what the other player sees in each state
 PAYOFF = ((-2.0, 0.0), (-3.0, -1.0))  # [own action][other's action]; G.2.1, R^1, and R^2 is its transpose
@@ -32,7 +36,7 @@ MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IteratedPrisonersDilemmaConfig:
+class IteratedPrisonersDilemmaConfig(DeviceEnvironmentConfig):
     """Length of a game; the default is the paper's (Table 3)."""
 
     steps: int = STEPS
@@ -41,6 +45,13 @@ class IteratedPrisonersDilemmaConfig:
     def __post_init__(self) -> None:
         is_count = isinstance(self.steps, int) and not isinstance(self.steps, bool) and 1 <= self.steps <= MAX_STEPS
         require(is_count, "env.steps", self.steps, "must be a whole number in [1, 2^31)", "the paper uses 100")
+
+    def make(
+        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "JointIteratedPrisonersDilemma":
+        """B games on `device`; nothing is random in them, and neither threads nor training matter."""
+        del seed, threads, is_training
+        return JointIteratedPrisonersDilemma(self, batch_size, device)
 
 
 def state_after(own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
@@ -142,3 +153,60 @@ class IteratedPrisonersDilemma:
         if self._state is None:
             raise RuntimeError("no games to step or observe; call reset() or restore(snapshot) first")
         return self._state
+
+
+class JointIteratedPrisonersDilemma:
+    """B games in which one policy moves both players; deterministic, so there is no seed and no generator is kept.
+
+    Action 2 a + a' is a of player 0 and a' of player 1, as in `JOINT_ACTION_NAMES`. Observations are the state as
+    player 0 sees it, one-hot, float32 [B, 5]. The reward is the mean of both players', which are functions of the
+    action (`reward_of`).
+    """
+
+    def __init__(
+        self, config: IteratedPrisonersDilemmaConfig, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._games = IteratedPrisonersDilemma(config, batch_size, device)
+        self.spec = EnvironmentSpec(
+            batch_size=batch_size,
+            observation_shape=(len(STATE_NAMES),),
+            observation_dtype=torch.float32,
+            action_names=JOINT_ACTION_NAMES,
+            device=self._games.device,
+            name=f"IteratedPrisonersDilemma-{config.steps}",
+        )
+
+    def reset(self) -> Float[Tensor, "B 5"]:
+        """Start all B games."""
+        self._games.reset()
+        return self.observe()
+
+    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+        """One round of all B games; an action beyond the four is an IndexError on the CPU."""
+        step = self._games.step(torch.stack([action // 2, action % 2]))
+        reward = step.reward.mean(0)
+        return EnvironmentStep(
+            observation=self.observe(),
+            reward=reward,
+            is_terminal=step.is_terminal,
+            is_truncated=torch.zeros_like(step.is_terminal),
+            valid=torch.ones_like(step.is_terminal),
+            raw_reward=reward,
+            is_episode_end=step.is_terminal,
+        )
+
+    def observe(self) -> Float[Tensor, "B 5"]:
+        """What player 0 sees now, without stepping."""
+        return torch.nn.functional.one_hot(self._games.observe()[0], len(STATE_NAMES)).to(torch.float32)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy of the fields of `IteratedPrisonersDilemmaState`."""
+        return self._games.snapshot()
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a copy of a snapshot back."""
+        self._games.restore(snapshot)
+
+    def close(self) -> None:
+        """Drop the games."""
+        self._games.close()

@@ -10,6 +10,7 @@ from actors import envs
 from actors.envs import DeviceEnvironmentConfig, make_environment
 from actors.envs.base import SnapshotEnvironment
 from actors.envs.discounting_chain import DiscountingChainConfig
+from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.snake import SnakeConfig
 from actors.envs.tabular_mdp import TabularMdpConfig
@@ -20,8 +21,10 @@ ROWS = {
     TabularMdpConfig: TabularMdpConfig(states=6, actions=3, concentration=0.5, horizon=7),
     MarkovRewardProcessConfig: MarkovRewardProcessConfig(states=5),
     DiscountingChainConfig: DiscountingChainConfig(horizon=7),
+    IteratedPrisonersDilemmaConfig: IteratedPrisonersDilemmaConfig(steps=7),
 }
-DETERMINISTIC = {DiscountingChainConfig}  # these keep no generator, and no seed changes anything
+# These keep no generator, and no seed changes anything.
+DETERMINISTIC = {DiscountingChainConfig, IteratedPrisonersDilemmaConfig}
 every_environment = pytest.mark.parametrize("config", ROWS.values(), ids=lambda config: type(config).__name__)
 DEVICES = ["cpu", torch.device("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]
 

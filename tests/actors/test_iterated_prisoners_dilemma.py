@@ -9,6 +9,7 @@ from actors.envs.iterated_prisoners_dilemma import (
     ACTION_NAMES,
     COOPERATE,
     DEFECT,
+    JOINT_ACTION_NAMES,
     STATE_NAMES,
     IteratedPrisonersDilemma,
     IteratedPrisonersDilemmaConfig,
@@ -107,3 +108,34 @@ def test_nothing_is_played_before_a_reset_or_after_the_end():
     environment.close()
     with pytest.raises(RuntimeError, match="reset"):
         environment.observe()
+
+
+def played_together(steps=5, batch_size=4, device="cpu"):
+    config = IteratedPrisonersDilemmaConfig(steps=steps)
+    environment = config.make(batch_size, 0, torch.device(device), 1, True)
+    environment.reset()
+    return environment
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_action_for_both_players(device):
+    environment = played_together(device=device)
+    assert environment.reset().tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]] * 4
+    assert environment.spec.action_names == JOINT_ACTION_NAMES
+    actions = [JOINT_ACTION_NAMES.index(f"{row[0]}, {row[1]}") for row in ROUNDS]
+    step = environment.step(torch.tensor(actions, device=device))
+    assert step.reward.tolist() == [(row[2] + row[3]) / 2 for row in ROUNDS] == [-2.0, -1.5, -1.5, -1.0]
+    assert [STATE_NAMES[state] for state in step.observation.argmax(-1).tolist()] == [row[4] for row in ROUNDS]
+    assert torch.equal(step.observation.sum(-1), torch.ones_like(step.reward))
+
+
+def test_players_together_are_the_players_apart():
+    together, apart = played_together(steps=3), started(steps=3)
+    for joint in torch.randint(4, (11, 4), generator=torch.Generator().manual_seed(0)):
+        ours, theirs = together.step(joint), apart.step(torch.stack([joint // 2, joint % 2]))
+        assert torch.equal(ours.observation.argmax(-1), theirs.observation[0])
+        assert torch.equal(ours.reward, theirs.reward.mean(0))
+        assert torch.equal(ours.is_terminal, theirs.is_terminal)
+        assert torch.equal(ours.raw_reward, ours.reward)
+    with pytest.raises(IndexError):
+        together.step(torch.full((4,), 4))

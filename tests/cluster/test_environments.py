@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from actors.envs.discounting_chain import DiscountingChainConfig
+from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.tabular_mdp import TabularMdpConfig
 from cluster.config import Experiment
@@ -26,9 +27,20 @@ ENVIRONMENTS = {
     "mdp": TabularMdpConfig(states=6, actions=3, concentration=0.5, horizon=4),
     "mrp": MarkovRewardProcessConfig(states=5),
     "chain": DiscountingChainConfig(horizon=6),
+    "ipd": IteratedPrisonersDilemmaConfig(steps=4),
 }
-EPISODE_LENGTH = {TabularMdpConfig: 4, MarkovRewardProcessConfig: 5, DiscountingChainConfig: 6}
-OPTION = {TabularMdpConfig: "states", MarkovRewardProcessConfig: "states", DiscountingChainConfig: "horizon"}
+EPISODE_LENGTH = {
+    TabularMdpConfig: 4,
+    MarkovRewardProcessConfig: 5,
+    DiscountingChainConfig: 6,
+    IteratedPrisonersDilemmaConfig: 4,
+}
+OPTION = {
+    TabularMdpConfig: "states",
+    MarkovRewardProcessConfig: "states",
+    DiscountingChainConfig: "horizon",
+    IteratedPrisonersDilemmaConfig: "steps",
+}
 every_environment = pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
 
 
