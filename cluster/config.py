@@ -10,10 +10,10 @@ from cluster.run_config import BaseExperiment
 from learner.agent import build_agent
 from learner.algorithm import MetaGradientActorCritic
 from learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
-from learner.meta_parameters import MetaParametersConfig
+from learner.meta_parameters import A2cParameters, MetaParametersConfig
 from learner.optimizer_config import OptimizerConfig
 from metagrad.errors import require
-from metagrad.networks import NatureCnn, SnakeCnn, build_network
+from metagrad.networks import NatureCnn, PolicyOnly, SnakeCnn, build_network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +28,9 @@ class Experiment(BaseExperiment):
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
         self._check_combinations()
+        self._check_network()
 
     def _check_combinations(self) -> None:
-        is_atari = isinstance(self.env, AtariConfig)
         require(
             self.lookahead != "fork" or isinstance(self.env, DeviceEnvironmentConfig),
             "lookahead",
@@ -61,18 +61,32 @@ class Experiment(BaseExperiment):
             f"this run looks ahead in no other environments (meta.n = {self.meta.n}, {self.meta.strategy})",
             "use --lookahead continue",
         )
+
+    def _check_network(self) -> None:
         for f in dataclasses.fields(self.network):
             size = getattr(self.network, f.name)
             rule = "a layer has at least one unit, and at most 2^20"
-            require(1 <= size <= 2**20, f"network.{f.name}", size, rule, "change it")
+            is_size = isinstance(size, int)  # other numbers are checked where they are declared
+            require(not is_size or 1 <= size <= 2**20, f"network.{f.name}", size, rule, "change it")
         network = type(self.network).__name__
         require(
-            not isinstance(self.network, NatureCnn) or is_atari,
+            not isinstance(self.network, NatureCnn) or isinstance(self.env, AtariConfig),
             "network",
             network,
             "expects Atari screens",
             "use an Atari environment or another network",
         )
+        require(
+            not isinstance(self.network, PolicyOnly) or not isinstance(self.meta_parameters, A2cParameters),
+            "network",
+            network,
+            "has no critics, which this loss learns",
+            "use a network with critics, such as Mlp",
+        )
+        coefficient = self.meta.bootstrap.value_coefficient
+        rule = f"matches critics, and {network} has none"
+        has_critics = not isinstance(self.network, PolicyOnly)
+        require(has_critics or not coefficient, "meta.bootstrap.value_coefficient", coefficient, rule, "leave it out")
         if isinstance(self.network, NatureCnn) and isinstance(self.env, AtariConfig):
             size = self.env.frame_size
             rule = "the three convolutions of NatureCnn need 36 pixels"
@@ -100,4 +114,4 @@ class Experiment(BaseExperiment):
     @property
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
-        return self.outer.critic == "outer"
+        return self.outer.critic == "outer" and not isinstance(self.network, PolicyOnly)

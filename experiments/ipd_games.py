@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from actors.envs.iterated_prisoners_dilemma import OTHER_STATE, PAYOFF, START, STATE_NAMES
+from metagrad import network_modules
 from metagrad.diagnostics import effective_sample_size
 
 STATES, JOINT = len(STATE_NAMES), 4
@@ -32,10 +33,7 @@ class Games(NamedTuple):
 
 def joint_log_prob(own: Float[Tensor, "*N 5"], other: Float[Tensor, "*N 5"]) -> Float[Tensor, "*N 20"]:
     """Log probability of both actions in each own state, in nats, by code."""
-    mine = torch.stack([own, -own], -1)
-    others = torch.stack([other, -other], -1)[..., list(OTHER_STATE), :]
-    log_prob = torch.nn.functional.logsigmoid(mine)[..., :, None] + torch.nn.functional.logsigmoid(others)[..., None, :]
-    return log_prob.flatten(-3)
+    return network_modules.joint_log_prob(own, other, OTHER_STATE).flatten(-2)
 
 
 def exact_value(own: Float[Tensor, "5"], other: Float[Tensor, "5"], gamma: float) -> Float[Tensor, ""]:

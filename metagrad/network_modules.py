@@ -4,10 +4,11 @@ Every module's forward is (observation [N, …], heads) -> {head: tensor [N, …
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from metagrad import autodiff
@@ -194,3 +195,73 @@ def pooled_snake_torso(observation_shape: tuple[int, ...], channels: int, featur
         HaikuLinear(channels * (rows // 4) * (columns // 4), features),
         nn.ReLU(),
     )
+
+
+class PolicyAlone(nn.Module):
+    """A policy [N, …] -> [N, A] without critics: for losses whose values come from elsewhere."""
+
+    def __init__(self, logits: nn.Module):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+        require(
+            all(head == "logits" for head in heads),
+            "network",
+            "policy alone",
+            f"has no critics, and {', '.join(heads)} was asked for",
+            "use a network with critics, such as Mlp",
+        )
+        if not heads:
+            return {}
+        return {"logits": self.logits(observation.to(next(self.logits.parameters()).dtype))}
+
+
+class VarianceScalingLinear(nn.Linear):
+    """Linear layer whose weights are normal of variance `scale` / inputs, cut at two deviations; zero bias.
+
+    The variance is that after the cut (Haiku's and JAX's VarianceScaling, fan-in).
+    """
+
+    def __init__(self, inputs: int, outputs: int, scale: float):
+        self.scale = scale  # the constructor below draws
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        std = math.sqrt(self.scale / self.in_features) / 0.87962566103423978  # of a standard normal cut at 2
+        nn.init.trunc_normal_(self.weight, std=std, a=-2.0 * std, b=2.0 * std)
+        nn.init.zeros_(self.bias)
+
+
+def joint_log_prob(
+    own: Float[Tensor, "*N S"], other: Float[Tensor, "*N S"], other_state: Sequence[int]
+) -> Float[Tensor, "*N S 4"]:
+    """Log probability of both players' actions, 2 a + a', in each state of the own player, in nats.
+
+    Equation: log π(a | s) + log π'(a' | s'), sigmoid(θ_s) = π(0 | s); both have two actions.
+
+    Args:
+        own: θ of the player whose action is a.
+        other: θ of the other one.
+        other_state: s', which the other player sees, for each s.
+    """
+    mine = torch.stack([own, -own], -1)
+    others = torch.stack([other, -other], -1)[..., list(other_state), :]
+    log_prob = nn.functional.logsigmoid(mine)[..., :, None] + nn.functional.logsigmoid(others)[..., None, :]
+    return log_prob.flatten(-2)
+
+
+class TwoTables(nn.Module):
+    """Policies of two players of one game, a table each: one-hot states [N, S] of player 0 -> logits [N, 4]."""
+
+    def __init__(self, other_state: Sequence[int]):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(2, len(other_state)))
+        self._other_state = tuple(other_state)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.table)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        logits: Tensor = observation @ joint_log_prob(self.table[0], self.table[1], self._other_state)
+        return logits

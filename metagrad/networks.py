@@ -2,7 +2,8 @@
 
 Every network has a policy head, the inner critic (value under the meta-learnt discount) and, if asked for, the outer
 critic (value under the outer discount γ'). Where the critics share a torso with the policy, the outer critic sits
-behind a stop-gradient: it is trained alongside and changes nothing else.
+behind a stop-gradient: it is trained alongside and changes nothing else. Those of `PolicyOnly` have no critics: they
+are for losses that have their values from elsewhere, and asking them for one is an error.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metagrad import network_modules as modules
+from metagrad.errors import require
 from metagrad.network_layers import reset
 from metagrad.network_modules import Head as Head
 
@@ -93,7 +95,38 @@ class Mlp:
     hidden: int = 64
 
 
-NetworkSpec = NatureCnn | ImpalaCnn | SnakeCnn | SnakeTorsoCnn | Mlp
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearPolicy:
+    """One linear layer from flat observations to the policy, and no critics.
+
+    Source: released code of "Debiasing Meta-Gradient RL by Learning the Outer Value Function" (Discounting Chain, whose
+    values are known): weights by Haiku's VarianceScaling, zero bias.
+    """
+
+    init_scale: float = 1e-4
+    """Variance of a weight times the number of inputs, when drawn."""
+
+    def __post_init__(self) -> None:
+        scale = self.init_scale
+        rule, remedy = "must be positive and finite", "the release has 1e-4"
+        require(0.0 < scale < math.inf, "network.init_scale", scale, rule, remedy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryOnePair:
+    """Two players of a repeated game with two actions each, who know what both did last; no critics.
+
+    A table of five parameters for each player, θ = [2, 5] row after row, 0 at first: sigmoid(θ_s) = P(action 0 | s),
+    s = 0 at the start of a game, then 1 + 2 a + a', the own action a first. Observations are player 0's state, one-hot
+    [5]; what player 1 sees of it has a and a' swapped. The action is 2 a + a' of player 0.
+
+    Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2.
+    """
+
+
+PolicyOnly = LinearPolicy | MemoryOnePair
+NetworkSpec = NatureCnn | ImpalaCnn | SnakeCnn | SnakeTorsoCnn | Mlp | LinearPolicy | MemoryOnePair
+_MEMORY_ONE_SWAPPED = (0, 1, 3, 2, 4)  # 1 + 2 a + a' -> 1 + 2 a' + a
 
 
 class ParameterLayout(NamedTuple):
@@ -143,7 +176,14 @@ class Network:
 def build_network(
     spec: NetworkSpec, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool
 ) -> Network:
-    """The network that `spec` describes for one environment."""
+    """The network that `spec` describes for one environment.
+
+    Raises:
+        ConfigurationError: observations or actions that it cannot have; critics of a network that has none.
+    """
+    if isinstance(spec, PolicyOnly):
+        rule, remedy = "has no critics, an outer one neither", "use a network with critics, such as Mlp"
+        require(not has_outer_critic, "network", type(spec).__name__, rule, remedy)
     match spec:
         case NatureCnn():
             torso = modules.nature_torso(observation_shape, spec.hidden)
@@ -167,3 +207,13 @@ def build_network(
         case Mlp():
             torso = modules.mlp_torso(observation_shape, spec.hidden)
             return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))
+        case LinearPolicy():
+            layer = modules.VarianceScalingLinear(math.prod(observation_shape), num_actions, spec.init_scale)
+            return Network(modules.PolicyAlone(nn.Sequential(nn.Flatten(), layer)))
+        case MemoryOnePair():
+            states = len(_MEMORY_ONE_SWAPPED)
+            given = f"observations {observation_shape}, {num_actions} actions"
+            rule = f"sees one-hot states ({states},) and moves two players of two actions each, 4 together"
+            is_pair = (observation_shape, num_actions) == ((states,), 4)
+            require(is_pair, "network", given, rule, "use an IteratedPrisonersDilemma environment or another network")
+            return Network(modules.PolicyAlone(modules.TwoTables(_MEMORY_ONE_SWAPPED)))

@@ -10,7 +10,7 @@ from actors.rollout import probe
 from cluster.config import Experiment
 from learner.optimizer_config import SgdConfig
 from metagrad.errors import ConfigurationError
-from metagrad.networks import Head, NatureCnn, SnakeCnn
+from metagrad.networks import Head, LinearPolicy, NatureCnn, SnakeCnn
 
 Tiny = Callable[..., Experiment]
 
@@ -27,6 +27,7 @@ ATARI = {"env": AtariConfig(), "network": NatureCnn()}
         ({"lookahead": "separate", "meta": {"strategy": "sequential"}}, "lookahead"),
         ({"lookahead": "fork"} | ATARI, "lookahead"),
         ({"network": NatureCnn()}, "network"),
+        ({"network": LinearPolicy()}, "network"),
         ({"network": SnakeCnn(channels=0)}, "network.channels"),
         ({"network": SnakeCnn(channels=2**20 + 1)}, "network.channels"),
         (ATARI | {"network": SnakeCnn()}, "network"),

@@ -160,3 +160,29 @@ def test_heads_are_computed_only_when_asked_for(has_outer_critic):
             module = modules.SeparateNetworks(*arguments)
         assert list(module(torch.ones(2, 3), ("value",))) == ["value"]
         assert {head: layer.calls for head, layer in heads.items()} == {head: int(head == "value") for head in heads}
+
+
+def test_two_tables_multiply_their_policies():
+    """Written out: every state, every pair of actions, with the state that the other player sees."""
+    tables = modules.TwoTables((0, 1, 3, 2, 4)).double()
+    theta = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = torch.func.functional_call(tables, {"table": theta}, (torch.eye(5, dtype=torch.float64),))
+    names = ("start", "DD", "DC", "CD", "CC")
+    seen = {"start": "start", "DD": "DD", "DC": "CD", "CD": "DC", "CC": "CC"}  # by the other player
+    for s, name in enumerate(names):
+        first, second = (
+            1 / (1 + math.exp(-theta[player, names.index(state)].item()))
+            for player, state in ((0, name), (1, seen[name]))
+        )
+        expected = [first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)]
+        assert logits[s].exp().tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_joint_log_probabilities_of_many_pairs_and_of_certain_players():
+    own, other = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = modules.joint_log_prob(own, other, (0, 1, 3, 2, 4))
+    assert found.shape == (3, 4, 5, 4)
+    assert torch.equal(found[2, 1], modules.joint_log_prob(own[2, 1], other[2, 1], (0, 1, 3, 2, 4)))
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(3, 4, 5, dtype=torch.float64))
+    certain = torch.tensor([800.0, -800.0])
+    assert modules.joint_log_prob(certain, certain, (0, 1)).tolist() == [[0, -800, -800, -1600], [-1600, -800, -800, 0]]

@@ -7,6 +7,8 @@ from torch import nn
 from metagrad.errors import ConfigurationError
 from metagrad.networks import (
     ImpalaCnn,
+    LinearPolicy,
+    MemoryOnePair,
     Mlp,
     NatureCnn,
     Network,
@@ -327,3 +329,58 @@ def test_a_module_that_cannot_be_drawn_anew_is_refused():
         ConfigurationError, match=r"network = 'Bare': has parameters of its own and no reset_parameters"
     ):
         Network(Bare()).init(torch.Generator())
+
+
+POLICIES = [(LinearPolicy(), (2,), 5), (MemoryOnePair(), (5,), 4)]
+every_policy = pytest.mark.parametrize(("spec", "shape", "actions"), POLICIES, ids=lambda x: type(x).__name__)
+
+
+@every_policy
+def test_a_policy_alone_has_no_critics(spec, shape, actions):
+    network = build_network(spec, shape, actions, False)
+    theta = network.init(torch.Generator().manual_seed(0))
+    assert network.apply(theta, torch.zeros(3, *shape), ("logits",))["logits"].shape == (3, actions)
+    assert network.apply(theta, torch.zeros(3, *shape), ()) == {}
+    for heads in (("value",), ("logits", "outer_value")):
+        with pytest.raises(ConfigurationError, match=rf"^network = .*has no critics, and .*{heads[-1]} was asked for;"):
+            network.apply(theta, torch.zeros(3, *shape), heads)
+    with pytest.raises(ConfigurationError, match=rf"^network = '{type(spec).__name__}': has no critics"):
+        build_network(spec, shape, actions, True)
+
+
+def test_linear_policy_is_drawn_by_variance_scaling():
+    network = build_network(LinearPolicy(init_scale=3e-2), (300,), 100, False)
+    theta = network.init(torch.Generator().manual_seed(0))
+    assert torch.equal(theta, network.init(torch.Generator().manual_seed(0)))
+    assert not torch.equal(theta, network.init(torch.Generator().manual_seed(1)))
+    weight, bias = network.layout.unflatten(theta).values()
+    assert (weight.shape, bias.tolist()) == ((100, 300), [0.0] * 100)
+    # 30,000 numbers: their standard deviation is known to about half a percent.
+    assert weight.std().item() == pytest.approx(math.sqrt(3e-2 / 300), rel=0.02)
+    assert weight.mean().item() == pytest.approx(0.0, abs=4 * 0.01 / math.sqrt(30_000))
+    cut = 2 * 0.01 / 0.8796
+    assert 0.98 * cut < weight.abs().max() <= cut
+    for scale in (0.0, -1.0, math.inf):
+        with pytest.raises(ConfigurationError, match=r"^network\.init_scale = "):
+            LinearPolicy(init_scale=scale)
+
+
+def test_linear_policy_is_a_matrix_and_a_bias():
+    network = build_network(LinearPolicy(), (2,), 5, False)
+    theta = torch.randn(15, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    observation = torch.tensor([[-1.0, 0.0], [3.0, 0.25]])
+    expected = observation.double() @ theta[:10].view(5, 2).T + theta[10:]
+    torch.testing.assert_close(network.apply(theta, observation, ("logits",))["logits"], expected)
+
+
+def test_a_pair_starts_with_a_fair_coin_for_both():
+    network = build_network(MemoryOnePair(), (5,), 4, False)
+    assert network.init(torch.Generator().manual_seed(0)).tolist() == [0.0] * 10
+    logits = network.apply(torch.zeros(10), torch.eye(5), ("logits",))["logits"]
+    torch.testing.assert_close(logits.exp(), torch.full((5, 4), 0.25))
+
+
+@pytest.mark.parametrize(("shape", "actions"), [((4,), 4), ((5,), 2), ((5, 1), 4), ((), 4)])
+def test_a_pair_is_of_two_players_with_two_actions(shape, actions):
+    with pytest.raises(ConfigurationError, match=r"^network = .*: sees one-hot states \(5,\) and moves two players"):
+        build_network(MemoryOnePair(), shape, actions, False)
