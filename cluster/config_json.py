@@ -33,10 +33,11 @@ def config_types() -> dict[str, type[Any]]:
 
 def _is_replaced(kind: type[Any]) -> bool:
     """True for what `dataclass(slots=True)` was applied to: it makes a second class, and the first goes later."""
-    twins: list[type[Any]] = [x for base in kind.__bases__ for x in base.__subclasses__() if x is not kind]
+    if "__slots__" in vars(kind):
+        return False
+    siblings: list[type[Any]] = kind.__bases__[0].__subclasses__()
     place = (kind.__module__, kind.__qualname__)
-    is_twin = any((x.__module__, x.__qualname__) == place and "__slots__" in vars(x) for x in twins)
-    return is_twin and "__slots__" not in vars(kind)
+    return any((x.__module__, x.__qualname__) == place and "__slots__" in vars(x) for x in siblings)
 
 
 def to_json(config: Any) -> Any:

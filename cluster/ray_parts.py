@@ -51,20 +51,15 @@ def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Cal
             while pending:
                 failure: PartFailed | None = None
                 for reference in _ready(list(pending)):
-                    name = pending.pop(reference)
-                    try:
-                        record = ray.get(reference)
-                    except _LOST as error:
-                        losses[name] += 1
-                        if losses[name] > _RESTARTS:
-                            failure = _failed(study, name, f"lost its worker {losses[name]} times", error)
-                            continue
-                        say(f"part {name}: its worker died ({_first_line(error)}); started again")
+                    name, outcome = pending.pop(reference), _outcome(reference)
+                    losses[name] += isinstance(outcome, _LOST)
+                    if not isinstance(outcome, RayError):
+                        yield name, outcome
+                    elif isinstance(outcome, _LOST) and losses[name] <= _RESTARTS:
+                        say(f"part {name}: its worker died ({_first_line(outcome)}); started again")
                         pending[start(name)] = name
-                    except RayError as error:
-                        failure = failure or _failed(study, name, "failed", error)
                     else:
-                        yield name, record
+                        failure = failure or _failed(study, name, losses[name], outcome)
                 if failure is not None:  # only now: what finished at the same time is kept
                     raise failure
                 yield None
@@ -86,6 +81,15 @@ def _ready(references: list[Any]) -> list[Any]:
     return list(ready)
 
 
+def _outcome(reference: Any) -> Record | RayError:
+    """What a task that is over came to."""
+    try:
+        record: Record = ray.get(reference)
+    except RayError as error:
+        return error
+    return record
+
+
 def _has_free_cpu() -> bool:
     """False where none is free for a while: what Ray counts as free lags behind by about a second."""
     for _ in range(_LOOKS_FOR_A_FREE_CPU):
@@ -101,7 +105,8 @@ def _require_cpu() -> None:
     require(cpus >= 1, "RAY_ADDRESS", where, "this cluster has no CPU, so no part would ever start", "add nodes to it")
 
 
-def _failed(study: Study, name: str, what: str, error: Exception) -> PartFailed:
+def _failed(study: Study, name: str, losses: int, error: RayError) -> PartFailed:
+    what = f"lost its worker {losses} times" if isinstance(error, _LOST) else "failed"
     failure = PartFailed(f"part {name} of study {study.name} {what}; the finished ones are kept")
     failure.__cause__ = error
     return failure

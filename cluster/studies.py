@@ -57,7 +57,7 @@ class Study:
     parts: Callable[..., dict[str, Settings]]
     """(seeds, is_quick) -> file-name-safe part name -> settings (a JSON tree); more seeds add parts, change none."""
     updates: int | None = None
-    """Length of the training runs that are its parts, where `--updates` may shorten them; `parts` then takes it third."""
+    """Length of the training runs in it, where `--updates` may shorten them; `parts` then takes it third."""
     run_part: Callable[..., Result]
     """(settings) -> JSON tree: a top-level function, deterministic in its settings, run alone on one CPU and thread."""
     keeps_work: bool = False
