@@ -57,13 +57,11 @@ def vtrace(  # noqa: PLR0913 (the paper's quantities, one by one; a structure fo
 
     Equation: v_t = V(s_t) + Σ_{k≥t} γ^{k-t} (Π_{t≤i<k} c_i) δ_k over the steps k of t's episode, with
     δ_k = ρ_k [r_k + γ_k V(s_{k+1}) - V(s_k)], ρ_k = min(ρ̄, π_k/μ_k), c_k = λ min(c̄, π_k/μ_k), and the advantage
-    ρ_t [r_t + γ_t v_{t+1} - V(s_t)]. γ_t is γ, 0 if step t is terminal; v_{t+1} is V(s_{t+1}) after the rollout's last
-    step and where the episode is truncated at t, so that nothing of the next one enters (as in `lambda_returns`).
+    ρ_t [r_t + γ_t ((1 - λ_t) V(s_{t+1}) + λ_t v_{t+1}) - V(s_t)]. γ_t is γ, 0 if step t is terminal; λ_t is λ, 0 for
+    the rollout's last step and where the episode is truncated at t, so that nothing of the next one enters (as in
+    `lambda_returns`).
 
-    On-policy (π = μ, clips of at least 1) v is the λ-return G. The advantage is then r_t + γ_t G_{t+1} - V(s_t): for
-    λ = 1 that is G_t - V(s_t); for λ < 1 it is G_t - V(s_t) + γ_t (1 - λ)(G_{t+1} - V(s_{t+1})), a step ahead of what
-    λ says, since λ shortens the traces within v and not the step to v_{t+1}. (rlax puts (1 - λ) V(s_{t+1}) + λ v_{t+1}
-    in the place of v_{t+1}, which is G_t - V(s_t) for every λ.)
+    On-policy (π = μ, clips of at least 1) v is the λ-return G and the advantage is G_t - V(s_t), for every λ.
 
     ρ̄ says whose values v estimates: V^π as ρ̄ → ∞, those of policies nearer to μ for smaller ones (at 0, v is V itself);
     c̄ and λ say how fast and at what variance. Where a ratio equals its clip, as every ratio does on-policy with clips
@@ -83,7 +81,8 @@ def vtrace(  # noqa: PLR0913 (the paper's quantities, one by one; a structure fo
 
     Source: Espeholt et al. (2018), "IMPALA", eq. 1, §4.2 and remark 2 (λ). Learnt clips after Zahavy et al. (2020), "A
     Self-Tuning Actor-Critic Algorithm"; deviation: they learn how much of the clipped ratio is mixed with the unclipped
-    one (leaky V-trace), here the thresholds themselves are learnt. The policy's ratio is clipped by the same ρ̄.
+    one (leaky V-trace), here the thresholds themselves are learnt. The policy's ratio is clipped by the same ρ̄. The
+    advantage's (1 - λ) V + λ v is rlax's; the paper bootstraps it from v_{t+1} alone, which is the same at λ = 1.
     """
     ratio = torch.exp(torch.where(valid, log_ratio, 0.0))
     rho = _at_most(ratio, rho_clip)
@@ -97,7 +96,8 @@ def vtrace(  # noqa: PLR0913 (the paper's quantities, one by one; a structure fo
         correction = error[t] + decay[t] * correction
         corrections.append(correction)
     target = value[:-1] + torch.stack(corrections[::-1])
-    next_target = torch.where(is_last, value[1:], torch.cat([target[1:], value[-1:]]))
+    following = torch.cat([target[1:], value[-1:]])
+    next_target = torch.where(is_last, value[1:], (1.0 - lambda_) * value[1:] + lambda_ * following)
     return Vtrace(target, rho * (reward + discount * next_target - value[:-1]))
 
 
