@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from actors.evaluate import evaluate
+from actors.evaluate import EvaluationResult, evaluate
 from actors.rollout import probe
 from cluster.launch import run
 from cluster.plot import logged_scalars
@@ -69,3 +69,10 @@ def evaluations(
     return {
         policy: _curve(list(states), [score(state.theta, policy) for state in states.values()]) for policy in policies
     }
+
+
+def evaluate_newest(experiment: BaseExperiment, folder: Path, episodes: int) -> EvaluationResult:
+    """Full-life episodes under the sampled policy of a run's newest checkpoint, the same games as in `evaluations`."""
+    algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
+    theta = algorithm.from_tree(load(paths(folder / "checkpoints")[-1])["learner"], device).theta
+    return evaluate(algorithm.network, theta, experiment.env, episodes, experiment.seed + 1_000, False, device, 1)
