@@ -4,6 +4,7 @@ What carries a derivative, and what does not (SPECS of the released codes): valu
 as constants; γ and λ act through the returns, in the advantage and in the critic's target alike.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,13 @@ class LossMetrics(NamedTuple):
     outer_value_loss: Tensor
     entropy: Tensor
     advantage: Tensor
+
+
+class Estimates(NamedTuple):
+    """What a rollout says of its steps under one critic."""
+
+    target: Float[Tensor, "T B"]  # where the critic should be
+    advantage: Float[Tensor, "T B"]  # of the actions taken
 
 
 def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
@@ -79,15 +87,81 @@ def action_log_prob(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> F
     return torch.log_softmax(logits, -1).gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
 
 
-def _targets(trajectory: Trajectory, value: Tensor, gamma: Tensor | float, lambda_: Tensor | float) -> Tensor:
-    return lambda_returns(
-        trajectory.reward.to(value.dtype),
-        autodiff.stop_gradient(value),
-        trajectory.is_terminal,
-        trajectory.is_truncated,
-        gamma,
-        lambda_,
+def inner_heads(outer: OuterObjective) -> tuple[Head, ...]:
+    """Heads that an inner loss needs: policy, inner critic and, where there is one, the outer critic."""
+    return ("logits", "value") + (("outer_value",) if outer.uses_outer_critic else ())
+
+
+def on_policy_estimates(
+    reward: Float[Tensor, "T B"],
+    value: Float[Tensor, "T+1 B"],
+    trajectory: Trajectory,
+    gamma: Float[Tensor, "1"] | float,
+    lambda_: Float[Tensor, "1"] | float,
+) -> Estimates:
+    """λ-returns G over ⊥V and the advantages G - ⊥V; differentiable in rewards, γ and λ.
+
+    `reward` is the trajectory's own or one in its place; of the trajectory only the episodes' ends are looked at.
+    """
+    value = autodiff.stop_gradient(value)
+    is_terminal, is_truncated = trajectory.is_terminal, trajectory.is_truncated
+    target = lambda_returns(reward.to(value.dtype), value, is_terminal, is_truncated, gamma, lambda_)
+    return Estimates(target, target - value[:-1])
+
+
+def actor_critic_loss(
+    outputs: Mapping[Head, Tensor],
+    trajectory: Trajectory,
+    hyper: Hyperparameters,
+    surrogate: Surrogate,
+    estimates: Estimates,
+    weight: Float[Tensor, "T B"],
+) -> tuple[Float[Tensor, ""], LossMetrics]:
+    """What inner losses share: policy gradient, value regression and entropy bonus.
+
+    Equation: mean[-w s(log π) + c_v (G - V)² - c_e H(π)] over valid steps.
+
+    Args:
+        outputs: "logits" [T, B, A] and "value" [T+1, B], as `forward` gives them.
+        trajectory: T steps.
+        hyper: c_v and c_e, "value_coefficient" and "entropy_coefficient".
+        surrogate: s.
+        estimates: G, and the advantages that the metrics show.
+        weight: w, mostly the advantage.
+    """
+    log_probs = torch.log_softmax(outputs["logits"], -1)
+    log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    valid = trajectory.valid
+    # A step that the policy did not choose is no factor of a surrogate's product over the episode.
+    chosen_log_prob = torch.where(valid, log_prob, 0.0)
+    is_last = trajectory.is_terminal | trajectory.is_truncated
+    policy_loss = -masked_mean(weight * surrogate(chosen_log_prob, is_last), valid)
+    error = estimates.target - outputs["value"][:-1]
+    value_loss = masked_mean(hyper["value_coefficient"] * error.square(), valid)
+    entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
+    loss = policy_loss + value_loss + entropy_loss
+    return loss, LossMetrics(
+        policy_loss.detach(),
+        value_loss.detach(),
+        loss.new_zeros(()),
+        masked_mean(entropy.detach(), valid),
+        masked_mean(estimates.advantage.detach(), valid),
     )
+
+
+def with_outer_critic(
+    loss: Float[Tensor, ""],
+    metrics: LossMetrics,
+    target: Float[Tensor, "T B"],
+    value: Float[Tensor, "T+1 B"],
+    valid: Bool[Tensor, "T B"],
+    outer: OuterObjective,
+) -> tuple[Float[Tensor, ""], LossMetrics]:
+    """An inner loss plus the outer critic's regression, c_o mean[(G' - V')²]."""
+    outer_value_loss = masked_mean((target - value[:-1]).square(), valid)
+    loss = loss + outer.outer_critic_coefficient * outer_value_loss
+    return loss, metrics._replace(outer_value_loss=outer_value_loss.detach())
 
 
 def inner_loss(
@@ -108,38 +182,31 @@ def inner_loss(
     Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
     of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
     """
-    heads: tuple[Head, ...] = ("logits", "value") + (("outer_value",) if outer.uses_outer_critic else ())
-    outputs = forward(network, theta, trajectory, heads)
-    log_probs = torch.log_softmax(outputs["logits"], -1)
-    log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    outputs = forward(network, theta, trajectory, inner_heads(outer))
+    estimates = on_policy_estimates(trajectory.reward, outputs["value"], trajectory, hyper["gamma"], hyper["lambda"])
+    advantage = estimates.advantage
+    weight = normalised(advantage, trajectory.valid) if is_advantage_normalised else advantage
+    loss, metrics = actor_critic_loss(outputs, trajectory, hyper, surrogate, estimates, weight)
+    if not outer.uses_outer_critic:
+        return loss, metrics
+    outer_value = outputs["outer_value"]
+    target = on_policy_estimates(trajectory.reward, outer_value, trajectory, outer.gamma, outer.lambda_).target
+    return with_outer_critic(loss, metrics, target, outer_value, trajectory.valid, outer)
 
-    value = outputs["value"]
-    target = _targets(trajectory, value, hyper["gamma"], hyper["lambda"])
-    advantage = target - autodiff.stop_gradient(value[:-1])
-    valid = trajectory.valid
-    # A step that the policy did not choose is no factor of a surrogate's product over the episode.
-    chosen_log_prob = torch.where(valid, log_prob, 0.0)
-    is_last = trajectory.is_terminal | trajectory.is_truncated
-    weight = normalised(advantage, valid) if is_advantage_normalised else advantage
-    policy_loss = -masked_mean(weight * surrogate(chosen_log_prob, is_last), valid)
-    value_loss = masked_mean(hyper["value_coefficient"] * (target - value[:-1]).square(), valid)
-    entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
-    loss = policy_loss + value_loss + entropy_loss
-    outer_value_loss = loss.new_zeros(())
-    if outer.uses_outer_critic:
-        outer_value = outputs["outer_value"]
-        outer_target = _targets(trajectory, outer_value, outer.gamma, outer.lambda_)
-        outer_value_loss = masked_mean((outer_target - outer_value[:-1]).square(), valid)
-        loss = loss + outer.outer_critic_coefficient * outer_value_loss
-    metrics = LossMetrics(
-        policy_loss.detach(),
-        value_loss.detach(),
-        outer_value_loss.detach(),
-        masked_mean(entropy.detach(), valid),
-        masked_mean(advantage.detach(), valid),
-    )
-    return loss, metrics
+
+def outer_critic_head(outer: OuterObjective) -> Head:
+    """The head whose values the outer advantage is over."""
+    return "outer_value" if outer.uses_outer_critic else "value"
+
+
+def policy_gradient_loss(
+    logits: Float[Tensor, "T B A"], trajectory: Trajectory, advantage: Float[Tensor, "T B"], outer: OuterObjective
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """-mean[A' log π] and mean[A'] over valid steps, A' `normalised` in the first where the objective says so."""
+    log_prob = action_log_prob(logits, trajectory)
+    weight = normalised(advantage, trajectory.valid) if outer.is_advantage_normalised else advantage
+    loss = -masked_mean(weight * log_prob, trajectory.valid)
+    return loss, masked_mean(advantage, trajectory.valid)
 
 
 def outer_loss(
@@ -152,11 +219,7 @@ def outer_loss(
 
     Source: "One Step at a Time" eq. 4; debiasing paper eq. 3.
     """
-    critic: Head = "outer_value" if outer.uses_outer_critic else "value"
+    critic = outer_critic_head(outer)
     outputs = forward(network, theta, trajectory, ("logits", critic))
-    value = autodiff.stop_gradient(outputs[critic])
-    advantage = _targets(trajectory, value, outer.gamma, outer.lambda_) - value[:-1]
-    log_prob = action_log_prob(outputs["logits"], trajectory)
-    weight = normalised(advantage, trajectory.valid) if outer.is_advantage_normalised else advantage
-    loss = -masked_mean(weight * log_prob, trajectory.valid)
-    return loss, masked_mean(advantage, trajectory.valid)
+    estimates = on_policy_estimates(trajectory.reward, outputs[critic], trajectory, outer.gamma, outer.lambda_)
+    return policy_gradient_loss(outputs["logits"], trajectory, estimates.advantage, outer)

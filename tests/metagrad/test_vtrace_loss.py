@@ -1,0 +1,230 @@
+import pytest
+import torch
+
+from metagrad.losses import OuterObjective, action_log_prob, forward, inner_loss, outer_loss
+from metagrad.networks import Mlp, build_network
+from metagrad.surrogates import SURROGATES
+from metagrad.vtrace_loss import vtrace_inner_loss, vtrace_outer_loss
+
+A2C = {"gamma": 0.8, "lambda": 0.7, "value_coefficient": 0.5, "entropy_coefficient": 0.01}
+OFF_POLICY = A2C | {"policy_coefficient": 0.9, "rho_clip": 1.2, "c_clip": 0.9}
+STEPS, BATCH, ACTIONS = 5, 4, 3
+
+
+def tensors(values):
+    return {name: torch.tensor([x], dtype=torch.float64) for name, x in values.items()}
+
+
+@pytest.fixture(scope="module")
+def make_problem(make_trajectory):
+    """(seed, is_on_policy) -> (network, θ, trajectory); ratios from about .2 to 5 where the policy is another one."""
+
+    def make(seed=0, is_on_policy=False):
+        generator = torch.Generator().manual_seed(seed)
+        network = build_network(Mlp(hidden=5), (3,), ACTIONS, True)
+        theta = network.init(generator).double()
+        theta += 0.3 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+        trajectory = make_trajectory(generator, STEPS, BATCH, (3,), ACTIONS)
+        log_prob = action_log_prob(forward(network, theta, trajectory, ("logits",))["logits"], trajectory)
+        noise = 0.8 * torch.randn(log_prob.shape, generator=generator, dtype=torch.float64)
+        return network, theta, trajectory._replace(behaviour_log_prob=log_prob - (0.0 if is_on_policy else noise))
+
+    return make
+
+
+def derivatives(loss, theta, values):
+    """∇θ, and all that a meta-gradient takes of it: ∂(∇θ · probe) in θ and in every hyper-parameter, by name."""
+    probe = torch.randn(theta.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    x = theta.clone().requires_grad_()
+    hyper = {name: value.requires_grad_() for name, value in tensors(values).items()}
+    (gradient,) = torch.autograd.grad(loss(x, hyper), x, create_graph=True)
+    inputs = {"theta": x} | hyper
+    products = torch.autograd.grad(gradient @ probe, tuple(inputs.values()), allow_unused=True)
+    return {"gradient": gradient.detach()} | dict(zip(inputs, products, strict=True))
+
+
+class Slow:
+    """The losses row by row: one observation at a time, V-trace by recursion to the episode's or the rollout's end."""
+
+    def __init__(self, network, theta, trajectory):
+        self.network, self.theta, self.trajectory = network, theta, trajectory
+
+    def head(self, name, t, b):
+        return self.network.apply(self.theta, self.trajectory.observation[t, b].unsqueeze(0), (name,))[name][0]
+
+    def log_pi(self, t, b):
+        return torch.log_softmax(self.head("logits", t, b), -1)[self.trajectory.action[t, b]]
+
+    def ratio(self, t, b):
+        log_ratio = self.log_pi(t, b).detach() - self.trajectory.behaviour_log_prob[t, b]
+        return log_ratio.exp().reshape(1) if self.trajectory.valid[t, b] else torch.ones(1, dtype=torch.float64)
+
+    def delta(self, critic, t, b, gamma):
+        successor = 0.0 if self.trajectory.is_terminal[t, b] else gamma * self.head(critic, t + 1, b).detach()
+        return self.trajectory.reward[t, b] + successor - self.head(critic, t, b).detach()
+
+    def goes_on(self, t, b):
+        return t + 1 < STEPS and not (self.trajectory.is_terminal | self.trajectory.is_truncated)[t, b]
+
+    def correction(self, critic, t, b, rates):
+        """v_t - V(s_t)."""
+        gamma, lambda_, rho_clip, c_clip = rates
+        result = torch.minimum(rho_clip, self.ratio(t, b)) * self.delta(critic, t, b, gamma)
+        if self.goes_on(t, b):
+            trace = gamma * lambda_ * torch.minimum(c_clip, self.ratio(t, b))
+            result = result + trace * self.correction(critic, t + 1, b, rates)
+        return result
+
+    def advantage(self, critic, t, b, rates):
+        gamma, lambda_, rho_clip, _ = rates
+        result = self.delta(critic, t, b, gamma)
+        if self.goes_on(t, b):
+            result = result + gamma * lambda_ * self.correction(critic, t + 1, b, rates)
+        return torch.minimum(rho_clip, self.ratio(t, b)) * result
+
+    def squared_error(self, critic, t, b, rates):
+        target = self.head(critic, t, b).detach() + self.correction(critic, t, b, rates)
+        return (target - self.head(critic, t, b)) ** 2
+
+    def rows(self):
+        return [(t, b) for t in range(STEPS) for b in range(BATCH) if self.trajectory.valid[t, b]]
+
+    def inner_loss(self, hyper, surrogate, outer):
+        rates = [hyper[name] for name in ("gamma", "lambda", "rho_clip", "c_clip")]
+        total = 0.0
+        for t, b in self.rows():
+            log_pi = self.log_pi(t, b)
+            score = log_pi if surrogate == "ad" else log_pi.exp() / log_pi.exp().detach()
+            total = total - hyper["policy_coefficient"] * self.advantage("value", t, b, rates) * score
+            total = total + hyper["value_coefficient"] * self.squared_error("value", t, b, rates)
+            log_probs = torch.log_softmax(self.head("logits", t, b), -1)
+            total = total + hyper["entropy_coefficient"] * (log_probs.exp() * log_probs).sum()
+            if outer.uses_outer_critic:
+                squared = self.squared_error("outer_value", t, b, outer_rates(outer))
+                total = total + outer.outer_critic_coefficient * squared
+        return total.sum() / len(self.rows())
+
+    def outer_loss(self, outer):
+        critic = "outer_value" if outer.uses_outer_critic else "value"
+        advantages = [self.advantage(critic, t, b, outer_rates(outer)) for t, b in self.rows()]
+        scores = [self.log_pi(t, b) for t, b in self.rows()]
+        loss = -sum(a * s for a, s in zip(advantages, scores, strict=True)) / len(scores)
+        return loss.squeeze(), (sum(advantages) / len(scores)).squeeze()
+
+
+def outer_rates(outer):
+    return tuple(tensors({"gamma": outer.gamma, "lambda": outer.lambda_, "rho": 1.0, "c": 1.0}).values())
+
+
+@pytest.mark.parametrize("surrogate", ["ad", "lvc"])
+@pytest.mark.parametrize("uses_outer_critic", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed):
+    network, theta, trajectory = make_problem(seed)
+    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+
+    def ours(x, hyper):
+        return vtrace_inner_loss(network, x, hyper, trajectory, SURROGATES[surrogate], outer)[0]
+
+    def slow(x, hyper):
+        return Slow(network, x, trajectory).inner_loss(hyper, surrogate, outer)
+
+    torch.testing.assert_close(ours(theta, tensors(OFF_POLICY)), slow(theta, tensors(OFF_POLICY)))
+    found = derivatives(ours, theta, OFF_POLICY)
+    torch.testing.assert_close(found, derivatives(slow, theta, OFF_POLICY), rtol=1e-9, atol=1e-11)
+    assert set(found) == {"gradient", "theta", *OFF_POLICY}
+    assert all(x.abs().max() > 1e-6 for x in found.values())
+
+
+@pytest.mark.parametrize("uses_outer_critic", [True, False])
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_outer_loss_row_by_row(make_problem, uses_outer_critic, is_normalised):
+    network, theta, trajectory = make_problem(2)
+    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    results = []
+    for function in (
+        lambda x: vtrace_outer_loss(network, x, trajectory, outer),
+        lambda x: Slow(network, x, trajectory).outer_loss(outer),
+    ):
+        x = theta.clone().requires_grad_()
+        loss, advantage = function(x)
+        results.append((loss.detach(), advantage.detach(), torch.autograd.grad(loss, x)[0]))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    if is_normalised:
+        whitened = vtrace_outer_loss(network, theta, trajectory, outer._replace(is_advantage_normalised=True))
+        assert whitened[0] != results[0][0]
+        assert whitened[1] == results[0][1], "the mean that is shown is before"
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("clip", [1.0, 2.5])
+def test_on_policy_it_is_the_a2c_loss_at_any_lambda(make_problem, surrogate, lambda_, clip):
+    network, theta, trajectory = make_problem(3, is_on_policy=True)
+    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    values = A2C | {"lambda": lambda_}
+    rest = tensors({"policy_coefficient": 1.0, "rho_clip": clip, "c_clip": clip})
+
+    def a2c(x, hyper):
+        return inner_loss(network, x, hyper, trajectory, SURROGATES[surrogate], outer)
+
+    def ours(x, hyper):
+        return vtrace_inner_loss(network, x, hyper | rest, trajectory, SURROGATES[surrogate], outer)
+
+    torch.testing.assert_close(ours(theta, tensors(values)), a2c(theta, tensors(values)), rtol=1e-12, atol=1e-14)
+    expected = derivatives(lambda x, h: a2c(x, h)[0], theta, values)
+    torch.testing.assert_close(derivatives(lambda x, h: ours(x, h)[0], theta, values), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("outer", [OuterObjective(0.95, 0.9, True, 0.5), OuterObjective(0.95, 0.9, False, 0.5, True)])
+def test_on_policy_the_outer_loss_is_the_plain_one(make_problem, outer):
+    network, theta, trajectory = make_problem(3, is_on_policy=True)
+    torch.testing.assert_close(
+        vtrace_outer_loss(network, theta, trajectory, outer),
+        outer_loss(network, theta, trajectory, outer),
+        rtol=1e-12,
+        atol=1e-14,
+    )
+
+
+def test_another_policys_rollouts_give_the_own_policys_gradient(make_problem):
+    """One state, one step, each action as often as μ takes it: the mean over μ is the expectation under π."""
+    network, theta, trajectory = make_problem(1)
+    counts = torch.tensor([4, 3, 1])  # of 8: μ
+    action = torch.arange(ACTIONS).repeat_interleave(counts).unsqueeze(0)
+    reward_of = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    no = torch.zeros(1, 8, dtype=torch.bool)
+    stale = trajectory._replace(
+        observation=trajectory.observation[:2, :1].expand(2, 8, 3),
+        action=action,
+        reward=reward_of[action],
+        is_terminal=~no,
+        is_truncated=no,
+        valid=~no,
+        behaviour_log_prob=(counts / 8).double()[action].log(),
+    )
+    values = OFF_POLICY | {"policy_coefficient": 1.0, "rho_clip": 100.0, "value_coefficient": 0.0}
+    hyper = tensors(values | {"entropy_coefficient": 0.0})
+    outer = OuterObjective(0.95, 0.9, False, 0.5)
+
+    def loss(x):
+        return vtrace_inner_loss(network, x, hyper, stale, SURROGATES["lvc"], outer)[0]
+
+    def objective(x):
+        outputs = network.apply(x, trajectory.observation[0, :1], ("logits",))
+        return -(torch.softmax(outputs["logits"][0], -1) * reward_of).sum()
+
+    torch.testing.assert_close(torch.func.grad(loss)(theta), torch.func.grad(objective)(theta))
+    # The curvature of π/μ is that of the expectation too, but for the baseline's, which is 0 in expectation.
+    torch.testing.assert_close(torch.func.hessian(loss)(theta), torch.func.hessian(objective)(theta))
+
+
+def test_metrics(make_problem):
+    network, theta, trajectory = make_problem()
+    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    loss, metrics = vtrace_inner_loss(network, theta, tensors(OFF_POLICY), trajectory, SURROGATES["lvc"], outer)
+    parts = metrics.policy_loss + metrics.value_loss - 0.01 * metrics.entropy + 0.5 * metrics.outer_value_loss
+    torch.testing.assert_close(parts, loss, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(metrics.policy_loss, -0.9 * metrics.advantage)
+    assert metrics.outer_value_loss > 0.0
+    assert not any(metric.requires_grad for metric in metrics)
