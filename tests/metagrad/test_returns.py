@@ -173,7 +173,7 @@ def test_vtrace_equals_the_papers_sum(rollout, gamma, lambda_, rho_clip, c_clip)
 
 @given(rollouts(), UNIT, UNIT, st.floats(1.0, 4.0), st.floats(1.0, 4.0), st.booleans())
 def test_vtrace_on_policy_is_the_lambda_return(rollout, gamma, lambda_, rho_clip, c_clip, is_valid):
-    reward, value, is_terminal, is_truncated = rollout
+    reward, value, is_terminal, _ = rollout
     # Steps that the policy did not choose have ratio 1 whatever is recorded for them.
     log_ratio = torch.zeros_like(reward) if is_valid else torch.full_like(reward, torch.nan)
     valid = torch.full_like(is_terminal, is_valid)

@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from learner.agent import Agent, build_agent
+from learner.config import LearnerConfig
+from learner.intrinsic_reward import IntrinsicRewardParameters
+from learner.state import from_tree, init_state, misfit, to_tree
+from learner.step import meta_update
+from metagrad.errors import ConfigurationError
+from metagrad.intrinsic_reward import intrinsic_loss, reward_network
+from metagrad.losses import outer_loss
+from metagrad.meta_parameters import MetaParameter, MetaVector, hyperparameters, learnt_names, learnt_slices, shown
+from metagrad.networks import Mlp, build_network
+from metagrad.surrogates import SURROGATES
+
+CPU = torch.device("cpu")
+REWARD = Mlp(hidden=4)
+
+
+def parameters(**changes: Any) -> IntrinsicRewardParameters:
+    values: dict[str, Any] = {
+        "gamma": MetaParameter(initial=0.9),
+        "lambda_": MetaParameter(initial=0.8),
+        "value_coefficient": MetaParameter(initial=0.5),
+        "entropy_coefficient": MetaParameter(initial=0.01),
+        "extrinsic_coefficient": MetaParameter(initial=0.9),
+        "intrinsic_coefficient": MetaParameter(initial=0.5),
+        "reward_network": REWARD,
+    }
+    return IntrinsicRewardParameters(**values | changes)
+
+
+MakeAgent = Callable[..., Agent]
+
+
+@pytest.fixture
+def make_lirpg_agent(config: Callable[..., LearnerConfig]) -> MakeAgent:
+    def make(losses: IntrinsicRewardParameters | None = None, has_outer_critic: bool = True, **meta: Any) -> Agent:
+        learner = replace(config(**meta), meta_parameters=losses or parameters())
+        if not has_outer_critic:
+            learner = replace(learner, outer=replace(learner.outer, critic="inner"))
+        return build_agent(learner, build_network(Mlp(hidden=8), (5,), 3, has_outer_critic), (5,), 3)
+
+    return make
+
+
+def test_the_networks_weights_are_declared_after_the_scalars() -> None:
+    declaration = parameters().declaration((5,), 3)
+    scalars = ["gamma", "lambda", "value_coefficient", "entropy_coefficient"]
+    scalars += ["extrinsic_coefficient", "intrinsic_coefficient"]
+    assert list(declaration) == [*scalars, "reward_weights"]
+    assert list(learnt_names(declaration)) == scalars
+    vector = declaration["reward_weights"]
+    assert isinstance(vector, MetaVector)
+    assert vector.size == reward_network(REWARD, (5,), 3).size == 5 * 4 + 4 + 4 * 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("gamma", MetaParameter(initial=0.9, high=1.5)), ("lambda_", MetaParameter(initial=0.9, low=-0.5))],
+)
+def test_bounds_without_a_meaning_are_refused(field: str, value: MetaParameter) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^meta_parameters.{field.rstrip('_')} = .*: .*; .*$"):
+        parameters(**{field: value})
+
+
+def test_the_losses_are_the_librarys_and_the_outer_one_knows_no_intrinsic_reward(
+    make_lirpg_agent: MakeAgent, trajectory: Any
+) -> None:
+    agent = make_lirpg_agent(n=1)
+    state = init_state(agent, 0, CPU)
+    hyper = hyperparameters(agent.declaration, state.eta)
+    lvc = SURROGATES["lvc"]
+    expected = intrinsic_loss(agent.network, state.theta, hyper, trajectory(0), lvc, agent.outer, REWARD)
+    assert torch.equal(agent.problem.loss(state.theta, state.eta, trajectory(0))[0], expected[0])
+    ours = agent.outer_loss(state.theta, state.eta, trajectory(0))
+    for x, y in zip(ours, outer_loss(agent.network, state.theta, trajectory(0), agent.outer), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+@pytest.mark.parametrize("has_outer_critic", [True, False])
+def test_two_updates_move_all_that_is_learnt(
+    make_lirpg_agent: MakeAgent, sampler: Any, n: int, product: str, has_outer_critic: bool
+) -> None:
+    agent = make_lirpg_agent(n=n, product=product, has_outer_critic=has_outer_critic)
+    state = init_state(agent, 0, CPU)
+    before = state.eta
+    for _ in range(2):
+        state, metrics = meta_update(agent, state, sampler)
+        assert all(metrics.meta_gradient)
+        norm = shown(agent.declaration, state.eta)["reward_weights_norm"].item()
+        assert metrics.scalars["eta/reward_weights_norm"] == pytest.approx(norm)
+    at = learnt_slices(agent.declaration)["reward_weights"]
+    assert at.stop - at.start == reward_network(REWARD, (5,), 3).size
+    assert (state.eta != before).all()
+
+
+def test_a_checkpoint_holds_the_network(make_lirpg_agent: MakeAgent, sampler: Any, tmp_path: Path) -> None:
+    agent = make_lirpg_agent(n=1)
+    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
+    torch.save(to_tree(state), tmp_path / "state")
+    tree = torch.load(tmp_path / "state", weights_only=True)
+    assert misfit(tree, agent) is None
+    assert torch.equal(from_tree(tree, CPU).eta, state.eta)
+    assert misfit(tree, make_lirpg_agent(parameters(reward_network=Mlp(hidden=5)), n=1)) == "eta"
