@@ -92,13 +92,13 @@ def _metrics(
         "norm/theta": state.theta.norm(),
     }
     tensors |= outer
-    # Last, so that a NaN is named where it began and not where it ended up.
-    tensors |= {f"eta/{name}": x for name, x in shown(agent.declaration, state.eta).items()}
     components: dict[str, Tensor] = {}
     if gradient is not None:
         components = _components(agent, gradient)
         tensors |= {f"meta_gradient/{name}": x for name, x in components.items()}
         tensors["norm/meta_gradient"] = gradient.norm()
+    # Last, so that a NaN is named where it began and not where it ended up.
+    tensors |= {f"eta/{name}": x for name, x in shown(agent.declaration, state.eta).items()}
     flat = torch.cat([x.reshape(1) for x in tensors.values()])
     scalars = dict(zip(tensors, flat.tolist(), strict=True))
     for name, value in scalars.items():

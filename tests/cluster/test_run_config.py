@@ -25,7 +25,7 @@ PLAIN: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlainExperiment(BaseExperiment):
+class ToyPlainExperiment(BaseExperiment):
     """An experiment of somebody else's algorithm."""
 
     def algorithm(self, spec: EnvironmentSpec) -> Algorithm[Any]:
@@ -53,14 +53,16 @@ class PlainExperiment(BaseExperiment):
     ids=str,
 )
 def test_wrong_values_are_refused_whatever_the_algorithm(tiny: Tiny, changes: dict[str, Any], line: str) -> None:
-    for make in (tiny, lambda **changed: PlainExperiment(**PLAIN | changed)):
+    for make in (tiny, lambda **changed: ToyPlainExperiment(**PLAIN | changed)):
         with pytest.raises(ConfigurationError, match=rf"^{line}") as refusal:
             make(**changes)
         assert "; " in str(refusal.value), "no remedy"
 
 
 def test_bounds_are_inside() -> None:
-    experiment = PlainExperiment(**PLAIN, seed=2**63 - 1, actor_threads=1_024, learner_threads=1, log_every=1, actors=1)
+    experiment = ToyPlainExperiment(
+        **PLAIN, seed=2**63 - 1, actor_threads=1_024, learner_threads=1, log_every=1, actors=1
+    )
     assert experiment.steps_per_rollout == 4 * 3
     assert not experiment.has_outer_critic, "only who has one says so"
 

@@ -1,38 +1,22 @@
-from dataclasses import replace
+import math
 from typing import Any
 
 import pytest
-import torch
 
-from learner.config import MetaGradientConfig, OuterConfig
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig, RmsPropConfig, SgdConfig
+from learner.config import BootstrapConfig, MetaGradientConfig, OuterConfig
+from learner.optimizer_config import AdamConfig
+from metagrad.bootstrap import Matching
 from metagrad.errors import ConfigurationError
-from metagrad.meta_parameters import MetaParameter
+from metagrad.losses import OuterObjective
 
 ADAM = AdamConfig(learning_rate=0.1)
 NAN = float("nan")
-RATES = {name: MetaParameter(initial=0.5) for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")}
+TARGET = BootstrapConfig(updates=1)
 
 
 @pytest.mark.parametrize(
     ("kind", "fields", "field"),
     [
-        (SgdConfig, {"learning_rate": 0.0}, "learning_rate"),
-        (SgdConfig, {"learning_rate": NAN}, "learning_rate"),
-        (SgdConfig, {"learning_rate": float("inf")}, "learning_rate"),
-        (SgdConfig, {"learning_rate": 0.1, "momentum": 1.0}, "momentum"),
-        (RmsPropConfig, {"learning_rate": -1.0}, "learning_rate"),
-        (RmsPropConfig, {"learning_rate": 0.1, "decay": 1.0}, "decay"),
-        (RmsPropConfig, {"learning_rate": 0.1, "eps": -1.0}, "eps"),
-        (RmsPropConfig, {"learning_rate": 0.1, "eps_root": NAN}, "eps_root"),
-        (RmsPropConfig, {"learning_rate": 0.1, "eps_root": 0.0}, "eps_root"),
-        (AdamConfig, {"learning_rate": 0.1, "eps": 0.0}, "eps_root"),
-        (AdamConfig, {"learning_rate": 0.1, "annealing_updates": 0}, "annealing_updates"),
-        (AdamConfig, {"learning_rate": 0.1, "max_gradient_norm": 0.0}, "max_gradient_norm"),
-        (AdamConfig, {"learning_rate": 0.1, "max_gradient_norm": NAN}, "max_gradient_norm"),
-        (AdamConfig, {"learning_rate": 0.1, "beta1": 1.0}, "beta1"),
-        (AdamConfig, {"learning_rate": 0.1, "beta2": -0.1}, "beta2"),
         (MetaGradientConfig, {"n": -1, "optimizer": ADAM}, "meta.n"),
         (MetaGradientConfig, {"n": 3, "optimizer": ADAM, "kappa": 0.5}, "meta.kappa"),
         (MetaGradientConfig, {"n": 3, "optimizer": ADAM, "kappa": 0.0, "estimator": "mix"}, "meta.kappa"),
@@ -45,8 +29,18 @@ RATES = {name: MetaParameter(initial=0.5) for name in ("gamma", "lambda_", "valu
         (OuterConfig, {"gamma": 1.1, "lambda_": 0.5, "critic": "outer"}, "outer.gamma"),
         (OuterConfig, {"gamma": 1.0, "lambda_": NAN, "critic": "outer"}, "outer.lambda"),
         (OuterConfig, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "critic_coefficient": -1.0}, "critic_coeff"),
-        (A2cParameters, RATES | {"gamma": MetaParameter(initial=0.9, high=1.5)}, "gamma"),
-        (A2cParameters, RATES | {"lambda_": MetaParameter(initial=0.9, low=-0.5)}, "lambda"),
+        (BootstrapConfig, {"updates": -1}, "bootstrap.updates"),
+        (BootstrapConfig, {"updates": 1, "value_coefficient": -0.5}, "bootstrap.value_coefficient"),
+        (BootstrapConfig, {"updates": 1, "value_coefficient": NAN}, "bootstrap.value_coefficient"),
+        (BootstrapConfig, {"updates": 1, "value_coefficient": math.inf}, "bootstrap.value_coefficient"),
+        (BootstrapConfig, {"value_coefficient": 0.5}, "bootstrap.value_coefficient"),
+        (BootstrapConfig, {"direction": "online||target"}, "bootstrap.direction"),
+        (MetaGradientConfig, {"n": 0, "optimizer": ADAM, "bootstrap": TARGET}, "meta.bootstrap.updates"),
+        (
+            MetaGradientConfig,
+            {"n": 2, "optimizer": ADAM, "bootstrap": TARGET, "estimator": "mix"},
+            "meta.bootstrap.updates",
+        ),
     ],
 )
 def test_wrong_values_are_refused_with_field_and_value(kind: Any, fields: dict[str, Any], field: str) -> None:
@@ -59,26 +53,15 @@ def test_mix_weights_take_every_kappa_that_is_allowed() -> None:
         MetaGradientConfig(n=3, estimator="mix", kappa=kappa, optimizer=ADAM)
 
 
-@pytest.mark.parametrize("kind", [SgdConfig, RmsPropConfig, AdamConfig])
-def test_annealing_and_clip_reach_the_optimizer(kind: Any) -> None:
-    one = torch.ones(1)
-    plain = kind(learning_rate=0.5)
-    optimizer = replace(plain, annealing_updates=2, max_gradient_norm=1e-3).build()
-    state = optimizer.init(one)
-    steps = []
-    theta = one
-    for _ in range(3):
-        moved, state = optimizer.update(100 * one, state, theta, one)
-        steps.append((theta - moved).item())
-        theta = moved
-    assert steps[0] > 0
-    assert steps[2] == 0, "the step size is 0 after annealing_updates updates"
-    if kind is SgdConfig:  # the only one whose step shows the gradient's size
-        assert steps[0] == pytest.approx(0.5 * 1e-3, rel=1e-4)
-        assert steps[1] == pytest.approx(0.25 * 1e-3, rel=1e-4)
+@pytest.mark.parametrize("estimator", [{"estimator": "n-step"}, {"estimator": "trace", "mu": 0.5}])
+@pytest.mark.parametrize("strategy", ["discard", "sequential"])
+def test_a_target_goes_with_every_other_scheme(estimator: dict[str, Any], strategy: Any) -> None:
+    MetaGradientConfig(n=2, optimizer=ADAM, bootstrap=TARGET, strategy=strategy, **estimator)
 
 
-def test_meta_parameters_are_declared_in_the_order_of_eta(config: Any) -> None:
-    declaration = config(n=1).meta_parameters.declaration((5,), 3)
-    assert list(declaration) == ["gamma", "lambda", "value_coefficient", "entropy_coefficient"]
-    assert [p.initial for p in declaration.values()] == [0.8, 0.9, 0.5, 0.01]
+def test_the_library_is_told_the_same() -> None:
+    bootstrap = BootstrapConfig(updates=2, direction="online||target", value_coefficient=0.25)
+    assert bootstrap.matching == Matching(direction="online||target", value_coefficient=0.25)
+    outer = OuterConfig(gamma=0.9, lambda_=0.8, critic="inner", critic_coefficient=0.7, is_advantage_normalised=True)
+    assert outer.objective == OuterObjective(0.9, 0.8, False, 0.7, True)
+    assert OuterConfig(gamma=1.0, lambda_=1.0, critic="outer").objective == OuterObjective(1.0, 1.0, True, 0.5, False)

@@ -277,3 +277,12 @@ def test_an_overflow_is_no_nan_and_ends_the_run_too(make_agent: MakeAgent, sampl
 
     with pytest.raises(NonFinite, match=r"^loss/inner became inf at update 1$"):
         meta_update(agent, init_state(agent, 0, CPU), large)
+
+
+def test_a_meta_gradient_that_is_no_number_is_named_before_the_meta_parameter_that_it_ruins(
+    make_agent: MakeAgent, sampler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(n=1)
+    monkeypatch.setattr("learner.step.eta_gradient", lambda *_: torch.tensor([1.0, torch.nan]))
+    with pytest.raises(NonFinite, match=r"^meta_gradient/entropy_coefficient became nan at update 1$"):
+        meta_update(agent, init_state(agent, 0, CPU), sampler)

@@ -1,0 +1,371 @@
+"""The look-ahead's own parts; bootstrapped targets against the papers' equations written out slowly in float64."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from learner import lookahead
+from learner.agent import Agent
+from learner.checkpoint import load, save
+from learner.config import BootstrapConfig
+from learner.lookahead import Clock, estimate_meta_gradient, look_ahead
+from learner.state import LearnerState, from_tree, init_state, to_tree
+from learner.step import NonFinite, meta_update
+from metagrad.types import Trajectory, WeightSnapshot
+
+MakeAgent = Callable[..., Agent]
+CPU = torch.device("cpu")
+
+
+class Moments(NamedTuple):
+    """State of the slow Adam."""
+
+    count: int
+    first: Tensor
+    second: Tensor
+
+
+def adam(theta: Tensor, gradient: Tensor, state: Moments) -> tuple[Tensor, Moments]:
+    """Kingma & Ba, Algorithm 1, with the step size and the clip of the tests' configuration."""
+    gradient = gradient * min(1.0, 0.5 / (gradient.norm().item() + 1e-6))
+    count, first = state.count + 1, 0.9 * state.first + 0.1 * gradient
+    second = 0.999 * state.second + 0.001 * gradient**2
+    corrected = first / (1 - 0.9**count), second / (1 - 0.999**count)
+    return theta - 0.01 * corrected[0] / (corrected[1].sqrt() + 1e-8), Moments(count, first, second)
+
+
+class Heads(NamedTuple):
+    """Outputs on all T + 1 observations."""
+
+    log_pi: Tensor
+    value: Tensor
+    outer_value: Tensor
+
+
+class Slow:
+    """Losses of the tests' agent from the papers; what a stop-gradient holds is computed at parameters of its own."""
+
+    def __init__(self, agent: Agent):
+        self.network = agent.network
+        self.is_lvc = agent.meta.surrogate == "lvc"
+
+    def heads(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> Heads:
+        """The outer critic's features are those of `frozen`, since no derivative of its loss goes through them."""
+        own, of_frozen = self.network.layout.unflatten(theta), self.network.layout.unflatten(frozen)
+        outer = {name: own[name] if name.startswith("outer_value") else x for name, x in of_frozen.items()}
+
+        def apply(parameters: Tensor, head: Any) -> Tensor:
+            outputs = self.network.apply(parameters, trajectory.observation.flatten(0, 1), (head,))
+            return outputs[head].unflatten(0, trajectory.observation.shape[:2])
+
+        log_pi = torch.log_softmax(apply(theta, "logits"), -1)
+        return Heads(log_pi, apply(theta, "value"), apply(self.network.layout.flatten(outer), "outer_value"))
+
+    def returns(self, trajectory: Trajectory, value: Tensor, gamma: Any, lambda_: float) -> Tensor:
+        """Gₜ = rₜ + γ ((1 - λ) Vₜ₊₁ + λ Gₜ₊₁), nothing beyond an end."""
+        following, rows = value[-1], []
+        for t in reversed(range(len(trajectory.reward))):
+            beyond = (1 - lambda_) * value[t + 1] + lambda_ * following
+            following = trajectory.reward[t] + gamma * torch.where(trajectory.is_terminal[t], 0.0, beyond)
+            rows.append(following)
+        return torch.stack(rows[::-1])
+
+    def chosen(self, heads: Heads, trajectory: Trajectory) -> Tensor:
+        return heads.log_pi[:-1].gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+
+    def inner_gradient(self, theta: Tensor, frozen: Tensor, eta: Tensor, trajectory: Trajectory) -> Tensor:
+        """∇θ of the A2C loss; what is constant in it comes from the parameters `frozen`."""
+        x = theta.detach().requires_grad_()
+        gamma, entropy_coefficient = torch.sigmoid(eta)
+        heads, constant = self.heads(x, frozen, trajectory), self.heads(frozen, frozen, trajectory)
+        target = self.returns(trajectory, constant.value, gamma, 0.9)
+        outer_target = self.returns(trajectory, constant.outer_value, 0.99, 0.95)
+        log_pi = self.chosen(heads, trajectory)
+        factor = (log_pi - self.chosen(constant, trajectory)).exp() if self.is_lvc else log_pi
+        entropy = -(heads.log_pi.exp() * heads.log_pi).sum(-1)[:-1]
+        rows = -(target - constant.value[:-1]) * factor + 0.5 * (target - heads.value[:-1]) ** 2
+        rows = rows - entropy_coefficient * entropy + 0.5 * (outer_target - heads.outer_value[:-1]) ** 2
+        return torch.autograd.grad(rows[trajectory.valid].mean(), x)[0]
+
+    def outer(self, theta: Tensor, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+        """∇θ L', L' and the mean outer advantage."""
+        x = theta.detach().requires_grad_()
+        value = self.heads(theta, theta, trajectory).outer_value
+        advantage = self.returns(trajectory, value, 0.99, 0.95) - value[:-1]
+        log_pi = self.chosen(self.heads(x, theta, trajectory), trajectory)
+        loss = -(advantage * log_pi)[trajectory.valid].mean()
+        return torch.autograd.grad(loss, x)[0], loss.detach(), advantage[trajectory.valid].mean()
+
+    def distance(self, theta: Tensor, target: Tensor, trajectory: Trajectory, config: BootstrapConfig) -> Tensor:
+        """KL of the policies, Σ p (log p - log q), and the squared distance of the values."""
+        online, aim = (self.heads(x, x, trajectory) for x in (theta, target))
+        p, q = (aim, online) if config.direction == "target||online" else (online, aim)
+        kl = (p.log_pi.exp() * (p.log_pi - q.log_pi)).sum(-1)[:-1]
+        values = (aim.value - online.value)[:-1] ** 2
+        return (kl + config.value_coefficient * values)[trajectory.valid].mean()
+
+
+def in_float64(trajectory: Trajectory) -> Trajectory:
+    return Trajectory(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in trajectory))
+
+
+def float64_state(agent: Agent) -> LearnerState:
+    state = init_state(agent, 0, CPU)
+    theta, eta = state.theta.double(), state.eta.double()
+    optimizer = agent.problem.optimizer.init(theta)
+    return state._replace(
+        theta=theta,
+        eta=eta,
+        optimizer=optimizer,
+        meta_optimizer=agent.meta_optimizer.init(eta),
+        target_optimizer=optimizer if agent.meta.bootstrap.updates else state.target_optimizer,
+    )
+
+
+def derivative(function: Callable[[Tensor], Tensor], point: Tensor, step: float = 1e-2) -> Tensor:
+    """Central differences of fourth order."""
+
+    def along(direction: Tensor) -> float:
+        near, far = (
+            (function(point + h * direction) - function(point - h * direction)).item() / (2 * h)
+            for h in (step, 2 * step)
+        )
+        return (4 * near - far) / 3
+
+    directions = torch.eye(len(point), dtype=point.dtype)
+    return torch.tensor([along(direction) for direction in directions], dtype=point.dtype)
+
+
+@pytest.mark.parametrize(
+    ("n", "updates", "strategy", "direction", "value_coefficient", "surrogate", "product"),
+    [
+        (1, 1, "discard", "target||online", 0.0, "ad", "retain"),
+        (1, 1, "sequential", "online||target", 0.5, "lvc", "recompute"),
+        (1, 2, "discard", "online||target", 0.0, "lvc", "retain"),
+        (1, 2, "sequential", "target||online", 0.5, "ad", "recompute"),
+        (2, 1, "discard", "target||online", 0.5, "lvc", "recompute"),
+        (2, 1, "sequential", "online||target", 0.0, "ad", "retain"),
+        (2, 2, "discard", "online||target", 0.5, "ad", "retain"),
+        (2, 2, "sequential", "target||online", 0.0, "lvc", "recompute"),
+    ],
+)
+def test_a_bootstrapped_update_is_the_papers(
+    make_agent: MakeAgent,
+    sampler: Any,
+    trajectory: Any,
+    n: int,
+    updates: int,
+    strategy: str,
+    direction: Any,
+    value_coefficient: float,
+    surrogate: str,
+    product: str,
+) -> None:
+    """Debiasing paper, §2 and Figure 1b: θₙ should have come where L more updates lead, the last one on L'."""
+    bootstrap = BootstrapConfig(updates=updates, direction=direction, value_coefficient=value_coefficient)
+    agent = make_agent(n=n, strategy=strategy, surrogate=surrogate, product=product, bootstrap=bootstrap)
+    slow = Slow(agent)
+
+    def sample(snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
+        return in_float64(sampler(snapshot, lookahead_step))
+
+    state = float64_state(agent)
+    for _ in range(2):  # moments away from 0, where Adam's step would hardly depend on the gradient
+        state, _ = meta_update(agent, state, sample)
+    new, metrics = meta_update(agent, state, sample)
+
+    # The sampler gives a trajectory by version; under `sequential` the first one is carried over.
+    after = state.version + n
+    batches = [in_float64(trajectory(version)) for version in range(state.version, after + updates + 1)]
+    real = [batches[0] if state.carry is None else state.carry, *batches[1:n]]
+
+    def unrolled(eta: Tensor, bases: list[Tensor]) -> list[Tensor]:
+        """θ₀…θₙ under η, constants as at `bases` or, beyond them, as at θ itself."""
+        theta, moments = state.theta, Moments(state.optimizer.count, *state.optimizer.moments)
+        thetas = [theta]
+        for i, batch in enumerate(real):
+            gradient = slow.inner_gradient(theta, bases[i] if bases else theta, eta, batch)
+            theta, moments = adam(theta, gradient, moments)
+            thetas.append(theta)
+        return thetas
+
+    path = unrolled(state.eta, [])
+    target, target_moments = path[n], Moments(state.target_optimizer.count, *state.target_optimizer.moments)
+    for batch in batches[n : n + updates - 1]:
+        target, target_moments = adam(target, slow.inner_gradient(target, target, state.eta, batch), target_moments)
+    gradient, outer_loss, advantage = slow.outer(target, batches[n + updates - 1])
+    target, target_moments = adam(target, gradient, target_moments)
+
+    def objective(eta: Tensor) -> Tensor:
+        return slow.distance(unrolled(eta, path)[n], target, batches[n + updates], bootstrap)
+
+    torch.testing.assert_close(sampler.thetas[-1], target, rtol=1e-9, atol=1e-12)
+    expected = derivative(objective, state.eta)
+    assert expected.abs().min() > 1e-9
+    torch.testing.assert_close(torch.tensor(metrics.meta_gradient, dtype=torch.float64), expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(new.theta, path[1 if strategy == "discard" else n], rtol=1e-9, atol=1e-12)
+    assert new.target_optimizer.count == target_moments.count == 3 * updates
+    torch.testing.assert_close(new.target_optimizer.moments, target_moments[1:], rtol=1e-8, atol=1e-14)
+    for name, value in (
+        ("loss/matching", objective(state.eta)),
+        ("loss/outer", outer_loss),
+        ("advantage/outer_mean", advantage),
+    ):
+        assert metrics.scalars[name] == pytest.approx(value.item(), rel=1e-8, abs=1e-14), name
+
+
+def bootstrapped(make_agent: MakeAgent, updates: int = 1, **meta: Any) -> Agent:
+    return make_agent(**meta, bootstrap=BootstrapConfig(updates=updates))
+
+
+@pytest.mark.parametrize(("n", "updates"), [(1, 1), (1, 2), (2, 1), (2, 3)])
+def test_a_target_asks_for_each_version_once_in_order(
+    make_agent: MakeAgent, sampler: Any, n: int, updates: int
+) -> None:
+    agent = bootstrapped(make_agent, updates, n=n)
+    state = init_state(agent, 0, CPU)
+    for _ in range(3):
+        state, _ = meta_update(agent, state, sampler)
+    versions, steps = zip(*sampler.calls, strict=True)
+    assert versions == tuple(range(3 * (n + updates + 1)))
+    assert steps == tuple(range(n + updates + 1)) * 3
+    assert (state.update, state.version, state.carry) == (3, 3 * (n + updates + 1), None)
+    assert torch.equal(sampler.thetas[n + updates + 1], sampler.thetas[1]), "the next real rollout is under θ₁"
+
+
+@pytest.mark.parametrize(("n", "updates"), [(1, 1), (2, 2)])
+def test_a_target_beyond_real_updates_is_looked_ahead_to_and_the_batch_before_it_carried(
+    make_agent: MakeAgent, sampler: Any, n: int, updates: int
+) -> None:
+    agent = bootstrapped(make_agent, updates, n=n, strategy="sequential")
+    state = init_state(agent, 0, CPU)
+    for window in range(1, 4):
+        state, _ = meta_update(agent, state, sampler)
+        at_last = sampler.calls[-1 - updates]
+        assert state.carry is not None
+        assert state.carry.policy_version == at_last[0]
+        assert torch.equal(sampler.thetas[-1 - updates], state.theta), "sampled under the parameters that are kept"
+        assert state.update == n * window
+    versions, steps = zip(*sampler.calls, strict=True)
+    assert versions == tuple(range(1 + 3 * (n + updates)))
+    assert steps == (0, *((0,) * n + tuple(range(n + 1, n + updates + 1))) * 3)
+
+
+@pytest.mark.parametrize("strategy", ["discard", "sequential"])
+def test_the_targets_optimizer_goes_on_from_update_to_update_and_through_a_checkpoint(
+    make_agent: MakeAgent, sampler: Any, tmp_path: Path, strategy: str
+) -> None:
+    agent = bootstrapped(make_agent, 2, n=2, strategy=strategy)
+    state = init_state(agent, 0, CPU)
+    assert state.target_optimizer.count == 0
+    for update in range(1, 3):
+        before = state.target_optimizer
+        state, _ = meta_update(agent, state, sampler)
+        assert state.target_optimizer.count == 2 * update
+        assert not any(map(torch.equal, before.moments, state.target_optimizer.moments))
+        assert not any(map(torch.equal, state.optimizer.moments, state.target_optimizer.moments))
+    restored = from_tree(load(save(tmp_path, 1, to_tree(state), keep=1)), CPU)
+    states = []
+    for each in (state, restored):
+        new, metrics = meta_update(agent, each, sampler)
+        states.append((new.target_optimizer, metrics.meta_gradient, metrics.scalars["loss/matching"]))
+    (left, *scalars), (right, *others) = states
+    assert (left.count, scalars) == (right.count, others)
+    assert all(map(torch.equal, left.moments, right.moments))
+    assert not any(x.requires_grad for x in left.moments)
+
+
+def test_the_targets_moments_count(make_agent: MakeAgent, sampler: Any) -> None:
+    """A target from a fresh optimizer is another one: the state is used, not merely kept."""
+    agent = bootstrapped(make_agent, 1, n=1)
+    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
+    fresh = state._replace(target_optimizer=agent.problem.optimizer.init(state.theta))
+    gradients = [meta_update(agent, each, sampler)[1].meta_gradient for each in (state, fresh)]
+    assert gradients[0] != gradients[1]
+
+
+@pytest.mark.parametrize("strategy", ["discard", "sequential"])
+def test_without_a_target_its_optimizer_is_empty_and_there_is_no_distance(
+    make_agent: MakeAgent, sampler: Any, strategy: str
+) -> None:
+    agent = make_agent(n=2, strategy=strategy)
+    state, metrics = meta_update(agent, init_state(agent, 0, CPU), sampler)
+    assert state.target_optimizer.count == 0
+    assert [x.numel() for x in state.target_optimizer.moments] == [0, 0]
+    assert "loss/matching" not in metrics.scalars
+
+
+def test_with_nothing_learnt_a_target_changes_nothing(make_agent: MakeAgent, sampler: Any) -> None:
+    plain, target = make_agent(is_learnt=False, n=1), bootstrapped(make_agent, 1, n=1, is_learnt=False)
+    states = [meta_update(agent, init_state(agent, 0, CPU), sampler)[0] for agent in (plain, target)]
+    assert torch.equal(states[0].theta, states[1].theta)
+    assert all(map(torch.equal, states[0].optimizer.moments, states[1].optimizer.moments))
+
+
+def test_a_trace_decays_on_its_way_from_the_target(make_agent: MakeAgent, sampler: Any) -> None:
+    def components(n: int, **estimator: Any) -> Tensor:
+        agent = bootstrapped(make_agent, 1, n=n, **estimator)
+        return estimate_meta_gradient(agent, init_state(agent, 0, CPU), sampler)
+
+    torch.testing.assert_close(components(1, estimator="trace", mu=0.1), components(1), rtol=1e-5, atol=0.0)
+    fast, slow = (components(3, estimator="trace", mu=mu) for mu in (0.1, 0.9))
+    assert (fast - slow).norm() > 1e-3 * slow.norm()
+
+
+@pytest.mark.parametrize(("step", "field", "name"), [(2, "reward", "loss/outer"), (3, "observation", "loss/matching")])
+def test_what_is_not_finite_beyond_the_look_ahead_is_named(
+    make_agent: MakeAgent, sampler: Any, step: int, field: str, name: str
+) -> None:
+    agent = bootstrapped(make_agent, 1, n=2)
+
+    def broken(snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
+        batch: Trajectory = sampler(snapshot, lookahead_step)
+        is_broken = lookahead_step == step
+        return batch._replace(**{field: torch.full_like(getattr(batch, field), torch.nan)}) if is_broken else batch
+
+    with pytest.raises(NonFinite, match=rf"^{name} became nan at update 1$"):
+        meta_update(agent, init_state(agent, 0, CPU), broken)
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_an_estimate_is_the_gradient_of_an_update_and_updates_nothing(
+    make_agent: MakeAgent, sampler: Any, updates: int
+) -> None:
+    agent = bootstrapped(make_agent, updates, n=2)
+    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
+    copies = [x.clone() for x in (state.theta, state.eta, *state.optimizer.moments, *state.target_optimizer.moments)]
+    estimate = estimate_meta_gradient(agent, state, sampler)
+    after = (state.theta, state.eta, *state.optimizer.moments, *state.target_optimizer.moments)
+    assert all(map(torch.equal, copies, after))
+    assert tuple(estimate.tolist()) == meta_update(agent, state, sampler)[1].meta_gradient
+    calls = sampler.calls[-2 * (3 + updates) :]
+    assert calls[: 3 + updates] == calls[3 + updates :], "the versions that were asked for are free again"
+
+
+def test_outer_gradients_are_those_that_have_a_weight(make_agent: MakeAgent, sampler: Any) -> None:
+    def given(**meta: Any) -> list[bool]:
+        agent = make_agent(n=3, **meta)
+        ahead = look_ahead(agent, init_state(agent, 0, CPU), sampler, Clock())
+        assert (len(ahead.updates), ahead.version, ahead.last_batch.policy_version) == (
+            3,
+            3 + agent.meta.bootstrap.updates,
+            3,
+        )
+        return [gradient is not None for gradient in ahead.outer_gradients]
+
+    assert given() == [False, False, True]
+    assert given(estimator="mix") == [True, True, True]
+    assert given(bootstrap=BootstrapConfig(updates=2)) == [False, False, True]
+
+
+def test_a_clock_adds_up_the_laps_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 11.0, 13.0, 17.0])
+    monkeypatch.setattr(lookahead.time, "perf_counter", lambda: next(times))
+    clock = Clock()
+    for phase in ("sample", "inner", "sample"):
+        clock.lap(phase)
+    assert clock.phases == {"sample": 1.0 + 4.0, "inner": 2.0}
