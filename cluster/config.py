@@ -4,16 +4,26 @@ import dataclasses
 from dataclasses import dataclass
 
 from actors.envs.atari import AtariConfig
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, EnvironmentSpec
 from actors.envs.snake import SnakeConfig
 from cluster.run_config import BaseExperiment
 from learner.agent import build_agent
 from learner.algorithm import MetaGradientActorCritic
 from learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
+from learner.intrinsic_reward import IntrinsicRewardParameters
 from learner.meta_parameters import A2cParameters, MetaParametersConfig
 from learner.optimizer_config import OptimizerConfig
+from learner.vtrace_parameters import VtraceParameters
 from metagrad.errors import require
-from metagrad.networks import NatureCnn, PolicyOnly, SnakeCnn, build_network
+from metagrad.networks import (
+    ImpalaCnn,
+    NatureCnn,
+    NetworkSpec,
+    PolicyOnly,
+    SnakeCnn,
+    SnakeTorsoCnn,
+    build_network,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,21 +73,15 @@ class Experiment(BaseExperiment):
         )
 
     def _check_network(self) -> None:
-        for f in dataclasses.fields(self.network):
-            size = getattr(self.network, f.name)
-            rule = "a layer has at least one unit, and at most 2^20"
-            is_size = isinstance(size, int)  # other numbers are checked where they are declared
-            require(not is_size or 1 <= size <= 2**20, f"network.{f.name}", size, rule, "change it")
+        _check_spec("network", self.network, self.env)
+        for f in dataclasses.fields(self.meta_parameters):
+            value = getattr(self.meta_parameters, f.name)
+            if isinstance(value, NetworkSpec):
+                _check_spec(f"meta_parameters.{f.name}", value, self.env)
         network = type(self.network).__name__
+        has_critics = not isinstance(self.network, PolicyOnly)
         require(
-            not isinstance(self.network, NatureCnn) or isinstance(self.env, AtariConfig),
-            "network",
-            network,
-            "expects Atari screens",
-            "use an Atari environment or another network",
-        )
-        require(
-            not isinstance(self.network, PolicyOnly) or not isinstance(self.meta_parameters, A2cParameters),
+            has_critics or not isinstance(self.meta_parameters, _LOSSES_WITH_CRITICS),
             "network",
             network,
             "has no critics, which this loss learns",
@@ -85,19 +89,7 @@ class Experiment(BaseExperiment):
         )
         coefficient = self.meta.bootstrap.value_coefficient
         rule = f"matches critics, and {network} has none"
-        has_critics = not isinstance(self.network, PolicyOnly)
         require(has_critics or not coefficient, "meta.bootstrap.value_coefficient", coefficient, rule, "leave it out")
-        if isinstance(self.network, NatureCnn) and isinstance(self.env, AtariConfig):
-            size = self.env.frame_size
-            rule = "the three convolutions of NatureCnn need 36 pixels"
-            require(size >= 36, "env.frame_size", size, rule, "use 36 or more; the papers use 84")
-        require(
-            not isinstance(self.network, SnakeCnn) or isinstance(self.env, SnakeConfig),
-            "network",
-            network,
-            "expects Snake boards",
-            "use a Snake environment or another network",
-        )
 
     def algorithm(self, spec: EnvironmentSpec) -> MetaGradientActorCritic:
         shape, actions = spec.observation_shape, spec.num_actions
@@ -115,3 +107,30 @@ class Experiment(BaseExperiment):
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
         return self.outer.critic == "outer" and not isinstance(self.network, PolicyOnly)
+
+
+_LOSSES_WITH_CRITICS = A2cParameters | VtraceParameters | IntrinsicRewardParameters
+
+
+def _check_spec(field: str, network: NetworkSpec, env: EnvironmentConfig) -> None:
+    """Refuse layers without units, and observations that this network cannot have."""
+    for f in dataclasses.fields(network):
+        size = getattr(network, f.name)
+        rule = "a layer has at least one unit, and at most 2^20"
+        is_size = isinstance(size, int)  # other numbers are checked where they are declared
+        require(not is_size or 1 <= size <= 2**20, f"{field}.{f.name}", size, rule, "change it")
+    name = type(network).__name__
+    is_atari, is_snake = isinstance(env, AtariConfig), isinstance(env, SnakeConfig)
+    rule, remedy = "expects Atari screens", "use an Atari environment or another network"
+    require(is_atari or not isinstance(network, NatureCnn | ImpalaCnn), field, name, rule, remedy)
+    rule, remedy = "expects Snake boards", "use a Snake environment or another network"
+    require(is_snake or not isinstance(network, SnakeCnn | SnakeTorsoCnn), field, name, rule, remedy)
+    if isinstance(network, NatureCnn) and isinstance(env, AtariConfig):
+        size = env.frame_size
+        rule = "the three convolutions of NatureCnn need 36 pixels"
+        require(size >= 36, "env.frame_size", size, rule, "use 36 or more; the papers use 84")
+    if isinstance(network, SnakeTorsoCnn) and isinstance(env, SnakeConfig):
+        sides = f"{env.rows} x {env.columns}"
+        rule = "the two poolings of SnakeTorsoCnn need 4 rows and 4 columns"
+        remedy = "use a larger board or another network"
+        require(min(env.rows, env.columns) >= 4, "env.rows, columns", sides, rule, remedy)
