@@ -119,6 +119,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
         seed=settings["seed"],
         updates=settings["updates"],
         environments=settings["environments"],
+        rollout_length=settings["rollout_length"],
         actors=1,
         topology="colocated",
         device="cpu",
