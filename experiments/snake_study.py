@@ -75,10 +75,8 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
     }
     parts: dict[str, Settings] = {}
     for seed in range(1, 1 + (min(seeds, QUICK_SEEDS) if is_quick else seeds)):  # release: seeds 1 to 10
-        for arm in ARMS:
-            if seed == 1 or arm not in ONE_SEED:
-                parts[f"{arm}-seed{seed}"] = {"arm": arm, "seed": seed, **length}
-    return parts
+        parts |= {f"{arm}-seed{seed}": {"arm": arm, "seed": seed, **length} for arm in ARMS if arm not in ONE_SEED}
+    return parts | {f"{arm}-seed1": {"arm": arm, "seed": 1, **length} for arm in ONE_SEED}
 
 
 def run_part(settings: Settings, folder: Path) -> Result:
@@ -86,7 +84,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
 
     Returns:
         "eta/gamma" and "advantage/outer_mean": means of each epoch; "sampled" and "greedy": mean returns of full
-        episodes, before training and after each epoch; "wall_seconds", "frames_real" and "frames_lookahead" of training.
+        episodes, before training and after each epoch; of training "wall_seconds", "frames_real", "frames_lookahead".
     """
     experiment = replace(
         arm_experiment(ARMS[settings["arm"]]),
