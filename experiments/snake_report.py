@@ -133,12 +133,14 @@ def _panel(curves: Mapping[str, Curves], title: str, label: str, arms: Sequence[
 
 def _draw(folder: Path, quantities: Mapping[str, Mapping[str, Curves]]) -> list[tuple[str, str]]:
     main, extra = list(TITLES)[:5], ["mg", "mg-outer", *list(TITLES)[5:]]
-    shown = (("discount", "discount", "γ"), ("return", "return", "mean of full episodes"))
-    advantage = ("advantage", "outer advantage", "mean of an epoch")
-    line_panels(folder / "figure_3.png", [_panel(quantities[name], *rest, main) for name, *rest in shown], columns=2)
-    line_panels(folder / "figure_5b.png", [_panel(quantities["advantage"], *advantage[1:], main)])
-    panels = [_panel(quantities[name], *rest, extra) for name, *rest in (*shown, advantage)]
-    line_panels(folder / "figure_6.png", panels)
+    labels = {"discount": "γ", "return": "mean of full episodes", "advantage": "mean of an epoch"}
+
+    def panels(names: Sequence[str], arms: Sequence[str]) -> list[Panel]:
+        return [_panel(quantities[name], name, labels[name], arms) for name in names]
+
+    line_panels(folder / "figure_3.png", panels(("discount", "return"), main), columns=2)
+    line_panels(folder / "figure_5b.png", panels(("advantage",), main))
+    line_panels(folder / "figure_6.png", panels(tuple(labels), extra))
     return [
         ("figure_3.png", "As the paper's Figure 3: γ and return. Mean ± standard deviation over seeds."),
         ("figure_5b.png", "As the paper's Figure 5b: mean advantage of the outer loss."),

@@ -20,7 +20,7 @@ from cluster.plot import logged_scalars
 from cluster.run_config import BaseExperiment
 from learner.checkpoint import load, paths, update_of
 
-Curve = dict[str, list[float]]  # "updates" and "values"
+Curve = dict[str, list[int] | list[float]]  # "updates" and "values"
 Policy = Literal["sampled", "greedy"]
 
 
