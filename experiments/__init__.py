@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from cluster.config import Experiment
+from cluster.run_config import BaseExperiment
 from cluster.studies import Study
 from experiments import (
+    atari_study,
     compositional_bias,
     discounting_chain,
     hessian_bias,
@@ -16,10 +17,12 @@ from experiments import (
     tabular_maml,
 )
 from experiments.atari import atari
+from experiments.discounting_chain_training import discounting_chain as discounting_chain_experiment
+from experiments.ipd_training import ipd as ipd_experiment
 from experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from experiments.snake import demo, snake_6x6
 
-EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
+EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "demo": demo,
     "snake-6x6": snake_6x6,
     "atari": atari,
@@ -27,6 +30,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "stacx-impala": stacx_impala,
     "lirpg-atari": lirpg_atari,
     "lirpg-snake": lirpg_snake,
+    "discounting-chain": discounting_chain_experiment,
+    "ipd": ipd_experiment,
 }
 
 STUDIES: dict[str, Study] = {
@@ -41,5 +46,7 @@ STUDIES: dict[str, Study] = {
         discounting_chain.STUDY,
         ipd.STUDY,
         snake_study.STUDY,
+        atari_study.STUDY,
+        atari_study.ALE_STUDY,
     )
 }
