@@ -1,0 +1,176 @@
+"""An environment and a meta-parameter of one's own, in one file: nothing of metagrad is touched.
+
+    metagrad --import examples/catch.py train catch
+    metagrad --import examples/catch.py eval RUN_DIR
+
+Catch (bsuite): a ball falls down a board, one row a step, and a paddle in the last row moves to meet it; the episode
+ends with +1 for a caught ball and -1 for a missed one.
+
+The meta-parameter is how much bad news counts: advantages below 0 are weighed with a learnt β in (0, 2), which starts
+at 1, plain A2C. Nothing in the engine knows of it: η is a vector, and what uses it is differentiated through.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
+from cluster.config import Experiment
+from experiments.snake import snake_6x6
+from learner.meta_parameters import MetaParametersConfig
+from metagrad.errors import require
+from metagrad.losses import (
+    LossMetrics,
+    OuterObjective,
+    actor_critic_loss,
+    forward,
+    inner_heads,
+    on_policy_estimates,
+    with_outer_critic,
+)
+from metagrad.meta_parameters import Hyperparameters, MetaParameter
+from metagrad.networks import Mlp, Network
+from metagrad.surrogates import Surrogate
+from metagrad.types import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatchConfig(DeviceEnvironmentConfig):
+    """Size of the board; bsuite's by default."""
+
+    rows: int = 10
+    columns: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns"):
+            require(getattr(self, name) >= 2, f"env.{name}", getattr(self, name), "must be at least 2", "raise it")
+
+    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Catch":
+        """B boards on `device`."""
+        del threads, is_training
+        return Catch(self, batch_size, seed, device)
+
+
+class CatchState(NamedTuple):
+    """B boards."""
+
+    row: Int64[Tensor, "B"]  # of the ball
+    ball: Int64[Tensor, "B"]  # column
+    paddle: Int64[Tensor, "B"]  # column
+
+
+class Catch:
+    """B games with SAME_STEP autoreset; every draw comes from one generator."""
+
+    def __init__(self, config: CatchConfig, batch_size: int, seed: int, device: torch.device) -> None:
+        self._config = config
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._state = CatchState(*(torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(3)))
+        shape = (config.rows, config.columns)
+        self.spec = EnvironmentSpec(batch_size, shape, torch.float32, ("left", "stay", "right"), device, "Catch")
+
+    def reset(self) -> Float[Tensor, "B rows columns"]:
+        """Start all B games."""
+        self._state = self._fresh()
+        return self.observe()
+
+    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+        """The ball falls by a row, the paddle moves by a column at most."""
+        paddle = (self._state.paddle + action.to(torch.int64) - 1).clamp(0, self._config.columns - 1)
+        row = self._state.row + 1
+        is_end = row == self._config.rows - 1
+        reward = torch.where(is_end, torch.where(paddle == self._state.ball, 1.0, -1.0), 0.0)
+        moved = CatchState(row, self._state.ball, paddle)
+        self._state = CatchState(
+            *(torch.where(is_end, new, old) for new, old in zip(self._fresh(), moved, strict=True))
+        )
+        never = torch.zeros_like(is_end)
+        return EnvironmentStep(self.observe(), reward, is_end, never, ~never, reward, is_end)
+
+    def observe(self) -> Float[Tensor, "B rows columns"]:
+        """1 where the ball is and where the paddle is."""
+        board = torch.zeros(self.spec.batch_size, *self.spec.observation_shape, device=self.spec.device)
+        index = torch.arange(self.spec.batch_size, device=self.spec.device)
+        board[index, self._state.row, self._state.ball] = 1.0
+        board[index, -1, self._state.paddle] = 1.0
+        return board
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the games and of the random stream: with these two, runs resume bitwise and look-aheads fork."""
+        return {name: x.clone() for name, x in self._state._asdict().items()} | {
+            "generator": self._generator.get_state()
+        }
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a snapshot back; without a generator the own one goes on."""
+        self._state = CatchState(*(snapshot[name].to(self.spec.device, copy=True) for name in CatchState._fields))
+        if "generator" in snapshot:
+            continue_stream(self._generator, snapshot["generator"])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _fresh(self) -> CatchState:
+        shape, columns = (self.spec.batch_size,), self._config.columns
+        ball = torch.randint(columns, shape, generator=self._generator, device=self.spec.device)
+        return CatchState(torch.zeros_like(ball), ball, torch.full_like(ball, columns // 2))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadNewsParameters(MetaParametersConfig):
+    """A2C in which advantages below 0 count β times."""
+
+    gamma: MetaParameter
+    lambda_: MetaParameter
+    value_coefficient: MetaParameter
+    entropy_coefficient: MetaParameter
+    bad_news: MetaParameter
+
+    def inner_loss(
+        self,
+        network: Network,
+        theta: Float[Tensor, "P"],
+        hyper: Hyperparameters,
+        trajectory: Trajectory,
+        surrogate: Surrogate,
+        outer: OuterObjective,
+    ) -> tuple[Float[Tensor, ""], LossMetrics]:
+        """The A2C loss with weights A for A > 0, β A for A < 0."""
+        outputs, reward = forward(network, theta, trajectory, inner_heads(outer)), trajectory.reward
+        estimates = on_policy_estimates(reward, outputs["value"], trajectory, hyper["gamma"], hyper["lambda"])
+        advantage = estimates.advantage
+        weight = torch.where(advantage < 0.0, hyper["bad_news"] * advantage, advantage)
+        loss, metrics = actor_critic_loss(outputs, trajectory, hyper, surrogate, estimates, weight)
+        if not outer.uses_outer_critic:
+            return loss, metrics
+        target = on_policy_estimates(reward, outputs["outer_value"], trajectory, outer.gamma, outer.lambda_).target
+        return with_outer_critic(loss, metrics, target, outputs["outer_value"], trajectory.valid, outer)
+
+
+def catch() -> Experiment:
+    """Catch with γ and β learnt, three updates ahead."""
+    base = snake_6x6()
+    return replace(
+        base,
+        name="catch",
+        description="Catch, A2C with a learnt discount and a learnt weight of bad news (examples/catch.py)",
+        env=CatchConfig(),
+        network=Mlp(hidden=64),
+        optimizer=replace(base.optimizer, learning_rate=3e-3),
+        meta=replace(base.meta, n=3, surrogate="lvc"),
+        meta_parameters=BadNewsParameters(
+            gamma=MetaParameter(initial=0.9),
+            lambda_=MetaParameter(initial=0.95, is_learnt=False),
+            value_coefficient=MetaParameter(initial=0.5, is_learnt=False),
+            entropy_coefficient=MetaParameter(initial=0.01, is_learnt=False),
+            bad_news=MetaParameter(initial=1.0, high=2.0),
+        ),
+        environments=64,
+        updates=600,
+    )
+
+
+EXPERIMENTS = {"catch": catch}
