@@ -9,6 +9,7 @@ from metagrad.losses import (
     forward,
     inner_loss,
     masked_mean,
+    normalised,
     on_policy_estimates,
     outer_loss,
 )
@@ -71,21 +72,31 @@ def slow_surrogate(network, theta, trajectory, surrogate, t, b):
     return past * ratio(t) - (past if surrogate == "loaded-dice" else 0.0)
 
 
-def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer):
+def slow_whitening(advantages):
+    """x -> (x - mean) / √(variance + 1e-5), both of these advantages and both constants."""
+    values = [x.item() for x in advantages]
+    mean = sum(values) / len(values)
+    variance = sum((x - mean) ** 2 for x in values) / len(values)
+    return lambda x: (x - mean) / (variance + 1e-5) ** 0.5
+
+
+def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer, is_normalised=False):
     """1.0 (-A log π) + c_v mean (G - V)² - c_e H + c_o mean (G' - V')², sample by sample, in the papers' notation."""
 
     def constant(head):
         return lambda t, b: sample(network, theta, trajectory, t, b, head).detach()
 
     rows = [(t, b) for t in range(STEPS) for b in range(BATCH) if trajectory.valid[t, b]]
+    values = constant("value")
+    returns = [slow_return(trajectory, values, t, b, hyper["gamma"], hyper["lambda"]) for t, b in rows]
+    advantages = [g - values(t, b) for g, (t, b) in zip(returns, rows, strict=True)]
+    weigh = slow_whitening(advantages) if is_normalised else lambda advantage: advantage
     total = 0.0
-    for t, b in rows:
+    for g, advantage, (t, b) in zip(returns, advantages, rows, strict=True):
         log_pi = torch.log_softmax(sample(network, theta, trajectory, t, b, "logits"), -1)
         pi = log_pi.exp()
         value = sample(network, theta, trajectory, t, b, "value")
-        g = slow_return(trajectory, constant("value"), t, b, hyper["gamma"], hyper["lambda"])
-        advantage = g - value.detach()
-        total = total - advantage * slow_surrogate(network, theta, trajectory, surrogate, t, b)
+        total = total - weigh(advantage) * slow_surrogate(network, theta, trajectory, surrogate, t, b)
         total = total + hyper["value_coefficient"] * (g - value) ** 2
         total = total - hyper["entropy_coefficient"] * -sum(pi[a] * log_pi[a] for a in range(ACTIONS))
         if outer.uses_outer_critic:
@@ -97,8 +108,8 @@ def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer):
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic, seed):
+@pytest.mark.parametrize(("seed", "is_normalised"), [(0, False), (1, False), (1, True)])
+def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic, seed, is_normalised):
     network, theta, trajectory = make_problem(seed)
     outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
     probe = torch.randn(theta.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -110,8 +121,10 @@ def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic,
         (gradient,) = torch.autograd.grad(loss(x, hyper), x, create_graph=True)
         return gradient.detach(), *torch.autograd.grad(gradient @ probe, (x, *hyper.values()))
 
-    ours = derivatives(lambda x, h: inner_loss(network, x, h, trajectory, SURROGATES[surrogate], outer)[0])
-    slow = derivatives(lambda x, h: slow_inner_loss(network, x, h, trajectory, surrogate, outer))
+    ours = derivatives(
+        lambda x, h: inner_loss(network, x, h, trajectory, SURROGATES[surrogate], outer, is_normalised)[0]
+    )
+    slow = derivatives(lambda x, h: slow_inner_loss(network, x, h, trajectory, surrogate, outer, is_normalised))
     torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-11)
     assert all(x.abs().max() > 1e-6 for x in ours)
 
@@ -155,9 +168,10 @@ def test_inner_loss_value_and_metrics(make_problem, surrogate):
 
 
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
-def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic):
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic, is_normalised):
     network, theta, trajectory = make_problem(2)
-    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5, is_advantage_normalised=is_normalised)
     critic = "outer_value" if uses_outer_critic else "value"
 
     def slow(x):
@@ -170,7 +184,8 @@ def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic):
             torch.log_softmax(sample(network, x, trajectory, t, b, "logits"), -1)[trajectory.action[t, b]]
             for t, b in rows
         ]
-        loss = -sum(a * p for a, p in zip(advantages, log_probs, strict=True)) / len(rows)
+        weigh = slow_whitening(advantages) if is_normalised else lambda advantage: advantage
+        loss = -sum(weigh(a) * p for a, p in zip(advantages, log_probs, strict=True)) / len(rows)
         return loss, sum(advantages) / len(rows)
 
     results = []
@@ -201,6 +216,45 @@ def test_masked_mean(steps, batch, seed, rate):
     valid = torch.rand(steps, batch, generator=generator) < rate
     expected = x[valid].mean() if valid.any() else torch.zeros((), dtype=torch.float64)
     torch.testing.assert_close(masked_mean(x, valid), expected)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31), st.sampled_from([1e-4, 1.0, 1e4]))
+def test_normalised_advantages_have_mean_0_and_variance_1_over_valid_steps(steps, batch, seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    x = scale * (3.0 + torch.randn(steps, batch, generator=generator, dtype=torch.float64))
+    valid = torch.rand(steps, batch, generator=generator) < 0.7
+    whitened = normalised(x, valid)
+    slope = torch.func.jacrev(lambda x: normalised(x, valid))(x).flatten(2).flatten(0, 1)
+    changed = normalised(torch.where(valid, x, 1e9), valid)
+    assert torch.equal(whitened[valid], changed[valid]), "invalid steps do not count"
+    variance = x[valid].var(unbiased=False).item() if valid.any() else 0.0
+    torch.testing.assert_close(slope, torch.eye(x.numel(), dtype=x.dtype) / (variance + 1e-5) ** 0.5)
+    if valid.any():
+        assert whitened[valid].mean().item() == pytest.approx(0.0, abs=1e-10)
+        assert whitened[valid].var(unbiased=False).item() == pytest.approx(variance / (variance + 1e-5), abs=1e-10)
+
+
+@pytest.mark.parametrize("is_normalised", [True, False])
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_derivatives_are_those_of_the_map_with_its_constants_frozen(
+    make_problem, freeze, finite_differences, surrogate, is_normalised
+):
+    """In θ and in every hyper-parameter; mean and scale of the advantages are constants of it."""
+    network, theta, trajectory = make_problem(3)
+    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    point = torch.cat([theta, *tensors(HYPER).values()])
+
+    def loss(x):
+        hyper = dict(zip(HYPER, x[len(theta) :].split(1), strict=True))
+        return inner_loss(network, x[: len(theta)], hyper, trajectory, SURROGATES[surrogate], outer, is_normalised)[0]
+
+    directions = torch.eye(len(point), dtype=torch.float64)[-len(HYPER) :]
+    random = torch.randn(3, len(point), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    directions = torch.cat([directions, random / random.norm(dim=-1, keepdim=True)])
+    expected = finite_differences(freeze(loss, point), point, directions)
+    found = directions @ torch.func.grad(loss)(point)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert expected.abs().min() > 1e-6
 
 
 def test_no_valid_step_gives_loss_and_gradient_zero(make_problem):
