@@ -255,9 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(_HELP)
             case _ if "--version" in words:
                 print(version("metagrad"))
-            case ["--import", path, *rest]:
-                load_extension(Path(path))
-                return main(rest)
+            case ["--import", *rest]:
+                require(bool(rest), "import", "", "names no file", "metagrad --import FILE.py COMMAND …")
+                load_extension(Path(rest[0]))
+                return main(rest[1:])
             case [command, *rest] if command in COMMANDS:
                 if rest[:1] in (["--help"], ["-h"]) and command not in ("eval", "plot"):
                     print(_HELP)

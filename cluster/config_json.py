@@ -41,10 +41,12 @@ def _is_replaced(kind: type[Any]) -> bool:
 
 
 def to_json(config: Any) -> Any:
-    """Dictionaries and scalars of a configuration, each dataclass with its "type"."""
+    """Dictionaries, lists and scalars of a configuration, each dataclass with its "type"."""
     if dataclasses.is_dataclass(config):
         fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__} | fields
+    if isinstance(config, tuple):
+        return [to_json(each) for each in config]
     return config
 
 
@@ -54,6 +56,8 @@ def from_json(tree: Any) -> Any:
     Raises:
         ConfigurationError: an unknown type, or a value of another type than its field's, or that the field refuses.
     """
+    if isinstance(tree, list):
+        return tuple(from_json(each) for each in tree)
     if not isinstance(tree, dict):
         return tree
     name, types = tree.get("type"), config_types()
@@ -63,7 +67,7 @@ def from_json(tree: Any) -> Any:
     fields = {key: from_json(value) for key, value in tree.items() if key != "type"}
     for key, hint in get_type_hints(kind).items():
         if key in fields:
-            expected = f"must be {getattr(hint, '__name__', hint)}".replace("typing.", "")
+            expected = f"must be {hint if get_args(hint) else getattr(hint, '__name__', hint)}".replace("typing.", "")
             require(_is_a(fields[key], hint), f"{name}.{key}", fields[key], expected, "correct it in config.json")
     return kind(**fields)
 
@@ -74,9 +78,18 @@ def _is_a(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) is UnionType:
         return any(_is_a(value, member) for member in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and _are(value, get_args(hint))
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)
+
+
+def _are(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
+    """True for values that a field declared tuple[hints] may hold; the last of (X, ...) stands for any number of X."""
+    if hints[1:] == (...,):
+        hints = hints[:1] * len(values)
+    return len(values) == len(hints) and all(map(_is_a, values, hints))
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from cluster.config_json import config_types
 from metagrad.errors import require
 
 T = TypeVar("T")
@@ -17,12 +18,14 @@ def load_extension(path: Path) -> ModuleType:
     """Import a file; the classes in it are known from then on, by `config.json` too.
 
     Raises:
-        ConfigurationError: no such Python file, or one of that name has been imported.
+        ConfigurationError: no such Python file, one of that name has been imported, or a configuration in it is called
+            as another one.
     """
     require(path.suffix == ".py", "import", str(path), "must be a Python file", "name one that ends in .py")
     require(path.is_file(), "import", str(path), "no such file", "check the path")
     name = _PREFIX + path.stem
-    require(name not in sys.modules, "import", str(path), "a file of that name has been imported", "rename one of them")
+    rule, remedy = "a file of that name has been imported", "give each file once, under names that differ"
+    require(name not in sys.modules, "import", str(path), rule, remedy)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -30,6 +33,7 @@ def load_extension(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+        config_types()  # refuses two of a name now rather than when a run's config.json is read
     except BaseException:
         del sys.modules[name]
         raise

@@ -3,7 +3,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import ray
 from cluster.cli import COMMANDS, main
 from cluster.config import Experiment
 from cluster.config_json import from_json
+from cluster.run_config import BaseExperiment
 from cluster.studies import Study
 from experiments import EXPERIMENTS, STUDIES
 
@@ -98,6 +99,20 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
             (*SNAKE, "--meta.strategy", "sequential", "--meta.n", "3", "--updates", "100"),
             r"updates = 100: .* use --updates 99",
         ),
+        ((*SNAKE, "--meta.bootstrap.updates", "-1"), r"meta.bootstrap.updates = -1: must be 0 \(no target\) or more"),
+        (
+            (*SNAKE, "--meta.bootstrap.updates", "1", "--meta.n", "0"),
+            r"meta.bootstrap.updates = 1: needs meta.n >= 1 updates that the target is beyond; raise meta.n",
+        ),
+        (
+            (*SNAKE, "--meta.bootstrap.updates", "1", "--meta.estimator", "mix"),
+            r"meta.bootstrap.updates = 1: has one target.*; use --meta.estimator n-step",
+        ),
+        (
+            (*SNAKE, "--meta.bootstrap.direction", "online||target"),
+            r"meta.bootstrap.direction = 'online\|\|target': belongs to a bootstrapped target, and there is none; ",
+        ),
+        ((*SNAKE, "--meta.bootstrap.value-coefficient", "1"), r"meta.bootstrap.value_coefficient = 1.0: belongs to"),
         ((*SNAKE, "--optimizer.learning-rate", "0"), r"optimizer.learning_rate = 0.0: "),
         ((*SNAKE, "--optimizer.decay", "1"), r"optimizer.decay = 1.0: "),
         ((*SNAKE, "--meta.optimizer.learning-rate", "nan"), r"meta.optimizer.learning_rate = nan: "),
@@ -126,6 +141,10 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
         (("reproduce", "q"), r"study = 'q': is no study; choose one of "),
         ((*REPRODUCE, "--seeds", "0"), r"seeds = 0: must be at least 1; use --seeds 3 as the paper does"),
         ((*REPRODUCE, "--seeds", "x"), r"seeds = 'x': "),
+        (
+            (*REPRODUCE, "--updates", "5"),
+            r"updates = 5: this study has no training runs that could be shorter; leave it",
+        ),
         ((*REPRODUCE, "--sedes", "2"), r"sedes = '2': is no field of this command; did you mean --seeds\?"),
         ((*REPRODUCE, "--topology", "local"), r"topology = 'local': must be one of 'ray', 'colocated'"),
         (("eval", "none"), r"run-dir = 'none': holds no run"),
@@ -214,6 +233,13 @@ def test_a_study_is_reproduced_and_continued(workplace: Path, capsys: Capture) -
         assert (workplace / folder / "report.md").read_text() == report
 
 
+def test_training_runs_of_a_study_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = dataclasses.replace(TOY, updates=9, parts=lambda _seeds, _is_quick, updates=9: {"run": {"updates": updates}})
+    monkeypatch.setitem(STUDIES, "toy-study", deep)
+    assert main((*REPRODUCE, "--updates", "4")) == 0
+    assert json.loads(Path("studies/toy-study/results.json").read_text())["parts"]["run"]["result"] == {"updates": 4}
+
+
 def test_a_study_that_is_stopped_has_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         stopped = dataclasses.replace(TOY, run_part=lambda _, number=number: os.kill(os.getpid(), number))
@@ -234,10 +260,10 @@ def test_list_shows_experiments_and_studies_on_a_line_each(capsys: Capture) -> N
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_config_prints_the_resolved_tree(name: str, capsys: Capture) -> None:
-    assert main(("config", name, "--seed", "7", "--meta.n", "2")) == 0
+    assert main(("config", name, "--seed", "7", "--checkpoint.keep", "2")) == 0
     resolved = from_json(json.loads(capsys.readouterr().out))
-    assert isinstance(resolved, Experiment)
-    assert (resolved.name, resolved.seed, resolved.meta.n) == (name, 7, 2)
+    assert isinstance(resolved, BaseExperiment)
+    assert (resolved.name, resolved.seed, resolved.checkpoint.keep) == (name, 7, 2)
 
 
 def end(words: Sequence[str], call: Callable[[Sequence[str]], int] = main) -> int:
@@ -290,3 +316,22 @@ def test_help_of_an_experiment_lists_its_fields(command: str, capsys: Capture) -
     printed = capsys.readouterr().out
     for field in ("--env.game", "--meta.n", "--meta-parameters.gamma.initial", "--outer.lambda"):
         assert field in printed
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_shows_every_field(name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    assert end(("train", name, "--help")) == 0
+    shown = set(re.findall(r"--([\w.-]+)", capsys.readouterr().out))
+
+    def options(config: object, prefix: str = "") -> Iterator[str]:
+        for field in dataclasses.fields(config):  # type: ignore[arg-type]
+            value, option = getattr(config, field.name), field.name.replace("_", "-").replace("lambda-", "lambda_")
+            if dataclasses.is_dataclass(value):
+                yield from options(value, f"{prefix}{option}.")
+            else:
+                yield f"{prefix}no-{option}" if value is True else f"{prefix}{option}"
+
+    expected = set(options(EXPERIMENTS[name]())) - {"name", "description"}  # what it is called is no option
+    assert len(expected) > 30
+    assert expected <= shown

@@ -3,11 +3,12 @@ import inspect
 import json
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from actors.envs.base import EnvironmentConfig
+from actors.envs.base import Environment, EnvironmentConfig
 from actors.envs.snake import SnakeConfig
 from cluster.config import Experiment
 from cluster.config_json import config_types, differences, from_json, to_json
@@ -53,6 +54,52 @@ def test_every_type_that_an_experiment_can_hold_is_listed() -> None:
     assert not {EnvironmentConfig, MetaParametersConfig, BaseExperiment} & set(found.values()), "nobody can make these"
     for name, kind in found.items():
         assert (kind.__name__, "__slots__" in vars(kind)) == (name, True), "not the class that slots=True was added to"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyMaze(EnvironmentConfig):
+    """An environment with fields of several values."""
+
+    walls: tuple[float, ...] = ()
+    start: tuple[int, str] = (0, "left")
+
+    def make(self, *_: Any) -> Environment:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("walls", [(), (1.0,), (1.5, 2.0, 2.5)])
+def test_several_values_round_trip(tiny: Tiny, walls: tuple[float, ...]) -> None:
+    experiment = replace(tiny(), env=ToyMaze(walls=walls, start=(3, "right")), network=Mlp(hidden=3))
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+    assert differences(experiment, replace(experiment, env=ToyMaze(walls=walls))) == [
+        ("env.start", (3, "right"), (0, "left"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("walls", ["1"]),
+        ("walls", [1.0, True]),
+        ("walls", 1.0),
+        ("walls", {"type": "Mlp"}),
+        ("start", [1]),
+        ("start", [1, "right", 2]),
+        ("start", ["right", 1]),
+    ],
+)
+def test_several_values_of_another_type_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^ToyMaze.{field} = .*: must be tuple\[.*\]; correct it in config"):
+        from_json(to_json(ToyMaze()) | {field: value})
+
+
+@pytest.mark.parametrize("name", ["EnvironmentConfig", "BaseExperiment", "MetaParametersConfig", "Path", None])
+def test_what_is_no_configuration_type_is_refused_in_one_line(name: Any) -> None:
+    remedy = "give the file that defines it: metagrad --import FILE.py …"
+    with pytest.raises(ConfigurationError) as refusal:
+        from_json({"type": name})
+    line = f"config.json type = {name!r}: is no configuration type that is known here; {remedy}"
+    assert str(refusal.value) == line
 
 
 def test_a_value_that_its_type_refuses_does_not_come_out_of_json(tiny: Tiny) -> None:
