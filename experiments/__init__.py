@@ -12,6 +12,8 @@ from experiments import (
     ipd,
     mrp,
     mrp_bias_variance,
+    snake12_choices,
+    snake12_study,
     snake_study,
     tabular_lirpg,
     tabular_maml,
@@ -21,10 +23,12 @@ from experiments.discounting_chain_training import discounting_chain as discount
 from experiments.ipd_training import ipd as ipd_experiment
 from experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from experiments.snake import demo, snake_6x6
+from experiments.snake_12x12 import snake_12x12
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "demo": demo,
     "snake-6x6": snake_6x6,
+    "snake-12x12": snake_12x12,
     "atari": atari,
     "stacx": stacx,
     "stacx-impala": stacx_impala,
@@ -46,6 +50,8 @@ STUDIES: dict[str, Study] = {
         discounting_chain.STUDY,
         ipd.STUDY,
         snake_study.STUDY,
+        snake12_study.STUDY,
+        snake12_choices.STUDY,
         atari_study.STUDY,
         atari_study.ALE_STUDY,
     )
