@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.harness import summary
 from cluster import launch
-from cluster.config import Experiment
+from cluster.run_config import BaseExperiment
 from experiments import EXPERIMENTS
 from learner.step import meta_update
 
@@ -41,7 +41,7 @@ def _recorded_updates() -> Iterator[list[dict[str, float]]]:
         yield rows
 
 
-def one_run(experiment: Experiment) -> dict[str, float]:
+def one_run(experiment: BaseExperiment) -> dict[str, float]:
     """Share of each phase in the time of one run's meta-updates, and its real frames per second."""
     with tempfile.TemporaryDirectory() as folder, _recorded_updates() as rows:
         launch.run(experiment, Path(folder) / "run", False, Console(quiet=True))

@@ -87,7 +87,7 @@ def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
 def _placed(place: str, refusal: str) -> str:
     """A dataclass's refusal with its field's whole dotted name: it knows its own fields, tyro knows where it sits."""
     field, _, rest = refusal.partition(" = ")
-    place = re.sub(r"^[Ee]xperiment\.?", "", place).replace("-", "_")  # the root is called by field or by type
+    place = re.sub(r"^\w*[Ee]xperiment\.?", "", place).replace("-", "_")  # the root is called by field or by type
     owner = place.rpartition(".")[2]
     if "*" in field:
         field = f"{place}.{field.rpartition('.')[2]}"

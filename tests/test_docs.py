@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.config import Experiment
 from cluster.config_json import to_json
+from cluster.run_config import BaseExperiment
 from experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def fields(config, prefix=""):
 
 def known_options() -> set[str]:
     names = {name for make in EXPERIMENTS.values() for name in fields(make())}
-    names |= {"resume", "run_dir", "episodes", "record", "output", "update", "greedy", "help", "version"}
+    names |= {"resume", "run_dir", "episodes", "record", "output", "update", "greedy", "help", "version", "import"}
     return {name.replace("_", "-").replace("lambda-", "lambda") for name in names}
 
 
@@ -75,5 +75,5 @@ def test_the_documented_refusal_is_what_is_printed(capsys):
 def test_every_experiment_is_listed_in_the_readme_or_the_results():
     text = "".join(document.read_text() for document in DOCUMENTS)
     for name, make in EXPERIMENTS.items():
-        assert isinstance(make(), Experiment)
+        assert isinstance(make(), BaseExperiment)
         assert f"`{name}`" in text, name
