@@ -220,6 +220,70 @@ def test_on_a_terminal_one_line_keeps_moving_while_a_part_runs(tmp_path: Path) -
     assert "parts 2/2" in text(console)
 
 
+def test_a_part_goes_on_with_the_work_that_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a training run does with its checkpoints; where its folder is stays out of what is stored."""
+    seen: list[tuple[int, int]] = []
+
+    def count(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        assert folder == tmp_path / "toy" / "work" / f"square-{settings['seed']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        done = len(list(folder.iterdir()))
+        seen.append((settings["seed"], done))
+        for step in range(done, 4):
+            if settings["seed"] == 1 and step == 2 != done:
+                raise OSError("the machine is switched off")
+            (folder / str(step)).touch()
+        return power(settings)
+
+    monkeypatch.chdir(tmp_path)
+    study = replace(TOY, run_part=count, keeps_work=True)
+    with pytest.raises(PartFailed, match="part square-1 of study toy failed"):
+        reproduce(study, Path("toy"), 3, False, "colocated", Console(file=StringIO()))
+    reproduce(study, Path("toy"), 3, False, "colocated", Console(file=StringIO()))
+    assert seen == [(0, 0), (1, 0), (1, 2), (2, 0)]
+    stored = json.loads((tmp_path / "toy" / "parts" / "square-1.json").read_text())
+    assert stored["settings"] == {"seed": 1, "power": [2, 3], "is_quick": False}
+    assert (tmp_path / "toy" / "report.md").read_text() == "[0, 1, 4] False"
+
+
+def trained(seeds: int, is_quick: bool, updates: int = 100) -> dict[str, dict[str, Any]]:
+    return {f"run-{seed}": {"seed": seed, "updates": 3 if is_quick else updates} for seed in range(seeds)}
+
+
+DEEP = replace(TOY, parts=trained, updates=100, run_part=lambda settings: {"value": settings["updates"]})
+
+
+def test_training_runs_can_be_shortened(tmp_path: Path, console: Console) -> None:
+    for name, is_quick, updates, value in (("a", False, None, 100), ("b", False, 7, 7), ("c", True, None, 3)):
+        reproduce(DEEP, tmp_path / name, 1, is_quick, "colocated", console, updates)
+        assert (tmp_path / name / "report.md").read_text() == f"[{value}] {is_quick}"
+        command = json.loads((tmp_path / name / "results.json").read_text())["command"]
+        assert command == "metagrad reproduce toy --seeds 1" + {"a": "", "b": " --updates 7", "c": " --quick"}[name]
+    message = r"^run-dir = .*: its part run-0 was made with updates = 7, now asked 100; choose another --run-dir$"
+    with pytest.raises(ConfigurationError, match=message):
+        reproduce(DEEP, tmp_path / "b", 1, False, "colocated", console)
+    reproduce(DEEP, tmp_path / "longest", 1, False, "colocated", console, 100)
+    reproduce(DEEP, tmp_path / "shortest", 1, False, "colocated", console, 1)
+
+
+@pytest.mark.parametrize(
+    ("study", "is_quick", "updates", "line"),
+    [
+        (TOY, False, 5, "updates = 5: this study has no training runs that could be shorter; leave it out"),
+        (DEEP, False, 0, r"updates = 0: must lie in \[1, 100\]; the default is the paper's number"),
+        (DEEP, False, -1, r"updates = -1: must lie in \[1, 100\]; "),
+        (DEEP, False, 101, r"updates = 101: must lie in \[1, 100\]; "),
+        (DEEP, True, 50, "updates = 50: --quick has a length of its own; leave one of them out"),
+    ],
+)
+def test_other_lengths_are_refused(
+    tmp_path: Path, console: Console, study: Study, is_quick: bool, updates: int, line: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{line}"):
+        reproduce(study, tmp_path / "toy", 1, is_quick, "colocated", console, updates)
+    assert list(tmp_path.iterdir()) == []
+
+
 COLOCATED_WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None

@@ -4,20 +4,32 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
-from actors.rollout import Actor, EnvironmentFault
+from actors.envs.base import EnvironmentSpec
+from actors.rollout import Actor, EnvironmentFault, probe
 from cluster.config import Experiment
-from cluster.launch import run
-from cluster.run_config import CheckpointConfig
+from cluster.evaluation import evaluate_run
+from cluster.launch import check_fits, run
+from cluster.run_config import BaseExperiment, CheckpointConfig
+from cluster.run_folder import RunFolder
+from cluster.train import CHECKPOINT_PARTS
 from learner import algorithm
+from learner.algorithm import Algorithm
 from learner.checkpoint import paths, update_of
-from learner.step import NonFinite, meta_update
+from learner.config import BootstrapConfig
+from learner.step import NonFinite, Sample, UpdateMetrics, meta_update
+from metagrad.errors import ConfigurationError
+from metagrad.networks import Network, build_network
+from metagrad.types import WeightSnapshot
 
 Tiny = Callable[..., Experiment]
 
@@ -84,7 +96,30 @@ def test_sequential_updates_use_real_frames_and_hold_one_batch(tiny: Tiny, conso
     assert summary["in_flight"] == 12
 
 
-@pytest.mark.parametrize("meta", [{"n": 0}, {"n": 1}, {"n": 2, "strategy": "sequential"}])
+@pytest.mark.parametrize("strategy", ["discard", "sequential"])
+def test_frames_beyond_the_look_ahead_are_looked_ahead_too(
+    tiny: Tiny, console: Console, tmp_path: Path, strategy: str
+) -> None:
+    run(tiny(meta={"n": 2, "strategy": strategy, "bootstrap": BootstrapConfig(updates=2)}), tmp_path, False, console)
+    summary = summary_of(tmp_path)
+    assert summary["updates"] == 6
+    frames = {"discard": (6 * 12, 6 * (2 + 2) * 12), "sequential": (7 * 12, 3 * 2 * 12)}[strategy]
+    assert (summary["frames_real"], summary["frames_lookahead"]) == frames
+    assert summary["in_flight"] == (0 if strategy == "discard" else 12)
+    assert summary["sampled"] == sum(frames)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"n": 0},
+        {"n": 1},
+        {"n": 2, "strategy": "sequential"},
+        {"n": 1, "bootstrap": BootstrapConfig(updates=1)},
+        {"n": 2, "strategy": "sequential", "bootstrap": BootstrapConfig(updates=2, value_coefficient=0.5)},
+    ],
+    ids=str,
+)
 def test_a_stopped_run_continues_bitwise(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch, meta: dict[str, Any]
 ) -> None:
@@ -183,3 +218,84 @@ def test_an_environments_fault_ends_the_run(
         run(tiny(), tmp_path, False, console)
     summary = summary_of(tmp_path)
     assert (summary["updates"], summary["consumed"], summary["in_flight"]) == (1, 24, 24)
+
+
+class ToyState(NamedTuple):
+    """State of an algorithm that is none of ours."""
+
+    update: int
+    theta: Tensor
+    carry: None = None
+
+
+class ToyAlgorithm(NamedTuple):
+    """θ grows by the mean reward."""
+
+    network: Network
+    rate: float
+
+    def init(self, seed: int, device: torch.device) -> ToyState:
+        return ToyState(0, self.network.init(torch.Generator().manual_seed(seed)).to(device))
+
+    def update(self, state: ToyState, sample: Sample) -> tuple[ToyState, UpdateMetrics]:
+        batch = sample(WeightSnapshot(state.update, state.theta, torch.zeros(0)), 0)
+        growth = self.rate * batch.reward.mean()
+        return ToyState(state.update + 1, state.theta + growth), UpdateMetrics({"toy/growth": growth.item()}, ())
+
+    def shown(self, state: ToyState) -> dict[str, float]:
+        return {"size": state.theta.norm().item()}
+
+    def learnt(self, state: ToyState) -> dict[str, float]:
+        return self.shown(state)
+
+    def to_tree(self, state: ToyState) -> dict[str, Any]:
+        return {"update": state.update, "theta": state.theta}
+
+    def from_tree(self, tree: dict[str, Any], device: torch.device) -> ToyState:
+        return ToyState(tree["update"], tree["theta"].to(device))
+
+    def misfit(self, tree: Any) -> str | None:
+        return None if tree.keys() == {"update", "theta"} else "toy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToyGrowthExperiment(BaseExperiment):
+    """An experiment of that algorithm."""
+
+    rate: float
+
+    def algorithm(self, spec: EnvironmentSpec) -> ToyAlgorithm:
+        return ToyAlgorithm(build_network(self.network, spec.observation_shape, spec.num_actions, False), self.rate)
+
+
+def test_another_algorithm_trains_stops_continues_and_plays(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    shared = {field.name: getattr(tiny(), field.name) for field in fields(BaseExperiment)}
+    experiment = ToyGrowthExperiment(**shared, rate=0.5)
+    assert isinstance(experiment.algorithm(probe(experiment.env)), Algorithm)
+    run(experiment, tmp_path / "whole", False, console)
+
+    update = ToyAlgorithm.update
+
+    def stopping(self: ToyAlgorithm, state: ToyState, sample: Sample) -> Any:
+        if state.update == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, state, sample)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyAlgorithm, "update", stopping)
+        assert run(experiment, tmp_path / "parts", False, console)["updates"] == 3
+    run(experiment, tmp_path / "parts", True, console)
+    assert learner_of(tmp_path / "parts") == learner_of(tmp_path / "whole")
+    assert RunFolder(tmp_path / "parts").experiment() == experiment
+    summary = summary_of(tmp_path / "parts")
+    assert (summary["updates"], summary["frames_real"], summary["frames_lookahead"]) == (6, 72, 0)
+    assert set(summary["eta"]) == {"size"}
+    assert scalars(tmp_path / "whole")["toy/growth"] == [2, 4, 6]
+    evaluate_run(tmp_path / "parts", None, 2, 0, False, False)
+    assert "update 6, sampled policy" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"its toy is not as this run has it"):
+        check_fits(
+            tmp_path, {name: {} for name in CHECKPOINT_PARTS}, experiment, experiment.algorithm(probe(experiment.env))
+        )
