@@ -16,7 +16,11 @@ from metagrad.types import Trajectory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntrinsicRewardParameters(MetaParametersConfig):
-    """Hyper-parameters of the A2C loss on c_ext r + c_in r_φ(s, a); φ is learnt, the others where they say so."""
+    """Hyper-parameters of the A2C loss on c_ext r + c_in r_φ(s, a); φ is learnt, the others where they say so.
+
+    The outer loss is on r alone. Without an outer critic its advantages are over the inner critic's values, which are
+    those of the mixture: biased by the intrinsic reward as well as by the discount.
+    """
 
     gamma: MetaParameter
     lambda_: MetaParameter
