@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metagrad.errors import ConfigurationError
-from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta, learnt_names
+from metagrad.meta_parameters import (
+    MetaParameter,
+    MetaVector,
+    hyperparameters,
+    init_eta,
+    learnt_names,
+    learnt_slices,
+    shown,
+)
 
 BOUND = st.floats(-100.0, 100.0)
 
@@ -101,3 +109,65 @@ def test_wrong_values_are_refused(fields, message):
 def test_a_fixed_parameter_may_sit_on_its_bound(initial):
     declaration = {"x": MetaParameter(initial=initial, is_learnt=False)}
     assert hyperparameters(declaration, init_eta(declaration))["x"].item() == initial
+
+
+def drawn(size):
+    return MetaVector(size, lambda generator: torch.randn(size, generator=generator))
+
+
+MIXED = {
+    "gamma": MetaParameter(initial=0.5),
+    "reward": drawn(3),
+    "lambda": MetaParameter(initial=0.9, is_learnt=False),
+    "critic": drawn(2),
+    "entropy_coefficient": MetaParameter(initial=0.75, low=0.5, high=1.0),
+}
+
+
+def test_vectors_and_learnt_scalars_share_eta_in_the_order_of_the_declaration():
+    assert learnt_slices(MIXED) == {
+        "gamma": slice(0, 1),
+        "reward": slice(1, 4),
+        "critic": slice(4, 6),
+        "entropy_coefficient": slice(6, 7),
+    }
+    assert learnt_names(MIXED) == ("gamma", "entropy_coefficient"), "a vector is no scalar"
+    assert learnt_slices({"x": MetaParameter(initial=0.5, is_learnt=False)}) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_are_drawn_from_the_generator_one_after_the_other(dtype):
+    eta = init_eta(MIXED, dtype, torch.Generator().manual_seed(5))
+    assert eta.dtype == dtype
+    generator = torch.Generator().manual_seed(5)
+    assert torch.equal(eta[1:4], torch.randn(3, generator=generator).to(dtype))
+    assert torch.equal(eta[4:6], torch.randn(2, generator=generator).to(dtype))
+    assert eta[[0, 6]].tolist() == [0.0, 0.0]
+    assert torch.equal(init_eta(MIXED, dtype), init_eta(MIXED, dtype)), "without a generator always the same"
+    assert not torch.equal(init_eta(MIXED, dtype), eta)
+    with pytest.raises(AssertionError, match="reward declares 2 numbers and draws"):
+        init_eta({"reward": MetaVector(2, lambda _: torch.zeros(3))})
+
+
+def test_hyperparameters_are_differentiable_in_vectors_and_scalars_alike():
+    eta = init_eta(MIXED, torch.float64, torch.Generator().manual_seed(5))
+    values = hyperparameters(MIXED, eta)
+    assert list(values) == list(MIXED)
+    assert [len(x) for x in values.values()] == [1, 3, 1, 2, 1]
+    assert torch.equal(values["reward"], eta[1:4])
+    assert torch.equal(values["critic"], eta[4:6])
+    jacobian = torch.func.jacrev(lambda eta: torch.cat(list(hyperparameters(MIXED, eta).values())))(eta)
+    expected = torch.zeros(8, 7, dtype=torch.float64)
+    for row, column, slope in ((0, 0, 0.25), (7, 6, 0.5 * 0.25), *((1 + k, 1 + k, 1.0) for k in range(3))):
+        expected[row, column] = slope
+    expected[5, 4] = expected[6, 5] = 1.0  # row 4 is λ, which is fixed
+    torch.testing.assert_close(jacobian, expected)
+
+
+def test_of_a_vector_its_norm_is_shown():
+    eta = torch.tensor([0.0, 1.0, 2.0, -2.0, -5.0, 12.0, 0.0], dtype=torch.float64)
+    values = shown(MIXED, eta)
+    assert {name: x.item() for name, x in values.items()} == pytest.approx(
+        {"gamma": 0.5, "reward_norm": 3.0, "lambda": 0.9, "critic_norm": 13.0, "entropy_coefficient": 0.75}
+    )
+    assert all(x.shape == (1,) for x in values.values())
