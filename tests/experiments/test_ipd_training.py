@@ -11,11 +11,13 @@ import torch
 from rich.console import Console
 
 from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from actors.rollout import probe
 from cluster.cli import main
 from cluster.evaluation import evaluate_run
 from cluster.launch import run
 from cluster.plot import logged_scalars, plot_runs
 from experiments.ipd_training import LolaExperiment, ipd
+from learner.algorithm import Algorithm
 from learner.checkpoint import restore_newest
 from metagrad.errors import ConfigurationError
 from metagrad.networks import MemoryOnePair
@@ -47,6 +49,7 @@ def test_the_papers_settings() -> None:
     assert (paper.opponent_updates, paper.inner_rollouts, paper.network) == (1, 8, MemoryOnePair())
     assert (paper.estimation.value, paper.estimation.outer) == (1024, 128)
     assert (paper.topology, paper.actors) == ("ray", 2)
+    assert isinstance(paper.algorithm(probe(paper.env)), Algorithm)
 
 
 @pytest.mark.parametrize(
