@@ -49,12 +49,12 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "t20": Variant(n=0, updates=8_000, is_probed=True, has_one_seed=True),
-    "t5": Variant(n=0, updates=12_000, rollout_length=5, is_probed=True, has_one_seed=True),
-    "n1": Variant(n=1, updates=400),
-    "n1-meta-eps-root-0": Variant(n=1, updates=400, meta_eps_root=0.0),
-    "n1-eps-roots-0": Variant(n=1, updates=400, meta_eps_root=0.0, inner_eps_root=0.0),
-    "n1-fork": Variant(n=1, updates=400, lookahead="fork"),
-    "n1-halved-critic": Variant(n=1, updates=400, is_critic_halved=True),
+    "t5": Variant(n=0, updates=8_000, rollout_length=5, is_probed=True, has_one_seed=True),
+    "n1": Variant(n=1, updates=800),
+    "n1-fork": Variant(n=1, updates=800, lookahead="fork"),
+    "n1-halved-critic": Variant(n=1, updates=800, is_critic_halved=True),
+    "n1-meta-eps-root-0": Variant(n=1, updates=300, meta_eps_root=0.0, has_one_seed=True),
+    "n1-eps-roots-0": Variant(n=1, updates=300, meta_eps_root=0.0, inner_eps_root=0.0, has_one_seed=True),
 }
 
 
@@ -96,8 +96,8 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
             parts[f"{name}-seed{seed}"] = {
                 "variant": name,
                 "seed": seed,
-                "updates": 12 if is_quick else variant.updates,
-                "environments": 8 if is_quick else 32,
+                "updates": 6 if is_quick else variant.updates,
+                "environments": 4 if is_quick else 32,
                 "rollout_length": variant.rollout_length,
                 "samples": 2 if is_quick else SAMPLES,
                 "episodes": 16 if is_quick else EVALUATED_EPISODES,
@@ -111,7 +111,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
     Returns:
         "frames_real", "wall_seconds"; "return": mean and std of full episodes at the end; "curves": by name "updates"
         and "values", means of at most 100 bins; "norms": by name "mean", "max" and "clipped", the share of updates
-        beyond the clip; "meta_gradient_rms" of each component over the run; "probes" as of `probe_run`.
+        beyond the clip; "meta_gradient_rms" of each component, by bin as in "curves"; "probes" as of `probe_run`.
     """
     variant = VARIANTS[settings["variant"]]
     experiment = replace(
@@ -138,7 +138,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
         "return": {"mean": played.mean, "std": played.std},
         "curves": {name: binned(*logged[name]) for name in MEANS if name in logged},
         "norms": {name: _norm(logged[name][1], clip) for name, clip in NORMS.items() if name in logged},
-        "meta_gradient_rms": [_rms(logged[f"meta_gradient/{name}"][1]) for name in NAMES] if variant.n else [],
+        "meta_gradient_rms": [_rms(*logged[f"meta_gradient/{name}"]) for name in NAMES] if variant.n else [],
         "probes": probe_run(estimators, folder, points, settings["samples"], settings["seed"]) if points else {},
     }
 
@@ -156,8 +156,9 @@ def _norm(values: np.ndarray, clip: float) -> dict[str, float]:
     return {"mean": float(values.mean()), "max": float(values.max()), "clipped": float((values > clip).mean())}
 
 
-def _rms(values: np.ndarray) -> float:
-    return float(f"{np.sqrt((values**2).mean()):.6g}")
+def _rms(updates: np.ndarray, values: np.ndarray) -> dict[str, list[float]]:
+    squares = binned(updates, values**2)
+    return squares | {"values": [float(f"{x**0.5:.6g}") for x in squares["values"]]}
 
 
 STUDY = Study(

@@ -63,18 +63,18 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
     """A run of `updates` is the beginning of the paper's: its step size falls as if it went on to the end."""
     every = UPDATES // POINTS
     length = {
-        "updates": 12 if is_quick else updates,
+        "updates": 6 if is_quick else updates,
         "annealing_updates": UPDATES,
-        "environments": 8 if is_quick else 32,
+        "environments": 4 if is_quick else 32,
         "rollout_length": 5 if is_quick else snake_12x12().rollout_length,
         "log_every": 2 if is_quick else 50,
-        "probe_every": 6 if is_quick else min(every, updates),
-        "samples": 4 if is_quick else SAMPLES,
+        "probe_every": 3 if is_quick else min(every, updates),
+        "samples": 3 if is_quick else SAMPLES,
         "episodes": 16 if is_quick else EVALUATED_EPISODES,
     }
     return {
         f"n{arm}-seed{seed}": {"arm": arm, "seed": seed, "probed": probed_arms(arm), **length}
-        for seed in range(min(seeds, 2) if is_quick else seeds)
+        for seed in range(1 if is_quick else seeds)
         for arm in ARMS
     }
 
