@@ -29,6 +29,7 @@ from cluster.ray_actors import ActorsLost
 from cluster.run_config import CheckpointConfig, FaultConfig
 from experiments import EXPERIMENTS
 from learner import algorithm
+from learner.config import BootstrapConfig
 from learner.step import meta_update
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -78,6 +79,7 @@ def test_a_seed_gives_the_same_bits_on_ray_and_colocated(
         {"meta": {"n": 3, "strategy": "sequential"}},
         {"meta": {"n": 0}},
         {"meta": {"n": 3, "estimator": "mix"}},
+        {"lookahead": "fork", "meta": {"n": 2, "bootstrap": BootstrapConfig(updates=2)}},
     ],
     ids=str,
 )

@@ -120,6 +120,27 @@ def test_a_part_whose_worker_is_killed_is_started_again(tmp_path: Path, console:
     assert (tmp_path / "report.md").read_text() == (tmp_path / "whole" / "report.md").read_text()
 
 
+def work_and_die_once(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    done = len(list(folder.iterdir()))
+    for step in range(done, 4):
+        if step == 3 != done:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (folder / str(step)).touch()
+    return computed(settings) | {"value": done}
+
+
+def test_a_part_whose_worker_is_killed_goes_on_with_the_work_that_it_left(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # workers are somewhere else
+    study = replace(TOY, run_part=work_and_die_once, keeps_work=True)
+    reproduce(study, Path("toy"), 1, False, "ray", console)
+    assert "part seed-0: its worker died" in text(console)
+    assert (tmp_path / "toy" / "report.md").read_text() == "[3]"
+    assert len(list((tmp_path / "toy" / "work" / "seed-0").iterdir())) == 4
+
+
 @pytest.mark.slow
 def test_a_part_whose_worker_always_dies_ends_the_study(tmp_path: Path, console: Console) -> None:
     with pytest.raises(PartFailed, match="part seed-1 of study toy lost its worker 4 times"):
