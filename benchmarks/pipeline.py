@@ -37,7 +37,7 @@ def _recorded_updates() -> Iterator[list[dict[str, float]]]:
         rows.append(metrics.scalars)
         return state, metrics
 
-    with patch("cluster.train.meta_update", recording):
+    with patch("learner.algorithm.meta_update", recording):
         yield rows
 
 

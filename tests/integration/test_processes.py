@@ -143,14 +143,14 @@ def test_ctrl_c_on_a_ray_run_leaves_a_checkpoint_and_no_process(
 
 
 FAILING_LEARNER = """
-import cluster.train, learner.step
+import learner.algorithm, learner.step
 updates = [0]
 def failing_update(*args):
     updates[0] += 1
     if updates[0] == 8:
         raise RuntimeError("the learner's own")
     return learner.step.meta_update(*args)
-cluster.train.meta_update = failing_update
+learner.algorithm.meta_update = failing_update
 """
 
 
