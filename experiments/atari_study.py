@@ -88,7 +88,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
 def _study(name: str, backend: AtariBackend, where: str) -> Study:
     return Study(
         name=name,
-        description=f"Atari, eight games{where}: A2C, 3-step meta-gradients, AD and LVC (gradient bias, Fig. 3, 9, 10)",
+        description=f"Atari, eight games{where}: A2C, 3-step meta-gradients, AD and LVC (gradient bias, Fig. 9)",
         seeds=SEEDS,
         updates=UPDATES,
         parts=partial(_parts, backend),

@@ -11,7 +11,7 @@ def test_the_papers_settings() -> None:
     assert (experiment.env.rows, experiment.env.columns) == (6, 6)  # type: ignore[union-attr]
     assert (experiment.environments, experiment.rollout_length, experiment.meta.n) == (512, 5, 1)
     assert (experiment.outer.gamma, experiment.outer.lambda_, experiment.outer.critic) == (1.0, 1.0, "outer")
-    declaration = experiment.learner.meta_parameters.declaration()
+    declaration = experiment.learner.meta_parameters.declaration((6, 6, 5), 4)
     assert [name for name, parameter in declaration.items() if parameter.is_learnt] == ["gamma"]
     assert declaration["gamma"].initial == 0.8
 
