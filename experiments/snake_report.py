@@ -111,7 +111,7 @@ def _normalised_rows(
     returns: Mapping[str, Curves], discounts: Mapping[str, Curves], advantages: Mapping[str, Curves]
 ) -> Iterator[tuple[Row, str | None]]:
     """Figure 6, second row: normalising centres what is looked at, not the meta-gradient; one seed, its own control."""
-    for arm in ("mg-normalised", "mg-outer-normalised"):
+    for arm in (arm for arm in discounts if arm.endswith("-normalised")):
         plain = arm.removesuffix("-normalised")
         ends = [
             f"γ {discounts[x].values[0, -1]:.3f}, return {returns[x].values[0, -1]:.2f}, "
@@ -132,7 +132,7 @@ def _panel(curves: Mapping[str, Curves], title: str, label: str, arms: Sequence[
 
 
 def _draw(folder: Path, quantities: Mapping[str, Mapping[str, Curves]]) -> list[tuple[str, str]]:
-    main, extra = list(TITLES)[:5], ["mg", "mg-outer", *list(TITLES)[5:]]
+    main, normalised = list(TITLES)[:5], [arm for arm in quantities["discount"] if arm.endswith("-normalised")]
     labels = {"discount": "γ", "return": "mean of full episodes", "advantage": "mean of an epoch"}
 
     def panels(names: Sequence[str], arms: Sequence[str]) -> list[Panel]:
@@ -140,12 +140,15 @@ def _draw(folder: Path, quantities: Mapping[str, Mapping[str, Curves]]) -> list[
 
     line_panels(folder / "figure_3.png", panels(("discount", "return"), main), columns=2)
     line_panels(folder / "figure_5b.png", panels(("advantage",), main))
-    line_panels(folder / "figure_6.png", panels(tuple(labels), extra))
-    return [
+    figures = [
         ("figure_3.png", "As the paper's Figure 3: γ and return. Mean ± standard deviation over seeds."),
         ("figure_5b.png", "As the paper's Figure 5b: mean advantage of the outer loss."),
-        ("figure_6.png", "As the paper's Figure 6, second row; seed 1 alone where advantages are normalised."),
     ]
+    if normalised:
+        line_panels(folder / "figure_6.png", panels(tuple(labels), ("mg", "mg-outer", *normalised)))
+        caption = "As the paper's Figure 6, second row; seed 1 alone where advantages are normalised."
+        figures.append(("figure_6.png", caption))
+    return figures
 
 
 INTRODUCTION = """\
