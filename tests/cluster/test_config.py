@@ -9,6 +9,7 @@ from actors.envs.atari import AtariConfig
 from actors.envs.snake import SnakeConfig
 from actors.rollout import probe
 from cluster.config import Experiment
+from learner.config import BootstrapConfig
 from learner.intrinsic_reward import IntrinsicRewardParameters
 from learner.optimizer_config import SgdConfig
 from learner.vtrace_parameters import VtraceParameters
@@ -26,6 +27,14 @@ ATARI = {"env": AtariConfig(), "network": NatureCnn()}
     ("changes", "field"),
     [
         ({"updates": 6, "optimizer": SgdConfig(learning_rate=0.1, annealing_updates=5)}, "updates"),
+        (
+            {
+                "updates": 6,
+                "optimizer": SgdConfig(learning_rate=0.1, annealing_updates=11),
+                "meta": {"bootstrap": BootstrapConfig(updates=2)},
+            },
+            "meta.bootstrap.updates",
+        ),
         ({"updates": 7, "meta": {"n": 3, "strategy": "sequential"}}, "updates"),
         ({"lookahead": "fork", "meta": {"n": 0}}, "lookahead"),
         ({"lookahead": "separate", "meta": {"strategy": "sequential"}}, "lookahead"),
