@@ -27,8 +27,8 @@ EXACT = {"inner": "exact", "outer": "exact"}
 
 def tiny(**changes: Any) -> LolaExperiment:
     games = {"env": IteratedPrisonersDilemmaConfig(steps=5), "rollout_length": 5, "environments": 4}
-    there = {"topology": "colocated", "learner_threads": 1, "log_every": 2, "updates": 4}
-    return replace(ipd(), **games | there | {"inner_rollouts": 3} | changes)
+    there = {"topology": "colocated", "learner_threads": 1, "log_every": 2, "updates": 2}
+    return replace(ipd(), **games | there | {"inner_rollouts": 2} | changes)
 
 
 def trained(experiment: LolaExperiment, folder: Path, is_resumed: bool = False) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def test_the_papers_settings() -> None:
         ({"learning_rate": float("inf")}, "learning_rate"),
         ({"value_learning_rate": float("nan")}, "value_learning_rate"),
         ({"gamma": 1.0}, "gamma"),
-        ({"inner": "exact", "inner_rollouts": 3}, "inner_rollouts"),
-        ({"opponent_updates": 0, "inner_rollouts": 3}, "inner_rollouts"),
+        ({"inner": "exact"}, "inner_rollouts"),
+        ({"opponent_updates": 0}, "inner_rollouts"),
         ({"opponent_updates": 0, "inner_rollouts": 8, "inner": "exact"}, "inner"),
         ({"opponent_updates": 0, "inner_rollouts": 8, "inner_learning_rate": 0.5}, "inner_learning_rate"),
         (EXACT | {"inner_rollouts": 8, "value_target": "reward"}, "value_target"),
@@ -89,9 +89,9 @@ def test_a_refusal_is_one_line_on_the_command_line(command: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("changes", "real", "ahead"),
     [
-        ({}, 3, 2),
-        ({"opponent_updates": 2, "lookahead": "fork"}, 3, 8),
-        ({"outer": "exact"}, 3, 0),
+        ({}, 2, 2),
+        ({"opponent_updates": 2, "lookahead": "fork"}, 2, 6),
+        ({"outer": "exact"}, 2, 0),
         ({"inner": "exact", "inner_rollouts": 8, "lookahead": "continue"}, 1, 2),
         (EXACT | {"inner_rollouts": 8}, 1, 0),
         ({"opponent_updates": 0, "inner_rollouts": 8}, 1, 0),
@@ -101,19 +101,23 @@ def test_frames_are_counted_apart_and_runs_are_deterministic(
     tmp_path: Path, changes: dict[str, Any], real: int, ahead: int
 ) -> None:
     summary = trained(tiny(**changes), tmp_path / "a")
-    rollout = 4 * 5
-    assert (summary["frames_real"], summary["frames_lookahead"]) == (4 * real * rollout, 4 * ahead * rollout)
-    assert summary["sampled"] == summary["consumed"] == 4 * (real + ahead) * rollout
+    steps = 2 * 4 * 5  # of one rollout in every update
+    assert (summary["frames_real"], summary["frames_lookahead"]) == (real * steps, ahead * steps)
+    assert summary["sampled"] == summary["consumed"] == (real + ahead) * steps
     is_mixed = changes.get("lookahead") == "continue"
-    assert summary["return_count"] == 4 * 4 * (real + ahead * is_mixed), "of the real games, unless they go on"
+    assert summary["return_count"] == 2 * 4 * (real + ahead * is_mixed), "of the real games, unless they go on"
     assert len(summary["eta"]) == 10
     trained(tiny(**changes), tmp_path / "b")
-    trained(tiny(**changes, seed=1), tmp_path / "other")
     assert state_of(tmp_path / "a") == state_of(tmp_path / "b")
-    assert state_of(tmp_path / "a")["episodes"] != state_of(tmp_path / "other")["episodes"]
-    trained(tiny(**changes, updates=2), tmp_path / "parts")
+    trained(tiny(**changes, updates=1), tmp_path / "parts")
     trained(tiny(**changes), tmp_path / "parts", is_resumed=True)
     assert state_of(tmp_path / "a") == state_of(tmp_path / "parts")
+
+
+def test_another_seed_plays_other_games(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        trained(tiny(seed=seed), tmp_path / str(seed))
+    assert state_of(tmp_path / "0")["episodes"] != state_of(tmp_path / "1")["episodes"]
 
 
 @pytest.mark.slow
