@@ -37,6 +37,11 @@ class RecordedEpisode(NamedTuple):
     is_complete: bool  # False: cut at `max_steps`, and `episode_return` with it
 
 
+def has_pictures(config: EnvironmentConfig) -> bool:
+    """True where there is something to look at, and so to record."""
+    return isinstance(config, SnakeConfig | AtariConfig)
+
+
 def pictured(config: EnvironmentConfig) -> SnakeConfig | AtariConfig:
     """The same configuration; ConfigurationError where its environment has nothing to look at, so nothing to record."""
     if isinstance(config, SnakeConfig | AtariConfig):

@@ -160,6 +160,7 @@ def config_command(words: Sequence[str]) -> None:
 
 def train_command(words: Sequence[str]) -> None:
     """Train one experiment."""
+    from actors.record import has_pictures
     from cluster.launch import default_run_dir, run
     from cluster.run_folder import RunFolder
 
@@ -182,11 +183,12 @@ def train_command(words: Sequence[str]) -> None:
     run_dir = run_dir or default_run_dir(options.experiment)
     console = Console(stderr=False)
     summary = run(options.experiment, run_dir, options.resume, console)
+    recorded = " --record" if has_pictures(options.experiment.env) else ""
     lines = (
         f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
         f'look at it: {_sibling("tensorboard")} --logdir "{run_dir}"',
-        f'play it:    {_sibling("metagrad")} eval "{run_dir}" --record',
+        f'play it:    {_sibling("metagrad")} eval "{run_dir}"{recorded}',
     )
     print("\n".join(lines))
 

@@ -9,7 +9,7 @@ from actors.envs.atari import make_atari_view
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from actors.envs.snake_render import render
 from actors.envs.tabular_mdp import TabularMdpConfig
-from actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, record
+from actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, has_pictures, record
 from actors.rollout import probe
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
@@ -145,6 +145,8 @@ def test_wrong_values_are_refused_before_anything_is_played(tmp_path, snake_poli
 
 @pytest.mark.parametrize("config", [TabularMdpConfig(), MarkovRewardProcessConfig()])
 def test_environment_without_pictures_is_refused_before_anything_is_played(tmp_path, played, config):
+    assert not has_pictures(config)
+    assert has_pictures(SnakeConfig())
     network, theta = policy_for(config, Mlp(hidden=4))
     with pytest.raises(ConfigurationError, match=r"^env = '\w+Config': has no pictures that could be recorded; "):
         record(network, theta, config, tmp_path / "x.gif", 0, False)
