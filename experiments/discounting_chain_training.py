@@ -6,8 +6,8 @@ loss the true value under γ' (`--outer.critic outer`) or under γ as well (`inn
 Shapes: T steps of B episodes; rollouts are whole episodes, so that row t holds the steps at time t.
 
 Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", 4.1, C.1 and Table 1; its
-release where the paper is silent. Deviation: with a bootstrapped target (`--meta.bootstrap.updates 1`) policies are
-matched on all states of a third batch, as the learner does everywhere; the release matches them at the start alone.
+release where the paper is silent. The release's bootstrapped agent matches policies at the start of an episode alone:
+`--meta.bootstrap.updates 1 --meta.bootstrap.states first`.
 """
 
 import math

@@ -6,7 +6,7 @@ from typing import Literal
 
 from learner.meta_parameters import MetaParametersConfig
 from learner.optimizer_config import AdamConfig, OptimizerConfig
-from metagrad.bootstrap import Direction, Matching
+from metagrad.bootstrap import Direction, Matching, States
 from metagrad.errors import require
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import Estimator
@@ -24,6 +24,9 @@ class BootstrapConfig:
     """Which KL divergence between the policies is the distance; the papers' is target||online."""
     value_coefficient: float = 0.0
     """Weight of the squared distance of the inner critics; the debiasing paper's release has 0."""
+    states: States = "all"
+    """Match on all states of a rollout or on its first alone; the debiasing paper's release has all on Snake, and on the
+    Discounting Chain the first, where an episode starts."""
 
     def __post_init__(self) -> None:
         rule, remedy = "must be 0 (no target) or more", "the debiasing paper uses 1"
@@ -34,6 +37,7 @@ class BootstrapConfig:
         for name, is_default in (
             ("direction", self.direction == "target||online"),
             ("value_coefficient", not coefficient),
+            ("states", self.states == "all"),
         ):
             rule = "belongs to a bootstrapped target, and there is none"
             remedy = "leave it out or set bootstrap.updates to 1"
@@ -42,7 +46,7 @@ class BootstrapConfig:
     @property
     def matching(self) -> Matching:
         """The distance as the library takes it."""
-        return Matching(direction=self.direction, value_coefficient=self.value_coefficient)
+        return Matching(direction=self.direction, value_coefficient=self.value_coefficient, states=self.states)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,10 @@ from metagrad.unroll import InnerProblem, Loss, inner_update
 Direction = Literal["target||online", "online||target"]
 """Which KL is the policy's distance: KL(π_θ̃ || π_θ), the papers', or KL(π_θ || π_θ̃)."""
 
+States = Literal["all", "first"]
+"""Where the distance is taken: at all T acted-on states, or at the first of each rollout, which is the start of an
+episode where rollouts are whole episodes."""
+
 TargetSampler = Callable[[Float[Tensor, "P"], int], Any]
 """(θ̃ⱼ, j) to the batch of update j = 0…L-1 of the target, fresh at each."""
 
@@ -44,6 +48,7 @@ class Matching:
 
     direction: Direction = "target||online"
     value_coefficient: float = 0.0  # debiasing paper's release: 0
+    states: States = "all"  # debiasing paper's release: all on Snake, the first on the Discounting Chain
 
     def __post_init__(self) -> None:
         require(
@@ -140,8 +145,8 @@ def matching_loss(
 
     Equation: m(⊥θ̃, θ) = mean[KL(π_⊥θ̃ || π_θ)] + c mean[(V_⊥θ̃ - V_θ)²], or KL(π_θ || π_⊥θ̃); V the inner critic.
 
-    θ carries the derivative, θ̃ none. Means are over valid steps of the T acted-on observations, and only these are
-    looked at: actions and rewards are not used. To match on other rows alone, say where episodes begin, give
+    θ carries the derivative, θ̃ none. Means are over valid steps of the T acted-on observations, or of the first ones
+    (`states="first"`), and only these are looked at: actions and rewards are not used. To match on other rows alone, give
     `trajectory._replace(valid=rows)` with rows [T, B].
 
     Source: debiasing paper §2 (matching loss) and its release: KL(π_θ̃ || π_θ), over the whole third batch on Snake,
@@ -150,13 +155,13 @@ def matching_loss(
     target = autodiff.stop_gradient(target)
     matches_values = matching.value_coefficient != 0.0
     heads: tuple[Head, ...] = ("logits", "value") if matches_values else ("logits",)
-    steps, batch = trajectory.valid.shape
-    observation = trajectory.observation[:-1].flatten(0, 1)
+    valid = trajectory.valid if matching.states == "all" else trajectory.valid[:1]
+    observation = trajectory.observation[: len(valid)].flatten(0, 1)
     online = network.apply(theta, observation, heads)
     aim = network.apply(target, observation, heads)
 
     def mean(x: Tensor) -> Tensor:
-        return masked_mean(x.unflatten(0, (steps, batch)), trajectory.valid)
+        return masked_mean(x.unflatten(0, valid.shape), valid)
 
     match matching.direction:
         case "target||online":

@@ -152,6 +152,35 @@ def test_the_meta_gradient_is_the_studys(critic: str, is_normalised: bool, is_ex
     close(ours, theirs)
 
 
+@every_variant
+@every_critic
+def test_the_bootstrapped_meta_gradient_on_first_states_is_the_studys(
+    critic: str, is_normalised: bool, is_exact: bool
+) -> None:
+    config = experiment(critic, is_normalised, is_exact)
+    target = BootstrapConfig(updates=1, states="first")
+    agent = build_agent(replace(config, meta=replace(config.meta, bootstrap=target)).learner, NETWORK, (2,), 5)
+    state = double(agent)
+    batches: list[Trajectory] = []
+
+    def sample(snapshot: WeightSnapshot, j: int) -> Trajectory:
+        batches.append(episodes(snapshot.theta, j))
+        return batches[-1]
+
+    ours = estimate_meta_gradient(agent, state, sample)
+    assert len(batches) == 3
+    study = agents.Agent("bmg", critic == "outer", chain.Objective(is_normalised, is_exact))
+    problem = agents.inner_problem(study, TABLE)
+    start = as_in_the_study(state.theta)
+    of_study = iter(batches)
+    # Through the study's own update, whose first moment of Adam is a tenth of its meta-gradient.
+    before = agents.AgentState(start, problem.optimizer.init(start), state.eta, agents.META_OPTIMIZER.init(state.eta))
+    after, _ = agents.advance(study, TABLE, before, lambda _theta: counts_of(next(of_study)))
+    theirs = after.meta_optimizer.moments[0] / 0.1
+    assert theirs.abs() > 1e-9
+    close(ours, theirs)
+
+
 @pytest.mark.parametrize("horizon", [100, 20])
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_true_values_are_discounted_payments(horizon: int, is_exact: bool) -> None:
@@ -243,7 +272,8 @@ def test_no_critic_is_asked_of_the_network(critic: str, tmp_path: Path) -> None:
 
 def test_bootstrapped_targets_run(tmp_path: Path) -> None:
     base = tiny()
-    bootstrapped = replace(base, meta=replace(base.meta, bootstrap=BootstrapConfig(updates=1)))
+    target = BootstrapConfig(updates=1, states="first")  # the release's
+    bootstrapped = replace(base, meta=replace(base.meta, bootstrap=target))
     summary = run(bootstrapped, tmp_path, False, Console(file=StringIO()))
     assert summary["frames_lookahead"] == 2 * summary["frames_real"] == 2 * 4 * 80
 

@@ -35,6 +35,7 @@ TARGET = BootstrapConfig(updates=1)
         (BootstrapConfig, {"updates": 1, "value_coefficient": math.inf}, "bootstrap.value_coefficient"),
         (BootstrapConfig, {"value_coefficient": 0.5}, "bootstrap.value_coefficient"),
         (BootstrapConfig, {"direction": "online||target"}, "bootstrap.direction"),
+        (BootstrapConfig, {"states": "first"}, "bootstrap.states"),
         (MetaGradientConfig, {"n": 0, "optimizer": ADAM, "bootstrap": TARGET}, "meta.bootstrap.updates"),
         (
             MetaGradientConfig,
@@ -60,8 +61,9 @@ def test_a_target_goes_with_every_other_scheme(estimator: dict[str, Any], strate
 
 
 def test_the_library_is_told_the_same() -> None:
-    bootstrap = BootstrapConfig(updates=2, direction="online||target", value_coefficient=0.25)
-    assert bootstrap.matching == Matching(direction="online||target", value_coefficient=0.25)
+    bootstrap = BootstrapConfig(updates=2, direction="online||target", value_coefficient=0.25, states="first")
+    assert bootstrap.matching == Matching(direction="online||target", value_coefficient=0.25, states="first")
+    assert BootstrapConfig(updates=1).matching == Matching()
     outer = OuterConfig(gamma=0.9, lambda_=0.8, critic="inner", critic_coefficient=0.7, is_advantage_normalised=True)
     assert outer.objective == OuterObjective(0.9, 0.8, False, 0.7, True)
     assert OuterConfig(gamma=1.0, lambda_=1.0, critic="outer").objective == OuterObjective(1.0, 1.0, True, 0.5, False)

@@ -32,6 +32,7 @@ OPTIMIZERS = {
     "adam": Adam(learning_rate=constant(0.02)),
 }
 DIRECTIONS = ("target||online", "online||target")
+STATES = ("all", "first")
 WARM_UP = 3  # updates before the look-ahead, so that moments and step count are not at their start
 OUTER = OuterObjective(0.95, 0.9, True, 0.5)
 
@@ -131,9 +132,10 @@ def setting(make_trajectory):
     target=tuple(OPTIMIZERS),
     direction=DIRECTIONS,
     value_coefficient=(0.0, 0.4),
+    states=STATES,
 )
 def test_meta_gradient_is_the_derivative_with_the_target_frozen(
-    setting, freeze, finite_differences, network, n, updates, optimizer, target, direction, value_coefficient
+    setting, freeze, finite_differences, network, n, updates, optimizer, target, direction, value_coefficient, states
 ):
     problem = setting(
         network=network,
@@ -141,7 +143,7 @@ def test_meta_gradient_is_the_derivative_with_the_target_frozen(
         updates=updates,
         optimizer=optimizer,
         target=target,
-        matching=Matching(direction=direction, value_coefficient=value_coefficient),
+        matching=Matching(direction=direction, value_coefficient=value_coefficient, states=states),
     )
     reference = problem.reference()
     for product in ("retain", "recompute"):
@@ -154,7 +156,8 @@ def test_meta_gradient_is_the_derivative_with_the_target_frozen(
 
 def slow_matching(network, theta, target, trajectory, matching):
     """mean KL + c mean (V_θ̃ - V_θ)², observation by observation."""
-    rows = [(t, b) for t in range(STEPS) for b in range(BATCH) if trajectory.valid[t, b]]
+    steps = {"all": range(STEPS), "first": [0]}[matching.states]
+    rows = [(t, b) for t in steps for b in range(BATCH) if trajectory.valid[t, b]]
     total = 0.0
     for t, b in rows:
         observation = trajectory.observation[t, b].unsqueeze(0)
@@ -168,8 +171,12 @@ def slow_matching(network, theta, target, trajectory, matching):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("value_coefficient", [0.0, 0.4])
-def test_matching_loss_observation_by_observation(setting, direction, value_coefficient):
-    problem = setting(matching=Matching(direction=direction, value_coefficient=value_coefficient))
+@pytest.mark.parametrize("states", STATES)
+def test_matching_loss_observation_by_observation(setting, direction, value_coefficient, states):
+    problem = setting(matching=Matching(direction=direction, value_coefficient=value_coefficient, states=states))
+    valid = problem.matching_batch.valid.clone()
+    valid[0, 1] = False  # a first row that only resets
+    problem.matching_batch = problem.matching_batch._replace(valid=valid)
     target = problem.target(problem.theta, problem.eta).theta
     theta = problem.theta.clone().requires_grad_()
     loss, metrics = problem.match(theta, target)
