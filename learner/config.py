@@ -25,8 +25,8 @@ class BootstrapConfig:
     value_coefficient: float = 0.0
     """Weight of the squared distance of the inner critics; the debiasing paper's release has 0."""
     states: States = "all"
-    """Match on all states of a rollout or on its first alone; the debiasing paper's release has all on Snake, and on the
-    Discounting Chain the first, where an episode starts."""
+    """Match on all states of a rollout or on its first alone; the debiasing paper's release has all on Snake and, on
+    the Discounting Chain, the first, where an episode starts."""
 
     def __post_init__(self) -> None:
         rule, remedy = "must be 0 (no target) or more", "the debiasing paper uses 1"

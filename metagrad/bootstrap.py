@@ -146,8 +146,8 @@ def matching_loss(
     Equation: m(⊥θ̃, θ) = mean[KL(π_⊥θ̃ || π_θ)] + c mean[(V_⊥θ̃ - V_θ)²], or KL(π_θ || π_⊥θ̃); V the inner critic.
 
     θ carries the derivative, θ̃ none. Means are over valid steps of the T acted-on observations, or of the first ones
-    (`states="first"`), and only these are looked at: actions and rewards are not used. To match on other rows alone, give
-    `trajectory._replace(valid=rows)` with rows [T, B].
+    (`states="first"`), and only these are looked at: actions and rewards are not used. To match on other rows alone,
+    give `trajectory._replace(valid=rows)` with rows [T, B].
 
     Source: debiasing paper §2 (matching loss) and its release: KL(π_θ̃ || π_θ), over the whole third batch on Snake,
     over initial states alone on the Discounting Chain; value matching 0 in both.
