@@ -1,20 +1,22 @@
 """Checkpoints: atomic files of plain data, the newest k kept, loaded without executing anything from them."""
 
-import os
+import io
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from learner.storage import Location, Place, RemotePath, inside, names, write_whole, writing
+
 _NAME = re.compile(r"update-(\d+)\.pt")
+_PARTIAL = re.compile(r"update-(\d+)\.partial")
 
 
 class Restored(NamedTuple):
     """A checkpoint's content, where it came from, and newer files that could not be read (with the reason)."""
 
     tree: dict[str, Any]
-    path: Path
+    path: Location
     unreadable: tuple[str, ...]
 
 
@@ -26,41 +28,41 @@ class NoCheckpoint(FileNotFoundError):
     """No file in the folder could be read."""
 
 
-def save(folder: Path, update: int, tree: dict[str, Any], keep: int) -> Path:
+def save(folder: Place, update: int, tree: dict[str, Any], keep: int) -> Place:
     """Write `tree` (dictionaries, lists, numbers, strings, tensors) as the checkpoint of `update`; drop the oldest.
 
-    A reader sees the whole file or none: it is written beside its place, synced, and renamed.
+    A reader sees the whole file or none, and the old ones go only once the new one is there.
+
+    Raises:
+        CannotWrite: the disk is full, say; the checkpoints that were there stand.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(folder, update)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(tree, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(folder)
-    for old in paths(folder)[:-keep]:
-        old.unlink()
+    content = io.BytesIO()  # torch turns an error of a file that it writes itself into one of its own
+    torch.save(tree, content)
+    write_whole(path, content.getvalue())
+    with writing(folder):
+        cut_off = [inside(folder, name) for name in names(folder) if _PARTIAL.fullmatch(name)]  # with their process
+        for old in [*cut_off, *paths(folder)[:-keep]]:
+            old.unlink(missing_ok=True)
     return path
 
 
-def checkpoint_path(folder: Path, update: int) -> Path:
+def checkpoint_path(folder: Place, update: int) -> Place:
     """Where the checkpoint of an update lies."""
-    return folder / f"update-{update:09d}.pt"
+    return inside(folder, f"update-{update:09d}.pt")
 
 
-def update_of(path: Path) -> int:
+def update_of(path: Location) -> int:
     """The update that a checkpoint was written after."""
     return int(path.stem.removeprefix("update-"))
 
 
-def paths(folder: Path) -> list[Path]:
+def paths(folder: Place) -> list[Place]:
     """Checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("update-*.pt") if _NAME.fullmatch(path.name))
+    return [inside(folder, name) for name in sorted(names(folder)) if _NAME.fullmatch(name)]
 
 
-def restore_newest(folder: Path) -> Restored:
+def restore_newest(folder: Location) -> Restored:
     """The newest readable checkpoint; says which newer ones were not.
 
     Raises:
@@ -75,25 +77,18 @@ def restore_newest(folder: Path) -> Restored:
     raise NoCheckpoint(f"no readable checkpoint in {folder}" + "".join(f"; {line}" for line in unreadable))
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Location) -> dict[str, Any]:
     """Content of one checkpoint; `weights_only` refuses anything that would run code.
 
     Raises:
         Unreadable: the file is damaged, or no checkpoint.
     """
     try:
-        tree: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
+        tree: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise anything at all
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise Unreadable(f"{path.name}: {lines[0][:200]}") from error
     if not isinstance(tree, dict):
         raise Unreadable(f"{path.name}: holds no checkpoint but a {type(tree).__name__}")
     return tree
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

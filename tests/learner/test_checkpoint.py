@@ -1,13 +1,22 @@
+import io
 import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from learner.checkpoint import NoCheckpoint, Unreadable, checkpoint_path, load, paths, restore_newest, save, update_of
+from learner.storage import CannotWrite, Location, inside, location, names
 
 TREE = {"theta": torch.arange(4.0), "count": 3, "names": ["a"], "nothing": None, "nested": {"x": 1.5, "ok": True}}
+
+
+@pytest.fixture(params=["", "memory://"], ids=["path", "url"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A folder that is not there yet."""
+    return location(f"{request.param}{tmp_path}/checkpoints")
 
 
 def equal(left: object, right: object) -> bool:
@@ -18,21 +27,28 @@ def equal(left: object, right: object) -> bool:
     return left == right
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
-    path = save(tmp_path / "new" / "folder", 12, TREE, keep=2)
-    assert path == checkpoint_path(tmp_path / "new" / "folder", 12)
+def test_what_was_saved_comes_back(folder: Location) -> None:
+    path = save(folder, 12, TREE, keep=2)
+    assert path == checkpoint_path(folder, 12)
     assert update_of(path) == 12
     assert equal(load(path), TREE)
-    restored = restore_newest(path.parent)
+    restored = restore_newest(folder)
     assert (restored.path, restored.unreadable) == (path, ())
     assert equal(restored.tree, TREE)
 
 
-def test_the_newest_k_stay(tmp_path: Path) -> None:
+def test_the_newest_k_stay(folder: Location) -> None:
     for update in (1, 2, 10, 999_999_999):
-        save(tmp_path, update, {"update": update}, keep=3)
-    assert [update_of(path) for path in paths(tmp_path)] == [2, 10, 999_999_999]
-    assert restore_newest(tmp_path).tree == {"update": 999_999_999}
+        save(folder, update, {"update": update}, keep=3)
+    assert [update_of(path) for path in paths(folder)] == [2, 10, 999_999_999]
+    assert restore_newest(folder).tree == {"update": 999_999_999}
+
+
+def test_what_a_killed_process_left_goes(folder: Location) -> None:
+    save(folder, 1, TREE, keep=1)
+    inside(folder, "update-000000002.partial").write_bytes(b"half")
+    save(folder, 3, TREE, keep=2)
+    assert sorted(names(folder)) == ["update-000000001.pt", "update-000000003.pt"]
 
 
 def test_other_files_are_neither_read_nor_removed(tmp_path: Path) -> None:
@@ -57,19 +73,25 @@ def test_a_crash_before_the_rename_leaves_the_old_ones(
     def crash(*_args: object) -> None:
         raise OSError("no space left on device")
 
-    def write_half(_tree: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        crash()
+    whole = Path.open
+
+    def open_and_fill(path: Path, mode: str) -> object:
+        file = whole(path, mode)
+        file.write(b"half")
+        file.flush()
+        file.write = crash  # type: ignore[method-assign, assignment]
+        return file
 
     with monkeypatch.context() as patch:
         if crash_in == "write":
-            patch.setattr(torch, "save", write_half)
+            patch.setattr(Path, "open", open_and_fill)
         elif crash_in == "fsync":
             patch.setattr(os, "fsync", crash)
         else:
             patch.setattr(Path, "replace", crash)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(CannotWrite, match=r"^/.*/update-000000002.pt: cannot be written \(no space left"):
             save(tmp_path, 2, {"update": 2}, keep=1)
+    assert names(tmp_path) == ["update-000000001.pt"], "no partial file is left"
     restored = restore_newest(tmp_path)
     assert restored.tree == {"update": 1}
     assert restored.unreadable == ()
@@ -79,12 +101,12 @@ def test_a_crash_before_the_rename_leaves_the_old_ones(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
-def test_an_unreadable_newest_is_named_and_the_one_before_it_used(tmp_path: Path, damage: str) -> None:
-    good = save(tmp_path, 1, TREE, keep=3)
-    bad = save(tmp_path, 2, TREE, keep=3)
+def test_an_unreadable_newest_is_named_and_the_one_before_it_used(folder: Location, damage: str) -> None:
+    good = save(folder, 1, TREE, keep=3)
+    bad = save(folder, 2, TREE, keep=3)
     whole = bad.read_bytes()
     bad.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": b"\x00garbage" * 50}[damage])
-    restored = restore_newest(tmp_path)
+    restored = restore_newest(folder)
     assert restored.path == good
     assert equal(restored.tree, TREE)
     assert len(restored.unreadable) == 1
@@ -92,13 +114,31 @@ def test_an_unreadable_newest_is_named_and_the_one_before_it_used(tmp_path: Path
     assert "\n" not in restored.unreadable[0]
 
 
-def test_no_file_can_be_read(tmp_path: Path) -> None:
+def test_no_file_can_be_read(folder: Location) -> None:
     with pytest.raises(NoCheckpoint, match="no readable checkpoint in"):
-        restore_newest(tmp_path / "absent")
+        restore_newest(folder)
     for update in (1, 2):
-        save(tmp_path, update, TREE, keep=3).write_bytes(b"\x80")
+        save(folder, update, TREE, keep=3).write_bytes(b"\x80")
     with pytest.raises(NoCheckpoint, match=r"^no readable checkpoint in .*; update-000000002.pt: .*; update-000000001"):
-        restore_newest(tmp_path)
+        restore_newest(folder)
+
+
+def test_a_store_that_fails_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = location(f"memory://{tmp_path}")
+    good = save(folder, 1, TREE, keep=2)
+    save(folder, 2, TREE, keep=2)
+    read = MemoryFileSystem.cat_file
+
+    def cut_off(self: MemoryFileSystem, path: str, **changes: object) -> bytes:
+        if "000000002" in path:
+            raise TimeoutError("connection lost")
+        content: bytes = read(self, path, **changes)
+        return content
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cut_off)
+    restored = restore_newest(folder)
+    assert restored.path == good
+    assert "connection lost" in restored.unreadable[0]
 
 
 class Malicious:
@@ -112,12 +152,14 @@ class Malicious:
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
-    folder, target = tmp_path / "checkpoints", tmp_path / "broken-in"
+def test_code_in_a_checkpoint_is_refused_and_not_run(folder: Location, tmp_path: Path, form: str) -> None:
+    target = tmp_path / "broken-in"
     good = save(folder, 1, TREE, keep=3)
     bad = checkpoint_path(folder, 2)
     if form == "torch":
-        torch.save({"theta": Malicious(target)}, bad)
+        file = io.BytesIO()
+        torch.save({"theta": Malicious(target)}, file)
+        bad.write_bytes(file.getvalue())
     else:
         bad.write_bytes(pickle.dumps({"theta": Malicious(target)}, protocol=2))
     restored = restore_newest(folder)
