@@ -13,7 +13,7 @@ from learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
 from learner.intrinsic_reward import IntrinsicRewardParameters
 from learner.meta_parameters import A2cParameters, MetaParametersConfig
 from learner.optimizer_config import OptimizerConfig
-from learner.vtrace_parameters import VtraceParameters
+from learner.vtrace_parameters import VtraceParameters, off_policy
 from metagrad.errors import require
 from metagrad.networks import (
     ImpalaCnn,
@@ -39,6 +39,8 @@ class Experiment(BaseExperiment):
         BaseExperiment.__post_init__(self)
         self._check_combinations()
         self._check_network()
+        if self.schedule == "peek":
+            off_policy(self.meta_parameters)
 
     def _check_combinations(self) -> None:
         require(
@@ -70,6 +72,12 @@ class Experiment(BaseExperiment):
             f"--meta.strategy sequential makes meta.n = {n} updates at a time",
             f"use --updates {max(1, round(self.updates / max(1, n))) * n}",
         )
+        for field, value, only in (
+            ("meta.strategy", self.meta.strategy, "discard"),
+            ("lookahead", self.lookahead, "continue"),
+        ):
+            rule = "does not go with --schedule peek, which looks ahead in the rollouts of the next real updates"
+            require(self.schedule == "lockstep" or value == only, field, value, rule, f"use {only} or lockstep")
         require(
             self.lookahead == "continue" or (self.meta.n > 0 and self.meta.strategy == "discard"),
             "lookahead",
@@ -104,10 +112,14 @@ class Experiment(BaseExperiment):
 
     @property
     def learner(self) -> LearnerConfig:
-        """What the learner is told."""
-        return LearnerConfig(
-            optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=self.meta_parameters
-        )
+        """What the learner is told; in peek, losses that correct for the policies that acted."""
+        losses = off_policy(self.meta_parameters) if self.schedule == "peek" else self.meta_parameters
+        return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=losses)
+
+    @property
+    def look_ahead_batches(self) -> int:
+        """Inner batches of virtual updates and the outer one; with a bootstrapped target, its batches too."""
+        return self.meta.n + self.meta.bootstrap.updates
 
     @property
     def has_outer_critic(self) -> bool:

@@ -1,99 +1,34 @@
 """Start a run, supervise it, shut it down: configuration in, summary out.
 
 Experiment ─► algorithm, actors ─► Training.run ─► summary.json
-                                 │  sample(snapshot v, j) ─► actors ─► Trajectory [T, B]
+                                 │  schedule.sample(snapshot v, j) ─► actors ─► Trajectory [T, B]
                                  └─ algorithm.update: θ, η ─► θ', η' ─► snapshot v+1
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from actors.envs import DeviceEnvironmentConfig
+from actors.envs.base import EnvironmentSpec
 from actors.rollout import Actor, ActorSetup, State, probe
-from cluster.memory import keep_freed_memory
+from cluster.driver_reports import DriverReports, driver_reports
+from cluster.evaluator import Evaluator, InlineEvaluator
+from cluster.learning import Assignment, actor_setups, learn, resolve_device
 from cluster.progress import Progress
 from cluster.run_config import BaseExperiment
 from cluster.run_folder import RunFolder
 from cluster.stop import StopRequest
-from cluster.train import CHECKPOINT_PARTS, Training
+from cluster.train import CHECKPOINT_PARTS
 from cluster.transport import Actors, ColocatedActors
 from learner.algorithm import Algorithm
 from learner.checkpoint import NoCheckpoint, Restored, restore_newest
 from metagrad.errors import ConfigurationError, require
 
-
-def resolve_device(device: str) -> torch.device:
-    """The learner's device; "auto" is cuda where there is one.
-
-    Raises:
-        ConfigurationError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device = {device!r}: is no torch device; use auto, cpu or cuda") from error
-    if resolved.type == "cuda":
-        count = torch.cuda.device_count()
-        require((resolved.index or 0) < count, "device", device, f"this machine has {count} CUDA devices", "use auto")
-    else:
-        require(resolved.type == "cpu", "device", device, "only cpu and cuda are supported", "use auto, cpu or cuda")
-    return resolved
-
-
-def actor_setups(experiment: BaseExperiment, device: torch.device, start_update: int) -> list[ActorSetup]:
-    """One setup per actor, with random streams of its own for this run, this resumption and this actor."""
-    is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig)
-    return [
-        ActorSetup(
-            index=index,
-            environment=experiment.env,
-            network=experiment.network,
-            has_outer_critic=experiment.has_outer_critic,
-            batch_size=experiment.environments // experiment.actors,
-            rollout_length=experiment.rollout_length,
-            lookahead=experiment.lookahead,
-            seed=(experiment.seed, start_update, 0),
-            device=str(device) if is_on_device else "cpu",
-            threads=experiment.actor_threads,
-        )
-        for index in range(experiment.actors)
-    ]
-
-
-@contextmanager
-def open_actors(
-    experiment: BaseExperiment,
-    setups: list[ActorSetup],
-    states: list[State] | None,
-    report: Callable[[str], None],
-    make: Callable[[ActorSetup], Actor] = Actor,
-) -> Iterator[Actors]:
-    """The actors of a run, stopped on leaving; Ray is imported only where the topology asks for it."""
-    if experiment.topology == "colocated":
-        colocated = ColocatedActors(setups, states)
-        try:
-            yield colocated
-        finally:
-            colocated.close()
-        return
-    from cluster.ray_actors import RayActors
-    from cluster.ray_session import ray_session
-
-    with ray_session(experiment):
-        remote = RayActors(setups, states, experiment.faults, report, make)
-        try:
-            yield remote
-        finally:
-            remote.close()
+__all__ = ["actor_setups", "check_fits", "default_run_dir", "resolve_device", "restore", "run"]
 
 
 def restore(
@@ -167,7 +102,8 @@ def run(
         ConfigurationError: before anything starts.
         Exception: whatever ended the run, unchanged; summary.json and checkpoints up to then stand.
     """
-    device = resolve_device(experiment.device)
+    if experiment.topology == "colocated":
+        resolve_device(experiment.device)
     spec = probe(experiment.env)
     algorithm = experiment.algorithm(spec)
     folder = RunFolder(run_dir)
@@ -178,48 +114,93 @@ def run(
     ):
         progress.say(f"run folder: {run_dir}")
         progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
-        keep_freed_memory()
-        torch.set_num_threads(experiment.learner_threads or len(os.sched_getaffinity(0)))
-        if restored is None:
-            state = algorithm.init(experiment.seed, device)
-        else:
-            state = algorithm.from_tree(restored.tree["learner"], device)
-        setups = actor_setups(experiment, device, state.update)
-        states = restored.tree["actors"] if restored is not None else None
-        with (
-            open_actors(experiment, setups, states, progress.say, make) as actors,
-            _writer(folder, state.update) as write,
-        ):
-            training = Training(experiment, algorithm, state, actors, folder, write, progress)
-            if restored is not None:
-                training.load(restored.tree, state)
-                progress.say(f"resumed from {restored.path} at update {state.update}")
-                if restored.tree["device"] != device.type:
-                    progress.say(
-                        f"on {device.type} now, {restored.tree['device']} before: random streams of environments that "
-                        "live there start afresh"
-                    )
-            try:
-                training.run(stop)
-            finally:
-                summary = training.summary() | {"stopped_by": stop.signal_name}
-                folder.write_summary(summary)
-        if stop.signal_name is not None and training.state.update < experiment.updates:
-            progress.say(f"stopped by {stop.signal_name} at update {training.state.update}; continue with --resume")
+        if restored is not None:
+            progress.say(f"resumed from {restored.path} at update {restored.tree['learner']['update']}")
+        this_run = _Run(experiment, spec, algorithm, folder, progress, stop)
+        train = this_run.colocated if experiment.topology == "colocated" else this_run.on_ray
+        try:
+            train(restored, make)
+        finally:
+            if this_run.summary:
+                folder.write_summary(this_run.summary)
+        summary = this_run.summary
+        if stop.signal_name is not None and summary["updates"] < experiment.updates:
+            progress.say(f"stopped by {stop.signal_name} at update {summary['updates']}; continue with --resume")
     return summary
 
 
-@contextmanager
-def _writer(folder: RunFolder, start_update: int) -> Iterator[Callable[[dict[str, float], int], None]]:
-    from torch.utils.tensorboard import SummaryWriter  # imports slowly, and only runs need it
+class _Run:
+    """One run with its folder held: the two topologies, and the newest summary."""
 
-    with SummaryWriter(str(folder.path), purge_step=start_update + 1) as writer:
+    def __init__(
+        self,
+        experiment: BaseExperiment,
+        spec: EnvironmentSpec,
+        algorithm: Algorithm[Any],
+        folder: RunFolder,
+        progress: Progress,
+        stop: StopRequest,
+    ):
+        self.summary: dict[str, Any] = {}
+        self._experiment, self._spec, self._algorithm = experiment, spec, algorithm
+        self._folder, self._progress, self._stop = folder, progress, stop
 
-        def write(scalars: dict[str, float], update: int) -> None:
-            for name, value in scalars.items():
-                writer.add_scalar(name, value, update)
+    @contextmanager
+    def _reports(self, start_update: int, evaluator: Evaluator) -> Iterator[DriverReports]:
+        with driver_reports(self._experiment, self._folder, self._progress, start_update, evaluator) as reports:
+            try:
+                yield reports
+            finally:
+                self.summary = reports.newest_summary or self.summary
 
-        yield write
+    def colocated(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
+        """Everything in this process; Ray is not imported."""
+        experiment = self._experiment
+        rollouts_per_batch = experiment.environments // experiment.environments_of_an_actor
+
+        @contextmanager
+        def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+            actors = ColocatedActors(setups, states, rollouts_per_batch, make)
+            try:
+                yield actors
+            finally:
+                actors.close()
+
+        tree = None if restored is None else restored.tree
+        start_update = 0 if tree is None else tree["learner"]["update"]
+        assignment = Assignment(experiment=experiment, spec=self._spec, checkpoint=tree)
+        with self._reports(start_update, InlineEvaluator(experiment, self._spec)) as reports:
+            learn(assignment, open_actors, reports, self._stop)
+
+    def on_ray(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
+        """The learner and its actors as Ray actors; a learner that dies goes on from the newest checkpoint."""
+        from cluster.ray_session import ray_session
+        from cluster.supervise import Supervisor, demand
+
+        first = [None if restored is None else restored.tree]
+
+        def newest_checkpoint() -> dict[str, Any] | None:
+            if first:
+                return first.pop()
+            try:
+                return restore(self._folder, self._experiment, self._algorithm, self._progress.say).tree
+            except ConfigurationError:  # it died before the first one
+                return None
+
+        with ray_session(demand(self._experiment)):
+            supervisor = Supervisor(self._experiment, self._spec, make)
+            try:
+                evaluator = supervisor.evaluator(self._progress.say) or InlineEvaluator(self._experiment, self._spec)
+                supervisor.run(newest_checkpoint, lambda update: self._reports(update, evaluator), self._stop)
+                self._finish_evaluations(evaluator)
+            finally:
+                supervisor.close()
+
+    def _finish_evaluations(self, evaluator: Evaluator) -> None:
+        """The last ones outlast the training; a signal ends the waiting."""
+        while evaluator.pending and self._stop.signal_name is None:
+            with self._reports(self.summary["updates"], evaluator) as reports:
+                reports.write_evaluations(seconds=0.5)
 
 
 def default_run_dir(experiment: BaseExperiment) -> Path:

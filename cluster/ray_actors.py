@@ -1,183 +1,283 @@
-"""The transport on Ray: actor processes on any node, weights through the object store, replacement of lost actors."""
+"""The transport on Ray, seen from the learner: orders to actors on any node, and what is done about lost ones."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import ray
-import torch
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from torch import Tensor
 
-from actors.rollout import Actor, ActorSetup, State
-from cluster.memory import keep_freed_memory
+from actors.rollout import State
+from cluster.ray_faults import LOST_ACTOR, first_line
+from cluster.rollout_actor import MakeActor, Published, versions
 from cluster.run_config import FaultConfig
+from cluster.slots import Order, Phase, Slot, rest_seconds
 from cluster.transport import Account
-from metagrad.types import Episodes, Rollout, WeightSnapshot
+from metagrad.errors import ConfigurationError
+from metagrad.types import Rollout, WeightSnapshot
 
-# What Ray says of an actor, or of a rollout that was on its way, when a process or a whole node is gone.
-_LOST = (RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
+_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the cluster has no place for yet
+_ORDERS_AHEAD = 2  # per actor in peek: one that runs and one that waits, so that no actor waits for the learner
+_BATCHES_AHEAD = 2  # in peek: ordered or arrived, and not yet used
 
 
 class ActorsLost(RuntimeError):
-    """Actors kept dying without delivering anything: the run cannot go on."""
-
-
-class _RolloutActor:
-    """The Ray side of one actor. Starting is a method of its own, so that its failure is an error, not a death."""
-
-    def start(self, setup: ActorSetup, make: Callable[[ActorSetup], Actor], state: State | None) -> None:
-        keep_freed_memory()
-        torch.set_num_threads(setup.threads)
-        self._actor = make(setup)
-        if state:
-            self._actor.load_state(state)
-
-    def rollout(self, published: tuple[int, np.ndarray, np.ndarray], lookahead_step: int) -> Rollout:
-        version, theta, eta = published
-        # Own copies: the object store's arrays are read-only.
-        snapshot = WeightSnapshot(version, torch.tensor(theta), torch.tensor(eta))
-        with torch.no_grad():
-            result = self._actor.rollout(snapshot, lookahead_step)
-        return _map_arrays(result, lambda x: x.numpy() if isinstance(x, Tensor) else x)
-
-    def state(self) -> State:
-        return self._actor.state()
-
-
-def _map_arrays(rollout: Rollout, convert: Callable[[Any], Any]) -> Rollout:
-    trajectory, episodes = rollout.trajectory, rollout.episodes
-    return rollout._replace(
-        trajectory=type(trajectory)(*map(convert, trajectory)), episodes=Episodes(*map(convert, episodes))
-    )
+    """No actor is left, or none finds a place: the run cannot go on."""
 
 
 class RayActors:
-    """All actors as Ray actors, each with a bounded number of rollouts in flight (one)."""
+    """All actors of a run, as Ray actors that another process has created and keeps.
+
+    Lockstep: an actor rolls out its own share; one that is lost, or has no place yet, is stood in for by another until
+    it is back. Peek: whoever has least to do is asked next.
+    """
 
     def __init__(
         self,
-        setups: Sequence[ActorSetup],
-        states: Sequence[State] | None,
+        slots: Sequence[Slot],
         faults: FaultConfig,
         report: Callable[[str], None],
-        make: Callable[[ActorSetup], Actor] = Actor,
+        make: MakeActor,
+        learner: int = 0,
+        rollouts_per_batch: int = 0,
     ):
+        """All actors are asked where they are, and start as they are found.
+
+        Args:
+            slots: one per actor; an actor that another life of this learner has started is kept as it is.
+            faults: what is forgiven.
+            report: told what happens to actors.
+            make: the `Actor` of a setup.
+            learner: number of this life.
+            rollouts_per_batch: what `stream` returns.
+        """
         self.account = Account()
-        self._setups = list(setups)
         self._faults = faults
         self._report = report
         self._make = make
-        self._restarts_in_a_row = [0] * len(self._setups)
-        self._published: tuple[int, Any] | None = None
-        self._handles: list[Any] = [None] * len(self._setups)
-        self._starting: dict[int, Any] = {}
-        for index in range(len(self._setups)):
-            self._start(index, states[index] if states else None)
-
-    def _start(self, index: int, state: State | None) -> None:
-        setup = self._setups[index]
-        remote = ray.remote(_RolloutActor).options(num_cpus=setup.threads, max_restarts=0)
-        self._handles[index] = remote.remote()
-        # Nobody waits for the start: the first rollout queues behind it, and raises its error.
-        self._starting[index] = self._handles[index].start.remote(setup, self._make, state)
+        self._learner = learner
+        self._rollouts_per_batch = rollouts_per_batch
+        self._opened = time.monotonic()
+        self._has_delivered = False
+        self._published: Published | None = None
+        self._arrived: deque[Rollout] = deque()
+        self._slots = list(slots)
+        for slot in self._slots:
+            self._find(slot)
 
     def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
-        """One rollout of every actor under exactly this snapshot; lost actors are replaced and asked again.
+        """One rollout for every actor's share under exactly this snapshot, in the order of the actors.
 
         Raises:
-            ActorsLost: an actor was replaced too often without delivering.
+            ActorsLost: no actor is left.
             RayTaskError: an actor's own exception, with its traceback.
         """
-        reference = self._publish(snapshot)
-        pending: dict[Any, int] = {}
-        deadline: dict[int, float] = {}
+        published = self._publish(snapshot)
+        done: dict[int, Rollout] = {}
+        while len(done) < len(self._slots):
+            ordered = {order.shard for slot in self._slots for order in slot.orders}
+            for shard in range(len(self._slots)):
+                if shard not in done and shard not in ordered:
+                    self._order(self._worker_for(shard), shard, published, lookahead_step)
+            done.update((order.shard, rollout) for order, rollout in self._completed())
+        return [done[shard] for shard in range(len(self._slots))]
 
-        def order(index: int) -> None:
-            setup = self._setups[index]
-            self.account.order(setup.batch_size * setup.rollout_length)
-            pending[self._handles[index].rollout.remote(reference, lookahead_step)] = index
-            deadline[index] = time.monotonic() + self._faults.rollout_seconds
+    def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
+        """The next batch of rollouts in the order in which they come, from whichever actors; older ones are dropped.
 
-        for index in range(len(self._setups)):
-            order(index)
-        rollouts: dict[int, Rollout] = {}
-        while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=0.5)
-            for ready in done:
-                index = pending.pop(ready)
-                try:
-                    self._check_start(index)
-                    rollouts[index] = ray.get(ready)
-                    self._restarts_in_a_row[index] = 0
-                except _LOST as error:
-                    self._replace(index, "actor died", str(error).strip().splitlines()[0])
-                    order(index)
-            now = time.monotonic()
-            for late in [(ref, index) for ref, index in pending.items() if now > deadline[index]]:
-                reference_lost, index = late
-                del pending[reference_lost]
-                self._replace(index, "actor hung", f"no rollout for {self._faults.rollout_seconds:g} s")
-                order(index)
-        return [rollouts[index] for index in range(len(self._setups))]
+        Rollouts for this batch and the next are ordered ahead and no more, so that actors work while the learner does
+        and nothing piles up.
+        """
+        published = self._publish(snapshot)
+        for slot in self._slots:
+            if slot.phase is Phase.READY:
+                slot.handle.publish.remote(published)
+        while True:
+            self._drop_older_than(oldest)
+            self._order_ahead(published)
+            if len(self._arrived) >= self._rollouts_per_batch:
+                batch = [self._arrived.popleft() for _ in range(self._rollouts_per_batch)]
+                self._order_ahead(published)
+                return batch
+            self._arrived.extend(rollout for _, rollout in self._completed())
 
-    def _check_start(self, index: int, timeout: float | None = None) -> None:
-        starting = self._starting.pop(index, None)
-        if starting is not None:
-            ray.get(starting, timeout=timeout)
+    def _drop_older_than(self, oldest: int) -> None:
+        for rollout in [x for x in self._arrived if x.trajectory.policy_version < oldest]:
+            self._arrived.remove(rollout)
+            self.account.drop(self._slots[rollout.actor].steps, "too old")
 
-    def _publish(self, snapshot: WeightSnapshot) -> Any:
-        """Object reference of this version, put once; a node fetches it at most once, whatever its actors."""
-        if self._published is None or self._published[0] != snapshot.version:
+    def _order_ahead(self, published: Published) -> None:
+        ordered = len(self._arrived) + sum(len(slot.orders) for slot in self._slots)
+        for _ in range(_BATCHES_AHEAD * self._rollouts_per_batch - ordered):
+            idle = [x for x in self._slots if x.phase is Phase.READY and len(x.orders) < _ORDERS_AHEAD]
+            if not idle:
+                return
+            self._order(min(idle, key=lambda slot: len(slot.orders)), 0, published, 0)
+
+    def _worker_for(self, shard: int) -> Slot | None:
+        """Who rolls a share out: its own actor, or the least busy one while that is away; None: wait."""
+        own = self._slots[shard]
+        is_coming_up = own.phase in (Phase.PLACING, Phase.STARTING) and not own.has_been_ready
+        is_in_time = own.phase is Phase.STARTING or time.monotonic() < self._opened + _SECONDS_TO_COME_UP
+        if own.phase is Phase.READY or (is_coming_up and is_in_time):
+            return own if own.phase is Phase.READY else None
+        ready = [slot for slot in self._slots if slot.phase is Phase.READY]
+        return min(ready, key=lambda slot: len(slot.orders)) if ready else None
+
+    def _publish(self, snapshot: WeightSnapshot) -> Published:
+        """This version, put once; a node fetches it at most once, whatever its actors."""
+        if self._published is None or self._published.version != snapshot.version:
             arrays = (snapshot.version, _to_numpy(snapshot.theta), _to_numpy(snapshot.eta))
-            self._published = (snapshot.version, ray.put(arrays))
-        return self._published[1]
+            self._published = Published(self._learner, snapshot.version, [ray.put(arrays)])
+        return self._published
 
-    def _replace(self, index: int, reason: str, detail: str) -> None:
-        setup = self._setups[index]
-        ray.kill(self._handles[index])  # one that hangs or cannot be reached may still live
-        self.account.drop(setup.batch_size * setup.rollout_length, reason)
-        self._restarts_in_a_row[index] += 1
-        limit = self._faults.restarts_without_progress
-        if self._restarts_in_a_row[index] > limit:
-            raise ActorsLost(
-                f"actor {index} was lost {limit + 1} times in a row without delivering a rollout; last reason: "
-                f"{reason} ({detail})"
-            )
+    def _order(self, slot: Slot | None, shard: int, published: Published, lookahead_step: int) -> None:
+        if slot is None:
+            return
+        if not slot.orders:
+            slot.since = time.monotonic()
+        self.account.order(slot.steps)
+        slot.orders.append(Order(shard, slot.handle.rollout.remote(published, lookahead_step)))
+
+    def _completed(self) -> list[tuple[Order, Rollout]]:
+        """Rollouts that came in, after waiting a moment for the first; meanwhile slots go through their phases."""
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.phase is Phase.RESTING and now >= slot.rest_until:
+                self._find(slot)
+        waiting = {slot.coming: slot for slot in self._slots if slot.coming is not None}
+        ordered = {order.reference: (slot, order) for slot in self._slots for order in slot.orders}
+        references = [*waiting, *ordered]
+        if references:
+            ray.wait(references, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        else:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            ready = []
+        rollouts: list[tuple[Order, Rollout]] = []
+        for reference in ready:
+            if reference in waiting:
+                self._advance(waiting[reference])
+            elif (taken := ordered[reference])[1] in taken[0].orders:  # else lost with the actor, a moment ago
+                rollouts += self._take(*taken)
+        for slot in self._slots:
+            if slot.is_late(self._faults.rollout_seconds):
+                self._lose(slot, "actor hung", f"nothing for {self._faults.rollout_seconds:g} s", is_alive=True)
+        self._require_hope()
+        return rollouts
+
+    def _find(self, slot: Slot) -> None:
+        slot.enter(Phase.PLACING, slot.handle.place.remote())
+
+    def _advance(self, slot: Slot) -> None:
+        """PLACING → STARTING → READY, or READY at once where the environments are there already."""
+        try:
+            if slot.phase is Phase.STARTING:
+                ray.get(slot.coming)
+                self._welcome(slot)
+                return
+            place = ray.get(slot.coming)
+            if slot.doomed == (place.node, place.pid):  # killed, and not dead yet
+                slot.rest(_SECONDS_BETWEEN_LOOKS)
+            elif place.is_started:
+                slot.place = place
+                self._welcome(slot)
+            else:
+                slot.place = place
+                started = slot.handle.start.remote(slot.setup, self._make, slot.state, versions())
+                slot.enter(Phase.STARTING, started)
+        except ActorUnavailableError:  # Ray is bringing it up again, or cannot reach it
+            slot.rest(_SECONDS_BETWEEN_LOOKS)
+        except LOST_ACTOR as error:
+            self._lose(slot, "actor died", first_line(error), is_alive=False)
+        except ConfigurationError as error:
+            if not self._has_delivered:
+                raise
+            # A node that joined a run that works does not end it.
+            self._give_up(slot, first_line(error))
+
+    def _welcome(self, slot: Slot) -> None:
+        if slot.losses_in_a_row:
+            self._report(f"{slot.name}: rolls out again after {time.monotonic() - slot.away_since:.1f} s")
+        slot.enter(Phase.READY)
+        slot.has_been_ready = True
+
+    def _take(self, slot: Slot, order: Order) -> list[tuple[Order, Rollout]]:
+        try:
+            rollout: Rollout = ray.get(order.reference)
+        except LOST_ACTOR as error:
+            self._lose(slot, "actor died", first_line(error), is_alive=False)
+            return []
+        slot.orders.remove(order)
+        slot.since = time.monotonic()
+        slot.losses_in_a_row = 0
+        self._has_delivered = True
+        return [(order, rollout)]
+
+    def _lose(self, slot: Slot, reason: str, detail: str, is_alive: bool) -> None:
+        """Drop what was ordered from an actor, and ask for it anew after a while."""
+        if is_alive:
+            slot.doomed = (slot.place.node, slot.place.pid) if slot.place else None
+            ray.kill(slot.handle, no_restart=False)
+        for _ in slot.orders:
+            self.account.drop(slot.steps, reason)
+        slot.orders.clear()
+        slot.losses_in_a_row += 1
         self.account.actors_restarted += 1
-        self._report(f"actor {index}: {reason} ({detail}); replaced by a fresh one with new random streams")
+        if slot.losses_in_a_row > self._faults.restarts_without_progress:
+            self._give_up(slot, f"lost {slot.losses_in_a_row} times in a row; last reason: {reason} ({detail})")
+            return
+        self._report(f"{slot.name}: {reason} ({detail}); started again with new random streams")
         # Another seed than its predecessor's, which would replay the same episodes.
-        self._setups[index] = replace(setup, seed=(*setup.seed[:-1], setup.seed[-1] + 1))
-        self._start(index, None)
+        seed = slot.setup.seed
+        slot.setup, slot.state = replace(slot.setup, seed=(*seed[:-1], seed[-1] + 1)), None
+        slot.away_since = time.monotonic()
+        slot.rest(rest_seconds(slot.losses_in_a_row))
+
+    def _give_up(self, slot: Slot, reason: str) -> None:
+        slot.enter(Phase.GIVEN_UP)
+        ray.kill(slot.handle)
+        if all(other.phase is Phase.GIVEN_UP for other in self._slots):
+            raise ActorsLost(f"{slot.name}: {reason}; no other actor is left")
+        self._report(f"{slot.name}: given up ({reason}); the run goes on with the others")
+
+    def _require_hope(self) -> None:
+        """End a run that nobody will ever bring anything.
+
+        Raises:
+            ActorsLost: no actor has had a place for as long as a rollout may take.
+        """
+        alive = [slot for slot in self._slots if slot.phase is not Phase.GIVEN_UP]
+        waited = min(time.monotonic() - slot.away_since for slot in alive)
+        is_placeless = all(slot.phase in (Phase.PLACING, Phase.RESTING) for slot in alive)
+        if is_placeless and waited > self._faults.rollout_seconds:
+            free, threads = ray.available_resources().get("CPU", 0), alive[0].setup.threads
+            raise ActorsLost(
+                f"no actor has found a place for {waited:.0f} s: each needs {threads} CPUs of one node, and {free:g} "
+                "are free on the whole cluster; add nodes, and continue with --resume"
+            )
 
     def states(self) -> list[State]:
-        """Every actor's state, for a checkpoint; an actor that dies now is left out and starts afresh on resume."""
-        states: list[State] = []
+        """Every actor's state, for a checkpoint; one that is away is left out and starts afresh on resume."""
+        asked = [slot.handle.state.remote() if slot.phase is Phase.READY else None for slot in self._slots]
         deadline = time.monotonic() + self._faults.rollout_seconds
-        asked = [handle.state.remote() for handle in self._handles]
-        for index, reference in enumerate(asked):
-            try:
-                # An actor that never started raises here, in place of the AttributeError that its state would.
-                self._check_start(index, max(0.0, deadline - time.monotonic()))
-                states.append(ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))
-            except (*_LOST, GetTimeoutError) as error:
-                self._report(f"actor {index}: lost while its state was read ({error}); the checkpoint is without it")
-                states.append({})
+        states: list[State] = []
+        for slot, reference in zip(self._slots, asked, strict=True):
+            state: State = {}
+            if reference is not None:
+                try:
+                    state = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+                except (*LOST_ACTOR, GetTimeoutError) as error:
+                    self._report(f"{slot.name}: lost while its state was read ({first_line(error)})")
+            states.append(state)
         return states
 
     def close(self) -> None:
-        """Kill all actors."""
-        for handle in self._handles:
-            ray.kill(handle)
+        """Nothing to do: the actors are another process's."""
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:

@@ -5,27 +5,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.exceptions import RayError
 
 from cluster import ray_session
+from cluster.ray_faults import LOST_TASK, first_line
 from cluster.studies import PartFailed, Parts, Record, Result, Settings, Study, execute
 from metagrad.errors import require
 
-# What Ray says of a task when its process or its node is gone. The part did nothing wrong: it is started again.
-_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 _RESTARTS = 3
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LOOKS_FOR_A_FREE_CPU = 6
-
-
-class _NoDemand(NamedTuple):
-    """A session with whatever CPUs there are: tasks, unlike actors, take turns."""
-
-    actors: int = 0
-    actor_threads: int = 1
 
 
 def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Callable[[str], None]) -> Parts:
@@ -35,7 +27,7 @@ def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Cal
         ConfigurationError: no cluster at RAY_ADDRESS, or one without any CPU.
         PartFailed: a part raised, or its worker died too often; the others are cancelled.
     """
-    with ray_session.ray_session(_NoDemand()):
+    with ray_session.ray_session(ray_session.ANY_ROOM):
         _require_cpu()
         if not _has_free_cpu():
             say("every CPU of the cluster is in use; the parts start as soon as one is free")
@@ -52,11 +44,11 @@ def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Cal
                 failure: PartFailed | None = None
                 for reference in _ready(list(pending)):
                     name, outcome = pending.pop(reference), _outcome(reference)
-                    losses[name] += isinstance(outcome, _LOST)
+                    losses[name] += isinstance(outcome, LOST_TASK)
                     if not isinstance(outcome, RayError):
                         yield name, outcome
-                    elif isinstance(outcome, _LOST) and losses[name] <= _RESTARTS:
-                        say(f"part {name}: its worker died ({_first_line(outcome)}); started again")
+                    elif isinstance(outcome, LOST_TASK) and losses[name] <= _RESTARTS:
+                        say(f"part {name}: its worker died ({first_line(outcome)}); started again")
                         pending[start(name)] = name
                     else:
                         failure = failure or _failed(study, name, losses[name], outcome)
@@ -106,11 +98,7 @@ def _require_cpu() -> None:
 
 
 def _failed(study: Study, name: str, losses: int, error: RayError) -> PartFailed:
-    what = f"lost its worker {losses} times" if isinstance(error, _LOST) else "failed"
+    what = f"lost its worker {losses} times" if isinstance(error, LOST_TASK) else "failed"
     failure = PartFailed(f"part {name} of study {study.name} {what}; the finished ones are kept")
     failure.__cause__ = error
     return failure
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple
 
 import ray
 
@@ -16,13 +16,17 @@ from metagrad.errors import ConfigurationError, require
 _OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
 
 
-class Demand(Protocol):
-    """What must run at the same time: an experiment, say."""
+class Demand(NamedTuple):
+    """CPUs and GPUs that must run at the same time."""
 
-    @property
-    def actors(self) -> int: ...
-    @property
-    def actor_threads(self) -> int: ...
+    least: int  # without so many nothing would ever start
+    wanted: int  # what is used where it is there
+    gpus: int
+    actors: int = 0  # and what they need in words, for the one who is refused
+    needs: str = ""
+
+
+ANY_ROOM = Demand(least=0, wanted=0, gpus=0)  # of tasks, which unlike actors take turns
 
 
 @contextmanager
@@ -30,10 +34,9 @@ def ray_session(demand: Demand) -> Iterator[None]:
     """Ray for the time of a run: RAY_ADDRESS (or a submitted job's cluster) if set, otherwise an embedded one.
 
     Raises:
-        ConfigurationError: no cluster at RAY_ADDRESS, or one with fewer CPUs than the actors need, so that they would
-            wait for ever.
+        ConfigurationError: no cluster at RAY_ADDRESS, or one with fewer CPUs or GPUs than must run together, so that
+            they would wait for ever.
     """
-    needed = demand.actors * demand.actor_threads
     # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):  # empty is unset
@@ -43,7 +46,7 @@ def ray_session(demand: Demand) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
         ray.init(
             address="local",
-            num_cpus=max(needed, len(os.sched_getaffinity(0))),
+            num_cpus=max(demand.wanted, len(os.sched_getaffinity(0))),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             logging_level=logging.ERROR,
@@ -53,17 +56,18 @@ def ray_session(demand: Demand) -> Iterator[None]:
         ray.cloudpickle.register_pickle_by_value(module)
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        require(
-            needed <= cpus,
-            "actors",
-            demand.actors,
-            f"with {demand.actor_threads} threads each they need {needed} CPUs, and the cluster has {cpus}",
-            "use fewer actors or add nodes",
-        )
+        _check_room(demand)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_room(demand: Demand) -> None:
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
+    rule = f"{demand.needs}, {demand.least} CPUs are needed, and the cluster has {cpus}"
+    require(demand.least <= cpus, "actors", demand.actors, rule, "use fewer actors or add nodes")
+    require(demand.gpus <= gpus, "device", "cuda", "no node of this cluster has a GPU", "use --device auto or cpu")
 
 
 def _connect(address: str) -> None:

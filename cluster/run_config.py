@@ -12,6 +12,8 @@ from learner.algorithm import Algorithm
 from metagrad.errors import require
 from metagrad.networks import NetworkSpec
 
+Schedule = Literal["lockstep", "peek"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
@@ -33,13 +35,33 @@ class FaultConfig:
     rollout_seconds: float = 120.0
     """An actor that has not returned a rollout (its start included) after this long is replaced."""
     restarts_without_progress: int = 5
-    """Replacements in a row, with no rollout from that actor in between, after which the run ends."""
+    """Replacements in a row, with no rollout from that actor in between, after which it is given up; the run goes on
+    with the others, and ends when none is left."""
 
     def __post_init__(self) -> None:
         seconds = self.rollout_seconds
         require(0 < seconds <= 86_400, "faults.rollout_seconds", seconds, "must lie in (0, 86400]", "a day is the most")
         restarts = self.restarts_without_progress
         require(restarts >= 0, "faults.restarts_without_progress", restarts, "must be 0 or more", "raise it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Evaluation beside training: full-life episodes in raw rewards, in environments of their own."""
+
+    every: int = 0
+    """Updates between evaluations; 0: none. Under Ray an actor of its own plays them while training goes on; colocated
+    training waits for them."""
+    episodes: int = 64
+    is_greedy: bool = False
+    """True: the likeliest action; False: sampled ones."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", self.every, "must be 0 (none) or more updates", "raise it")
+        require(self.episodes >= 1, "evaluation.episodes", self.episodes, "must be at least 1", "raise it")
+        for name, is_default in (("episodes", self.episodes == 64), ("is_greedy", not self.is_greedy)):
+            rule, remedy = "says how to evaluate, and this run does not", "set evaluation.every or leave it out"
+            require(is_default or self.every > 0, f"evaluation.{name}", getattr(self, name), rule, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +82,15 @@ class BaseExperiment(ABC):
     actors: int = 2
     actor_threads: int = 1
     """CPU threads of each actor (policy inference and C++ environment pools)."""
+    schedule: Schedule = "lockstep"
+    """lockstep: every rollout under exactly the parameters it is used for; peek: look ahead in rollouts that were
+    streamed under recent parameters, with V-trace corrections and without a frame more than real updates use."""
+    max_lag: int | None = None
+    """peek: real updates that may lie between the parameters a rollout was sampled under and those of the real update
+    that uses it; older ones are dropped and counted. None: 4 more than the look-ahead is long."""
+    environments_per_actor: int | None = None
+    """peek: environments of one actor, so that `actors` may be any number and a batch is made of whichever rollouts
+    come first; None: environments / actors."""
     lookahead: Lookahead = "continue"
     """Where look-ahead rollouts run: continue the real environments, fork their states, or separate environments."""
     topology: Literal["ray", "colocated"] = "ray"
@@ -67,21 +98,22 @@ class BaseExperiment(ABC):
     device: str = "auto"
     """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
     learner_threads: int | None = None
-    """CPU threads of the learner; None: all cores of its machine, since in lockstep actors rest while it works."""
+    """CPU threads of the learner; None: all cores of its machine, since in lockstep actors rest while it works, and
+    learner_cpus under Ray in peek."""
     log_every: int = 10
     """Updates between two rows of scalars."""
+    learner_cpus: int = 1
+    """CPUs of the cluster that the learner's process keeps from the actors (topology ray)."""
+    learner_restarts: int = 0
+    """How often a learner that died is started again from the newest checkpoint, its actors kept (topology ray)."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     faults: FaultConfig = FaultConfig()
 
     def __post_init__(self) -> None:
         require(self.actors >= 1, "actors", self.actors, "a run needs at least one actor", "use --actors 1 or more")
-        require(
-            self.environments >= 1 and self.environments % self.actors == 0,
-            "environments",
-            self.environments,
-            f"must be a positive multiple of actors = {self.actors}",
-            f"use --environments {max(1, round(self.environments / self.actors)) * self.actors}",
-        )
+        self._check_shares()
+        self._check_where()
         require(
             self.rollout_length >= 1,
             "rollout_length",
@@ -104,6 +136,39 @@ class BaseExperiment(ABC):
         for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
             require(threads is None or 1 <= threads <= 1_024, name, threads, "must lie in [1, 1024]", "change it")
 
+    def _check_shares(self) -> None:
+        """A batch is made of whole rollouts."""
+        own = self.environments_per_actor
+        share, name = (self.actors, "actors") if own is None else (own, "environments_per_actor")
+        require(
+            own is None or own >= 1, "environments_per_actor", own, "must be at least 1", "leave it out or raise it"
+        )
+        require(
+            self.environments >= 1 and self.environments % share == 0,
+            "environments",
+            self.environments,
+            f"must be a positive multiple of {name} = {share}",
+            f"use --environments {max(1, round(self.environments / share)) * share}",
+        )
+        for field, value in (("max_lag", self.max_lag), ("environments_per_actor", own)):
+            rule = "belongs to --schedule peek: in lockstep every actor brings its share under the newest parameters"
+            require(value is None or self.schedule == "peek", field, value, rule, "leave it out")
+        rule = (
+            f"a batch waits for {self.look_ahead_batches} updates in the window and is one update old when it arrives"
+        )
+        least = self.look_ahead_batches + 1
+        is_enough = self.max_lag is None or self.max_lag >= least
+        require(is_enough, "max_lag", self.max_lag, rule, f"use {least} or more")
+
+    def _check_where(self) -> None:
+        """What only a cluster has."""
+        require(self.learner_cpus >= 0, "learner_cpus", self.learner_cpus, "must be 0 or more", "raise it")
+        restarts = self.learner_restarts
+        require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
+        for field, value, default in (("learner_cpus", self.learner_cpus, 1), ("learner_restarts", restarts, 0)):
+            rule = "is about the learner's own process, and colocated there is none"
+            require(value == default or self.topology == "ray", field, value, rule, "use --topology ray")
+
     @abstractmethod
     def algorithm(self, spec: EnvironmentSpec) -> Algorithm[Any]:
         """What learns, in environments of this kind."""
@@ -114,12 +179,30 @@ class BaseExperiment(ABC):
         return False
 
     @property
+    def look_ahead_batches(self) -> int:
+        """Batches beyond the real one that an update looks into."""
+        return 0
+
+    @property
+    def resolved_max_lag(self) -> int:
+        """`max_lag` with its default."""
+        return self.look_ahead_batches + 4 if self.max_lag is None else self.max_lag
+
+    @property
+    def environments_of_an_actor(self) -> int:
+        """Environments that one actor steps together."""
+        return self.environments_per_actor or self.environments // self.actors
+
+    @property
     def steps_per_rollout(self) -> int:
-        """Environment steps of all actors in one rollout, T times B."""
+        """Environment steps of one batch, T times B."""
         return self.environments * self.rollout_length
 
 
 OPERATIONAL_FIELDS = frozenset(
-    ("updates", "topology", "device", "actor_threads", "learner_threads", "log_every", "checkpoint", "faults")
+    (
+        *("updates", "topology", "device", "actor_threads", "learner_threads", "learner_cpus", "learner_restarts"),
+        *("log_every", "checkpoint", "evaluation", "faults"),
+    )
 )
 """How and how long a run is run, not what it computes: these may change when it is resumed."""

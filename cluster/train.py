@@ -1,26 +1,28 @@
 """The training loop: sample, update, log, checkpoint, until the updates are done or somebody asks to stop."""
 
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from cluster.progress import Progress
+from cluster.reports import Reports
 from cluster.run_config import BaseExperiment
-from cluster.run_folder import RunFolder
-from cluster.stop import StopRequest
 from cluster.transport import Actors
 from learner.algorithm import Algorithm
 from learner.batch import merge
-from learner.checkpoint import save
 from learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
-from metagrad.types import Trajectory, WeightSnapshot
+from learner.schedule import Batch, Lockstep, Peek
+from metagrad.types import Rollout, WeightSnapshot
 
-WriteScalars = Callable[[dict[str, float], int], None]
 _EPISODES_IN_MEAN = 512
-CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episodes")
+CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episodes", "window")
+
+
+class Stop(Protocol):
+    """Whether somebody wants the run to end."""
+
+    signal_name: str | None
 
 
 class Counters(NamedTuple):
@@ -40,9 +42,7 @@ class Training:
         algorithm: Algorithm[Any],
         state: Any,
         actors: Actors,
-        folder: RunFolder,
-        write_scalars: WriteScalars,
-        progress: Progress,
+        reports: Reports,
     ):
         self.experiment = experiment
         self.algorithm = algorithm
@@ -50,22 +50,30 @@ class Training:
         self.actors = actors
         self.counters = Counters()
         self.episodes = EpisodeWindow(_EPISODES_IN_MEAN)
-        self._folder = folder
-        self._write = write_scalars
-        self._progress = progress
+        self._reports = reports
         self._means = IntervalMean()
         self._variance = RunningVariance()
         self._frames: list[tuple[Tensor, bool]] = []
-        self._lag = 0.0
+        self._lags: list[int] = []
+        self.schedule: Lockstep | Peek = Lockstep(self._ask)
+        if experiment.schedule == "peek":
+            self.schedule = Peek(
+                self._stream, 1 + experiment.look_ahead_batches, experiment.resolved_max_lag, state.update
+            )
 
-    def load(self, tree: dict[str, Any], state: Any) -> None:
-        """Continue from a checkpoint's content (the actors' states went to the actors)."""
-        self.state = state
+    def load(self, tree: dict[str, Any]) -> None:
+        """Continue from a checkpoint's content; the states of learner and actors in it went to those already."""
         self.counters = Counters(**tree["counters"])
         self.episodes.load_tree(tree["episodes"])
-        self.actors.account.load_tree(tree["account"])
+        account = self.actors.account
+        account.load_tree(tree["account"])
+        if isinstance(self.schedule, Peek):
+            self.schedule.load_tree(tree["window"], self.state.theta.device)
+        never_coming = account.in_flight - self._held_batches() * self.experiment.steps_per_rollout
+        if never_coming:
+            account.drop(never_coming, "run was stopped")
 
-    def run(self, stop: StopRequest) -> None:
+    def run(self, stop: Stop) -> None:
         """Train until done or asked to stop; ends on a checkpoint of the last whole update."""
         started = since = time.monotonic()
         wall_before = self.counters.wall_seconds
@@ -73,8 +81,11 @@ class Training:
         saved_at = logged_at = self.state.update
         every, log_every = self.experiment.checkpoint.every, self.experiment.log_every
         while self.state.update < self.experiment.updates and stop.signal_name is None:
-            self.state, metrics = self.algorithm.update(self.state, self._sample)
-            self.actors.account.consume(self.actors.account.in_flight - self._held_steps())
+            update_before, held_before = self.state.update, self._held_batches()
+            self.state, metrics = self.algorithm.update(self.state, self.schedule.sample)
+            used = held_before + len(self._frames) - self._held_batches()
+            self.actors.account.consume(used * self.experiment.steps_per_rollout)
+            self._lags.extend(self.schedule.lag)
             self._count_frames()
             self._means.add(metrics.scalars)
             if metrics.meta_gradient:
@@ -83,25 +94,30 @@ class Training:
             is_last = self.state.update >= self.experiment.updates or stop.signal_name is not None
             if is_last or self.state.update // log_every > logged_at // log_every:
                 now = time.monotonic()
-                self._log(frames_before, now - since, is_last)
+                self._log(frames_before, now - since)
                 since, frames_before, logged_at = now, self.counters, self.state.update
+            self._evaluate(update_before)
             if self.state.update // every > saved_at // every and not is_last:
                 self.save()
                 saved_at = self.state.update
         self.save()
 
-    def _sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
-        rollouts = self.actors.sample(snapshot, lookahead_step)
+    def _ask(self, snapshot: WeightSnapshot, lookahead_step: int) -> Batch:
+        return self._received(self.actors.sample(snapshot, lookahead_step), snapshot.version, lookahead_step > 0)
+
+    def _stream(self, snapshot: WeightSnapshot, oldest: int) -> Batch:
+        return self._received(self.actors.stream(snapshot, oldest), None, False)
+
+    def _received(self, rollouts: list[Rollout], version: int | None, is_lookahead: bool) -> Batch:
         for rollout in rollouts:
             self.episodes.add(rollout.episodes.returns.tolist(), rollout.episodes.lengths.tolist())
-        trajectory = merge(rollouts, snapshot.version, self.state.theta.device)
-        self._lag = snapshot.version - trajectory.policy_version
-        self._frames.append((trajectory.valid.sum(), lookahead_step > 0))
-        return trajectory
+        batch = merge(rollouts, version, self.state.theta.device)
+        self._frames.append((batch.trajectory.valid.sum(), is_lookahead))
+        return batch
 
-    def _held_steps(self) -> int:
-        """Steps that are here but not yet used: the batch that `sequential` carries over to its next window."""
-        return 0 if self.state.carry is None else self.experiment.steps_per_rollout
+    def _held_batches(self) -> int:
+        """Batches that are here but not yet used: the schedule's, and the one that `sequential` carries over."""
+        return self.schedule.held_batches + (self.state.carry is not None)
 
     def _count_frames(self) -> None:
         real = sum(int(count) for count, is_lookahead in self._frames if not is_lookahead)
@@ -111,17 +127,25 @@ class Training:
             frames_real=self.counters.frames_real + real, frames_lookahead=self.counters.frames_lookahead + lookahead
         )
 
-    def _log(self, before: Counters, seconds: float, is_last: bool) -> None:
+    def _evaluate(self, update_before: int) -> None:
+        every = self.experiment.evaluation.every
+        if every and self.state.update // every > update_before // every:
+            self._reports.evaluate(self.state.theta, self.state.update)
+
+    def _log(self, before: Counters, seconds: float) -> None:
         scalars = self._means.take()
         real = (self.counters.frames_real - before.frames_real) / seconds
         lookahead = (self.counters.frames_lookahead - before.frames_lookahead) / seconds
         statistics = self.episodes.statistics()
         account = self.actors.account
+        lag = sum(self._lags) / len(self._lags) if self._lags else 0.0
         scalars |= {
             "throughput/real_frames_per_second": real,
             "throughput/lookahead_frames_per_second": lookahead,
-            "transport/lag_versions": self._lag,
+            "transport/lag_versions": lag,
+            "transport/lag_max_versions": max(self._lags, default=0),
             "transport/in_flight_steps": account.in_flight,
+            "transport/dropped_steps": account.dropped.total(),
             "transport/actors_restarted": account.actors_restarted,
         }
         variance = self._variance.take()
@@ -133,12 +157,15 @@ class Training:
             scalars["episode/return_mean"] = statistics.return_mean
             scalars["episode/return_std"] = statistics.return_std
             scalars["episode/length_mean"] = statistics.length_mean
-        self._write(scalars, self.state.update)
+        self._reports.scalars(scalars, self.state.update)
+        self._reports.lags(self._lags, self.state.update)
+        self._lags = []
         learnt = self.algorithm.learnt(self.state)
-        self._progress.show(self.state.update, real + lookahead, statistics.return_mean, learnt, self._lag, is_last)
+        self._reports.progress(self.state.update, real + lookahead, statistics.return_mean, learnt, lag)
+        self._reports.summary(self.summary())
 
     def save(self) -> None:
-        """Write a checkpoint of the present state."""
+        """Have a checkpoint of the present state written."""
         tree = {
             "device": self.state.theta.device.type,
             "learner": self.algorithm.to_tree(self.state),
@@ -146,8 +173,9 @@ class Training:
             "counters": self.counters._asdict(),
             "account": self.actors.account.to_tree(),
             "episodes": self.episodes.to_tree(),
+            "window": self.schedule.to_tree(),
         }
-        save(self._folder.checkpoints, self.state.update, tree, self.experiment.checkpoint.keep)
+        self._reports.checkpoint(self.state.update, tree)
 
     def summary(self) -> dict[str, Any]:
         """Content of summary.json."""

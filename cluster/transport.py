@@ -1,7 +1,7 @@
 """Between learner and actors: what a transport does, the account it keeps, and the one without any transport."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -57,6 +57,10 @@ class Actors(Protocol):
         """One rollout of every actor under exactly this snapshot, in the order of the actors."""
         ...
 
+    def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
+        """The next batch of rollouts, whoever brings them, none older than version `oldest`; publishes the snapshot."""
+        ...
+
     def states(self) -> list[State]:
         """Every actor's state, for a checkpoint."""
         ...
@@ -69,22 +73,38 @@ class Actors(Protocol):
 class ColocatedActors:
     """The same actors inside the learner's process: no copies, no Ray."""
 
-    def __init__(self, setups: Sequence[ActorSetup], states: Sequence[State] | None):
+    def __init__(
+        self,
+        setups: Sequence[ActorSetup],
+        states: Sequence[State] | None,
+        rollouts_per_batch: int,
+        make: Callable[[ActorSetup], Actor] = Actor,
+    ):
         self.account = Account()
-        self._actors = [Actor(setup) for setup in setups]
+        self._actors = [make(setup) for setup in setups]
+        self._rollouts_per_batch = rollouts_per_batch
+        self._streamed = 0
         if states is not None:
             for actor, state in zip(self._actors, states, strict=True):
                 actor.load_state(state)
 
     def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
         """One rollout of every actor, one after another."""
-        rollouts = []
-        for actor in self._actors:
-            self.account.order(actor.setup.batch_size * actor.setup.rollout_length)
-            with torch.no_grad():
-                local = snapshot._replace(theta=snapshot.theta.to(actor.setup.device))
-                rollouts.append(actor.rollout(local, lookahead_step))
-        return rollouts
+        return [self._rollout(actor, snapshot, lookahead_step) for actor in self._actors]
+
+    def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
+        """One rollout of actor after actor, in turn, under this snapshot."""
+        del oldest  # none is older than the snapshot
+        first = self._streamed
+        self._streamed += self._rollouts_per_batch
+        actors = [self._actors[i % len(self._actors)] for i in range(first, self._streamed)]
+        return [self._rollout(actor, snapshot, 0) for actor in actors]
+
+    def _rollout(self, actor: Actor, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        self.account.order(actor.setup.batch_size * actor.setup.rollout_length)
+        with torch.no_grad():
+            local = snapshot._replace(theta=snapshot.theta.to(actor.setup.device))
+            return actor.rollout(local, lookahead_step)
 
     def states(self) -> list[State]:
         """Every actor's state."""

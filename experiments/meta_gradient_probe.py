@@ -77,7 +77,7 @@ def meta_gradient_samples(
 
             def sample(snapshot: WeightSnapshot, j: int, own: Sequence[Actor] = own) -> Trajectory:
                 with torch.no_grad():
-                    return merge([actor.rollout(snapshot, j) for actor in own], snapshot.version, CPU)
+                    return merge([actor.rollout(snapshot, j) for actor in own], snapshot.version, CPU).trajectory
 
             yield estimate_meta_gradient(algorithm.agent, state, sample)
 

@@ -6,20 +6,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from learner.schedule import Batch
 from metagrad.types import Rollout, Trajectory
 
 
-def merge(rollouts: Sequence[Rollout], version: int, device: torch.device) -> Trajectory:
-    """One trajectory with all actors' environments side by side, in the order given, on `device`.
+def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device) -> Batch:
+    """One trajectory with all rollouts' environments side by side, in the order given, on `device`.
 
     Fields may be torch tensors or the read-only numpy arrays that a transport delivers; numpy ones are copied once.
+
+    Args:
+        rollouts: of one batch.
+        version: that all of them must have acted under; None: of several, and the trajectory carries the oldest.
+        device: where the learner computes.
 
     Raises:
         ValueError: a rollout was sampled under another version than the one asked for.
     """
-    for rollout in rollouts:
-        found = rollout.trajectory.policy_version
-        if found != version:
+    versions = tuple(rollout.trajectory.policy_version for rollout in rollouts)
+    for rollout, found in zip(rollouts, versions, strict=True):
+        if version is not None and found != version:
             raise ValueError(f"actor {rollout.actor} acted under version {found} where version {version} was asked for")
     columns = zip(*(rollout.trajectory[:-1] for rollout in rollouts), strict=True)
     fields: list[Any] = []
@@ -29,4 +35,4 @@ def merge(rollouts: Sequence[Rollout], version: int, device: torch.device) -> Tr
         else:
             field = column[0] if len(column) == 1 else torch.cat(column, dim=1)
         fields.append(field.to(device, non_blocking=True))
-    return Trajectory._make([*fields, version])
+    return Batch(Trajectory._make([*fields, min(versions)]), versions)

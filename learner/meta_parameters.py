@@ -6,6 +6,7 @@ A new one is a frozen dataclass in a file of its own (docs/extending.md); nothin
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +22,9 @@ from metagrad.types import Trajectory
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetaParametersConfig(ABC):
     """The hyper-parameters of one inner loss, each learnt or fixed, with the losses they enter."""
+
+    corrects_off_policy: ClassVar[bool] = False
+    """True: the losses take rollouts of other policies than the one that is trained (`behaviour_log_prob`)."""
 
     def declaration(self, observation_shape: tuple[int, ...], num_actions: int) -> Declaration:
         """Name to declaration, in the order of η; here all fields that are one, `lambda_` as "lambda"."""

@@ -1,11 +1,12 @@
 """The V-trace actor-critic as a value: every hyper-parameter of IMPALA's loss learnt or fixed (STACX)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.meta_parameters import MetaParametersConfig, check_rates
+from learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
 from metagrad.errors import require
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
@@ -22,6 +23,8 @@ class VtraceParameters(MetaParametersConfig):
     On rollouts of the present policy every ratio is 1: a clip above 1 changes nothing there and has no derivative, one
     below 1 scales what it clips (ρ̄ like a policy coefficient, c̄ like λ).
     """
+
+    corrects_off_policy: ClassVar[bool] = True
 
     gamma: MetaParameter
     lambda_: MetaParameter
@@ -62,3 +65,35 @@ class VtraceParameters(MetaParametersConfig):
         """`metagrad.vtrace_loss.vtrace_outer_loss`; nothing that is learnt enters."""
         del hyper
         return vtrace_outer_loss(network, theta, trajectory, outer)
+
+
+_ONE = MetaParameter(initial=1.0, high=1.0, is_learnt=False)
+
+
+def off_policy(losses: MetaParametersConfig) -> MetaParametersConfig:
+    """The same hyper-parameters in losses for rollouts of other policies: of A2C's, V-trace's with clips of 1.
+
+    On rollouts of the policy that is trained both are the same.
+
+    Raises:
+        ConfigurationError: there are no such losses.
+    """
+    if losses.corrects_off_policy:
+        return losses
+    name = type(losses).__name__
+    rule = "has no losses that correct for rollouts of older policies, which --schedule peek needs"
+    remedy = "use --schedule lockstep"
+    require(isinstance(losses, A2cParameters), "meta_parameters", name, rule, remedy)
+    assert isinstance(losses, A2cParameters)
+    is_normalised = losses.is_advantage_normalised
+    rule = "is not made for --schedule peek, whose advantages are V-trace's"
+    require(not is_normalised, "meta_parameters.is_advantage_normalised", is_normalised, rule, remedy)
+    return VtraceParameters(
+        gamma=losses.gamma,
+        lambda_=losses.lambda_,
+        policy_coefficient=_ONE,
+        value_coefficient=losses.value_coefficient,
+        entropy_coefficient=losses.entropy_coefficient,
+        rho_clip=_ONE,
+        c_clip=_ONE,
+    )

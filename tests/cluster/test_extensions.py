@@ -253,7 +253,7 @@ def test_actors_and_parts_on_ray_get_what_a_file_defines_by_value(
     load_extension(corridor)
     options = ("--lookahead", "fork", "--actors", "1")
     corridor.unlink()  # nobody can import it again
-    with ray_session.ray_session(ray_parts._NoDemand()):
+    with ray_session.ray_session(ray_session.ANY_ROOM):
         monkeypatch.setattr(ray_session, "ray_session", lambda _demand: nullcontext())
         assert main((*TRAIN, "--topology", "ray", *options)) == 0
         assert main(("reproduce", "toy-corridors", "--topology", "ray", "--run-dir", "study")) == 0

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,15 +21,15 @@ from rich.console import Console
 
 from actors.envs.base import EnvironmentStep
 from actors.rollout import Actor, ActorSetup, EnvironmentFault
-from cluster import ray_actors, ray_session
+from cluster import ray_session
 from cluster.config import Experiment
-from cluster.launch import actor_setups, run
+from cluster.launch import run
+from cluster.plot import logged_scalars
 from cluster.ray_actors import ActorsLost
-from cluster.run_config import CheckpointConfig, FaultConfig
-from experiments import EXPERIMENTS
-from learner import algorithm
+from cluster.run_config import CheckpointConfig, EvaluationConfig, FaultConfig
+from cluster.supervise import LearnerLost
 from learner.config import BootstrapConfig
-from learner.step import meta_update
+from metagrad.errors import ConfigurationError
 from metagrad.types import Rollout, WeightSnapshot
 
 Tiny = Callable[..., Experiment]
@@ -39,7 +38,7 @@ Tiny = Callable[..., Experiment]
 @pytest.fixture(scope="module", autouse=True)
 def embedded_ray() -> Iterator[None]:
     """One local Ray, that of a run itself."""
-    with ray_session.ray_session(replace(EXPERIMENTS["demo"](), actors=2)):
+    with ray_session.ray_session(ray_session.Demand(least=0, wanted=4, gpus=0)):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield
 
@@ -91,98 +90,116 @@ def test_every_scheme_gives_the_same_bits_on_ray_and_colocated(
     assert learner_of(tmp_path / "a") == learner_of(tmp_path / "b") == learner_of(tmp_path / "here")
 
 
-def test_a_stopped_run_continues_bitwise(
-    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class FaultyActor(Actor):
+    """Once, at a rollout of its own, actor 0 of all does what `fault` says; `marker` remembers that it did."""
+
+    marker: Path
+    fault: Callable[[], None]
+    at: int
+
+    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.setup.index == 0 and self.calls == self.at and not self.marker.exists():
+            self.marker.touch()
+            self.fault()
+        return super().rollout(snapshot, lookahead_step)
+
+
+def faulty(marker: Path, fault: Callable[[], None], at: int = 3) -> Callable[[ActorSetup], Actor]:
+    def make(setup: ActorSetup) -> Actor:
+        actor = FaultyActor(setup)
+        actor.marker, actor.fault, actor.at = marker, fault, at
+        return actor
+
+    return make
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(10_000)
+
+
+def kill_the_learner() -> None:
+    """The one under the same raylet."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_learner = (folder / "cmdline").read_bytes().startswith(b"ray::Learner")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if is_learner and parent == os.getppid():
+            os.kill(int(folder.name), signal.SIGKILL)
+
+
+def test_a_stopped_run_continues_bitwise(tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any) -> None:
     """The uninterrupted run is colocated: it has the same bits."""
     experiment = tiny(topology="ray", lookahead="separate", meta={"n": 1}, updates=8)
     run(replace(experiment, topology="colocated"), tmp_path / "whole", False, console)
-    updates = [0]
+    driver = os.getpid()
 
-    def stopping(*args: Any) -> Any:
-        updates[0] += 1
-        if updates[0] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return meta_update(*args)
+    def stop() -> None:
+        os.kill(driver, signal.SIGTERM)
+        time.sleep(1.5)  # the driver looks for signals twice a second
 
-    with monkeypatch.context() as patch:
-        patch.setattr(algorithm, "meta_update", stopping)
-        stopped = run(experiment, tmp_path / "parts", False, console)
+    make = faulty(tmp_path / "marker", stop, at=5)
+    stopped = run(experiment, tmp_path / "parts", False, console, make)
     assert (stopped["stopped_by"], stopped["updates"]) == ("SIGTERM", 3)
     run(experiment, tmp_path / "parts", True, console)
     assert learner_of(tmp_path / "parts") == learner_of(tmp_path / "whole")
     assert summary_of(tmp_path / "parts")["sampled"] == summary_of(tmp_path / "whole")["sampled"]
 
 
-class FaultyActor(Actor):
-    """Once, at its third rollout, actor 0 of all does what `fault` says; `marker` remembers that it did."""
-
-    marker: Path
-    fault: str
-
-    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        self.calls = getattr(self, "calls", 0) + 1
-        if self.setup.index == 0 and self.calls == 3 and not self.marker.exists():
-            self.marker.touch()
-            if self.fault == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(10_000)
-        return super().rollout(snapshot, lookahead_step)
-
-
-def faulty(marker: Path, fault: str) -> Callable[[ActorSetup], Actor]:
-    def make(setup: ActorSetup) -> Actor:
-        actor = FaultyActor(setup)
-        actor.marker, actor.fault = marker, fault
-        return actor
-
-    return make
-
-
 def test_a_killed_actor_is_replaced_and_the_run_completes(tiny: Tiny, console: Console, tmp_path: Path) -> None:
-    make = faulty(tmp_path / "marker", "dies")
-    run(tiny(topology="ray"), tmp_path / "run", False, console, make)
+    run(tiny(topology="ray"), tmp_path / "run", False, console, faulty(tmp_path / "marker", die))
     summary = summary_of(tmp_path / "run")
     assert (summary["updates"], summary["actors_restarted"], summary["in_flight"]) == (6, 1, 0)
     assert summary["dropped_reasons"] == {"actor died": 2 * 3}
     assert summary["consumed"] == 2 * 6 * 12
-    assert "actor 0: actor died" in text(console)
+    assert "): actor died (" in text(console)
     resumed = run(tiny(topology="ray", updates=7), tmp_path / "run", True, console)
     assert (resumed["actors_restarted"], resumed["dropped"]) == (1, 6), "the account goes on"
 
 
-def test_a_hung_actor_is_replaced(
-    tiny: Tiny, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The clock races from the moment that the actor hangs to the one at which that was noticed."""
-    marker = tmp_path / "marker"
+def test_the_only_actor_comes_back_when_it_dies(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    run(tiny(topology="ray", actors=1), tmp_path / "run", False, console, faulty(tmp_path / "marker", die))
+    summary = summary_of(tmp_path / "run")
+    assert (summary["updates"], summary["actors_restarted"], summary["dropped"]) == (6, 1, 12)
+    assert "): rolls out again after " in text(console)
 
-    def monotonic() -> float:
-        is_hanging = marker.exists() and "actor hung" not in text(console)
-        return time.monotonic() + (1e5 * (time.time() - marker.stat().st_mtime) if is_hanging else 0.0)
 
-    monkeypatch.setattr(ray_actors, "time", SimpleNamespace(monotonic=monotonic))
-    experiment = tiny(topology="ray", actors=1, faults=FaultConfig(rollout_seconds=5_000))
-    run(experiment, tmp_path / "run", False, console, faulty(marker, "hangs"))
+def test_a_hung_actor_is_named_and_replaced(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    experiment = tiny(topology="ray", actors=1, faults=FaultConfig(rollout_seconds=5))
+    run(experiment, tmp_path / "run", False, console, faulty(tmp_path / "marker", hang))
     summary = summary_of(tmp_path / "run")
     assert (summary["updates"], summary["actors_restarted"]) == (6, 1)
     assert summary["dropped_reasons"] == {"actor hung": 12}
-    assert "actor 0: actor hung (no rollout for 5000 s); replaced" in text(console)
+    assert ": actor hung (nothing for 5 s); started again with new random streams" in text(console)
 
 
-def test_an_actor_that_never_comes_up_is_left_out_of_a_checkpoint(tiny: Tiny) -> None:
+def test_a_killed_learner_goes_on_from_its_checkpoint_with_the_actors_kept(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+
     def make(setup: ActorSetup) -> Actor:
-        time.sleep(10_000)
-        return Actor(setup)
+        with made.open("a") as file:
+            file.write(f"{setup.index}\n")
+        return faulty(tmp_path / "marker", kill_the_learner, at=8)(setup)
 
-    said: list[str] = []
-    (setup,) = actor_setups(tiny(topology="ray", actors=1), torch.device("cpu"), 0)
-    actors = ray_actors.RayActors([setup], None, FaultConfig(rollout_seconds=0.5), said.append, make)
-    try:
-        assert actors.states() == [{}]
-    finally:
-        actors.close()
-    assert "actor 0: lost while its state was read" in said[0]
+    experiment = tiny(topology="ray", learner_restarts=1, checkpoint=CheckpointConfig(every=1, keep=3))
+    run(experiment, tmp_path / "run", False, console, make)
+    assert summary_of(tmp_path / "run")["updates"] == 6
+    assert "started again from the newest checkpoint, actors kept" in text(console)
+    assert sorted(made.read_text().split()) == ["0", "1"], "each actor was made once"
+
+
+def test_a_learner_that_may_not_be_started_again_ends_the_run(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    make = faulty(tmp_path / "marker", kill_the_learner)
+    with pytest.raises(LearnerLost, match=r"^the learner's process was lost \(.*; continue with --resume"):
+        run(tiny(topology="ray"), tmp_path / "run", False, console, make)
 
 
 def test_an_actor_that_always_dies_ends_the_run(tiny: Tiny, console: Console, tmp_path: Path) -> None:
@@ -190,10 +207,73 @@ def test_an_actor_that_always_dies_ends_the_run(tiny: Tiny, console: Console, tm
         os._exit(1)
 
     experiment = tiny(topology="ray", actors=1, faults=FaultConfig(restarts_without_progress=1))
-    with pytest.raises(ActorsLost, match=r"^actor 0 was lost 2 times in a row .* last reason: actor died"):
+    with pytest.raises(
+        ActorsLost, match=r"actor 0 .*: lost 2 times in a row; last reason: actor died .*no other actor"
+    ):
         run(experiment, tmp_path, False, console, make)
     summary = summary_of(tmp_path)
-    assert (summary["updates"], summary["actors_restarted"], summary["dropped"]) == (0, 1, 24)
+    assert (summary["updates"], summary["actors_restarted"], summary["dropped"]) == (0, 2, 0)
+
+
+def test_an_actor_that_always_dies_is_given_up_and_the_others_do_its_work(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    def make(setup: ActorSetup) -> Actor:
+        if setup.index == 0:
+            os._exit(1)
+        return Actor(setup)
+
+    experiment = tiny(topology="ray", updates=2, faults=FaultConfig(restarts_without_progress=0))
+    run(experiment, tmp_path, False, console, make)
+    assert summary_of(tmp_path)["consumed"] == 2 * 2 * 12
+    assert "given up (lost 1 times in a row" in text(console)
+
+
+def test_in_peek_a_slow_actor_holds_nobody_up(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    class Slow(Actor):
+        def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+            if self.setup.index == 0:
+                time.sleep(10_000)
+            return super().rollout(snapshot, lookahead_step)
+
+    run(tiny(topology="ray", schedule="peek", updates=20, meta={"n": 2}), tmp_path, False, console, Slow)
+    summary = summary_of(tmp_path)
+    assert (summary["updates"], summary["frames_lookahead"], summary["actors_restarted"]) == (20, 0, 0)
+    assert summary["consumed"] == 20 * 12
+    assert summary["in_flight"] <= (2 + 2) * 12, "two batches of the window, and two ahead"
+
+
+def test_peek_drops_and_counts_what_is_too_old(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    """Actor 0 brings a rollout every half second, dozens of updates late."""
+
+    class Slow(Actor):
+        def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+            if self.setup.index == 0:
+                time.sleep(0.5)
+            return super().rollout(snapshot, lookahead_step)
+
+    experiment = tiny(topology="ray", schedule="peek", max_lag=2, updates=150, meta={"n": 1})
+    run(experiment, tmp_path, False, console, Slow)
+    summary = summary_of(tmp_path)
+    assert set(summary["dropped_reasons"]) == {"too old"}
+    assert logged_scalars(tmp_path)["transport/lag_max_versions"][1].max() <= 2
+
+
+def test_peek_needs_no_more_than_one_of_its_actors(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    """Five actors on four CPUs, one of which is the learner's."""
+    experiment = tiny(topology="ray", schedule="peek", actors=5, environments_per_actor=2, updates=10)
+    run(experiment, tmp_path, False, console)
+    assert summary_of(tmp_path)["consumed"] == 10 * 12
+
+
+def test_evaluations_are_played_beside_training(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    config = EvaluationConfig(every=3, episodes=4)
+    for topology in ("ray", "colocated"):
+        run(tiny(topology=topology, evaluation=config), tmp_path / topology, False, console)
+    updates, there = logged_scalars(tmp_path / "ray")["evaluation/return_mean"]
+    _, here = logged_scalars(tmp_path / "colocated")["evaluation/return_mean"]
+    assert updates.tolist() == [3, 6]
+    assert there.tolist() == here.tolist(), "the same parameters in the same games"
 
 
 class BrokenEnvironment:
@@ -242,25 +322,25 @@ def test_an_actor_that_cannot_be_made_ends_the_run_with_its_own_traceback(
     assert summary_of(tmp_path)["in_flight"] == 12
 
 
-def test_an_error_in_the_learner_ends_the_run_and_its_actors(
-    tiny: Tiny, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_error_in_the_learner_ends_the_run_with_its_own_traceback(
+    tiny: Tiny, console: Console, tmp_path: Path
 ) -> None:
-    handles: list[Any] = []
+    class Liar(Actor):
+        def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+            return super().rollout(snapshot._replace(version=99), lookahead_step)
 
-    def failing(agent: Any, state: Any, sample: Any) -> Any:
-        sample(state.snapshot(), 0)
-        raise RuntimeError("the learner's own")
-
-    start = ray_actors.RayActors._start
-
-    def recorded(self: ray_actors.RayActors, *args: Any) -> None:
-        start(self, *args)
-        handles.append(self._handles[0])
-
-    monkeypatch.setattr(algorithm, "meta_update", failing)
-    monkeypatch.setattr(ray_actors.RayActors, "_start", recorded)
-    with pytest.raises(RuntimeError, match="the learner's own"):
-        run(tiny(topology="ray", actors=1), tmp_path, False, console)
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(handles[0].state.remote(), timeout=60)
+    with pytest.raises(ValueError, match=r"(?s)in merge.*actor 0 acted under version 99 where version 0 was asked for"):
+        run(tiny(topology="ray", actors=1), tmp_path, False, console, Liar)
     assert summary_of(tmp_path)["in_flight"] == 12
+
+
+def test_an_actor_with_other_versions_is_refused_in_one_line(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    def make(setup: ActorSetup) -> Actor:
+        raise ModuleNotFoundError("No module named 'envpool'")
+
+    with pytest.raises(
+        ConfigurationError, match=r"^node = '[\d.]+': cannot make SnakeConfig there \(No module"
+    ) as refusal:
+        run(tiny(topology="ray", actors=1), tmp_path, False, console, make)
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == [], "nothing has started"

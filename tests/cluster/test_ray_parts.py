@@ -40,7 +40,7 @@ TOY = Study(name="toy", description="Numbers.", seeds=4, parts=numbered, run_par
 @pytest.fixture(scope="module", autouse=True)
 def embedded_ray() -> Iterator[None]:
     """One local Ray, that of a study itself."""
-    with ray_session.ray_session(ray_parts._NoDemand()):
+    with ray_session.ray_session(ray_session.ANY_ROOM):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield
 

@@ -9,6 +9,7 @@ import ray
 
 from cluster.config import Experiment
 from cluster.ray_session import ray_session
+from cluster.supervise import demand
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]
@@ -26,15 +27,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: recorded.append("shutdown"))
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     return recorded
 
 
 def test_without_an_address_an_embedded_ray_has_the_cpus_that_actors_need(tiny: Tiny, calls: list[Any]) -> None:
-    with ray_session(tiny(actors=2, actor_threads=2)):
+    with ray_session(demand(tiny(actors=2, actor_threads=2))):
         (options,) = calls
         assert options["address"] == "local"
-        assert options["num_cpus"] >= 4
+        assert options["num_cpus"] >= 5
         assert options["include_dashboard"] is False
     assert calls[1:] == ["shutdown"]
 
@@ -43,7 +44,7 @@ def test_without_an_address_an_embedded_ray_has_the_cpus_that_actors_need(tiny: 
 def test_sigterm_stays_the_runs_own(tiny: Tiny, calls: list[Any], handler: Any) -> None:
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        with ray_session(tiny()):
+        with ray_session(demand(tiny())):
             assert signal.getsignal(signal.SIGTERM) is handler
         assert calls
     finally:
@@ -52,22 +53,23 @@ def test_sigterm_stays_the_runs_own(tiny: Tiny, calls: list[Any], handler: Any) 
 
 def test_a_cluster_that_is_too_small_is_refused_and_left(tiny: Tiny, calls: list[Any]) -> None:
     message = (
-        r"^actors = 4: with 2 threads each they need 8 CPUs, and the cluster has 4; use fewer actors or add nodes$"
+        r"^actors = 4: with 2 threads each, and 1 CPUs for learner and evaluation, 9 CPUs are needed, and the cluster has "
+        r"8; use fewer actors or add nodes$"
     )
-    with pytest.raises(ConfigurationError, match=message), ray_session(tiny(actors=4, actor_threads=2)):
+    with pytest.raises(ConfigurationError, match=message), ray_session(demand(tiny(actors=4, actor_threads=2))):
         pass
     assert calls[1:] == ["shutdown"]
 
 
 def test_an_error_inside_leaves_ray(tiny: Tiny, calls: list[Any]) -> None:
-    with pytest.raises(RuntimeError, match="inside"), ray_session(tiny()):
+    with pytest.raises(RuntimeError, match="inside"), ray_session(demand(tiny())):
         raise RuntimeError("inside")
     assert calls[1:] == ["shutdown"]
 
 
 def test_an_address_is_connected_to(tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with ray_session(tiny()):
+    with ray_session(demand(tiny())):
         (options,) = calls
         assert options["address"] == "auto"
         assert "num_cpus" not in options
@@ -75,7 +77,7 @@ def test_an_address_is_connected_to(tiny: Tiny, calls: list[Any], monkeypatch: p
 
 def test_an_empty_address_is_none(tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "")
-    with ray_session(tiny()):
+    with ray_session(demand(tiny())):
         assert calls[0]["address"] == "local"
 
 
@@ -87,7 +89,7 @@ def test_what_ray_refuses_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("RAY_ADDRESS", "garbage")
     message = r"^RAY_ADDRESS = 'garbage': cannot be connected to \(not so\); start a cluster there"
-    with pytest.raises(ConfigurationError, match=message), ray_session(tiny()):
+    with pytest.raises(ConfigurationError, match=message), ray_session(demand(tiny())):
         pass
 
 
@@ -96,6 +98,6 @@ def test_an_address_where_nothing_listens_is_refused(
     tiny: Tiny, calls: list[Any], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigurationError, match="no Ray cluster answers there"), ray_session(tiny()):
+    with pytest.raises(ConfigurationError, match="no Ray cluster answers there"), ray_session(demand(tiny())):
         pass
     assert calls == []

@@ -57,7 +57,7 @@ def start(setups: list[ActorSetup], states: Any = None) -> tuple[ColocatedActors
     setup = setups[0]
     network = build_network(setup.network, (3, 3, 5), 4, setup.has_outer_critic)
     theta = network.init(torch.Generator().manual_seed(0))
-    return ColocatedActors(setups, states), WeightSnapshot(0, theta, torch.zeros(1))
+    return ColocatedActors(setups, states, len(setups)), WeightSnapshot(0, theta, torch.zeros(1))
 
 
 def test_rollouts_come_in_the_order_of_the_actors_and_differ(tiny: Callable[..., Experiment]) -> None:

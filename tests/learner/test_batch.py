@@ -24,7 +24,7 @@ def as_numpy(trajectory: Trajectory) -> Trajectory:
 @pytest.mark.parametrize("convert", [lambda t: t, as_numpy])
 def test_environments_lie_side_by_side_in_the_order_of_the_actors(trajectory: Any, convert: Any) -> None:
     parts = [trajectory(7)._replace(policy_version=3), trajectory(8)._replace(policy_version=3)]
-    merged = merge([rollout(convert(part), i) for i, part in enumerate(parts)], 3, CPU)
+    merged = merge([rollout(convert(part), i) for i, part in enumerate(parts)], 3, CPU).trajectory
     assert merged.policy_version == 3
     for name in Trajectory._fields[:-1]:
         expected = torch.cat([getattr(part, name) for part in parts], dim=1)
@@ -36,7 +36,7 @@ def test_environments_lie_side_by_side_in_the_order_of_the_actors(trajectory: An
 @pytest.mark.filterwarnings("error")
 def test_read_only_arrays_are_copied(trajectory: Any) -> None:
     part = as_numpy(trajectory(0))
-    merged = merge([rollout(part, 0)], 0, CPU)
+    merged = merge([rollout(part, 0)], 0, CPU).trajectory
     merged.reward.zero_()
     assert np.any(part.reward != 0)
 

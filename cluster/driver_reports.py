@@ -1,0 +1,84 @@
+"""Reports where they end: TensorBoard, progress line, checkpoints, evaluations. The driver alone writes any of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cluster.evaluator import Evaluator
+from cluster.progress import Progress
+from cluster.run_config import BaseExperiment
+from cluster.run_folder import RunFolder
+from learner.checkpoint import save
+
+_EVALUATIONS_WAITING = 4
+
+
+class DriverReports:
+    """`Reports` of one life of a learner, into one run folder."""
+
+    def __init__(
+        self,
+        experiment: BaseExperiment,
+        folder: RunFolder,
+        progress: Progress,
+        writer: Any,
+        evaluator: Evaluator,
+    ):
+        self._experiment = experiment
+        self._folder = folder
+        self._progress = progress
+        self._writer = writer
+        self._evaluator = evaluator
+        self.newest_summary: dict[str, Any] = {}
+
+    def say(self, message: str) -> None:
+        self._progress.say(message)
+
+    def progress(self, update: int, speed: float, return_mean: float | None, eta: dict[str, float], lag: float) -> None:
+        is_last = update >= self._experiment.updates
+        self._progress.show(update, speed, return_mean, eta, lag, is_last)
+
+    def scalars(self, values: dict[str, float], update: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, update)
+
+    def lags(self, versions: list[int], update: int) -> None:
+        if any(versions):  # in lockstep there is none to see
+            self._writer.add_histogram("transport/lag", np.array(versions), update)
+
+    def evaluate(self, theta: Tensor, update: int) -> None:
+        """Parameters wait for the evaluator, a few of them; then updates are left out, and that is said."""
+        if self._evaluator.pending >= _EVALUATIONS_WAITING:
+            self.say(
+                f"update {update} is not evaluated: {self._evaluator.pending} others still wait; raise evaluation.every"
+            )
+            return
+        self._evaluator.submit(theta, update)
+
+    def write_evaluations(self, seconds: float = 0.0) -> None:
+        """Scores of evaluations that have ended."""
+        for update, scores in self._evaluator.finished(seconds):
+            self.scalars(scores, update)
+            self.say(f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}")
+
+    def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
+        save(self._folder.checkpoints, update, tree, self._experiment.checkpoint.keep)
+
+    def summary(self, tree: dict[str, Any]) -> None:
+        self.newest_summary = tree
+
+
+@contextmanager
+def driver_reports(
+    experiment: BaseExperiment, folder: RunFolder, progress: Progress, start_update: int, evaluator: Evaluator
+) -> Iterator[DriverReports]:
+    """Reports into a folder; rows that an earlier life wrote after `start_update` are taken back."""
+    from torch.utils.tensorboard import SummaryWriter  # imports slowly, and only runs need it
+
+    with SummaryWriter(str(folder.path), purge_step=start_update + 1) as writer:
+        reports = DriverReports(experiment, folder, progress, writer, evaluator)
+        yield reports
+        reports.write_evaluations()

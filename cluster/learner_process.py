@@ -1,0 +1,76 @@
+"""The learner as a Ray actor: it trains in one thread and answers the driver in another."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.rollout import ActorSetup, State
+from cluster.learning import Assignment, learn
+from cluster.ray_actors import RayActors
+from cluster.reports import QueuedReports, Report
+from cluster.rollout_actor import MakeActor, Place, address_and_pid
+from cluster.slots import Slot
+from cluster.transport import Actors
+
+
+class _Stop:
+    signal_name: str | None = None
+
+
+class Learner:
+    """One life of a learner. It touches no file: what it has to say is fetched by the driver."""
+
+    def __init__(self) -> None:
+        self._reports = QueuedReports()
+        self._stop = _Stop()
+
+    def run(self, assignment: Assignment, handles: list[Any], make: MakeActor) -> dict[str, Any]:
+        """`cluster.learning.learn` on actors that the driver keeps."""
+        experiment = assignment.experiment
+
+        @contextmanager
+        def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+            slots = [
+                Slot(setup, handle, states[i] if states else None)
+                for i, (setup, handle) in enumerate(zip(setups, handles, strict=True))
+            ]
+            yield RayActors(
+                slots,
+                experiment.faults,
+                self._reports.say,
+                make,
+                assignment.life,
+                experiment.environments // experiment.environments_of_an_actor,
+            )
+
+        return learn(assignment, open_actors, self._reports, self._stop)
+
+    @ray.method(concurrency_group="control")
+    def fetch(self, seconds: float) -> list[Report]:
+        """What there is to say since the last time."""
+        return self._reports.fetch(seconds)
+
+    @ray.method(concurrency_group="control")
+    def stop(self, signal_name: str) -> None:
+        """End after the update at hand, with a checkpoint."""
+        self._stop.signal_name = signal_name
+
+    @ray.method(concurrency_group="control")
+    def place(self) -> Place:
+        return Place(*address_and_pid(), is_started=True)
+
+
+def start_learner(group: PlacementGroup, cpus: int, gpus: int) -> Any:
+    """A learner process in the first bundle of its group, which keeps its room when it dies."""
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    remote = ray.remote(concurrency_groups={"control": 2})(Learner).options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_restarts=0,
+        scheduling_strategy=strategy,
+    )
+    return remote.remote()

@@ -1,0 +1,154 @@
+"""The driver of a run on Ray: it places the learner, owns the actors, and starts the learner again when it dies.
+
+driver ─ owns ─► RolloutActor × actors, evaluator          checkpoints, TensorBoard, summary ─► run folder
+   │                    ▲ orders, rollouts                        ▲
+   └─ starts ─► Learner ┴─ reports, checkpoints ──────────────────┘
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.envs.base import EnvironmentSpec
+from cluster.driver_reports import DriverReports
+from cluster.evaluator import RayEvaluator
+from cluster.learner_process import start_learner
+from cluster.learning import Assignment
+from cluster.ray_faults import first_line
+from cluster.ray_session import Demand
+from cluster.reports import replay
+from cluster.rollout_actor import MakeActor, create
+from cluster.run_config import BaseExperiment
+from cluster.train import Stop
+from metagrad.errors import ConfigurationError, require
+
+_SECONDS_TO_PLACE = 60.0
+OpenReports = Callable[[int], AbstractContextManager[DriverReports]]  # of a life that begins after this update
+
+
+class LearnerLost(RuntimeError):
+    """The learner's process died, and was not to be started again."""
+
+
+def demand(experiment: BaseExperiment) -> Demand:
+    """What a run needs at the same time: in lockstep all of its actors, in peek one of them at the least."""
+    own = experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
+    wanted = own + experiment.actors * experiment.actor_threads
+    least = wanted if experiment.schedule == "lockstep" else own + experiment.actor_threads
+    gpus = 1 if experiment.device.startswith("cuda") else 0
+    needs = f"with {experiment.actor_threads} threads each, and {own} CPUs for learner and evaluation"
+    return Demand(least, wanted, gpus, experiment.actors, needs)
+
+
+class Supervisor:
+    """Everything of a run that outlives its learner."""
+
+    def __init__(self, experiment: BaseExperiment, spec: EnvironmentSpec, make: MakeActor):
+        self._experiment = experiment
+        self._spec = spec
+        self._make = make
+        has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        self._gpus = 1 if experiment.device.startswith("cuda") or (experiment.device == "auto" and has_gpu) else 0
+        self._group = self._reserve()
+        self._handles = create(experiment.actors, experiment.actor_threads)
+
+    def _reserve(self) -> PlacementGroup:
+        """Room for the learner, and the evaluator, that no actor takes, not even when they die."""
+        bundles: list[dict[str, float]] = [{"CPU": self._experiment.learner_cpus}]
+        if self._gpus:
+            bundles[0]["GPU"] = 1
+        if self._experiment.evaluation.every:
+            bundles.append({"CPU": 1})
+        group = placement_group(bundles, strategy="PACK")
+        if not group.wait(_SECONDS_TO_PLACE):
+            remove_placement_group(group)
+            rule = f"no node has had them free for {_SECONDS_TO_PLACE:g} s ({bundles[0]})"
+            require(False, "learner_cpus", self._experiment.learner_cpus, rule, "add nodes or wait for other runs")
+        return group
+
+    def evaluator(self, report: Callable[[str], None]) -> RayEvaluator | None:
+        """The one that plays beside training, if any does."""
+        if not self._experiment.evaluation.every:
+            return None
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=1)
+        options = {"num_cpus": 1, "scheduling_strategy": strategy}
+        return RayEvaluator(self._experiment, self._spec, options, report)
+
+    def close(self) -> None:
+        """End all processes."""
+        for handle in self._handles:
+            ray.kill(handle)
+        remove_placement_group(self._group)  # and with it learner and evaluator
+
+    def run(
+        self,
+        newest_checkpoint: Callable[[], dict[str, Any] | None],
+        open_reports: OpenReports,
+        stop: Stop,
+    ) -> dict[str, Any]:
+        """Train to the end, over as many lives of the learner as are allowed.
+
+        Args:
+            newest_checkpoint: content of the newest readable one; None: there is none.
+            open_reports: where a life that begins after an update reports to.
+            stop: whether somebody wants the run to end.
+
+        Raises:
+            LearnerLost: the learner died more often than it may.
+            Exception: whatever ended the learner, with its own traceback.
+        """
+        life = 0
+        while True:
+            checkpoint = newest_checkpoint()
+            start_update = 0 if checkpoint is None else checkpoint["learner"]["update"]
+            with open_reports(start_update) as reports:
+                assignment = Assignment(experiment=self._experiment, spec=self._spec, checkpoint=checkpoint, life=life)
+                try:
+                    return self._follow(assignment, reports, stop)
+                except (RayActorError, GetTimeoutError) as error:
+                    reason = first_line(error)
+                    life += 1
+                    if life > self._experiment.learner_restarts or stop.signal_name is not None:
+                        raise LearnerLost(
+                            f"the learner's process was lost ({reason}); continue with --resume, or have it started "
+                            "again by itself with --learner-restarts 3"
+                        ) from error
+                    reports.say(f"learner: lost ({reason}); started again from the newest checkpoint, actors kept")
+
+    def _follow(self, assignment: Assignment, reports: DriverReports, stop: Stop) -> dict[str, Any]:
+        """One life: say what it says, until it ends."""
+        learner = start_learner(self._group, self._experiment.learner_cpus, self._gpus)
+        patience = self._experiment.faults.rollout_seconds
+        try:
+            running = learner.run.remote(assignment, self._handles, self._make)
+            is_told = False
+            while not ray.wait([running], timeout=0)[0]:
+                if stop.signal_name is not None and not is_told:
+                    learner.stop.remote(stop.signal_name)
+                    is_told = True
+                replay(ray.get(learner.fetch.remote(0.5), timeout=patience), reports)
+                reports.write_evaluations()
+            replay(ray.get(learner.fetch.remote(0.0), timeout=patience), reports)
+            with original_traceback():
+                summary: dict[str, Any] = ray.get(running)
+            return summary
+        finally:
+            ray.kill(learner)
+
+
+@contextmanager
+def original_traceback() -> Iterator[None]:
+    """An error of an actor that came through the learner is raised as the actor's own."""
+    try:
+        yield
+    except RayTaskError as error:
+        while isinstance(error.cause, RayTaskError):
+            error = error.cause
+        if isinstance(error.cause, ConfigurationError):  # one line for people, not a traceback
+            raise error.cause from None
+        raise error.as_instanceof_cause() from None
