@@ -1,6 +1,7 @@
 """Evaluate a run: its newest checkpoint, in environments of their own."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from actors.rollout import probe
 from cluster.launch import check_fits, resolve_device, restore
 from cluster.run_folder import RunFolder
 from learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
+from learner.storage import Location, write_whole
 from metagrad.errors import ConfigurationError, require
 
 
 def evaluate_run(
-    run_dir: Path, update: int | None, episodes: int, seed: int, is_greedy: bool, wants_recording: bool
+    run_dir: str | Location, update: int | None, episodes: int, seed: int, is_greedy: bool, wants_recording: bool
 ) -> None:
     """Print and store (evaluation-….json in the run folder) raw full-life returns of the newest, or one, checkpoint."""
     require(episodes >= 1, "episodes", episodes, "must be at least 1", "raise it")
@@ -53,13 +55,17 @@ def evaluate_run(
         "returns": list(result.returns),
         "lengths": list(result.lengths),
     }
-    path = run_dir / f"evaluation-{state.update:09d}-{kind}-seed{seed}.json"
-    path.write_text(json.dumps(report) + "\n")
+    name = f"{state.update:09d}-{kind}-seed{seed}"
+    path = folder.path / f"evaluation-{name}.json"
+    write_whole(path, (json.dumps(report) + "\n").encode())
     print(f"written: {path}")
     if wants_recording:
-        video = run_dir / f"episode-{state.update:09d}-{kind}-seed{seed}.gif"
-        episode = record(algorithm.network, state.theta, experiment.env, video, seed, is_greedy)
-        print(f"written: {video} (return {episode.episode_return:g}, {episode.length} steps)")
+        with tempfile.TemporaryDirectory() as scratch:
+            video = Path(scratch, "episode.gif")
+            episode = record(algorithm.network, state.theta, experiment.env, video, seed, is_greedy)
+            picture = folder.path / f"episode-{name}.gif"
+            write_whole(picture, video.read_bytes())
+        print(f"written: {picture} (return {episode.episode_return:g}, {episode.length} steps)")
 
 
 def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:

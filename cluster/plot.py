@@ -1,16 +1,20 @@
 """Compare runs: return and every learnt meta-parameter along training, mean and spread over seeds."""
 
+import contextlib
 import json
+import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cluster.config_json import differences, to_json
+from cluster.events import EVENT_FILE
 from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from cluster.run_folder import RunFolder
+from learner.storage import Location, RemotePath, location, names
 from metagrad.errors import ConfigurationError, require
 
 _RETURN = "episode/return_mean"
@@ -26,7 +30,7 @@ class Curve(NamedTuple):
     runs: int
 
 
-def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
+def plot_runs(run_dirs: Sequence[str | Location], output: Path) -> None:
     """Draw one panel per scalar, one line per group of runs that differ in their seed alone.
 
     Raises:
@@ -41,9 +45,9 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
     from matplotlib import pyplot
 
     scalars = {folder: read_scalars(folder) for folders in groups.values() for folder in folders}
-    names = sorted({name for of_run in scalars.values() for name in of_run}, key=lambda name: (name != _RETURN, name))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 3.8), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names, strict=True):
+    shown = sorted({name for of_run in scalars.values() for name in of_run}, key=lambda name: (name != _RETURN, name))
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 3.8), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], shown, strict=True):
         for label, folders in groups.items():
             curve = join([scalars[folder][name] for folder in folders if name in scalars[folder]])
             if curve is None:
@@ -61,16 +65,16 @@ def plot_runs(run_dirs: Sequence[Path], output: Path) -> None:
     pyplot.close(figure)
 
 
-def group_runs(run_dirs: Sequence[Path]) -> dict[str, list[Path]]:
+def group_runs(run_dirs: Sequence[str | Location]) -> dict[str, list[Location]]:
     """Runs by what distinguishes them beside seed, length and the machine they ran on; label to folders."""
-    by_kind: dict[str, list[Path]] = defaultdict(list)
+    by_kind: dict[str, list[Location]] = defaultdict(list)
     kinds: dict[str, BaseExperiment] = {}
-    for folder in run_dirs:
-        experiment = RunFolder(folder).experiment()
+    for folder in map(RunFolder, run_dirs):
+        experiment = folder.experiment()
         tree = {name: value for name, value in to_json(experiment).items() if name not in _NOT_COMPARED}
         key = json.dumps(tree)
         kinds.setdefault(key, experiment)
-        by_kind[key].append(folder)
+        by_kind[key].append(folder.path)
     first = next(iter(kinds.values()))
     varying = {field for kind in kinds.values() for field, *_ in differences(first, kind)}
     compared = sorted(field for field in varying if field.partition(".")[0] not in _NOT_COMPARED | {"name"})
@@ -87,7 +91,7 @@ def _label(kind: BaseExperiment, fields: Sequence[str]) -> str:
     return ", ".join([kind.name, *(f"{field} = {value(field)}" for field in fields)])
 
 
-def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_scalars(folder: Location) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Updates and values of the return and of every hyper-parameter that moved, by name.
 
     Raises:
@@ -103,17 +107,31 @@ def read_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return scalars
 
 
-def logged_scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def logged_scalars(folder: str | Location) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Updates and values of everything that a run wrote for TensorBoard, by name; of updates done twice the last."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    with _at_hand(location(folder)) as path:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        events.Reload()
     points = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
     return {
         name: (np.array([point.step for point in own]), np.array([point.value for point in own]))
         for name, own in points.items()
     }
+
+
+@contextlib.contextmanager
+def _at_hand(folder: Location) -> Iterator[Path]:
+    """The folder, or a copy of a URL's event files: TensorBoard reads those in a request for every few records."""
+    if not isinstance(folder, RemotePath):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in names(folder):
+            if EVENT_FILE.fullmatch(name):
+                Path(copy, name).write_bytes((folder / name).read_bytes())
+        yield Path(copy)
 
 
 def join(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve | None:

@@ -1,36 +1,58 @@
-"""A run's folder: config.json, TensorBoard events, checkpoints/, summary.json."""
+"""A run's folder, on a path or at a URL: config.json, TensorBoard events, checkpoints/, summary.json.
+
+A folder on a path is locked by the process that trains in it. At a URL there are no locks. A new run claims
+config.json, whose upload fails where one is there already. Whoever trains puts its name into holder.json; who finds
+another name there, since somebody has continued the run meanwhile, writes no more.
+"""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import socket
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cluster.config_json import differences, from_json, to_json
 from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
+from learner import checkpoint
+from learner.storage import CannotWrite, Location, RemotePath, location, reason, write_whole
 from metagrad.errors import ConfigurationError, require
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """A tree as a file, whole or not at all, also when the machine stops."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(tree, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def as_bytes(tree: Any) -> bytes:
+    """A tree as the text of a JSON file."""
+    return (json.dumps(tree, indent=2) + "\n").encode()
+
+
+def write_json(path: Location, tree: Any) -> None:
+    """A tree as a file, whole or not at all, also when the machine stops.
+
+    Raises:
+        CannotWrite: the disk is full, say; what was there before stands.
+    """
+    write_whole(path, as_bytes(tree))
 
 
 class RunFolder:
-    """Paths of a run, and the two JSON files in it."""
+    """Places of a run, `pathlib.Path` or `RemotePath`, and the files in it."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        self._config = path / "config.json"
-        self._summary = path / "summary.json"
+    def __init__(self, path: str | Location):
+        """`path` as a person named it.
+
+        Raises:
+            ConfigurationError: a URL with credentials in it, or one that nothing here can open.
+        """
+        self.path = location(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._config = self.path / "config.json"
+        self._summary = self.path / "summary.json"
+        self._holder = self.path / "holder.json"
+        self._own_id: str | None = None
 
     def has_run(self) -> bool:
         """True where a run was started in this folder.
@@ -48,6 +70,12 @@ class RunFolder:
         Raises:
             ConfigurationError: another run is in it at this moment, or it cannot be made.
         """
+        if isinstance(self.path, RemotePath):
+            try:
+                yield
+            finally:
+                self._let_go()
+            return
         with self._refusing("cannot be written"):
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -86,14 +114,23 @@ class RunFolder:
                 "holds checkpoints of another run",
                 "choose another folder",
             )
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self._config, to_json(experiment))
+            content = as_bytes(to_json(experiment))
+            if isinstance(self._config, RemotePath):
+                try:
+                    self._config.write_bytes(content, is_new=True)
+                except FileExistsError:
+                    rule = "another process has begun a run in it at this moment"
+                    require(False, "run-dir", str(self.path), rule, "choose another folder")
+            else:
+                write_whole(self._config, content)
+            self._take()
 
     def withdraw(self) -> None:
         """Undo `open_new`: the folder may be claimed again, and goes where nothing else is in it."""
         self._config.unlink()
-        with contextlib.suppress(OSError):  # not empty: it was there before
-            self.path.rmdir()
+        if isinstance(self.path, Path):
+            with contextlib.suppress(OSError):  # not empty: it was there before
+                self.path.rmdir()
 
     def experiment(self) -> BaseExperiment:
         """The experiment of the run in this folder.
@@ -137,10 +174,57 @@ class RunFolder:
             )
         with self._refusing("cannot be written"):
             write_json(self._config, to_json(experiment))
+            self._take()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json, whole or not at all."""
+        """summary.json, whole or not at all.
+
+        Raises:
+            CannotWrite: the disk is full, say, or another process has taken the run over.
+        """
+        self._require_own()
         write_json(self._summary, summary)
+
+    def write_checkpoint(self, update: int, tree: dict[str, Any], keep: int) -> None:
+        """The checkpoint of an update, whole or not at all; the newest `keep` stay.
+
+        Raises:
+            CannotWrite: the disk is full, say, or another process has taken the run over; the others stand.
+        """
+        self._require_own()
+        checkpoint.save(self.checkpoints, update, tree, keep)
+
+    def _take(self) -> None:
+        """Put this process's name into the folder at a URL."""
+        if isinstance(self._holder, RemotePath):
+            self._own_id = uuid.uuid4().hex
+            since = time.strftime("%Y-%m-%d %H:%M:%S%z")
+            holder = {"id": self._own_id, "host": socket.gethostname(), "process": os.getpid(), "since": since}
+            write_json(self._holder, holder)
+
+    def _let_go(self) -> None:
+        if self._own_id is not None and self._other_holder() is None:
+            with contextlib.suppress(OSError):  # the run is over: a name that is left says nothing wrong
+                self._holder.unlink(missing_ok=True)
+
+    def _other_holder(self) -> str | None:
+        """Who has this run at a URL, unless it is this process."""
+        try:
+            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            if holder["id"] == self._own_id:
+                return None
+            return f"process {holder['process']} on {holder['host']} continues this run since {holder['since']}"
+        except FileNotFoundError:
+            return "another process has continued this run and ended"
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            return f"holder.json cannot be read: {reason(error)}"
+
+    def _require_own(self) -> None:
+        if self._own_id is None:  # on a path, where the lock says it
+            return
+        other = self._other_holder()
+        if other is not None:
+            raise CannotWrite(errno.EBUSY, other, str(self.path))
 
     @contextlib.contextmanager
     def _refusing(self, rule: str) -> Iterator[None]:
@@ -149,5 +233,5 @@ class RunFolder:
             yield
         except OSError as error:
             raise ConfigurationError(
-                f"run-dir = {str(self.path)!r}: {rule} ({error.strerror}); choose another folder"
+                f"run-dir = {str(self.path)!r}: {rule} ({reason(error)}); choose another folder"
             ) from error

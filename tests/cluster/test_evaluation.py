@@ -2,17 +2,42 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from cluster.config import Experiment
 from cluster.evaluation import evaluate_run
 from cluster.launch import run
+from cluster.plot import logged_scalars
 from cluster.run_config import CheckpointConfig
 from learner.checkpoint import paths
+from learner.storage import Location, location
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]
+
+
+def test_a_run_at_a_url_is_continued_played_and_recorded(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Callable[[Location], object]
+) -> None:
+    url = f"memory://{tmp_path}/at-a-url"
+    every = CheckpointConfig(every=2, keep=3)
+    run(tiny(updates=8, checkpoint=every), tmp_path / "whole", False, console)
+    run(tiny(updates=4, checkpoint=every), url, False, console)
+    summary = run(tiny(updates=8, checkpoint=every), url, True, console)
+    assert summary["updates"] == 8
+    assert learner_of(location(url)) == learner_of(tmp_path / "whole")
+    here, there = (logged_scalars(place)["episode/return_mean"] for place in (tmp_path / "whole", url))
+    np.testing.assert_array_equal(here, there)
+    evaluate_run(url, 6, 3, 0, False, True)
+    folder = location(url)
+    report = json.loads((folder / "evaluation-000000006-sampled-seed0.json").read_text())
+    assert (report["update"], len(report["returns"])) == (6, 3)
+    assert (folder / "episode-000000006-sampled-seed0.gif").read_bytes()[:4] == b"GIF8"
+    assert f"run folder: {url}" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=r"^run-dir = 'memory://.*': already holds a run"):
+        run(tiny(updates=4), url, False, console)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cluster.plot import group_runs, join, plot_runs, read_scalars
 from cluster.run_folder import RunFolder
 from experiments import EXPERIMENTS
+from learner.storage import RemotePath, write_whole
 from metagrad.errors import ConfigurationError
 
 
@@ -47,6 +48,22 @@ def test_a_curve_is_the_mean_where_all_runs_have_a_value_with_the_spread_over_ru
     assert curve.runs == 2
     assert join([]) is None
     assert join([(np.array([1]), np.array([1.0])), (np.array([2]), np.array([1.0]))]) is None
+
+
+def test_runs_at_urls_are_read_like_those_on_paths(tmp_path):
+    paths = [write_run(tmp_path / "a", 1), write_run(tmp_path / "b", 2)]
+    urls = [RemotePath(f"memory://{path}") for path in paths]
+    for path, url in zip(paths, urls, strict=True):
+        for file in path.iterdir():
+            write_whole(url / file.name, file.read_bytes())
+    assert group_runs(list(map(str, urls))) == {"snake-6x6": urls}
+    for path, url in zip(paths, urls, strict=True):
+        there, here = read_scalars(url), read_scalars(path)
+        assert there.keys() == here.keys()
+        for name in here:
+            np.testing.assert_array_equal(there[name], here[name])
+    plot_runs([paths[0], str(urls[1])], tmp_path / "runs.png")
+    assert (tmp_path / "runs.png").exists()
 
 
 def test_a_picture_is_written(tmp_path):

@@ -1,44 +1,132 @@
 import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cluster.config import Experiment
 from cluster.run_config import CheckpointConfig
 from cluster.run_folder import RunFolder
+from learner.checkpoint import restore_newest
+from learner.storage import CannotWrite, Location, location, names
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]
 
 
-def test_a_claimed_folder_gives_its_experiment_back(tiny: Tiny, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "a" / "b c")
+@pytest.fixture(params=["", "memory://"], ids=["path", "url"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A folder that is not there yet."""
+    return location(f"{request.param}{tmp_path}/a/b c")
+
+
+def test_a_claimed_folder_gives_its_experiment_back(tiny: Tiny, place: Location) -> None:
+    folder = RunFolder(str(place))
     assert not folder.has_run()
-    folder.open_new(tiny())
-    assert folder.has_run()
-    assert folder.experiment() == tiny()
-    assert [p.name for p in folder.path.iterdir()] == ["config.json"]
+    with folder.held():
+        folder.open_new(tiny())
+        assert folder.has_run()
+        assert folder.experiment() == tiny()
+    assert names(place) == ["config.json"]
 
 
-def test_a_folder_is_claimed_once(tiny: Tiny, tmp_path: Path) -> None:
-    RunFolder(tmp_path).open_new(tiny())
+def test_a_folder_is_claimed_once(tiny: Tiny, place: Location) -> None:
+    RunFolder(place).open_new(tiny())
     with pytest.raises(ConfigurationError, match=r"^run-dir = '.*': already holds a run; continue it with --resume"):
-        RunFolder(tmp_path).open_new(tiny(seed=1))
-    assert RunFolder(tmp_path).experiment().seed == 0
+        RunFolder(place).open_new(tiny(seed=1))
+    assert RunFolder(place).experiment().seed == 0
+
+
+def test_two_claims_of_a_url_at_the_same_moment(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (RunFolder(f"memory://{tmp_path}") for _ in range(2))
+    first.open_new(tiny())
+    monkeypatch.setattr(second, "has_run", lambda: False)  # what it saw before the first one was there
+    with pytest.raises(ConfigurationError, match=r"another process has begun a run in it at this moment; choose"):
+        second.open_new(tiny(seed=1))
+    first.write_summary({})
+
+
+def test_who_continues_a_run_at_a_url_takes_it_over(tiny: Tiny, tmp_path: Path) -> None:
+    first, second = (RunFolder(f"memory://{tmp_path}") for _ in range(2))
+    with first.held():
+        first.open_new(tiny())
+        first.write_checkpoint(1, {"by": "first"}, keep=3)
+        with pytest.raises(ConfigurationError), second.held():
+            second.open_new(tiny())  # refused, and the first one goes on
+        first.write_checkpoint(2, {"by": "first"}, keep=3)
+        with second.held():
+            second.open_resumed(tiny(updates=7))
+            message = rf"^memory://.*: cannot be written \(process {os.getpid()} on .* continues this run since .*\); "
+            for write in (partial(first.write_checkpoint, 3, {}, 3), partial(first.write_summary, {"by": "first"})):
+                with pytest.raises(CannotWrite, match=message):
+                    write()
+            second.write_checkpoint(3, {"by": "second"}, keep=3)
+            second.write_summary({"by": "second"})
+            holder = second.path / "holder.json"
+            own = holder.read_bytes()
+            holder.write_bytes(b"{")
+            with pytest.raises(CannotWrite, match=r"holder.json cannot be read"):
+                second.write_summary({})
+            holder.write_bytes(own)
+        with pytest.raises(CannotWrite, match=r"\(another process has continued this run and ended\); this process"):
+            first.write_summary({})
+    assert restore_newest(first.checkpoints).tree == {"by": "second"}
+    assert json.loads((first.path / "summary.json").read_text()) == {"by": "second"}
+    assert names(first.path) == ["checkpoints", "config.json", "summary.json"]
+
+
+def test_a_held_path_needs_no_name_in_it(tiny: Tiny, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.held():
+        folder.open_new(tiny())
+        folder.write_checkpoint(1, {}, keep=1)
+        folder.write_checkpoint(2, {}, keep=1)
+        folder.write_summary({"updates": 2})
+    assert names(folder.checkpoints) == ["update-000000002.pt"]
+    assert sorted(names(tmp_path)) == ["checkpoints", "config.json", "summary.json"]
+
+
+def test_a_url_that_cannot_be_used_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="holds credentials") as refusal:
+        RunFolder("s3://KEY:secret@bucket/run")
+    assert "secret" not in str(refusal.value)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
+    folder = RunFolder(f"memory://{tmp_path}")
+    with pytest.raises(ConfigurationError, match=r"cannot be written \(Access Denied\); choose another folder$"):
+        folder.open_new(tiny())
+    monkeypatch.setattr(MemoryFileSystem, "info", denied)
+    with pytest.raises(ConfigurationError, match=r"cannot be read \(Access Denied\); choose another folder$"):
+        folder.experiment()
+
+
+def test_a_withdrawn_claim_of_a_url_leaves_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    folder = RunFolder(f"memory://{tmp_path}")
+    with folder.held():
+        folder.open_new(tiny())
+        folder.withdraw()
+    assert names(folder.path) == []
+    folder.open_new(tiny())
 
 
 @pytest.mark.parametrize("was_there", [False, True])
 def test_a_withdrawn_claim_leaves_what_was_there(tiny: Tiny, tmp_path: Path, was_there: bool) -> None:
-    folder = RunFolder(tmp_path / "run")
+    path = tmp_path / "run"
+    folder = RunFolder(path)
     if was_there:
-        folder.path.mkdir()
-        (folder.path / "notes.txt").write_text("mine")
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
     folder.open_new(tiny())
     folder.withdraw()
-    assert folder.path.exists() == was_there
+    assert path.exists() == was_there
     assert not folder.has_run()
     folder.open_new(tiny())
 
@@ -56,10 +144,11 @@ def test_a_name_that_is_too_long_is_refused(tiny: Tiny, tmp_path: Path) -> None:
             use()
 
 
-def test_checkpoints_without_a_config_are_in_the_way(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
+def test_checkpoints_without_a_config_are_in_the_way(tiny: Tiny, place: Location) -> None:
+    folder = RunFolder(place)
+    folder.write_checkpoint(1, {}, keep=1)
     with pytest.raises(ConfigurationError, match=r"holds checkpoints of another run; choose another folder$"):
-        RunFolder(tmp_path).open_new(tiny())
+        folder.open_new(tiny())
 
 
 def test_a_config_that_cannot_be_written_is_refused(
@@ -70,7 +159,7 @@ def test_a_config_that_cannot_be_written_is_refused(
     def full(*_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("cluster.run_folder.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ConfigurationError, match=r"cannot be written \(Read-only file system\); choose another"):
         RunFolder(tmp_path).open_resumed(tiny())
 
@@ -97,13 +186,13 @@ def test_a_damaged_config_is_refused_in_one_line(tiny: Tiny, tmp_path: Path, con
     assert "\n" not in str(refusal.value)
 
 
-def test_no_config_no_run(tmp_path: Path) -> None:
+def test_no_config_no_run(place: Location) -> None:
     with pytest.raises(ConfigurationError, match="holds no run"):
-        RunFolder(tmp_path / "absent").experiment()
+        RunFolder(place).experiment()
 
 
-def test_only_how_and_how_long_it_is_run_may_change(tiny: Tiny, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+def test_only_how_and_how_long_it_is_run_may_change(tiny: Tiny, place: Location) -> None:
+    folder = RunFolder(place)
     folder.open_new(tiny())
     changed = tiny(updates=99, device="cuda:7", log_every=3, checkpoint=CheckpointConfig(every=7))
     folder.open_resumed(changed)
@@ -123,6 +212,6 @@ def test_files_are_replaced_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", crash)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(CannotWrite, match=r"^/.*/summary.json: cannot be written \(no space left"):
             folder.write_summary({"updates": 2})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"updates": 1}

@@ -1,0 +1,136 @@
+"""TensorBoard event files of a run, on a path or at a URL.
+
+torch's SummaryWriter is not used: its thread prints a traceback of its own where the disk is full, and at a URL it
+appends value by value, which object stores cannot do: s3fs reads and uploads the file for each, gcsfs overwrites it.
+On a path every row is appended at once. At a URL the rows are kept and the file is uploaded anew every half minute and
+on `flush`; a file that has grown is closed and the next one begun, so that an upload stays small.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from learner.storage import CannotWrite, Location, RemotePath, names, write_whole, writing
+
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
+_SECONDS_BETWEEN_UPLOADS = 30.0
+_BYTES_OF_A_FILE = 4 * 2**20  # at a URL
+
+
+class EventLog:
+    """Rows for TensorBoard. Those of updates after `start_update` that the folder holds already count no more."""
+
+    def __init__(self, folder: Location, start_update: int, clock: Callable[[], float] = time.monotonic):
+        """Begin a file in `folder`; `clock` in seconds.
+
+        Raises:
+            CannotWrite: the disk is full, say.
+        """
+        self._folder = folder
+        self._clock = clock
+        self._uploaded_at = clock()
+        self._files = 0
+        self._is_changed = False
+        with writing(folder):
+            # TensorBoard reads the files in the order of their names, and this machine's clock may be behind another's.
+            begun = [int(match[1]) for match in map(EVENT_FILE.fullmatch, names(folder)) if match]
+        self._begun_at = max([int(time.time()), *(second + 1 for second in begun)])
+        self._begin_file()
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._write([{"step": start_update + 1, "session_log": SessionLog(status=SessionLog.START)}])
+        self.flush()
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self.flush()
+            return
+        with contextlib.suppress(CannotWrite):  # what ended the run is what has to be told
+            self.flush()
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """One row.
+
+        Raises:
+            CannotWrite: the disk is full, say; the rows before this one stand.
+        """
+        from torch.utils.tensorboard.summary import scalar  # imports slowly, and only runs need it
+
+        self._write([{"step": update, "summary": scalar(name, value)} for name, value in values.items()])
+
+    def histogram(self, name: str, values: Sequence[float], update: int) -> None:
+        """How often each of a few whole numbers came up, one bin for each; nothing where there are no values.
+
+        Raises:
+            CannotWrite: the disk is full, say; the rows before this one stand.
+        """
+        if not len(values):
+            return
+        from torch.utils.tensorboard.summary import histogram
+
+        bins = np.arange(min(values) - 0.5, max(values) + 1.5)
+        self._write([{"step": update, "summary": histogram(name, np.asarray(values), bins)}])
+
+    def flush(self) -> None:
+        """Nothing is lost from here on, and others see all of it.
+
+        Raises:
+            CannotWrite: the disk is full, say.
+        """
+        if isinstance(self._file, RemotePath):
+            if self._is_changed:
+                write_whole(self._file, self._content.getvalue())
+            self._is_changed = False
+            self._uploaded_at = self._clock()
+
+    def _begin_file(self) -> None:
+        name = f"events.out.tfevents.{self._begun_at:010d}.{socket.gethostname()}.{os.getpid()}.{self._files:04d}"
+        self._files += 1
+        self._file = self._folder / name
+        self._content = BytesIO()  # of the whole file at a URL
+        self._is_changed = False
+        self._write([{"file_version": "brain.Event:2"}])
+
+    def _write(self, events: Sequence[dict[str, Any]]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        row = BytesIO()
+        records, now = RecordWriter(row), time.time()
+        for event in events:
+            records.write(Event(wall_time=now, **event).SerializeToString())
+        if isinstance(self._file, Path):
+            _append_whole(self._file, row.getvalue())
+            return
+        self._content.write(row.getvalue())
+        self._is_changed = True
+        if self._content.tell() >= _BYTES_OF_A_FILE:
+            self.flush()
+            self._begin_file()
+        elif self._clock() - self._uploaded_at >= _SECONDS_BETWEEN_UPLOADS:
+            self.flush()
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Append all of it or nothing."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+        except OSError:
+            file.truncate(before)
+            raise
