@@ -1,17 +1,17 @@
 """Reports where they end: TensorBoard, progress line, checkpoints, evaluations. The driver alone writes any of it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from cluster.evaluator import Evaluator
+from cluster.events import EventLog
 from cluster.progress import Progress
 from cluster.run_config import BaseExperiment
 from cluster.run_folder import RunFolder
-from learner.checkpoint import save
 
 _EVALUATIONS_WAITING = 4
 
@@ -24,15 +24,22 @@ class DriverReports:
         experiment: BaseExperiment,
         folder: RunFolder,
         progress: Progress,
-        writer: Any,
+        start_update: int,
         evaluator: Evaluator,
+        files: ExitStack,
     ):
         self._experiment = experiment
         self._folder = folder
         self._progress = progress
-        self._writer = writer
+        self._start_update = start_update
         self._evaluator = evaluator
+        self._open = files
         self.newest_summary: dict[str, Any] = {}
+
+    @cached_property
+    def _events(self) -> EventLog:
+        """Begun with the first row, so that a run that never starts leaves nothing."""
+        return self._open.enter_context(EventLog(self._folder.path, self._start_update))
 
     def say(self, message: str) -> None:
         self._progress.say(message)
@@ -42,12 +49,11 @@ class DriverReports:
         self._progress.show(update, speed, return_mean, eta, lag, is_last)
 
     def scalars(self, values: dict[str, float], update: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, update)
+        self._events.scalars(values, update)
 
     def lags(self, versions: list[int], update: int) -> None:
         if any(versions):  # in lockstep there is none to see
-            self._writer.add_histogram("transport/lag", np.array(versions), update)
+            self._events.histogram("transport/lag", versions, update)
 
     def evaluate(self, theta: Tensor, update: int) -> None:
         """Parameters wait for the evaluator, a few of them; then updates are left out, and that is said."""
@@ -65,7 +71,7 @@ class DriverReports:
             self.say(f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}")
 
     def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
-        save(self._folder.checkpoints, update, tree, self._experiment.checkpoint.keep)
+        self._folder.write_checkpoint(update, tree, self._experiment.checkpoint.keep)
 
     def summary(self, tree: dict[str, Any]) -> None:
         self.newest_summary = tree
@@ -76,9 +82,7 @@ def driver_reports(
     experiment: BaseExperiment, folder: RunFolder, progress: Progress, start_update: int, evaluator: Evaluator
 ) -> Iterator[DriverReports]:
     """Reports into a folder; rows that an earlier life wrote after `start_update` are taken back."""
-    from torch.utils.tensorboard import SummaryWriter  # imports slowly, and only runs need it
-
-    with SummaryWriter(str(folder.path), purge_step=start_update + 1) as writer:
-        reports = DriverReports(experiment, folder, progress, writer, evaluator)
+    with ExitStack() as files:
+        reports = DriverReports(experiment, folder, progress, start_update, evaluator, files)
         yield reports
         reports.write_evaluations()

@@ -26,6 +26,7 @@ from cluster.train import CHECKPOINT_PARTS
 from cluster.transport import Actors, ColocatedActors
 from learner.algorithm import Algorithm
 from learner.checkpoint import NoCheckpoint, Restored, restore_newest
+from learner.storage import Location
 from metagrad.errors import ConfigurationError, require
 
 __all__ = ["actor_setups", "check_fits", "default_run_dir", "resolve_device", "restore", "run"]
@@ -51,7 +52,7 @@ def restore(
     return restored
 
 
-def check_fits(path: Path, tree: dict[str, Any], experiment: BaseExperiment, algorithm: Algorithm[Any]) -> None:
+def check_fits(path: Location, tree: dict[str, Any], experiment: BaseExperiment, algorithm: Algorithm[Any]) -> None:
     """Refuse a checkpoint that this experiment cannot have written: one of another run, another version or no run.
 
     Raises:
@@ -91,7 +92,7 @@ def _opened(
 
 def run(
     experiment: BaseExperiment,
-    run_dir: Path,
+    run_dir: str | Location,
     is_resumed: bool,
     console: Console,
     make: Callable[[ActorSetup], Actor] = Actor,
@@ -120,9 +121,13 @@ def run(
         train = this_run.colocated if experiment.topology == "colocated" else this_run.on_ray
         try:
             train(restored, make)
-        finally:
+        except ConfigurationError:  # refused where it was to run: nothing was done
+            raise
+        except BaseException:
             if this_run.summary:
                 folder.write_summary(this_run.summary)
+            raise
+        folder.write_summary(this_run.summary)
         summary = this_run.summary
         if stop.signal_name is not None and summary["updates"] < experiment.updates:
             progress.say(f"stopped by {stop.signal_name} at update {summary['updates']}; continue with --resume")

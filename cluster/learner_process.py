@@ -67,7 +67,8 @@ class Learner:
 def start_learner(group: PlacementGroup, cpus: int, gpus: int) -> Any:
     """A learner process in the first bundle of its group, which keeps its room when it dies."""
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    remote = ray.remote(concurrency_groups={"control": 2})(Learner).options(
+    grouped: Any = ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
+    remote = grouped(Learner).options(
         num_cpus=cpus,
         num_gpus=gpus,
         max_restarts=0,

@@ -20,6 +20,7 @@ from metagrad.errors import ConfigurationError
 from metagrad.types import Rollout, WeightSnapshot
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_FOR_STATES = 2.0
 _SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the cluster has no place for yet
 _ORDERS_AHEAD = 2  # per actor in peek: one that runs and one that waits, so that no actor waits for the learner
 _BATCHES_AHEAD = 2  # in peek: ordered or arrived, and not yet used
@@ -190,10 +191,11 @@ class RayActors:
                 slot.place = place
                 started = slot.handle.start.remote(slot.setup, self._make, slot.state, versions())
                 slot.enter(Phase.STARTING, started)
-        except ActorUnavailableError:  # Ray is bringing it up again, or cannot reach it
-            slot.rest(_SECONDS_BETWEEN_LOOKS)
         except LOST_ACTOR as error:
-            self._lose(slot, "actor died", first_line(error), is_alive=False)
+            if slot.phase is Phase.PLACING and isinstance(error, ActorUnavailableError):
+                slot.rest(_SECONDS_BETWEEN_LOOKS)  # Ray is bringing it up again, or cannot reach it
+            else:
+                self._lose(slot, "actor died", first_line(error), is_alive=False)
         except ConfigurationError as error:
             if not self._has_delivered:
                 raise
@@ -264,7 +266,9 @@ class RayActors:
     def states(self) -> list[State]:
         """Every actor's state, for a checkpoint; one that is away is left out and starts afresh on resume."""
         asked = [slot.handle.state.remote() if slot.phase is Phase.READY else None for slot in self._slots]
-        deadline = time.monotonic() + self._faults.rollout_seconds
+        # Actors that stream are asked behind their rollouts, and a slow one would hold the learner up.
+        is_streaming = any(slot.orders for slot in self._slots)
+        deadline = time.monotonic() + (_SECONDS_FOR_STATES if is_streaming else self._faults.rollout_seconds)
         states: list[State] = []
         for slot, reference in zip(self._slots, asked, strict=True):
             state: State = {}
@@ -272,7 +276,7 @@ class RayActors:
                 try:
                     state = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
                 except (*LOST_ACTOR, GetTimeoutError) as error:
-                    self._report(f"{slot.name}: lost while its state was read ({first_line(error)})")
+                    self._report(f"{slot.name}: the checkpoint is without its environments ({first_line(error)})")
             states.append(state)
         return states
 

@@ -128,7 +128,8 @@ def create(count: int, threads: int) -> list[Any]:
 
     They belong to the process that calls this: they outlive a learner, and end with the driver.
     """
-    remote = ray.remote(concurrency_groups={"control": 1})(RolloutActor).options(
+    grouped: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
+    remote = grouped(RolloutActor).options(
         num_cpus=threads,
         max_restarts=-1,
         max_task_retries=0,
