@@ -6,7 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learner.config import LearnerConfig, MetaGradientConfig
-from learner.meta_parameters import MetaParametersConfig
+from learner.intrinsic_reward import IntrinsicRewardParameters
+from learner.meta_parameters import A2cParameters, MetaParametersConfig
+from learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_gradient import outer_weights
 from metagrad.meta_parameters import Declaration, hyperparameters
@@ -44,8 +46,10 @@ def build_agent(config: LearnerConfig, network: Network, observation_shape: tupl
     declaration = losses.declaration(observation_shape, num_actions)
     surrogate = SURROGATES[config.meta.surrogate]
 
+    trained = network.with_first_order(_beyond_adjoints(config, network))
+
     def loss(theta: Tensor, eta: Tensor, batch: Any) -> tuple[Tensor, LossMetrics]:
-        return losses.inner_loss(network, theta, hyperparameters(declaration, eta), batch, surrogate, outer)
+        return losses.inner_loss(trained, theta, hyperparameters(declaration, eta), batch, surrogate, outer)
 
     return Agent(
         network=network,
@@ -57,3 +61,18 @@ def build_agent(config: LearnerConfig, network: Network, observation_shape: tupl
         meta=config.meta,
         meta_optimizer=config.meta.optimizer.build(),
     )
+
+
+# Their policy terms, and their outer losses, see critics as constants.
+_POLICY_APART = (A2cParameters, VtraceParameters, IntrinsicRewardParameters)
+
+
+def _beyond_adjoints(config: LearnerConfig, network: Network) -> tuple[str, ...]:
+    """Parameters whose gradients no adjoint of a meta-gradient is multiplied with: those of critics on their own.
+
+    The outer loss's gradient is 0 there, and stays so through an optimizer that treats each parameter by itself. A clip
+    by the norm of all gradients, or a bootstrapped target that matches values, would reach them.
+    """
+    is_apart = type(config.meta_parameters) in _POLICY_APART
+    is_coupled = config.optimizer.max_gradient_norm is not None or config.meta.bootstrap.value_coefficient > 0
+    return network.own_parameters_of_critics if is_apart and not is_coupled else ()

@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metagrad import autodiff
 from metagrad import network_modules as modules
 from metagrad.errors import require
 from metagrad.network_layers import reset
@@ -153,11 +154,27 @@ class ParameterLayout(NamedTuple):
 class Network:
     """A module seen as pure functions of θ; the module's own parameters are only a shape."""
 
-    def __init__(self, module: nn.Module):
-        """Wrap `module`, whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}."""
+    def __init__(self, module: nn.Module, first_order: Collection[str] = ()):
+        """Wrap `module`, whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}.
+
+        Args:
+            module: shapes, init and forward.
+            first_order: names of parameters whose gradients carry no derivative (`metagrad.autodiff.first_order`).
+        """
         self._module = module
+        self._first_order = frozenset(first_order)
         named = dict(module.named_parameters())
         self.layout = ParameterLayout(tuple(named), tuple(tuple(p.shape) for p in named.values()))
+
+    @property
+    def own_parameters_of_critics(self) -> tuple[str, ...]:
+        """Names of those that the policy does not have; none of a shared torso, whose critics' layers are few."""
+        names = self.layout.names if isinstance(self._module, modules.SeparateNetworks) else ()
+        return tuple(name for name in names if not name.startswith("logits."))
+
+    def with_first_order(self, names: Collection[str]) -> "Network":
+        """The same network where gradients of these parameters carry no derivative."""
+        return Network(self._module, names)
 
     def init(self, generator: torch.Generator) -> Float[Tensor, "P"]:
         """Fresh θ, drawn on the CPU from `generator`."""
@@ -169,6 +186,8 @@ class Network:
     ) -> dict[Head, Tensor]:
         """The named heads on observations [N, …]: logits [N, A], value [N], outer_value [N]."""
         parameters = self.layout.unflatten(theta)
+        for name in self._first_order:
+            parameters[name] = autodiff.first_order(parameters[name])
         outputs: dict[Head, Tensor] = functional_call(self._module, parameters, (observation, heads))
         return outputs
 

@@ -1,13 +1,23 @@
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
-from learner.agent import Agent
+from learner import agent as agent_module
+from learner.agent import Agent, build_agent
+from learner.config import BootstrapConfig, LearnerConfig
+from learner.lookahead import estimate_meta_gradient
+from learner.meta_parameters import A2cParameters
 from learner.state import init_state
+from learner.vtrace_parameters import off_policy
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_parameters import hyperparameters
+from metagrad.networks import Mlp, SnakeCnn, build_network
 from metagrad.surrogates import SURROGATES
+from metagrad.types import Trajectory, WeightSnapshot
 
 MakeAgent = Callable[..., Agent]
 
@@ -46,3 +56,93 @@ def test_the_outer_loss_is_on_the_outer_objective(make_agent: MakeAgent, traject
         assert torch.equal(chosen.outer_loss(state.theta, state.eta, trajectory(0))[0], expected)
     losses = [chosen.outer_loss(state.theta, state.eta, trajectory(0))[0] for chosen in (agent, biased)]
     assert not torch.equal(*losses)
+
+
+class Boards:
+    """Snake boards, actions and rewards, a function of the version alone."""
+
+    def __call__(self, snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
+        generator = torch.Generator().manual_seed(snapshot.version)
+
+        def uniform() -> Tensor:
+            return torch.rand(4, 6, generator=generator, dtype=torch.float64)
+
+        return Trajectory(
+            observation=(torch.rand(5, 6, 3, 3, 5, generator=generator) < 0.3).double(),
+            action=torch.randint(4, (4, 6), generator=generator),
+            reward=uniform(),
+            is_terminal=uniform() < 0.2,
+            is_truncated=torch.zeros(4, 6, dtype=torch.bool),
+            valid=uniform() < 0.9,
+            behaviour_log_prob=-uniform(),
+            policy_version=snapshot.version,
+        )
+
+
+def boards_agent(config: LearnerConfig) -> Agent:
+    """With separate networks for the policy and both critics."""
+    spec = SnakeCnn(channels=3, policy_hidden=4, value_hidden=4)
+    return build_agent(config, build_network(spec, (3, 3, 5), 4, config.outer.critic == "outer"), (3, 3, 5), 4)
+
+
+def meta_gradient_of(agent: Agent) -> Tensor:
+    state = init_state(agent, 0, torch.device("cpu"))
+    state = state._replace(theta=state.theta.double(), eta=state.eta.double())
+    state = state._replace(optimizer=agent.problem.optimizer.init(state.theta))
+    if agent.meta.bootstrap.updates:
+        state = state._replace(target_optimizer=agent.problem.optimizer.init(state.theta))
+    return estimate_meta_gradient(agent, state, Boards())
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"n": 1},
+        {"n": 3},
+        {"n": 3, "surrogate": "ad"},
+        {"n": 3, "estimator": "mix"},
+        {"n": 3, "estimator": "trace", "mu": 0.9},
+        {"n": 2, "bootstrap": BootstrapConfig(updates=1)},
+        {"n": 2, "critic": "inner"},
+        {"n": 2, "losses": "vtrace"},
+    ],
+    ids=str,
+)
+def test_products_that_leave_out_critics_give_the_same_meta_gradient(
+    monkeypatch: pytest.MonkeyPatch, config: Any, product: Any, meta: dict[str, Any]
+) -> None:
+    meta = dict(meta)
+    config = config(**{"product": product} | {k: v for k, v in meta.items() if k not in ("critic", "losses")})
+    config = replace(config, optimizer=replace(config.optimizer, max_gradient_norm=None))
+    config = replace(config, outer=replace(config.outer, critic=meta.get("critic", "outer")))
+    if meta.get("losses"):
+        config = replace(config, meta_parameters=off_policy(config.meta_parameters))
+    left_out = agent_module._beyond_adjoints(config, boards_agent(config).network)
+    assert left_out
+    assert not any(name.startswith("logits.") for name in left_out)
+    found = meta_gradient_of(boards_agent(config))
+    monkeypatch.setattr(agent_module, "_beyond_adjoints", lambda *_: ())
+    expected = meta_gradient_of(boards_agent(config))
+    assert expected.abs().min() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+
+
+def test_critics_that_an_adjoint_reaches_are_left_in(config: Any) -> None:
+    config = config(n=1)
+    network = boards_agent(config).network
+    assert config.optimizer.max_gradient_norm is not None
+    assert agent_module._beyond_adjoints(config, network) == ()
+    free = replace(config, optimizer=replace(config.optimizer, max_gradient_norm=None))
+    assert agent_module._beyond_adjoints(free, network)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Other(A2cParameters):
+        """Somebody's own, which may be anything."""
+
+    other = Other(**{f.name: getattr(free.meta_parameters, f.name) for f in fields(free.meta_parameters)})
+    assert agent_module._beyond_adjoints(replace(free, meta_parameters=other), network) == ()
+    matched = replace(free.meta, bootstrap=BootstrapConfig(updates=1, value_coefficient=0.5))
+    assert agent_module._beyond_adjoints(replace(free, meta=matched), network) == ()
+    shared = build_network(Mlp(hidden=3), (5,), 3, has_outer_critic=True)
+    assert agent_module._beyond_adjoints(free, shared) == ()
