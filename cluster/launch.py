@@ -5,6 +5,7 @@ Experiment ─► algorithm, actors ─► Training.run ─► summary.json
                                  └─ algorithm.update: θ, η ─► θ', η' ─► snapshot v+1
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,16 @@ def _opened(
             raise
 
 
+def _check_device(experiment: BaseExperiment) -> None:
+    """Refuse a device that cannot be; whether a cluster has it shows itself there."""
+    if experiment.topology == "colocated" or not os.environ.get("RAY_ADDRESS"):
+        resolve_device(experiment.device)
+        return
+    rule = "on a cluster the learner has one GPU or none"
+    is_known = experiment.device in ("auto", "cpu", "cuda")
+    require(is_known, "device", experiment.device, rule, "use auto, cpu or cuda")
+
+
 def run(
     experiment: BaseExperiment,
     run_dir: str | Location,
@@ -103,8 +114,7 @@ def run(
         ConfigurationError: before anything starts.
         Exception: whatever ended the run, unchanged; summary.json and checkpoints up to then stand.
     """
-    if experiment.topology == "colocated":
-        resolve_device(experiment.device)
+    _check_device(experiment)
     spec = probe(experiment.env)
     algorithm = experiment.algorithm(spec)
     folder = RunFolder(run_dir)

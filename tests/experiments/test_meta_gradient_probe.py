@@ -21,6 +21,7 @@ from learner.checkpoint import save
 from learner.config import MetaGradientConfig, OuterConfig
 from learner.meta_parameters import A2cParameters
 from learner.optimizer_config import AdamConfig, SgdConfig
+from learner.schedule import Batch
 from metagrad.errors import ConfigurationError
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter
@@ -124,7 +125,13 @@ def test_estimators_of_one_seed_start_from_the_same_rollout(monkeypatch: pytest.
     checkpoint = checkpoint_of(experiment)
     rollouts: list[Trajectory] = []
     merge = page.merge
-    monkeypatch.setattr(page, "merge", lambda *arguments: rollouts.append(merge(*arguments)) or rollouts[-1])
+
+    def recorded(*arguments: Any) -> Batch:
+        batch = merge(*arguments)
+        rollouts.append(batch.trajectory)
+        return batch
+
+    monkeypatch.setattr(page, "merge", recorded)
     for n in (1, 3):
         samples(replace(experiment, meta=replace(experiment.meta, n=n)), checkpoint, 1)
     assert [each.policy_version for each in rollouts] == [0, 1, 0, 1, 2, 3]
