@@ -1,17 +1,26 @@
-"""The command line: metagrad list | train | reproduce | eval | plot | config."""
+"""The command line: metagrad list | train | reproduce | eval | plot | config | submit | status | logs | stop."""
 
-import dataclasses
 import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from rich.console import Console
 
+from cluster.commands import (
+    EvalOptions,
+    LogsOptions,
+    PlotOptions,
+    ReproduceOptions,
+    StatusOptions,
+    StopOptions,
+    SubmitOptions,
+    TrainOptions,
+    sibling,
+)
 from cluster.config_json import to_json
 from cluster.extensions import load_extension, with_extensions
 from cluster.options import parse
@@ -32,61 +41,14 @@ commands:
   eval RUN_DIR [--episodes N]       play full episodes with a run's newest checkpoint
   plot RUN_DIR …                    compare runs: returns and learnt meta-parameters
   config EXPERIMENT [--field value …]  the resolved configuration as JSON
+  submit EXPERIMENT --address http://HEAD:8265 [--follow] [--field value …]  train as a job of a Ray cluster
+  status [JOB]                      the jobs of a cluster, or one
+  logs JOB [--follow]               what a job has printed
+  stop JOB                          end a job after its update, with a checkpoint
 
 metagrad COMMAND --help lists the options of a command; metagrad train EXPERIMENT --help all fields of an experiment.
 --import adds the environments, losses, experiments and studies of a file of yours (docs/extending.md).\
 """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TrainOptions:
-    """Train one experiment. Every field of the experiment is an option."""
-
-    experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
-    run_dir: Path | None = None
-    """The run's folder; None: runs/EXPERIMENT-seedS-TIME."""
-    resume: bool = False
-    """Continue the run in --run-dir from its newest checkpoint, with more --updates or on another device, say."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ReproduceOptions:
-    """Compute a study of a paper, its parts in parallel, and write its report. The same command continues it."""
-
-    seeds: int
-    """Independent trials; more of them later reuse those that are there."""
-    quick: bool = False
-    """A small version that takes minutes at most: it shows that things work, not the paper's numbers."""
-    updates: int | None = None
-    """Shorten the training runs of a deep study to this many updates each; None: the paper's number."""
-    run_dir: Path | None = None
-    """The study's folder; None: studies/STUDY, with --quick studies/STUDY-quick."""
-    topology: Literal["ray", "colocated"] = "ray"
-    """Parts as Ray tasks, on a cluster where RAY_ADDRESS names one, or one after another here, without Ray."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EvalOptions:
-    """Play full-life, raw-reward episodes with a checkpoint of a run."""
-
-    run_dir: tyro.conf.Positional[Path]
-    episodes: int = 128
-    update: int | None = None
-    """Use the checkpoint of this update; None: the newest."""
-    seed: int = 0
-    """Of the evaluation's own environments and policy; the same seed plays the same episodes."""
-    greedy: bool = False
-    """Take the likeliest action instead of sampling."""
-    record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF into the run folder.")] = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PlotOptions:
-    """Draw returns and learnt meta-parameters of runs; runs that differ in their seed alone share a line."""
-
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    output: Path = Path("runs.png")
-    """The picture to write: .png, .pdf or .svg."""
 
 
 def _named(name: str, table: Mapping[str, Any], kind: str) -> None:
@@ -180,15 +142,15 @@ def train_command(words: Sequence[str]) -> None:
             f"run metagrad train {stored.name} --resume --run-dir {run_dir}",
         )
         options = parse(TrainOptions, rest, TrainOptions(experiment=stored), program)
-    run_dir = run_dir or default_run_dir(options.experiment)
+    run_dir = run_dir or str(default_run_dir(options.experiment))
     console = Console(stderr=False)
     summary = run(options.experiment, run_dir, options.resume, console)
     recorded = " --record" if has_pictures(options.experiment.env) else ""
     lines = (
         f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
-        f'look at it: {_sibling("tensorboard")} --logdir "{run_dir}"',
-        f'play it:    {_sibling("metagrad")} eval "{run_dir}"{recorded}',
+        f'look at it: {sibling("tensorboard")} --logdir "{run_dir}"',
+        f'play it:    {sibling("metagrad")} eval "{run_dir}"{recorded}',
     )
     print("\n".join(lines))
 
@@ -202,12 +164,6 @@ def reproduce_command(words: Sequence[str]) -> None:
     folder = options.run_dir or default_folder(study, options.quick)
     console = Console(stderr=False)
     reproduce(study, folder, options.seeds, options.quick, options.topology, console, options.updates)
-
-
-def _sibling(program: str) -> str:
-    """A program of the environment that this one was started from."""
-    path = Path(sys.argv[0]).with_name(program)
-    return str(path) if path.exists() else program
 
 
 def eval_command(words: Sequence[str]) -> None:
@@ -235,14 +191,49 @@ def plot_command(words: Sequence[str]) -> None:
     print(f"written: {options.output}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+def submit_command(words: Sequence[str]) -> int:
+    """Train one experiment as a job of a Ray cluster."""
+    from cluster.jobs import submit
+
+    experiment, rest = _split_experiment(words, "submit")
+    program = f"metagrad submit {experiment.name}"
+    return submit(parse(SubmitOptions, rest, SubmitOptions(experiment=experiment), program), rest)
+
+
+def status_command(words: Sequence[str]) -> None:
+    """List the training jobs of a cluster, or show one."""
+    from cluster.jobs import status
+
+    status(parse(StatusOptions, words, None, "metagrad status"))
+
+
+def logs_command(words: Sequence[str]) -> int:
+    """Show what a job has printed."""
+    from cluster.jobs import logs
+
+    return logs(parse(LogsOptions, words, None, "metagrad logs"))
+
+
+def stop_command(words: Sequence[str]) -> int:
+    """Stop a job with a checkpoint."""
+    from cluster.jobs import stop
+
+    return stop(parse(StopOptions, words, None, "metagrad stop"))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "list": list_command,
     "train": train_command,
     "reproduce": reproduce_command,
     "eval": eval_command,
     "plot": plot_command,
     "config": config_command,
+    "submit": submit_command,
+    "status": status_command,
+    "logs": logs_command,
+    "stop": stop_command,
 }
+_HAVE_NO_NAME_FIRST = ("eval", "plot", "status", "logs", "stop")  # their --help is their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,11 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 load_extension(Path(rest[0]))
                 return main(rest[1:])
             case [command, *rest] if command in COMMANDS:
-                if rest[:1] in (["--help"], ["-h"]) and command not in ("eval", "plot"):
+                if rest[:1] in (["--help"], ["-h"]) and command not in _HAVE_NO_NAME_FIRST:
                     print(_HELP)
                     list_command([])
                 else:
-                    COMMANDS[command](rest)
+                    return COMMANDS[command](rest) or 0
             case [command, *_]:
                 remedy = f"choose one of {', '.join(COMMANDS)}"
                 raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
