@@ -18,7 +18,8 @@ from ray.job_submission import JobSubmissionClient
 
 from metagrad.errors import ConfigurationError, require
 
-_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5.0, 30.0
+_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5.0, 60.0
+_SECONDS_TO_GREET = 10.0
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TOKEN_PLACE = "~/.ray/auth_token or the file that RAY_AUTH_TOKEN_PATH names"
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
@@ -98,7 +99,8 @@ class _Client(JobSubmissionClient):
     """Ray's, which waits for ever for an answer, with time limits."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=(_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER), **options)
+        seconds = _SECONDS_TO_GREET if endpoint == "/api/version" else _SECONDS_TO_ANSWER
+        return super()._do_request(method, endpoint, timeout=(_SECONDS_TO_CONNECT, seconds), **options)
 
 
 class JobClient:

@@ -1,6 +1,6 @@
 """Training as a job of a Ray cluster: metagrad submit, status, logs, stop."""
 
-import asyncio
+import contextlib
 import os
 import re
 import secrets
@@ -13,51 +13,56 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from actors.rollout import probe
 from cluster.commands import LogsOptions, StatusOptions, StopOptions, SubmitOptions
 from cluster.extensions import extensions
-from cluster.job_client import JobClient, JobView, LogInterrupted, Submission, resolve_address
+from cluster.job_client import JobClient, JobView, Submission, resolve_address
+from cluster.job_log import follow
 from cluster.job_package import package, pinned_requirements
-from metagrad.errors import require
+from learner.storage import location
+from metagrad.errors import ConfigurationError, require
 
-_EXPERIMENT, _RUN_DIR = "metagrad_experiment", "metagrad_run_dir"  # in a job's metadata
+# In a job's metadata, where whoever may ask the cluster can read them.
+_EXPERIMENT, _RUN_DIR, _STOP_SECONDS = "metagrad_experiment", "metagrad_run_dir", "metagrad_stop_seconds"
+_CONTINUE = "metagrad_continue"
+_RAYS_STOP_SECONDS = 3  # between SIGTERM and SIGKILL, of a job that does not say how long
 _SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_AFTER_THE_END = 30.0  # for the supervisor to notice
+_SECONDS_TO_NOTICE = 30.0  # for the cluster, beyond what the job is given
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_WITHOUT_INSTALLATION = 'python -c "import sys; from cluster.entry import main; sys.exit(main())"'
+_WITHOUT_INSTALLATION = "python -c 'import sys; from cluster.entry import main; sys.exit(main())'"
+_TRAIN = re.compile(r"\bmetagrad\b.*\btrain\s+([\w.-]+)")  # of a job that `ray job submit` began
+_SUMMARY = re.compile(r"^\d+ updates, \d+ real frames in .*", re.MULTILINE)  # `metagrad train`, after its checkpoint
+_EXIT_CODE_OF_STOPPED = 143  # as of a command that SIGTERM ended
+_EXIT_CODE_OF_CTRL_C = 130
 
 
 def submit(options: SubmitOptions, words: Sequence[str]) -> int:
     """Start a job that trains; the exit code says how it ended if it was followed.
 
     Args:
-        options: checked ones.
+        options: what to submit.
         words: what the command line said behind the experiment's name, from which they were made.
+
+    Raises:
+        ConfigurationError: a wrong value, or a cluster that does not answer or refuses; nothing was started.
     """
     name = options.experiment.name
     job_id = options.submission_id or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    rule = "is no job's name: letters, digits, dots, dashes and underscores, 100 at the most"
-    require(bool(_ID.fullmatch(job_id)), "submission-id", job_id, rule, "choose another one")
-    seconds = options.stop_seconds
-    require(1 <= seconds <= 86_400, "stop-seconds", seconds, "must lie in [1, 86400]", "a day is the most")
-    require(options.install or not options.packages, "packages", options.packages, "belong to --install", "add it")
-    require(
-        not options.resume or options.run_dir is not None,
-        "run-dir",
-        options.run_dir,
-        "--resume needs the folder to continue",
-        "add --run-dir DIR",
-    )
     run_dir = options.run_dir or f"~/metagrad-runs/{job_id}"
-    is_placed = run_dir.startswith(("/", "~/")) or "://" in run_dir
-    remedy = "use an absolute path, one below ~, or a URL"
-    rule = "would lie in the job's working folder, which the cluster deletes"
-    require(is_placed, "run-dir", run_dir, rule, remedy)
-    files = package(options.working_dir, [_file_of(module) for module in extensions()], options.install)
-    client = JobClient(resolve_address(options.address, os.environ))
+    _check(options, job_id, run_dir)
+    address = resolve_address(options.address, os.environ)
+    files = package(options.working_dir, [Path(str(module.__file__)) for module in extensions()], options.install)
+    client = JobClient(address)
     client.require_version()
-    runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(seconds)}}
-    if options.install:
-        runtime_env["pip"] = {"packages": pinned_requirements(options.packages)}
+    is_free = options.submission_id is None or client.find(job_id) is None
+    require(is_free, "submission-id", job_id, "is the id of another job of this cluster", "choose another one")
+    imports = "".join(f"--import {shlex.quote(str(module.__file__))} " for module in extensions())
+    metadata = {
+        _EXPERIMENT: name,
+        _RUN_DIR: run_dir,
+        _STOP_SECONDS: str(options.stop_seconds),
+        _CONTINUE: f"metagrad {imports}submit {name} --resume --run-dir {shlex.quote(run_dir)}",
+    }
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "job.zip"
         files.write(archive)
@@ -66,48 +71,80 @@ def submit(options: SubmitOptions, words: Sequence[str]) -> int:
                 job_id=job_id,
                 entrypoint=entrypoint(options, words, files.extensions, run_dir),
                 archive=archive,
-                runtime_env=runtime_env,
-                metadata={_EXPERIMENT: name, _RUN_DIR: run_dir},
+                runtime_env=runtime_env(options),
+                metadata=metadata,
                 num_cpus=options.entrypoint_num_cpus,
                 num_gpus=options.entrypoint_num_gpus,
             )
         )
+    is_anywhere = options.entrypoint_num_cpus > 0 or options.entrypoint_num_gpus > 0
+    where = "on whichever node has room for the job's command" if is_anywhere else "on the head node"
     print(f"submitted: {job_id}")
-    print(f"run folder: {run_dir} (on the cluster)")
-    address = f" --address {client.address.url}" if options.address else ""
-    print(f"metagrad logs {job_id}{address} --follow\nmetagrad stop {job_id}{address}")
-    return _follow(client, job_id) if options.follow else 0
+    print(f"run folder: {run_dir}{'' if '://' in run_dir else f' ({where})'}")
+    print(f"look at it: metagrad logs {job_id}{_address_words(options.address)} --follow")
+    print(f"stop it:    metagrad stop {job_id}{_address_words(options.address)}", flush=True)
+    return _follow(client, job_id, options.address) if options.follow else 0
+
+
+def _address_words(given: str | None) -> str:
+    return f" --address {given}" if given else ""
+
+
+def _check(options: SubmitOptions, job_id: str, run_dir: str) -> None:
+    """Refuse here what would otherwise fail there, minutes later and in a log."""
+    rule = "must be letters, digits, dots, dashes and underscores, 100 at the most"
+    require(bool(_ID.fullmatch(job_id)), "submission-id", job_id, rule, "choose another one")
+    seconds = options.stop_seconds
+    require(1 <= seconds <= 86_400, "stop-seconds", seconds, "must lie in [1, 86400]", "a day is the most")
+    for kind in ("cpus", "gpus"):
+        number = getattr(options, f"entrypoint_num_{kind}")
+        require(0 <= number < float("inf"), f"entrypoint-num-{kind}", number, "must be 0 or more", "raise it")
+    packages = list(options.packages)
+    require(options.install or not packages, "packages", packages, "are pip's, which --install asks for", "add it")
+    is_named = options.run_dir is not None or not options.resume
+    require(is_named, "run-dir", None, "--resume needs the folder to continue", "add --run-dir DIR")
+    is_placed = run_dir.startswith(("/", "~/")) or "://" in run_dir
+    rule, remedy = "would lie in the job's working folder, which the cluster deletes", "use an absolute path or a URL"
+    require(is_placed, "run-dir", run_dir, rule, remedy)
+    location(run_dir)
+    options.experiment.algorithm(probe(options.experiment.env))
+
+
+def runtime_env(options: SubmitOptions) -> dict[str, Any]:
+    """What the job's processes find: time to stop in, and with --install pip's packages.
+
+    Ray sends SIGTERM and, RAY_JOB_STOP_WAIT_TIME_S later, SIGKILL; its own 3 s are too few for a checkpoint.
+    """
+    environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_seconds)}}
+    if options.install:
+        environment["pip"] = {"packages": pinned_requirements(options.packages)}
+    return environment
 
 
 def entrypoint(options: SubmitOptions, words: Sequence[str], imported: Sequence[str], run_dir: str) -> str:
-    """The job's shell command: `metagrad train` with the experiment's own words."""
+    """The job's shell command: `metagrad train` with the experiment's own words. `exec`: SIGTERM meets no shell."""
     command = _WITHOUT_INSTALLATION if options.install else "metagrad"
     imports = [word for place in imported for word in ("--import", place)]
     resume = ["--resume"] if options.resume else []
-    own = ["train", options.experiment.name, *_experiment_words(words), "--run-dir", run_dir, *resume]
-    return f"{command} {shlex.join([*imports, *own])}"
+    own = ["train", options.experiment.name, *experiment_words(words), "--run-dir", run_dir, *resume]
+    return f"exec {command} {shlex.join([*imports, *own])}"
 
 
-def _experiment_words(words: Sequence[str]) -> list[str]:
+def experiment_words(words: Sequence[str]) -> list[str]:
     """Without the options of `submit` itself and their values."""
-    own = {f.name.replace("_", "-"): f for f in fields(SubmitOptions) if f.name != "experiment"}
+    own = {f.name.replace("_", "-"): f.type is bool for f in fields(SubmitOptions) if f.name != "experiment"}
     kept: list[str] = []
-    skips = False
+    is_own = has_values = False
     for word in words:
         if word.startswith("--"):
-            name = word[2:].partition("=")[0].replace("_", "-")
-            skips = name in own
-            if skips:
-                skips_values = own[name].type is not bool and "=" not in word
-                continue
-        elif skips and skips_values:
-            continue
-        kept.append(word)
+            name, is_given, _ = word[2:].replace("_", "-").partition("=")
+            is_own = name in own
+            has_values = is_own and not own[name] and not is_given
+        elif is_own and not has_values:
+            is_own = False  # no value is left to it
+        if not is_own:
+            kept.append(word)
     return kept
-
-
-def _file_of(module: Any) -> Path:
-    return Path(module.__file__)
 
 
 def status(options: StatusOptions) -> None:
@@ -115,32 +152,49 @@ def status(options: StatusOptions) -> None:
     client = JobClient(resolve_address(options.address, os.environ))
     if options.job:
         job = client.job(options.job)
-        print("\n".join(f"{name:<11} {value}" for name, value in _described(job).items() if value))
-        last = [line for line in client.log(job.job_id).splitlines() if line.strip()]
-        if last:
-            print(f"{'last line':<11} {last[-1].strip()}")
+        message = job.message.splitlines()[0] if job.is_over and job.message else ""
+        rows = {"job": job.job_id, "experiment": _experiment(job), "state": job.state, "started": _started(job)}
+        rows |= {"run folder": _run_dir(job), "command": job.entrypoint, "message": message}
+        rows |= {"last line": _last_line(client, job)}
+        print("\n".join(f"{name:<11} {value}" for name, value in rows.items() if value))
         return
-    jobs = [job for job in client.jobs() if _EXPERIMENT in job.metadata or "metagrad" in job.entrypoint]
+    jobs = [job for job in client.jobs() if _experiment(job)]
+    header = ("job", "experiment", "state", "started", "run folder", "last line")
+    table = [header, *(_row(client, job) for job in jobs)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table if jobs else ():
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     if not jobs:
         print("no training jobs on this cluster")
-        return
-    width = max(len(job.job_id) for job in jobs)
-    for job in jobs:
-        described = _described(job)
-        print(f"{job.job_id:<{width}}  {job.state:<9}  {described['started']}  {described['run folder']}")
 
 
-def _described(job: JobView) -> dict[str, str]:
-    started = "" if job.started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started))
-    return {
-        "job": job.job_id,
-        "experiment": job.metadata.get(_EXPERIMENT, ""),
-        "state": job.state,
-        "started": started,
-        "run folder": job.metadata.get(_RUN_DIR, ""),
-        "command": job.entrypoint,
-        "message": job.message.splitlines()[0] if job.is_over and job.message else "",
-    }
+def _row(client: JobClient, job: JobView) -> tuple[str, ...]:
+    last = _last_line(client, job) if job.state == "RUNNING" else ""
+    return job.job_id, _experiment(job), job.state, _started(job), _run_dir(job), last
+
+
+def _started(job: JobView) -> str:
+    return "" if job.started is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started))
+
+
+def _experiment(job: JobView) -> str:
+    """Empty where a job is none of metagrad's."""
+    train = _TRAIN.search(job.entrypoint)
+    return job.metadata.get(_EXPERIMENT) or (train[1] if train else "")
+
+
+def _run_dir(job: JobView) -> str:
+    words = job.entrypoint.split()
+    given = words[words.index("--run-dir") + 1 :] if "--run-dir" in words else []
+    return job.metadata.get(_RUN_DIR) or (given[0] if given else "")
+
+
+def _last_line(client: JobClient, job: JobView) -> str:
+    """What a job printed last: its progress while it trains."""
+    with contextlib.suppress(ConfigurationError):  # its node may be gone, and the log with it
+        lines = [line.strip() for line in client.log(job.job_id).splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+    return ""
 
 
 def logs(options: LogsOptions) -> int:
@@ -148,70 +202,70 @@ def logs(options: LogsOptions) -> int:
     client = JobClient(resolve_address(options.address, os.environ))
     if options.follow:
         client.job(options.job)
-        return _follow(client, options.job)
+        return _follow(client, options.job, options.address)
     sys.stdout.write(client.log(options.job))
     return 0
 
 
+def _follow(client: JobClient, job_id: str, address: str | None) -> int:
+    """Print a job's log until it ends.
+
+    Returns:
+        0 ended well, 143 stopped, 130 somebody stopped looking at it, else its own exit code.
+    """
+    try:
+        job = follow(client, job_id, _write, lambda line: print(f"metagrad: {line}", file=sys.stderr))
+    except KeyboardInterrupt:
+        words = f"{job_id}{_address_words(address)}"
+        print(f"\n{job_id} goes on; look again with metagrad logs {words} --follow, end it with metagrad stop {words}")
+        return _EXIT_CODE_OF_CTRL_C
+    match job.state:
+        case "SUCCEEDED":
+            return 0
+        case "STOPPED":
+            print(f"metagrad: job {job_id} was stopped", file=sys.stderr)
+            return _EXIT_CODE_OF_STOPPED
+    reason = job.message.splitlines()[0] if job.message else "no reason given"
+    print(f"metagrad: job {job_id} failed: {reason}", file=sys.stderr)
+    code = job.exit_code or 1
+    return code if code > 0 else 128 - code  # a signal's number, as shells say it
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def stop(options: StopOptions) -> int:
-    """Ask a job to stop, and wait until it has: 0 where it stopped or had ended well."""
+    """Ask a job to stop, and wait until it has: 0 where it is over and has written its checkpoint, else 1."""
     client = JobClient(resolve_address(options.address, os.environ))
     job = client.job(options.job)
     if job.is_over:
-        print(f"{job.job_id}: is over already ({job.state})")
+        print(f"{job.job_id} is over already ({job.state})")
         return 0
+    seconds = int(job.metadata.get(_STOP_SECONDS, _RAYS_STOP_SECONDS))
     client.stop(job.job_id)
-    print(f"{job.job_id}: asked to stop; it finishes its update and writes a checkpoint")
-    while not job.is_over:
+    print(f"{job.job_id}: asked to stop; it has {seconds} s for its last update and its checkpoint", flush=True)
+    job = _waited_for(client, job.job_id, seconds + _SECONDS_TO_NOTICE)
+    if not job.is_over:
+        print(f"metagrad: job {job.job_id} is {job.state} still; it ends as soon as it can", file=sys.stderr)
+        return 1
+    with contextlib.suppress(ConfigurationError):
+        if last := _SUMMARY.findall(client.log(job.job_id)):
+            print(f"{last[-1].strip()}\nrun folder: {_run_dir(job)}")
+            if _CONTINUE in job.metadata:
+                print(f"continue it: {job.metadata[_CONTINUE]}{_address_words(options.address)}")
+            return 0
+    print(
+        f"metagrad: job {job.job_id} is {job.state}, without a last checkpoint of its own; its log ends:\n"
+        f"{_last_line(client, job)}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _waited_for(client: JobClient, job_id: str, seconds: float) -> JobView:
+    deadline = time.monotonic() + seconds
+    while not (job := client.job(job_id)).is_over and time.monotonic() < deadline:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-        job = client.job(job.job_id)
-    print(f"{job.job_id}: {job.state}")
-    if run_dir := job.metadata.get(_RUN_DIR):
-        name = job.metadata[_EXPERIMENT]
-        print(f"continue it with: metagrad submit {name} --resume --run-dir {shlex.quote(run_dir)}")
-    return 0 if job.state in ("STOPPED", "SUCCEEDED") else 1
-
-
-def _follow(client: JobClient, job_id: str) -> int:
-    """Print a job's log until it ends: 0 if it ended well, 130 if somebody stopped looking, else the job's own code."""
-    try:
-        asyncio.run(_print_log(client, job_id))
-        job = _ended(client, job_id)
-    except KeyboardInterrupt:
-        print(f"\n{job_id} goes on; look again with metagrad logs {job_id} --follow, or metagrad stop {job_id}")
-        return 130
-    if job.state == "SUCCEEDED":
-        return 0
-    reason = job.message.splitlines()[0] if job.message else ""
-    print(f"metagrad: job {job_id} ended as {job.state}{f' ({reason})' if reason else ''}", file=sys.stderr)
-    return job.exit_code or 1
-
-
-async def _print_log(client: JobClient, job_id: str) -> None:
-    """A connection that is lost while the job runs is made again, behind what was printed already."""
-    printed = 0
-    while True:
-        seen = 0
-        try:
-            async for text in client.stream(job_id):
-                fresh = text[max(0, printed - seen) :]
-                seen += len(text)
-                printed = max(printed, seen)
-                sys.stdout.write(fresh)
-                sys.stdout.flush()
-            return
-        except LogInterrupted as error:
-            if client.job(job_id).is_over:
-                return
-            print(f"metagrad: the log was interrupted ({error}); connecting again", file=sys.stderr)
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _ended(client: JobClient, job_id: str) -> JobView:
-    """The job, once its cluster has noticed that it ended."""
-    deadline = time.monotonic() + _SECONDS_AFTER_THE_END
-    job = client.job(job_id)
-    while not job.is_over and time.monotonic() < deadline:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-        job = client.job(job_id)
     return job
