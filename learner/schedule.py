@@ -87,12 +87,13 @@ class Peek:
         self._entry_lag = max_lag - (batches - 1)  # a batch waits for n more updates
         self._version = version
         self._window: deque[Batch] = deque()
+        self._is_first_used = False  # by the real update that it was for
         self.lag: tuple[int, ...] = ()
 
     @property
     def held_batches(self) -> int:
         """What the next real update finds here."""
-        return max(0, len(self._window) - 1)
+        return len(self._window) - self._is_first_used
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
         """Batch `step` of the window; step 0 publishes the snapshot and slides the window."""
@@ -101,16 +102,17 @@ class Peek:
         return self._window[step].trajectory
 
     def _slide(self, published: WeightSnapshot) -> None:
-        if len(self._window) == self._batches:
+        if self._is_first_used:
             self._window.popleft()
         while len(self._window) < self._batches:
             self._window.append(self._stream(published, published.version - self._entry_lag))
         self.lag = tuple(published.version - version for version in self._window[0].versions)
+        self._is_first_used = True
         self._version += 1
 
     def to_tree(self) -> list[dict[str, Any]]:
         """The batches that the next updates will use."""
-        held = list(self._window)[1:]
+        held = list(self._window)[self._is_first_used :]
         return [{"trajectory": x.trajectory._asdict(), "versions": list(x.versions)} for x in held]
 
     def load_tree(self, tree: Sequence[dict[str, Any]], device: torch.device) -> None:

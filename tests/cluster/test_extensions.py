@@ -15,7 +15,7 @@ import ray
 
 from actors.envs.base import EnvironmentConfig
 from actors.rollout import probe
-from cluster import ray_parts, ray_session
+from cluster import ray_session
 from cluster.cli import main
 from cluster.config import Experiment
 from cluster.config_json import config_types, from_json

@@ -1,0 +1,96 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cluster.config import Experiment
+from cluster.driver_reports import driver_reports
+from cluster.plot import logged_scalars
+from cluster.progress import Progress
+from cluster.run_config import CheckpointConfig
+from cluster.run_folder import RunFolder
+from learner.checkpoint import load, paths
+
+Tiny = Callable[..., Experiment]
+
+
+class Games:
+    """An evaluator whose scores are there as soon as they are asked for, once it is told to be quick."""
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+        self.is_quick = False
+
+    @property
+    def pending(self) -> int:
+        return len(self.waiting)
+
+    def submit(self, theta: torch.Tensor, update: int) -> None:
+        self.waiting.append(update)
+
+    def finished(self, seconds: float) -> list[tuple[int, dict[str, float]]]:
+        done, self.waiting = (self.waiting, []) if self.is_quick else ([], self.waiting)
+        return [(update, {"evaluation/return_mean": update / 2}) for update in done]
+
+
+def text(console: Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    experiment, games = tiny(checkpoint=CheckpointConfig(every=1, keep=1)), Games()
+    folder = RunFolder(tmp_path)
+    with Progress(console, 6) as progress, driver_reports(experiment, folder, progress, 0, games) as reports:
+        reports.say("hello")
+        reports.scalars({"loss/inner": 1.5}, 2)
+        reports.lags([0, 0], 2)
+        reports.lags([1, 3], 4)
+        for update in (1, 2):
+            reports.checkpoint(update, {"update": update})
+        reports.summary({"updates": 2})
+        reports.progress(6, 100.0, 1.0, {"gamma": 0.9}, 0.0)
+    assert load(*paths(folder.checkpoints)) == {"update": 2}
+    updates, values = logged_scalars(tmp_path)["loss/inner"]
+    assert (updates.tolist(), values.tolist()) == ([2], [1.5])
+    assert reports.newest_summary == {"updates": 2}
+    assert "hello" in text(console)
+    assert "update 6/6" in text(console)
+
+
+def test_a_run_that_never_starts_leaves_nothing(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with Progress(console, 6) as progress, driver_reports(tiny(), folder, progress, 0, Games()) as reports:
+        reports.say("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_behind_the_checkpoint_of_another_life_are_taken_back(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    for start_update, updates in ((0, (1, 2, 3)), (1, (2,))):
+        with (
+            Progress(console, 6) as progress,
+            driver_reports(tiny(), RunFolder(tmp_path), progress, start_update, Games()) as reports,
+        ):
+            for update in updates:
+                reports.scalars({"a/b": start_update + update / 10}, update)
+    updates, values = logged_scalars(tmp_path)["a/b"]
+    assert updates.tolist() == [1, 2]
+    assert values.round(3).tolist() == [0.1, 1.2]
+
+
+def test_evaluations_that_fall_behind_are_left_out_and_that_is_said(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    games, theta = Games(), torch.zeros(2)
+    with Progress(console, 6) as progress, driver_reports(tiny(), RunFolder(tmp_path), progress, 0, games) as reports:
+        for update in range(1, 7):
+            reports.evaluate(theta, update)
+        assert games.waiting == [1, 2, 3, 4]
+        reports.write_evaluations()
+        assert text(console).count("is not evaluated: 4 others still wait") == 2
+        games.is_quick = True
+    scores: Any = logged_scalars(tmp_path)["evaluation/return_mean"]
+    assert [x.tolist() for x in scores] == [[1, 2, 3, 4], [0.5, 1.0, 1.5, 2.0]], "written when the reports end"

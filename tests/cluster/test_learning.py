@@ -1,0 +1,80 @@
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from actors.rollout import ActorSetup, State, probe
+from cluster.config import Experiment
+from cluster.learning import Assignment, _threads, actor_setups, learn
+from cluster.reports import QueuedReports
+from cluster.transport import Actors, ColocatedActors
+
+Tiny = Callable[..., Experiment]
+
+
+class Stop:
+    signal_name: str | None = None
+
+
+@contextmanager
+def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+    yield ColocatedActors(setups, states, len(setups))
+
+
+def kinds(reports: QueuedReports) -> tuple[list[str], dict[str, Any]]:
+    fetched = reports.fetch(0.0)
+    return [kind for kind, _ in fetched], {kind: values for kind, values in fetched}
+
+
+def test_a_life_reports_rows_checkpoint_and_summary_and_another_goes_on(tiny: Tiny) -> None:
+    experiment = tiny(updates=2)
+    reports, spec = QueuedReports(), probe(experiment.env)
+    summary = learn(Assignment(experiment=experiment, spec=spec, checkpoint=None), open_actors, reports, Stop())
+    said, values = kinds(reports)
+    assert said == ["scalars", "lags", "progress", "summary", "checkpoint", "summary"]
+    assert values["summary"] == (summary,)
+    update, tree = values["checkpoint"]
+    assert (update, summary["updates"], summary["stopped_by"]) == (2, 2, None)
+    again = Assignment(experiment=tiny(updates=4), spec=spec, checkpoint=tree | {"device": "cuda"}, life=1)
+    assert learn(again, open_actors, reports, Stop())["updates"] == 4
+    said, values = kinds(reports)
+    assert said[0] == "say"
+    assert "on cpu now, cuda before" in values["say"][0]
+
+
+def test_the_summary_stands_when_a_life_ends_badly(tiny: Tiny) -> None:
+    experiment, reports = tiny(), QueuedReports()
+
+    class Broken(ColocatedActors):
+        def sample(self, snapshot: Any, lookahead_step: int) -> Any:
+            raise RuntimeError("its own")
+
+    @contextmanager
+    def broken(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+        yield Broken(setups, states, len(setups))
+
+    assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None)
+    with pytest.raises(RuntimeError, match="its own"):
+        learn(assignment, broken, reports, Stop())
+    said, values = kinds(reports)
+    assert said == ["summary"]
+    assert values["summary"][0]["updates"] == 0
+
+
+def test_actors_of_another_life_have_streams_of_their_own(tiny: Tiny) -> None:
+    experiment, cpu = tiny(), torch.device("cpu")
+    seeds = [actor_setups(experiment, cpu, 5, life)[0].seed for life in (0, 1)]
+    assert seeds[0] == (experiment.seed, 5, 0), "as without lives"
+    assert seeds[1] != seeds[0]
+
+
+def test_threads_of_the_learner(tiny: Tiny) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert _threads(tiny(learner_threads=7)) == 7
+    assert _threads(tiny(learner_threads=None)) == cores
+    assert _threads(tiny(learner_threads=None, topology="ray")) == cores
+    peek = {"learner_threads": None, "schedule": "peek", "topology": "ray"}
+    assert _threads(tiny(learner_cpus=3, **peek)) == 3

@@ -1,0 +1,88 @@
+"""The class itself, without Ray; Ray's object store is a dictionary."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.rollout import Actor, ActorSetup
+from cluster.config import Experiment
+from cluster.learning import actor_setups
+from cluster.rollout_actor import Published, RolloutActor, versions
+from metagrad.errors import ConfigurationError
+from metagrad.networks import build_network
+
+Tiny = Callable[..., Experiment]
+
+
+@pytest.fixture
+def setup(tiny: Tiny) -> ActorSetup:
+    return actor_setups(tiny(topology="ray"), torch.device("cpu"), 0)[0]
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch, setup: ActorSetup) -> list[Any]:
+    """References that were fetched; each is the version whose weights it stands for."""
+    network = build_network(setup.network, (3, 3, 5), 4, setup.has_outer_critic)
+    theta = network.init(torch.Generator().manual_seed(0)).numpy()
+    asked: list[Any] = []
+
+    def get(reference: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
+        asked.append(reference)
+        theta.setflags(write=False)
+        return reference[1], theta, np.zeros(1, np.float32)
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.9")
+    return asked
+
+
+def published(learner: int, version: int) -> Published:
+    return Published(learner, version, [(learner, version)])
+
+
+def test_it_rolls_out_what_was_ordered_or_the_newer_it_was_told_of(setup: ActorSetup, fetched: list[Any]) -> None:
+    actor = RolloutActor()
+    assert not actor.place().is_started
+    actor.start(setup, Actor, None, versions())
+    assert (actor.place().node, actor.place().is_started) == ("10.0.0.9", True)
+
+    def version(ordered: Published) -> int:
+        return actor.rollout(ordered, 0).trajectory.policy_version
+
+    assert version(published(0, 3)) == 3
+    actor.publish(published(0, 5))
+    assert version(published(0, 4)) == 5, "newer weights are there"
+    assert version(published(0, 6)) == 6
+    assert version(published(0, 6)) == 6
+    assert fetched == [(0, 3), (0, 5), (0, 6)], "each version once"
+    assert version(published(1, 2)) == 2, "a learner that began anew counts from where it began"
+    assert version(published(1, 5)) == 5
+    assert fetched[3:] == [(1, 2), (1, 5)], "and its versions are others"
+
+
+def test_arrays_travel_as_numpy(setup: ActorSetup, fetched: list[Any]) -> None:
+    actor = RolloutActor()
+    actor.start(setup, Actor, None, versions())
+    rollout = actor.rollout(published(0, 0), 0)
+    assert all(isinstance(x, np.ndarray) for x in (*rollout.trajectory[:-1], *rollout.episodes))
+
+
+@pytest.mark.usefixtures("fetched")
+def test_another_version_of_a_package_is_refused_with_node_and_remedy(setup: ActorSetup) -> None:
+    message = r"^node = '10.0.0.9': has torch .* where the learner has 9\.9; install the same versions on all nodes"
+    with pytest.raises(ConfigurationError, match=message):
+        RolloutActor().start(setup, Actor, None, versions() | {"torch": "9.9"})
+
+
+def test_states_go_on(setup: ActorSetup, fetched: list[Any]) -> None:
+    first, second = RolloutActor(), RolloutActor()
+    first.start(setup, Actor, None, versions())
+    first.rollout(published(0, 0), 0)
+    second.start(setup, Actor, first.state(), versions())
+    one, other = first.rollout(published(0, 0), 0), second.rollout(published(0, 0), 0)
+    assert np.array_equal(one.trajectory.observation, other.trajectory.observation)
+    assert np.array_equal(one.trajectory.action, other.trajectory.action)

@@ -1,0 +1,109 @@
+"""Which batch is used for what, how old it may be, and that a window survives a checkpoint."""
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+
+from learner.schedule import Batch, Lockstep, Peek
+from metagrad.types import Trajectory, WeightSnapshot
+
+CPU = torch.device("cpu")
+MakeTrajectory = Callable[[int], Trajectory]
+
+
+class Stream:
+    """Batch k of the stream carries k in its rewards; all of it is as old as `age` says, or as is allowed."""
+
+    def __init__(self, trajectory: MakeTrajectory, age: int):
+        self.trajectory, self.age = trajectory, age
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, snapshot: WeightSnapshot, oldest: int) -> Batch:
+        number = len(self.calls)
+        self.calls.append((snapshot.version, oldest))
+        version = max(0, oldest, snapshot.version - self.age)
+        trajectory = self.trajectory(version)
+        return Batch(trajectory._replace(reward=torch.full_like(trajectory.reward, number)), (version, version))
+
+
+def snapshot(version: int = 0) -> WeightSnapshot:
+    return WeightSnapshot(version, torch.zeros(2), torch.zeros(1))
+
+
+def number(trajectory: Trajectory) -> int:
+    return int(trajectory.reward[0, 0])
+
+
+@hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(1, 12))
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+def test_update_k_uses_batches_k_to_k_plus_n(trajectory: MakeTrajectory, n: int, age: int, updates: int) -> None:
+    stream = Stream(trajectory, age)
+    peek = Peek(stream, n + 1, max_lag=n + 2, version=0)
+    for k in range(updates):
+        assert [number(peek.sample(snapshot(), j)) for j in range(n + 1)] == list(range(k, k + n + 1))
+        assert len(stream.calls) == k + n + 1, "one new batch for each update, and n to begin with"
+        assert peek.held_batches == n
+        assert max(peek.lag) <= n + 2
+
+
+def test_published_versions_count_real_updates(trajectory: MakeTrajectory) -> None:
+    stream = Stream(trajectory, 0)
+    peek = Peek(stream, 3, max_lag=4, version=7)
+    for _ in range(3):
+        peek.sample(snapshot(version=99), 0)
+        peek.sample(snapshot(version=100), 1)
+    assert stream.calls == [(7, 5), (7, 5), (7, 5), (8, 6), (9, 7)], "a batch waits for two more updates"
+    assert peek.lag == (2, 2), "the third batch of the stream, of version 7"
+
+
+def test_a_window_continues_from_a_checkpoint(trajectory: MakeTrajectory) -> None:
+    whole, first = Peek(Stream(trajectory, 1), 3, 4, 0), Peek(Stream(trajectory, 1), 3, 4, 0)
+    for _ in range(4):
+        whole.sample(snapshot(), 0)
+        first.sample(snapshot(), 0)
+    stream = Stream(trajectory, 1)
+    stream.calls = [(0, 0)] * 6  # what the first one has taken from its stream
+    resumed = Peek(stream, 3, 4, version=4)
+    resumed.load_tree(first.to_tree(), CPU)
+    assert resumed.held_batches == first.held_batches == 2
+    for _ in range(3):
+        expected = [whole.sample(snapshot(), j) for j in range(3)]
+        found = [resumed.sample(snapshot(), j) for j in range(3)]
+        for one, other in zip(expected, found, strict=True):
+            assert number(one) == number(other)
+            assert one.policy_version == other.policy_version
+        assert whole.lag == resumed.lag
+
+
+def test_lockstep_asks_for_exactly_what_it_is_asked_for(trajectory: MakeTrajectory) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def ask(published: WeightSnapshot, step: int) -> Batch:
+        asked.append((published.version, step))
+        return Batch(trajectory(published.version), (published.version,) * 3)
+
+    lockstep = Lockstep(ask)
+    assert lockstep.sample(snapshot(5), 2).policy_version == 5
+    assert asked == [(5, 2)]
+    assert lockstep.lag == (0, 0, 0)
+    assert (lockstep.to_tree(), lockstep.held_batches) == ([], 0)
+
+
+def test_a_batch_beyond_the_window_is_an_error(trajectory: MakeTrajectory) -> None:
+    peek = Peek(Stream(trajectory, 0), 2, 3, 0)
+    peek.sample(snapshot(), 0)
+    with pytest.raises(IndexError):
+        peek.sample(snapshot(), 2)
+
+
+def test_trees_are_plain_data(trajectory: MakeTrajectory) -> None:
+    peek = Peek(Stream(trajectory, 0), 2, 3, 0)
+    peek.sample(snapshot(), 0)
+    (entry,) = peek.to_tree()
+    kinds: set[Any] = {type(x) for x in entry["trajectory"].values()}
+    assert kinds == {torch.Tensor, int}
+    assert entry["versions"] == [0, 0]
