@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from cluster.events import EventLog
 from cluster.progress import Progress
 from cluster.run_config import BaseExperiment
 from cluster.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
 
 _EVALUATIONS_WAITING = 4
 
@@ -26,6 +29,7 @@ class DriverReports:
         progress: Progress,
         start_update: int,
         evaluator: Evaluator,
+        metrics: "RayMetrics | None",
         files: ExitStack,
     ):
         self._experiment = experiment
@@ -33,6 +37,7 @@ class DriverReports:
         self._progress = progress
         self._start_update = start_update
         self._evaluator = evaluator
+        self._metrics = metrics
         self._open = files
         self.newest_summary: dict[str, Any] = {}
 
@@ -50,8 +55,12 @@ class DriverReports:
 
     def scalars(self, values: dict[str, float], update: int) -> None:
         self._events.scalars(values, update)
+        if self._metrics is not None:
+            self._metrics.record(values, update)
 
     def lags(self, versions: list[int], update: int) -> None:
+        if self._metrics is not None:
+            self._metrics.lags(versions)
         if any(versions):  # in lockstep there is none to see
             self._events.histogram("transport/lag", versions, update)
 
@@ -70,19 +79,35 @@ class DriverReports:
             self.scalars(scores, update)
             self.say(f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}")
 
+    def learner_restarted(self, reason: str) -> None:
+        """This life is over, and another begins."""
+        self.say(f"learner: lost ({reason}); started again from the newest checkpoint, actors kept")
+        if self._metrics is not None:
+            self._metrics.learner_restarted()
+
     def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
         self._folder.write_checkpoint(update, tree, self._experiment.checkpoint.keep)
 
     def summary(self, tree: dict[str, Any]) -> None:
         self.newest_summary = tree
+        if self._metrics is not None:
+            self._metrics.totals(tree)
 
 
 @contextmanager
 def driver_reports(
-    experiment: BaseExperiment, folder: RunFolder, progress: Progress, start_update: int, evaluator: Evaluator
+    experiment: BaseExperiment,
+    folder: RunFolder,
+    progress: Progress,
+    start_update: int,
+    evaluator: Evaluator,
+    metrics: "RayMetrics | None" = None,
 ) -> Iterator[DriverReports]:
-    """Reports into a folder; rows that an earlier life wrote after `start_update` are taken back."""
+    """Reports into a folder, and to Ray's metrics where there are any.
+
+    Rows that an earlier life wrote after `start_update` are taken back.
+    """
     with ExitStack() as files:
-        reports = DriverReports(experiment, folder, progress, start_update, evaluator, files)
+        reports = DriverReports(experiment, folder, progress, start_update, evaluator, metrics, files)
         yield reports
         reports.write_evaluations()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -29,6 +29,9 @@ from learner.algorithm import Algorithm
 from learner.checkpoint import NoCheckpoint, Restored, restore_newest
 from learner.storage import Location
 from metagrad.errors import ConfigurationError, require
+
+if TYPE_CHECKING:
+    from cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
 
 __all__ = ["actor_setups", "check_fits", "default_run_dir", "resolve_device", "restore", "run"]
 
@@ -161,8 +164,11 @@ class _Run:
         self._folder, self._progress, self._stop = folder, progress, stop
 
     @contextmanager
-    def _reports(self, start_update: int, evaluator: Evaluator) -> Iterator[DriverReports]:
-        with driver_reports(self._experiment, self._folder, self._progress, start_update, evaluator) as reports:
+    def _reports(
+        self, start_update: int, evaluator: Evaluator, metrics: "RayMetrics | None" = None
+    ) -> Iterator[DriverReports]:
+        experiment, folder, progress = self._experiment, self._folder, self._progress
+        with driver_reports(experiment, folder, progress, start_update, evaluator, metrics) as reports:
             try:
                 yield reports
             finally:
@@ -189,6 +195,7 @@ class _Run:
 
     def on_ray(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
         """The learner and its actors as Ray actors; a learner that dies goes on from the newest checkpoint."""
+        from cluster.ray_metrics import RayMetrics
         from cluster.ray_session import ray_session
         from cluster.supervise import Supervisor, demand
 
@@ -206,7 +213,8 @@ class _Run:
             supervisor = Supervisor(self._experiment, self._spec, make)
             try:
                 evaluator = supervisor.evaluator(self._progress.say) or InlineEvaluator(self._experiment, self._spec)
-                supervisor.run(newest_checkpoint, lambda update: self._reports(update, evaluator), self._stop)
+                metrics = RayMetrics(self._experiment.name, self._folder.path.name)
+                supervisor.run(newest_checkpoint, lambda update: self._reports(update, evaluator, metrics), self._stop)
                 self._finish_evaluations(evaluator)
             finally:
                 supervisor.close()

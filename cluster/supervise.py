@@ -118,7 +118,7 @@ class Supervisor:
                             f"the learner's process was lost ({reason}); continue with --resume, or have it started "
                             "again by itself with --learner-restarts 3"
                         ) from error
-                    reports.say(f"learner: lost ({reason}); started again from the newest checkpoint, actors kept")
+                    reports.learner_restarted(reason)
 
     def _follow(self, assignment: Assignment, reports: DriverReports, stop: Stop) -> dict[str, Any]:
         """One life: say what it says, until it ends."""

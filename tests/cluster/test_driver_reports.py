@@ -44,6 +44,7 @@ def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, 
     folder = RunFolder(tmp_path)
     with Progress(console, 6) as progress, driver_reports(experiment, folder, progress, 0, games) as reports:
         reports.say("hello")
+        reports.learner_restarted("killed")
         reports.scalars({"loss/inner": 1.5}, 2)
         reports.lags([0, 0], 2)
         reports.lags([1, 3], 4)
@@ -55,7 +56,7 @@ def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, 
     updates, values = logged_scalars(tmp_path)["loss/inner"]
     assert (updates.tolist(), values.tolist()) == ([2], [1.5])
     assert reports.newest_summary == {"updates": 2}
-    assert "hello" in text(console)
+    assert "hello\nlearner: lost (killed); started again from the newest checkpoint, actors kept\n" in text(console)
     assert "update 6/6" in text(console)
 
 

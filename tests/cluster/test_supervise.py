@@ -68,7 +68,7 @@ class Lives:
     @contextmanager
     def reports(self, start_update: int) -> Iterator[Any]:
         self.started.append(start_update)
-        yield SimpleNamespace(say=self.said.append)
+        yield SimpleNamespace(learner_restarted=self.said.append)
 
     def run(self, checkpoints: list[dict[str, Any] | None]) -> dict[str, Any]:
         waiting = list(checkpoints)
@@ -86,7 +86,7 @@ def test_each_life_begins_at_the_newest_checkpoint(tiny: Tiny, monkeypatch: pyte
     assert [x.life for x in lives.assignments] == [0, 1, 2]
     assert [x.checkpoint for x in lives.assignments] == [None, None, checkpoint(4)]
     assert lives.started == [0, 0, 4]
-    assert [line.startswith("learner: lost (") for line in lives.said] == [True, True]
+    assert len(lives.said) == 2
 
 
 def test_no_more_lives_than_allowed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
