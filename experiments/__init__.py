@@ -12,6 +12,7 @@ from experiments import (
     ipd,
     mrp,
     mrp_bias_variance,
+    peek_study,
     snake12_choices,
     snake12_study,
     snake_study,
@@ -52,6 +53,7 @@ STUDIES: dict[str, Study] = {
         snake_study.STUDY,
         snake12_study.STUDY,
         snake12_choices.STUDY,
+        peek_study.STUDY,
         atari_study.STUDY,
         atari_study.ALE_STUDY,
     )

@@ -69,7 +69,7 @@ def meta_gradient_samples(
     for index in range(count):
         with ExitStack() as stack:
             own = [
-                _restarted(replace(setup, seed=(seed, state.update, 1 + index)), games)
+                restarted(replace(setup, seed=(seed, state.update, 1 + index)), games)
                 for setup, games in zip(setups, actors, strict=True)
             ]
             for actor in own:
@@ -82,7 +82,7 @@ def meta_gradient_samples(
             yield estimate_meta_gradient(algorithm.agent, state, sample)
 
 
-def _restarted(setup: ActorSetup, games: State) -> Actor:
+def restarted(setup: ActorSetup, games: State) -> Actor:
     """An actor whose random streams come from its setup and whose games are these."""
     actor = Actor(setup)
     streams = {name: x for name, x in actor.state().items() if name.endswith("generator") and name in games}

@@ -112,7 +112,7 @@ def test_every_pool_of_every_actor_and_sample_has_streams_of_its_own() -> None:
     streams, boards = [], []
     for index in (1, 2):
         for actor in (0, 1):
-            own = page._restarted(replace(setup, index=actor, seed=(0, 0, index)), games).state()
+            own = page.restarted(replace(setup, index=actor, seed=(0, 0, index)), games).state()
             streams += [tuple(x.tolist()) for name, x in own.items() if name.endswith("generator")]
             boards.append([x for name, x in own.items() if name.startswith("real/") and not name.endswith("generator")])
     assert len(set(streams)) == len(streams) == 2 * 2 * 4

@@ -1,0 +1,120 @@
+"""Tables and figures of the study `peek`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cluster.studies import Result, Settings
+from experiments.paired import paired
+from experiments.report import Array, Panel, Row, critical, line_panels, mean_and_std, number, write_report
+
+_INTRODUCTION = """\
+Snake 6x6 with LVC and the outer critic (experiment `snake-6x6`), {environments} environments × 5 steps an update,
+{updates:,} updates. `lockstep` rolls out every looked-ahead policy: n + 1 batches for each real update, n of them
+look-ahead frames. `peek` looks ahead in the real batches that later updates use, with V-trace corrections: no
+look-ahead frames at all. Every run on one CPU thread, colocated: actors and learner take turns, so frames per second compare
+arithmetic, not overlap.
+
+Meta-gradients: independent samples of both estimators from the same θ, η and optimizer states of one run under peek
+(n = {n}, seed {seed}), in unconstrained space and before clipping. A window of peek is sampled by the policies of the
+last n + 1 updates.
+"""
+
+
+def runs_of(parts: Mapping[str, tuple[Settings, Result]], n: int, schedule: str) -> list[Result]:
+    """Results of one arm, seeds in order."""
+    own = [(s["seed"], r) for s, r in parts.values() if s.get("schedule") == schedule and s["n"] == n]
+    return [result for _, result in sorted(own, key=lambda each: each[0])]
+
+
+def speed(runs: list[Result]) -> Array:
+    """Real frames per second of each run."""
+    return np.array([run["frames_real"] / run["wall_seconds"] for run in runs])
+
+
+def _rows(parts: Mapping[str, tuple[Settings, Result]], ns: list[int]) -> Iterator[tuple[Row, str | None]]:
+    for n in ns:
+        lockstep, peek = (runs_of(parts, n, schedule) for schedule in ("lockstep", "peek"))
+        seeds = min(len(lockstep), len(peek))
+        if not seeds:
+            continue
+        lockstep, peek = lockstep[:seeds], peek[:seeds]
+        for quantity, name in (("return at the end", "sampled"), ("γ at the end", "eta/gamma")):
+            ends = [np.array([run[name]["values"][-1] for run in runs]) for runs in (lockstep, peek)]
+            yield _compared(f"n = {n}: {quantity}, equal real frames", ends, seeds, name == "sampled")
+        speeds = speed(lockstep), speed(peek)
+        ratio = np.median(speeds[1]) / np.median(speeds[0])
+        ours = f"{number(np.median(speeds[0]), 4)} → {number(np.median(speeds[1]), 4)}: {number(ratio)} times"
+        bound = f"{n + 1} without a learner"
+        spread = "; ".join(f"{number(x.min(), 4)} to {number(x.max(), 4)}" for x in speeds)
+        yield Row(f"n = {n}: real frames per second, one thread", bound, ours, str(seeds), spread), None
+        frames = [sum(run["frames_lookahead"] for run in runs) // seeds for runs in (lockstep, peek)]
+        shown = f"{frames[0]:,} → {frames[1]:,}"
+        yield Row(f"n = {n}: look-ahead frames of a run", "0 under peek", shown, str(seeds), "exact"), None
+
+
+def _compared(quantity: str, ends: list[Array], seeds: int, is_larger_better: bool) -> tuple[Row, str | None]:
+    difference = paired(*ends)
+    (first, first_std), (second, second_std) = (mean_and_std(x) for x in ends)
+    is_apart = abs(difference.difference) > critical(seeds) * difference.standard_error
+    verdict = ("larger" if difference.difference > 0 else "smaller") if is_apart else "not distinguishable"
+    spread = f"std {number(float(first_std), 2)} and {number(float(second_std), 2)}; paired {difference}"
+    row = Row(
+        quantity, "no difference", f"{number(float(first))} → {number(float(second))}: {verdict}", str(seeds), spread
+    )
+    is_worse = is_apart and is_larger_better and difference.difference < 0
+    return row, f"{quantity}: worse under peek by {difference}." if is_worse else None
+
+
+def _meta_gradient_rows(settings: Settings, result: Result) -> Iterator[Row]:
+    for k, update in enumerate(result["updates"]):
+        lockstep, peek = (np.array(result[name][k], dtype=np.float64) for name in ("lockstep", "peek"))
+        means = lockstep.mean(axis=0), peek.mean(axis=0)
+        errors = [x.std(axis=0, ddof=1) / len(x) ** 0.5 for x in (lockstep, peek)]
+        apart = (means[1] - means[0]) / np.hypot(*errors)
+        ours = f"{_listed(means[0])} → {_listed(means[1])}; apart by {_listed(apart)} standard errors"
+        ratio = peek.std(axis=0, ddof=1) / lockstep.std(axis=0, ddof=1)
+        spread = f"std of peek's samples / lockstep's: {_listed(ratio)}"
+        if len(means[0]) > 1:
+            cosine = float(means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]))
+            spread += f"; cosine of the means {number(cosine, 4)}"
+        count = f"{len(lockstep)} samples"
+        yield Row(f"n = {settings['n']}: meta-gradient at update {update:,}", "no difference", ours, count, spread)
+
+
+def _listed(values: Array) -> str:
+    return ", ".join(number(float(x), 2) for x in values)
+
+
+def report(folder: Path, parts: Mapping[str, tuple[Settings, Result]], is_quick: bool) -> None:
+    """Write report.md and its pictures into the study's folder."""
+    trained = {name: part for name, part in parts.items() if "schedule" in part[0]}
+    ns = sorted({settings["n"] for settings, _ in trained.values()})
+    found = list(_rows(trained, ns))
+    rows, differences = [row for row, _ in found], [sentence for _, sentence in found if sentence]
+    probed = [part for part in parts.values() if "points" in part[0]]
+    for settings, result in probed:
+        rows += _meta_gradient_rows(settings, result)
+    line_panels(folder / "returns.png", [panel for n in ns for panel in _panels(trained, n)], columns=2)
+    if is_quick:
+        differences.append("A quick version: it shows that things work, and nothing else.")
+    any_run, _ = next(iter(trained.values()))
+    probe = probed[0][0] if probed else {"n": "none", "seed": "none"}
+    introduction = _INTRODUCTION.format(**{**any_run, "n": probe["n"], "seed": probe["seed"]})
+    caption = "Return of full episodes against real frames and against seconds; mean ± standard deviation over seeds."
+    write_report(folder, "Peek: look-ahead without frames", introduction, rows, [("returns.png", caption)], differences)
+
+
+def _panels(parts: Mapping[str, tuple[Settings, Result]], n: int) -> Iterator[Panel]:
+    by_frames, by_seconds = [], []
+    for schedule in ("lockstep", "peek"):
+        runs = runs_of(parts, n, schedule)
+        if not runs:
+            continue
+        share = np.array(runs[0]["sampled"]["updates"]) / runs[0]["sampled"]["updates"][-1]
+        mean, std = mean_and_std([run["sampled"]["values"] for run in runs])
+        by_frames.append((schedule, share * np.mean([run["frames_real"] for run in runs]), mean, std))
+        by_seconds.append((schedule, share * np.mean([run["wall_seconds"] for run in runs]), mean, std))
+    yield Panel(f"n = {n}", "real frames", "return", by_frames)
+    yield Panel(f"n = {n}", "seconds", "return", by_seconds)

@@ -1,0 +1,136 @@
+"""Study `peek`: look-ahead in the stream of real rollouts against rollouts of its own, on Snake 6x6.
+
+Schedule `lockstep` rolls every looked-ahead policy out; `peek` takes the rollouts of the next real updates in their
+place, with V-trace corrections (`learner.schedule`). What that does to returns at equal real frames, to time, and to
+the meta-gradient itself. No paper has it: "One Step at a Time", §4.2, asks for it.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.rollout import probe
+from cluster.config import Experiment
+from cluster.launch import actor_setups
+from cluster.run_config import CheckpointConfig, Schedule
+from cluster.studies import Result, Settings, Study
+from experiments.meta_gradient_probe import meta_gradient_samples, restarted
+from experiments.peek_report import report
+from experiments.snake import snake_6x6
+from experiments.training_runs import curves, evaluations, train
+from learner.batch import merge
+from learner.checkpoint import checkpoint_path, load
+from learner.lookahead import estimate_meta_gradient
+from metagrad.types import Trajectory, WeightSnapshot
+
+CPU = torch.device("cpu")
+SEEDS, UPDATES, EPOCH, EPISODES = 3, 584, 73, 512
+NS, PROBED_N, SAMPLES = (1, 3, 5), 3, 48
+SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
+
+
+def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experiment:
+    """`snake-6x6` with the outer critic and LVC, on one thread."""
+    base = snake_6x6()
+    return replace(
+        base,
+        schedule=schedule,
+        meta=replace(base.meta, n=n),
+        seed=settings["seed"],
+        updates=settings["updates"],
+        environments=settings["environments"],
+        actors=1,
+        topology="colocated",
+        learner_threads=1,
+        log_every=settings["epoch"],
+        checkpoint=CheckpointConfig(every=settings["epoch"], keep=1_000),
+    )
+
+
+def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
+    length = {
+        "updates": 20 if is_quick else updates,
+        "epoch": 10 if is_quick else EPOCH,
+        "environments": 32 if is_quick else 512,
+    }
+    parts: dict[str, Settings] = {}
+    for seed in range(1, 1 + (min(seeds, 2) if is_quick else seeds)):
+        for n in NS:
+            for schedule in SCHEDULES:
+                arm = {"schedule": schedule, "n": n, "seed": seed}
+                parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | {"episodes": 32 if is_quick else EPISODES}
+    points = [8, 16] if is_quick else [50, 300, 584]
+    probe_length = length | {"updates": points[-1], "points": points, "samples": 4 if is_quick else SAMPLES}
+    return parts | {"meta-gradients": {"seed": 1, "n": PROBED_N} | probe_length}
+
+
+def run_part(settings: Settings, folder: Path) -> Result:
+    """One training run with its evaluations, or samples of both meta-gradients along one.
+
+    Returns:
+        of a run: "eta/gamma", "advantage/outer_mean", "transport/lag_versions": means of each epoch; "sampled": mean
+        returns of full episodes after each epoch; "wall_seconds" of training, "frames_real", "frames_lookahead".
+        Of the samples: "updates" [K], and "lockstep" and "peek": samples [K][samples][M].
+    """
+    if "points" in settings:
+        return _meta_gradients(settings, folder)
+    experiment = peek_experiment(settings["schedule"], settings["n"], settings)
+    summary = train(experiment, folder)
+    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
+    return found | curves(folder, LOGGED) | evaluations(experiment, folder, settings["episodes"])
+
+
+def _meta_gradients(settings: Settings, folder: Path) -> Result:
+    """At several updates of one run under peek, both estimators from the same θ, η and optimizer states."""
+    n, seed = settings["n"], settings["seed"]
+    found: dict[str, list[Any]] = {schedule: [] for schedule in SCHEDULES}
+    for update in settings["points"]:
+        experiment = peek_experiment("peek", n, settings | {"updates": update})
+        experiment = replace(experiment, log_every=1, checkpoint=CheckpointConfig(every=1, keep=n + 1))
+        train(experiment, folder)
+        trees = [load(checkpoint_path(folder / "checkpoints", update - n + j)) for j in range(n + 1)]
+        lockstep = replace(experiment, schedule="lockstep")
+        samples = meta_gradient_samples(lockstep, trees[-1], settings["samples"], seed)
+        found["lockstep"].append([x.tolist() for x in samples])
+        found["peek"].append([x.tolist() for x in peek_samples(experiment, trees, settings["samples"], seed)])
+    return {"updates": list(settings["points"]), **found}
+
+
+def peek_samples(experiment: Experiment, trees: list[dict[str, Any]], count: int, seed: int) -> Iterator[Tensor]:
+    """Independent samples of ∂J/∂η [M] as peek has it at the last of n+1 successive checkpoints.
+
+    Batch j of a window is sampled under θ of checkpoint j, the games going on from where the first checkpoint has them:
+    what a colocated run does. Random streams of games and policies are fresh for each sample.
+    """
+    algorithm = experiment.algorithm(probe(experiment.env))
+    states = [algorithm.from_tree(tree["learner"], CPU) for tree in trees]
+    for index in range(count):
+        (setup,) = actor_setups(experiment, CPU, states[-1].update)
+        fresh = replace(setup, seed=(seed, states[-1].update, 1 + index))
+        with closing(restarted(fresh, trees[0]["actors"][0])) as actor, torch.no_grad():
+            snapshots = [WeightSnapshot(j, state.theta, state.eta) for j, state in enumerate(states)]
+            window = [merge([actor.rollout(each, 0)], each.version, CPU).trajectory for each in snapshots]
+        yield estimate_meta_gradient(algorithm.agent, states[-1], partial(_held, window))
+
+
+def _held(window: list[Trajectory], _: WeightSnapshot, step: int) -> Trajectory:
+    return window[step]
+
+
+STUDY = Study(
+    name="peek",
+    description="Snake 6x6: look-ahead in the stream of real rollouts against rollouts of its own, n = 1, 3, 5",
+    seeds=SEEDS,
+    updates=UPDATES,
+    parts=_parts,
+    run_part=run_part,
+    keeps_work=True,
+    report=report,
+)
