@@ -105,7 +105,8 @@ class StatusOptions:
 class LogsOptions:
     """Show what a job has printed."""
 
-    job: tyro.conf.Positional[str]
+    job: tyro.conf.Positional[str] = ""
+    """Its id."""
     address: str | None = None
     """The cluster's dashboard, http://HEAD:8265; None: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS."""
     follow: bool = False
@@ -116,7 +117,8 @@ class LogsOptions:
 class StopOptions:
     """Stop a job: it finishes the update at hand and writes a checkpoint."""
 
-    job: tyro.conf.Positional[str]
+    job: tyro.conf.Positional[str] = ""
+    """Its id."""
     address: str | None = None
     """The cluster's dashboard, http://HEAD:8265; None: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS."""
 

@@ -90,7 +90,7 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
     if "@" in value:
         shown = f"{parts.scheme}://***@{value.rpartition('@')[2]}"
         rule = "holds credentials, which logs and listings would show"
-        raise ConfigurationError(f"{name} = {shown!r}: {rule}; use token authentication (docs/cluster.md)")
+        raise ConfigurationError(f"{name} = {shown!r}: {rule}; leave them out, and use token authentication")
     require(is_http, name, value, "is no http address of a Ray dashboard", remedy)
     return Address(value.rstrip("/"), name)
 

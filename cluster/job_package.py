@@ -117,30 +117,40 @@ def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
     """metagrad's packages and theirs, each in the version that is installed here; without Ray, which the nodes have.
 
     Args:
-        extra: requirements to add; pinned as well where they are installed here and ask for no version.
+        extra: requirements to add, or to take instead; pinned like the others where they ask for no version.
+
+    Raises:
+        ConfigurationError: one of them is no requirement.
     """
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
     pinned: dict[str, str] = {}
     waiting = [Requirement(text) for text in (distribution("metagrad").requires or [])]
-    unpinned: list[str] = []
     for text in extra:
-        requirement = Requirement(text)
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            remedy = 'name packages as pip does: s3fs, "s3fs>=2026"'
+            raise ConfigurationError(f"packages = {text!r}: is no requirement; {remedy}") from error
         if requirement.specifier or requirement.url:
-            unpinned.append(text)
+            pinned[_canonical(requirement.name)] = text
         else:
             waiting.append(requirement)
     while waiting:
         requirement = waiting.pop()
-        name = requirement.name.lower().replace("_", "-")
+        name = _canonical(requirement.name)
         is_wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if not is_wanted or name == "ray" or name in pinned:
             continue
         try:
             found = distribution(name)
         except PackageNotFoundError:
-            unpinned.append(str(requirement))
+            pinned[name] = str(requirement)
             continue
         pinned[name] = f"{name}=={found.version.partition('+')[0]}"  # a local label is of the index it came from
         waiting.extend(Requirement(text) for text in found.requires or [])
-    return sorted(pinned.values()) + unpinned
+    return sorted(pinned.values())
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")

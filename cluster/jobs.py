@@ -199,12 +199,17 @@ def _last_line(client: JobClient, job: JobView) -> str:
 
 def logs(options: LogsOptions) -> int:
     """Print what a job has printed; followed, the exit code says how it ended."""
+    _require_job(options.job, "logs")
     client = JobClient(resolve_address(options.address, os.environ))
     if options.follow:
         client.job(options.job)
         return _follow(client, options.job, options.address)
     sys.stdout.write(client.log(options.job))
     return 0
+
+
+def _require_job(job_id: str, command: str) -> None:
+    require(bool(job_id), "job", job_id, f"metagrad {command} needs a job's id first", "metagrad status lists them")
 
 
 def _follow(client: JobClient, job_id: str, address: str | None) -> int:
@@ -238,6 +243,7 @@ def _write(text: str) -> None:
 
 def stop(options: StopOptions) -> int:
     """Ask a job to stop, and wait until it has: 0 where it is over and has written its checkpoint, else 1."""
+    _require_job(options.job, "stop")
     client = JobClient(resolve_address(options.address, os.environ))
     job = client.job(options.job)
     if job.is_over:
