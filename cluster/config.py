@@ -117,6 +117,11 @@ class Experiment(BaseExperiment):
         return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=losses)
 
     @property
+    def takes_streamed_rollouts(self) -> bool:
+        """Which losses do, `off_policy` says."""
+        return True
+
+    @property
     def look_ahead_batches(self) -> int:
         """Inner batches of virtual updates and the outer one; with a bootstrapped target, its batches too."""
         return self.meta.n + self.meta.bootstrap.updates

@@ -80,7 +80,7 @@ def _threads(experiment: BaseExperiment) -> int:
     if experiment.learner_threads is not None:
         return experiment.learner_threads
     is_shared = experiment.topology == "ray" and experiment.schedule == "peek"
-    return max(1, experiment.learner_cpus) if is_shared else len(os.sched_getaffinity(0))
+    return experiment.learner_cpus if is_shared else len(os.sched_getaffinity(0))
 
 
 def learn(assignment: Assignment, open_actors: OpenActors, reports: Reports, stop: Stop) -> dict[str, Any]:

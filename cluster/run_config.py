@@ -150,6 +150,9 @@ class BaseExperiment(ABC):
             f"must be a positive multiple of {name} = {share}",
             f"use --environments {max(1, round(self.environments / share)) * share}",
         )
+        rule = "needs losses that correct for rollouts of older policies, and this algorithm has none"
+        is_taken = self.schedule == "lockstep" or self.takes_streamed_rollouts
+        require(is_taken, "schedule", self.schedule, rule, "use lockstep")
         for field, value in (("max_lag", self.max_lag), ("environments_per_actor", own)):
             rule = "belongs to --schedule peek: in lockstep every actor brings its share under the newest parameters"
             require(value is None or self.schedule == "peek", field, value, rule, "leave it out")
@@ -162,7 +165,7 @@ class BaseExperiment(ABC):
 
     def _check_where(self) -> None:
         """What only a cluster has."""
-        require(self.learner_cpus >= 0, "learner_cpus", self.learner_cpus, "must be 0 or more", "raise it")
+        require(self.learner_cpus >= 1, "learner_cpus", self.learner_cpus, "must be at least 1", "raise it")
         restarts = self.learner_restarts
         require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
         for field, value, default in (("learner_cpus", self.learner_cpus, 1), ("learner_restarts", restarts, 0)):
@@ -176,6 +179,11 @@ class BaseExperiment(ABC):
     @property
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
+        return False
+
+    @property
+    def takes_streamed_rollouts(self) -> bool:
+        """True where the algorithm learns from rollouts of older policies, as --schedule peek has them."""
         return False
 
     @property

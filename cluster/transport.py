@@ -83,7 +83,6 @@ class ColocatedActors:
         self.account = Account()
         self._actors = [make(setup) for setup in setups]
         self._rollouts_per_batch = rollouts_per_batch
-        self._streamed = 0
         if states is not None:
             for actor, state in zip(self._actors, states, strict=True):
                 actor.load_state(state)
@@ -95,13 +94,12 @@ class ColocatedActors:
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
         """One rollout of actor after actor, in turn, under this snapshot."""
         del oldest  # none is older than the snapshot
-        first = self._streamed
-        self._streamed += self._rollouts_per_batch
-        actors = [self._actors[i % len(self._actors)] for i in range(first, self._streamed)]
+        first = self.account.sampled // _steps(self._actors[0])  # of the whole run: a resumed one goes on where it was
+        actors = [self._actors[i % len(self._actors)] for i in range(first, first + self._rollouts_per_batch)]
         return [self._rollout(actor, snapshot, 0) for actor in actors]
 
     def _rollout(self, actor: Actor, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        self.account.order(actor.setup.batch_size * actor.setup.rollout_length)
+        self.account.order(_steps(actor))
         with torch.no_grad():
             local = snapshot._replace(theta=snapshot.theta.to(actor.setup.device))
             return actor.rollout(local, lookahead_step)
@@ -114,3 +112,7 @@ class ColocatedActors:
         """Close all environments."""
         for actor in self._actors:
             actor.close()
+
+
+def _steps(actor: Actor) -> int:
+    return actor.setup.batch_size * actor.setup.rollout_length

@@ -9,8 +9,10 @@ from actors.envs.atari import AtariConfig
 from actors.envs.snake import SnakeConfig
 from actors.rollout import probe
 from cluster.config import Experiment
+from experiments import EXPERIMENTS
 from learner.config import BootstrapConfig
 from learner.intrinsic_reward import IntrinsicRewardParameters
+from learner.meta_parameters import A2cParameters
 from learner.optimizer_config import SgdConfig
 from learner.vtrace_parameters import VtraceParameters
 from metagrad.errors import ConfigurationError
@@ -21,6 +23,7 @@ Tiny = Callable[..., Experiment]
 
 
 ATARI = {"env": AtariConfig(), "network": NatureCnn()}
+PEEK = {"schedule": "peek"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,12 @@ ATARI = {"env": AtariConfig(), "network": NatureCnn()}
         ({"network": SnakeTorsoCnn()}, "env.rows, columns"),
         ({"network": SnakeTorsoCnn(), "env": SnakeConfig(rows=9, columns=3, time_limit=9)}, "env.rows, columns"),
         (ATARI | {"env": AtariConfig(frame_size=35)}, "env.frame_size"),
+        (PEEK | {"meta": {"n": 3, "strategy": "sequential"}}, "meta.strategy"),
+        (PEEK | {"lookahead": "fork"}, "lookahead"),
+        (PEEK | {"lookahead": "separate"}, "lookahead"),
+        (PEEK | {"meta": {"n": 3}, "max_lag": 3}, "max_lag"),
+        (PEEK | {"meta": {"n": 2, "bootstrap": BootstrapConfig(updates=2)}, "max_lag": 4}, "max_lag"),
+        (PEEK | {"environments_per_actor": 3}, "environments"),
     ],
 )
 def test_wrong_combinations_are_refused(tiny: Tiny, changes: dict[str, Any], field: str) -> None:
@@ -93,6 +102,43 @@ def test_the_learner_is_told_its_part(tiny: Tiny) -> None:
     experiment = tiny()
     for name in ("optimizer", "meta", "outer", "meta_parameters"):
         assert getattr(experiment.learner, name) is getattr(experiment, name)
+
+
+def test_a_streamed_learner_has_losses_that_correct_for_it(tiny: Tiny) -> None:
+    assert isinstance(tiny(**PEEK).learner.meta_parameters, VtraceParameters)
+    assert isinstance(tiny(**PEEK).meta_parameters, A2cParameters), "what was asked for is what is stored"
+
+
+@pytest.mark.parametrize(
+    ("meta", "least"), [({"n": 0}, 1), ({"n": 3}, 4), ({"n": 2, "bootstrap": BootstrapConfig(updates=2)}, 5)], ids=str
+)
+def test_a_rollout_may_be_as_old_as_the_window_makes_it(tiny: Tiny, meta: dict[str, Any], least: int) -> None:
+    assert tiny(**PEEK, meta=meta, max_lag=least).resolved_max_lag == least
+    assert tiny(**PEEK, meta=meta).resolved_max_lag == least + 3
+    assert tiny(**PEEK, meta=meta).look_ahead_batches == least - 1
+
+
+def test_losses_that_correct_for_nothing_are_not_streamed_to(tiny: Tiny) -> None:
+    normalised = replace(tiny().meta_parameters, is_advantage_normalised=True)
+    for losses, field in (
+        (normalised, "meta_parameters.is_advantage_normalised = True: is not made for --schedule peek"),
+        (with_reward_network(SnakeCnn()), "meta_parameters = 'IntrinsicRewardParameters': has no losses that correct"),
+    ):
+        assert tiny(meta_parameters=losses)
+        with pytest.raises(ConfigurationError, match=rf"^{field}.*; use --schedule lockstep$"):
+            tiny(**PEEK, meta_parameters=losses)
+
+
+def test_each_experiment_is_streamed_to_or_refused_in_one_line() -> None:
+    refused = {"lirpg-atari", "lirpg-snake", "discounting-chain", "ipd"}
+    for name, make in EXPERIMENTS.items():
+        if name not in refused:
+            assert replace(make(), schedule="peek").learner.meta_parameters.corrects_off_policy
+            continue
+        with pytest.raises(
+            ConfigurationError, match=r"^(schedule|meta_parameters) = .*: .*; use (--schedule )?lockstep$"
+        ):
+            replace(make(), schedule="peek")
 
 
 @pytest.mark.parametrize("critic", ["outer", "inner"])

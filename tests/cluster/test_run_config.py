@@ -7,7 +7,13 @@ import pytest
 from actors.envs.base import EnvironmentSpec
 from actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from cluster.config import Experiment
-from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment, CheckpointConfig, FaultConfig
+from cluster.run_config import (
+    OPERATIONAL_FIELDS,
+    BaseExperiment,
+    CheckpointConfig,
+    EvaluationConfig,
+    FaultConfig,
+)
 from learner.algorithm import Algorithm
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp
@@ -49,6 +55,16 @@ class ToyPlainExperiment(BaseExperiment):
         ({"actor_threads": 1_025}, "actor_threads = 1025: "),
         ({"learner_threads": 0}, "learner_threads = 0: "),
         ({"learner_threads": 1_025}, "learner_threads = 1025: "),
+        ({"learner_cpus": 0, "topology": "ray"}, "learner_cpus = 0: must be at least 1"),
+        ({"learner_restarts": -1, "topology": "ray"}, "learner_restarts = -1: must be 0 or more"),
+        (
+            {"learner_cpus": 2, "topology": "colocated"},
+            "learner_cpus = 2: .* colocated there is none; use --topology ray",
+        ),
+        ({"learner_restarts": 1, "topology": "colocated"}, "learner_restarts = 1: .*; use --topology ray"),
+        ({"max_lag": 9}, "max_lag = 9: belongs to --schedule peek.*; leave it out"),
+        ({"environments_per_actor": 2}, "environments_per_actor = 2: belongs to --schedule peek.*; leave it out"),
+        ({"environments_per_actor": 0}, "environments_per_actor = 0: must be at least 1"),
     ],
     ids=str,
 )
@@ -57,6 +73,13 @@ def test_wrong_values_are_refused_whatever_the_algorithm(tiny: Tiny, changes: di
         with pytest.raises(ConfigurationError, match=rf"^{line}") as refusal:
             make(**changes)
         assert "; " in str(refusal.value), "no remedy"
+
+
+def test_an_algorithm_of_somebody_else_is_not_streamed_to(tiny: Tiny) -> None:
+    line = r"^schedule = 'peek': needs losses that correct for rollouts of older policies, .*; use lockstep$"
+    with pytest.raises(ConfigurationError, match=line):
+        ToyPlainExperiment(**PLAIN, schedule="peek")
+    assert tiny(schedule="peek").takes_streamed_rollouts, "the actor-critic is"
 
 
 def test_bounds_are_inside() -> None:
@@ -85,6 +108,10 @@ def test_what_may_change_on_resumption_is_a_field() -> None:
         (FaultConfig, {"rollout_seconds": float("nan")}),
         (FaultConfig, {"rollout_seconds": float("inf")}),
         (FaultConfig, {"restarts_without_progress": -1}),
+        (EvaluationConfig, {"every": -1}),
+        (EvaluationConfig, {"episodes": 0, "every": 1}),
+        (EvaluationConfig, {"episodes": 65}),
+        (EvaluationConfig, {"is_greedy": True}),
     ],
 )
 def test_wrong_supervision_is_refused(kind: Any, values: dict[str, Any]) -> None:

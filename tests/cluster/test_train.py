@@ -123,14 +123,48 @@ def test_frames_beyond_the_look_ahead_are_looked_ahead_too(
 def test_a_stopped_run_continues_bitwise(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch, meta: dict[str, Any]
 ) -> None:
-    run(tiny(meta=meta, updates=10), tmp_path / "whole", False, console)
+    continues_bitwise(tiny(meta=meta, updates=10), console, tmp_path, learner_of, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"meta": {"n": 0}},
+        {"meta": {"n": 3, "estimator": "mix"}},
+        {"meta": {"n": 1, "bootstrap": BootstrapConfig(updates=2)}},
+        # Batches of two rollouts from three actors in turn: a run may stop in the middle of a round.
+        {"meta": {"n": 2}, "actors": 3, "environments_per_actor": 2},
+    ],
+    ids=str,
+)
+def test_a_stopped_window_continues_bitwise(
+    tiny: Tiny,
+    console: Console,
+    tmp_path: Path,
+    learner_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    experiment = tiny(schedule="peek", updates=10, **changes)
+    continues_bitwise(experiment, console, tmp_path, learner_of, monkeypatch)
+    summary = summary_of(tmp_path / "parts")
+    held = experiment.look_ahead_batches * 12
+    assert (summary["consumed"], summary["in_flight"], summary["dropped"]) == (10 * 12, held, 0)
+    assert (summary["frames_real"], summary["frames_lookahead"]) == (10 * 12 + held, 0)
+
+
+def continues_bitwise(
+    experiment: Experiment, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten updates are those that were stopped after three or four and went on."""
+    run(experiment, tmp_path / "whole", False, console)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        stopped = run(tiny(meta=meta, updates=10), tmp_path / "parts", False, console)
+        stopped = run(experiment, tmp_path / "parts", False, console)
     assert stopped["stopped_by"] == "SIGTERM"
     assert 3 <= stopped["updates"] < 10, "the update under way is finished, the others are not begun"
     assert summary_of(tmp_path / "parts") == stopped
-    resumed = run(tiny(meta=meta, updates=10), tmp_path / "parts", True, console)
+    resumed = run(experiment, tmp_path / "parts", True, console)
     assert learner_of(tmp_path / "parts") == learner_of(tmp_path / "whole")
     whole = summary_of(tmp_path / "whole")
     for key in SUMMARY.keys() - {"wall_seconds", "frames_per_second"}:
