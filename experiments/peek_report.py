@@ -13,8 +13,8 @@ _INTRODUCTION = """\
 Snake 6x6 with LVC and the outer critic (experiment `snake-6x6`), {environments} environments × 5 steps an update,
 {updates:,} updates. `lockstep` rolls out every looked-ahead policy: n + 1 batches for each real update, n of them
 look-ahead frames. `peek` looks ahead in the real batches that later updates use, with V-trace corrections: no
-look-ahead frames at all. Every run on one CPU thread, colocated: actors and learner take turns, so frames per second compare
-arithmetic, not overlap.
+look-ahead frames at all. Every run on one CPU thread, colocated: actors and learner take turns, so frames per second
+compare arithmetic, not overlap.
 
 Meta-gradients: independent samples of both estimators from the same θ, η and optimizer states of one run under peek
 (n = {n}, seed {seed}), in unconstrained space and before clipping. A window of peek is sampled by the policies of the

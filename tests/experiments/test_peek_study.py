@@ -1,0 +1,85 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.config_json import differences
+from cluster.transport import ColocatedActors
+from experiments.peek_study import NS, STUDY, peek_experiment, peek_samples, run_part
+from experiments.snake import snake_6x6
+from experiments.training_runs import checkpoints, train
+from learner import lookahead
+from learner.checkpoint import checkpoint_path, load
+from metagrad.types import Trajectory, WeightSnapshot
+
+TINY = {"n": 2, "seed": 1, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
+OPERATIONAL = {"seed", "updates", "environments", "actors", "topology", "learner_threads", "log_every"}
+
+
+def test_arms_differ_in_schedule_and_n_alone() -> None:
+    for schedule in ("lockstep", "peek"):
+        changed = {field: new for field, _, new in differences(snake_6x6(), peek_experiment(schedule, 3, TINY))}
+        own = {k: v for k, v in changed.items() if k.partition(".")[0] not in OPERATIONAL | {"checkpoint"}}
+        assert own == {"meta.n": 3} | ({"schedule": "peek"} if schedule == "peek" else {})
+
+
+def test_more_seeds_add_parts_and_change_none() -> None:
+    few, many = STUDY.parts(1, False), STUDY.parts(3, False)
+    assert few.items() < many.items()
+    assert len(many) == 3 * 2 * len(NS) + 1
+    assert {s["updates"] for name, s in STUDY.parts(3, False, 100).items() if name != "meta-gradients"} == {100}
+
+
+@pytest.mark.parametrize("schedule", ["lockstep", "peek"])
+def test_a_part_trains_and_is_evaluated(tmp_path: Path, schedule: str) -> None:
+    result = run_part(TINY | {"schedule": schedule}, tmp_path / "part")
+    assert result["sampled"]["updates"] == [0, 2, 4]
+    real = {"lockstep": 4, "peek": 4 + 2}[schedule] * 4 * 5  # the window holds two batches more at the end
+    assert (result["frames_real"], result["frames_lookahead"]) == (real, 0 if schedule == "peek" else 2 * 4 * 4 * 5)
+    assert result["transport/lag_versions"]["values"][-1] == (2 if schedule == "peek" else 0)
+
+
+def test_meta_gradients_of_both_estimators_are_sampled_along_one_run(tmp_path: Path) -> None:
+    settings = {"seed": 1, "n": 2, "epoch": 2, "environments": 4, "updates": 6, "points": [3, 6], "samples": 3}
+    result = run_part(settings, tmp_path / "part")
+    assert result["updates"] == [3, 6]
+    for name in ("lockstep", "peek"):
+        assert [[len(sample) for sample in samples] for samples in result[name]] == [[1, 1, 1]] * 2
+        assert len({sample[0] for samples in result[name] for sample in samples}) == 6, "samples differ"
+    assert result == run_part(settings, tmp_path / "again")
+
+
+def test_a_sampled_window_is_what_a_run_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The behaviour policies of a run's window at update k are θ of updates k - n to k, in that order."""
+    experiment = peek_experiment("peek", 2, TINY)
+    train(replace(experiment, checkpoint=replace(experiment.checkpoint, every=1)), tmp_path)
+    theta = {u: tree["theta"] for u, tree in checkpoints(experiment, tmp_path).items()}
+    acted: list[torch.Tensor] = []
+    streamed = ColocatedActors.stream
+
+    def recorded(self: Any, snapshot: WeightSnapshot, oldest: int) -> Any:
+        acted.append(snapshot.theta)
+        return streamed(self, snapshot, oldest)
+
+    monkeypatch.setattr(ColocatedActors, "stream", recorded)
+    train(experiment, tmp_path / "again")
+    window_of_update_3 = acted[3:6]  # batches 3 to 5 of the stream
+    assert all(torch.equal(x, theta[u]) for x, u in zip(window_of_update_3, (1, 2, 3), strict=True))
+    trees = [load(checkpoint_path(tmp_path / "checkpoints", update)) for update in (1, 2, 3)]
+    windows: list[list[Trajectory]] = []
+    look_ahead = lookahead.look_ahead
+
+    def looked(agent: Any, state: Any, sample: Any, clock: Any) -> Any:
+        windows.append([sample(state.snapshot(), j) for j in range(3)])
+        assert torch.equal(state.theta, theta[3])
+        return look_ahead(agent, state, sample, clock)
+
+    monkeypatch.setattr(lookahead, "look_ahead", looked)
+    assert len(list(peek_samples(experiment, trees, 2, seed=5))) == 2
+    first, second = windows
+    assert not torch.equal(first[0].action, second[0].action), "fresh streams"
+    assert torch.equal(first[0].observation[0], second[0].observation[0]), "the same games"
+    assert torch.equal(first[0].observation[-1], first[1].observation[0]), "which go on"
+    assert [x.policy_version for x in first] == [0, 1, 2]
