@@ -145,7 +145,9 @@ def location(place: str | Location) -> Location:
         if lost is not None and lost[1] in fsspec.available_protocols():
             remedy = f"a training run's is written {lost[1]}://{_masked(lost[2])}, a study's is a path"
             raise _refusal(f"{lost[1]}:/{_masked(lost[2])}", "is a URL that was read as a path", remedy)
-        return Path(place).expanduser()
+        with contextlib.suppress(RuntimeError):  # "~somebody", and there is nobody of that name
+            return Path(place).expanduser()
+        return Path(place)
     protocol, rest = url[1], url[2]
     if _masked(rest) != rest:
         rule = "holds credentials, which logs and listings would show"

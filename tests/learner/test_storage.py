@@ -78,6 +78,8 @@ def test_a_path_stays_a_path(tmp_path: Path) -> None:
     for text in (str(tmp_path), f"file://{tmp_path}", f"local://{tmp_path}", tmp_path):
         assert location(text) == tmp_path
     assert location("runs/x") == Path("runs/x")
+    assert location("~/x") == Path.home() / "x"
+    assert location("~no-such-user-here/x") == Path("~no-such-user-here/x")
     assert location(RemotePath("memory://x")) == RemotePath("memory://x")
     assert location("memory://x/run/") / "y" == RemotePath("memory://x/run/y")
 
