@@ -13,6 +13,7 @@ from rich.console import Console
 from cluster.commands import (
     EvalOptions,
     LogsOptions,
+    PlanOptions,
     PlotOptions,
     ReproduceOptions,
     StatusOptions,
@@ -41,6 +42,7 @@ commands:
   eval RUN_DIR [--episodes N]       play full episodes with a run's newest checkpoint
   plot RUN_DIR …                    compare runs: returns and learnt meta-parameters
   config EXPERIMENT [--field value …]  the resolved configuration as JSON
+  plan EXPERIMENT [--field value …]  where a run's processes would go, what they would send, and how fast
   submit EXPERIMENT --address http://HEAD:8265 [--follow] [--field value …]  train as a job of a Ray cluster
   status [JOB]                      the jobs of a cluster, or one
   logs JOB [--follow]               what a job has printed
@@ -191,6 +193,15 @@ def plot_command(words: Sequence[str]) -> None:
     print(f"written: {options.output}")
 
 
+def plan_command(words: Sequence[str]) -> None:
+    """Say how a run would be laid out."""
+    from cluster.plan import plan
+
+    experiment, rest = _split_experiment(words, "plan")
+    options = parse(PlanOptions, rest, PlanOptions(experiment=experiment), f"metagrad plan {experiment.name}")
+    plan(options.experiment, options.json)
+
+
 def submit_command(words: Sequence[str]) -> int:
     """Train one experiment as a job of a Ray cluster."""
     from cluster.jobs import submit
@@ -228,6 +239,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": eval_command,
     "plot": plot_command,
     "config": config_command,
+    "plan": plan_command,
     "submit": submit_command,
     "status": status_command,
     "logs": logs_command,

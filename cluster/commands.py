@@ -62,6 +62,15 @@ class PlotOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PlanOptions:
+    """Say how a run would be laid out on the cluster at RAY_ADDRESS, or here. Every field is an option."""
+
+    experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
+    json: bool = False
+    """For machines."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SubmitOptions:
     """Train one experiment as a job of a Ray cluster. Every field of the experiment is an option."""
 

@@ -75,7 +75,7 @@ def actor_setups(
     ]
 
 
-def _threads(experiment: BaseExperiment) -> int:
+def learner_threads(experiment: BaseExperiment) -> int:
     """In lockstep actors rest while the learner works, and it may have every core; in peek it has its share."""
     if experiment.learner_threads is not None:
         return experiment.learner_threads
@@ -93,7 +93,7 @@ def learn(assignment: Assignment, open_actors: OpenActors, reports: Reports, sto
     experiment, checkpoint = assignment.experiment, assignment.checkpoint
     device = resolve_device(experiment.device)
     keep_freed_memory()
-    torch.set_num_threads(_threads(experiment))
+    torch.set_num_threads(learner_threads(experiment))
     algorithm = experiment.algorithm(assignment.spec)
     if checkpoint is None:
         state, states = algorithm.init(experiment.seed, device), None

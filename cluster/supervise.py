@@ -5,12 +5,12 @@ driver ─ owns ─► RolloutActor × actors, evaluator          checkpoints, T
    └─ starts ─► Learner ┴─ reports, checkpoints ──────────────────┘
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -19,13 +19,14 @@ from cluster.driver_reports import DriverReports
 from cluster.evaluator import RayEvaluator
 from cluster.learner_process import start_learner
 from cluster.learning import Assignment
-from cluster.ray_faults import first_line
+from cluster.placement import own_cpus
+from cluster.ray_faults import first_line, original_traceback
 from cluster.ray_session import Demand
 from cluster.reports import replay
 from cluster.rollout_actor import MakeActor, create
 from cluster.run_config import BaseExperiment
 from cluster.train import Stop
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import require
 
 _SECONDS_TO_PLACE = 60.0
 OpenReports = Callable[[int], AbstractContextManager[DriverReports]]  # of a life that begins after this update
@@ -37,7 +38,7 @@ class LearnerLost(RuntimeError):
 
 def demand(experiment: BaseExperiment) -> Demand:
     """What a run needs at the same time: in lockstep all of its actors, in peek one of them at the least."""
-    own = experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
+    own = own_cpus(experiment)
     wanted = own + experiment.actors * experiment.actor_threads
     least = wanted if experiment.schedule == "lockstep" else own + experiment.actor_threads
     gpus = 1 if experiment.device.startswith("cuda") else 0
@@ -139,16 +140,3 @@ class Supervisor:
             return summary
         finally:
             ray.kill(learner)
-
-
-@contextmanager
-def original_traceback() -> Iterator[None]:
-    """An error of an actor that came through the learner is raised as the actor's own."""
-    try:
-        yield
-    except RayTaskError as error:
-        while isinstance(error.cause, RayTaskError):
-            error = error.cause
-        if isinstance(error.cause, ConfigurationError):  # one line for people, not a traceback
-            raise error.cause from None
-        raise error.as_instanceof_cause() from None

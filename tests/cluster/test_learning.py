@@ -8,7 +8,7 @@ import torch
 
 from actors.rollout import ActorSetup, State, probe
 from cluster.config import Experiment
-from cluster.learning import Assignment, _threads, actor_setups, learn
+from cluster.learning import Assignment, actor_setups, learn, learner_threads
 from cluster.reports import QueuedReports
 from cluster.transport import Actors, ColocatedActors
 
@@ -73,8 +73,8 @@ def test_actors_of_another_life_have_streams_of_their_own(tiny: Tiny) -> None:
 
 def test_threads_of_the_learner(tiny: Tiny) -> None:
     cores = len(os.sched_getaffinity(0))
-    assert _threads(tiny(learner_threads=7)) == 7
-    assert _threads(tiny(learner_threads=None)) == cores
-    assert _threads(tiny(learner_threads=None, topology="ray")) == cores
+    assert learner_threads(tiny(learner_threads=7)) == 7
+    assert learner_threads(tiny(learner_threads=None)) == cores
+    assert learner_threads(tiny(learner_threads=None, topology="ray")) == cores
     peek = {"learner_threads": None, "schedule": "peek", "topology": "ray"}
-    assert _threads(tiny(learner_cpus=3, **peek)) == 3
+    assert learner_threads(tiny(learner_cpus=3, **peek)) == 3
