@@ -164,14 +164,14 @@ def test_a_full_disk_loses_no_row_that_was_there(tmp_path: Path, monkeypatch: py
     assert rows(folder)["x"][0][-1] == 30
 
 
-def test_what_ended_a_run_is_not_hidden_by_its_last_rows(tmp_path: Path) -> None:
+def test_what_ended_a_run_is_not_hidden_by_its_last_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RemotePath(f"memory://{tmp_path}")
 
     def diverge(is_full: bool) -> None:
-        with EventLog(folder, 0) as log, pytest.MonkeyPatch.context() as patch:
+        with EventLog(folder, 0) as log:
             log.scalars({"x": 1.0}, 10)
             if is_full:
-                patch.setattr(log, "flush", refused)
+                monkeypatch.setattr(log, "flush", refused)
             raise RuntimeError("diverged")
 
     def refused() -> None:
