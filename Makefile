@@ -33,12 +33,16 @@ test: .venv/.dev ## run the fast tests and the docstring examples: make test [AR
 test-all: .venv/.dev ## run every test: also slow, cluster and, with a CUDA device, gpu
 	.venv/bin/python -m pytest -m "" --timeout=1800 $(ARGS)
 
-lint: .venv/.dev ## check format, style, imports between packages, types, spelling
+lint: .venv/.dev ## check format, style, imports between packages, types, spelling, and docker/ and deploy/ against their schemas
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
 	.venv/bin/codespell
+	.venv/bin/yamllint --strict docker deploy
+	.venv/bin/hadolint docker/Dockerfile
+	.venv/bin/shellcheck docker/*.sh deploy/slurm/*.sh
+	.venv/bin/python deploy/check.py
 
 format: .venv/.dev ## rewrite the sources in the checked format
 	.venv/bin/ruff check --fix-only .

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Begin a training run or go on with it, whichever is due: the same command for a scheduler's every attempt.
+
+    continue_run.py [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]
+
+is `metagrad train EXPERIMENT --run-dir RUN_DIR …`, with `--resume` where the folder holds a checkpoint. A run that was
+stopped before its first checkpoint begins anew. RUN_DIR is a path or, as for metagrad itself, a URL.
+
+Exit codes are metagrad's, and 75 ("try again", EX_TEMPFAIL) for a run that was stopped in good order before its last
+update: a scheduler that looks at exit codes would take metagrad's 0 for the end of the work.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from cluster.entry import main as metagrad
+from cluster.run_folder import RunFolder
+from learner import checkpoint
+from metagrad.errors import ConfigurationError
+
+UNFINISHED = 75
+
+
+def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """Options before the folder, the folder, and the experiment with its options.
+
+    Raises:
+        ConfigurationError: a word is missing.
+    """
+    before = 0
+    while words[before : before + 1] == ["--import"]:
+        before += 2
+    if len(words) < before + 2 or words[before].startswith("-"):
+        raise ConfigurationError("usage: continue_run.py [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]")
+    return list(words[:before]), words[before], list(words[before + 1 :])
+
+
+def command(words: Sequence[str], folder: RunFolder) -> list[str]:
+    """Arguments of metagrad for the next attempt."""
+    before, run_dir, experiment = split(words)
+    is_begun = folder.has_run()
+    if is_begun and not checkpoint.paths(folder.checkpoints):
+        with folder.held():  # refused where another process is in it, which just has no checkpoint yet
+            folder.withdraw()
+        is_begun = False
+    return [*before, "train", *experiment, "--run-dir", run_dir, *(["--resume"] if is_begun else [])]
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """True where the summary says that the last update was made."""
+    config, summary = (json.loads((folder.path / name).read_text(encoding="utf-8")) for name in _FILES)
+    return bool(summary["updates"] >= config["updates"])
+
+
+_FILES = ("config.json", "summary.json")
+
+
+def run(words: Sequence[str], train: Callable[[], int] = metagrad) -> int:
+    """The exit code of one attempt."""
+    try:
+        folder = RunFolder(split(words)[1])
+        sys.argv = ["metagrad", *command(words, folder)]
+    except ConfigurationError as error:
+        print(f"metagrad: {error}", file=sys.stderr)
+        return 2
+    code = train()
+    return UNFINISHED if code == 0 and not is_finished(folder) else code
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

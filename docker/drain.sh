@@ -1,0 +1,53 @@
+#!/bin/sh
+# Let the training runs of this container write a checkpoint before it goes: SIGTERM to each, then wait for them.
+#
+# Ray ends drivers with SIGKILL when a node stops, and only a container's first process is told beforehand. So whoever
+# stops the container calls this first: docker/ray_node.sh, or a preStop hook in Kubernetes.
+#
+#   metagrad-drain [SECONDS]     the most to wait; 100 unless told
+set -eu
+
+seconds=${1:-100}
+proc=${METAGRAD_PROC:-/proc}
+
+# The words of a process, one a line; none of one that has ended, also where nobody has collected it yet.
+words() {
+    tr '\0' '\n' 2>/dev/null <"$proc/$1/cmdline" || true
+}
+
+# True for the driver of a training run: a Python whose script is metagrad or metagrad-continue. The shell in which Ray
+# starts one has the same words in its command line, but would die of a signal without passing it on.
+is_driver() {
+    words "$1" | {
+        read -r interpreter && read -r script || return 1
+        case ${interpreter##*/} in python*) ;; *) return 1 ;; esac
+        case ${script##*/} in
+            metagrad-continue | continue_run.py) return 0 ;;
+            metagrad) grep -qx train ;;
+            *) return 1 ;;
+        esac
+    }
+}
+
+drivers=""
+for folder in "$proc"/[0-9]*; do
+    if is_driver "${folder##*/}"; then drivers="$drivers ${folder##*/}"; fi
+done
+[ -n "$drivers" ] || exit 0
+
+echo "metagrad-drain: asking$drivers to write a checkpoint" >&2
+for pid in $drivers; do
+    kill -TERM "$pid" 2>/dev/null || true # it has just ended by itself
+done
+while :; do
+    left=""
+    for pid in $drivers; do
+        if [ -n "$(words "$pid")" ]; then left="$left $pid"; fi
+    done
+    [ -n "$left" ] || exit 0
+    [ "$seconds" -gt 0 ] || break
+    sleep 1
+    seconds=$((seconds - 1))
+done
+echo "metagrad-drain: still running:$left; what they have is their last regular checkpoint" >&2
+exit 1

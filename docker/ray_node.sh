@@ -1,0 +1,25 @@
+#!/bin/sh
+# A Ray node as a container's command: `ray start … --block`, and on SIGTERM first a checkpoint of what trains here.
+#
+#   metagrad-ray-node --head --port=6379 …
+#   metagrad-ray-node --address=head:6379 …
+set -eu
+
+ray start --block "$@" &
+node=$!
+
+# shellcheck disable=SC2329 # the trap calls it
+stop() {
+    trap '' TERM INT
+    metagrad-drain || true
+    kill -TERM "$node" 2>/dev/null || true
+}
+trap stop TERM INT
+
+# A signal ends the first wait; the second one is for the node itself.
+status=0
+wait "$node" || status=$?
+if kill -0 "$node" 2>/dev/null; then
+    wait "$node" || status=$?
+fi
+exit "$status"

@@ -1,0 +1,56 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TINY = (
+    *("snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3"),
+    *("--topology", "colocated", "--learner-threads", "1", "--log-every", "1"),
+)
+
+
+@pytest.fixture
+def attempt(script: Callable[[str], ModuleType], tmp_path: Path) -> Callable[..., int]:
+    """(words) -> exit code of one attempt at the run in tmp_path/run."""
+    page = script("continue_run")
+    return lambda *words: page.run([str(tmp_path / "run"), *TINY, *words])
+
+
+def test_it_begins_a_run_and_then_goes_on_with_it(attempt: Callable[..., int], tmp_path: Path) -> None:
+    assert attempt("--updates", "2") == 0
+    assert attempt("--updates", "4") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["updates"] == 4
+
+
+def test_a_run_that_was_stopped_asks_for_another_attempt(
+    script: Callable[[str], ModuleType], tmp_path: Path, attempt: Callable[..., int]
+) -> None:
+    assert attempt("--updates", "2") == 0
+    page = script("continue_run")
+    summary = tmp_path / "run" / "summary.json"
+
+    def stopped() -> int:
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"updates": 1}))
+        return 0
+
+    assert page.run([str(tmp_path / "run"), *TINY], stopped) == page.UNFINISHED == 75
+    assert "--resume" in sys.argv
+    assert page.run([str(tmp_path / "run"), *TINY], lambda: 3) == 3
+
+
+def test_a_run_without_a_checkpoint_begins_anew(attempt: Callable[..., int], tmp_path: Path) -> None:
+    assert attempt("--updates", "2") == 0
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    (tmp_path / "run" / "checkpoints").rmdir()
+    assert attempt("--updates", "3") == 0
+
+
+def test_a_missing_word_is_refused(script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    page = script("continue_run")
+    for words in ([], ["run"], ["--import", "a.py", "run"], ["--seed", "1", "x"]):
+        assert page.run(words) == 2
+        assert capsys.readouterr().err.startswith("metagrad: usage: continue_run.py")
