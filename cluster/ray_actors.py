@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorUnavailableError
 from torch import Tensor
 
 from actors.rollout import State
 from cluster.ray_faults import LOST_ACTOR, first_line
 from cluster.rollout_actor import MakeActor, Published, versions
 from cluster.run_config import FaultConfig
-from cluster.slots import Order, Phase, Slot, rest_seconds
+from cluster.slots import Order, Phase, Slot, rest_seconds, states_of, whom_to_ask
 from cluster.transport import Account
 from metagrad.errors import ConfigurationError
 from metagrad.types import Rollout, WeightSnapshot
@@ -22,8 +22,6 @@ from metagrad.types import Rollout, WeightSnapshot
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_FOR_STATES = 2.0
 _SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the cluster has no place for yet
-_ORDERS_AHEAD = 2  # per actor in peek: one that runs and one that waits, so that no actor waits for the learner
-_BATCHES_AHEAD = 2  # in peek: ordered or arrived, and not yet used
 
 
 class ActorsLost(RuntimeError):
@@ -94,30 +92,39 @@ class RayActors:
         and nothing piles up.
         """
         published = self._publish(snapshot)
-        for slot in self._slots:
-            if slot.phase is Phase.READY:
-                slot.handle.publish.remote(published)
+        self._tell(published)
+        is_starved = False
         while True:
             self._drop_older_than(oldest)
-            self._order_ahead(published)
+            self._order_ahead(published, oldest, is_starved)
             if len(self._arrived) >= self._rollouts_per_batch:
                 batch = [self._arrived.popleft() for _ in range(self._rollouts_per_batch)]
-                self._order_ahead(published)
+                self._order_ahead(published, oldest, False)
                 return batch
-            self._arrived.extend(rollout for _, rollout in self._completed())
+            arrived = [rollout for _, rollout in self._completed()]
+            self._arrived.extend(arrived)
+            is_starved = not arrived
+
+    def _tell(self, published: Published) -> None:
+        """Announce weights to all who have read the announcement before, so that none pile up before one that hangs."""
+        told = [slot.telling for slot in self._slots if slot.telling is not None]
+        unread = ray.wait(told, num_returns=len(told), timeout=0)[1] if told else []
+        for slot in self._slots:
+            if slot.phase is Phase.READY and slot.telling not in unread:
+                slot.telling = slot.handle.publish.remote(published)
 
     def _drop_older_than(self, oldest: int) -> None:
-        for rollout in [x for x in self._arrived if x.trajectory.policy_version < oldest]:
-            self._arrived.remove(rollout)
-            self.account.drop(self._slots[rollout.actor].steps, "too old")
+        arrived, self._arrived = self._arrived, deque()
+        for rollout in arrived:
+            if rollout.trajectory.policy_version >= oldest:
+                self._arrived.append(rollout)
+            else:
+                self.account.drop(self._slots[rollout.actor].steps, "too old")
 
-    def _order_ahead(self, published: Published) -> None:
-        ordered = len(self._arrived) + sum(len(slot.orders) for slot in self._slots)
-        for _ in range(_BATCHES_AHEAD * self._rollouts_per_batch - ordered):
-            idle = [x for x in self._slots if x.phase is Phase.READY and len(x.orders) < _ORDERS_AHEAD]
-            if not idle:
-                return
-            self._order(min(idle, key=lambda slot: len(slot.orders)), 0, published, 0)
+    def _order_ahead(self, published: Published, oldest: int, is_starved: bool) -> None:
+        size, lag = self._rollouts_per_batch, published.version - oldest
+        while (slot := whom_to_ask(self._slots, len(self._arrived), size, oldest, lag, is_starved)) is not None:
+            self._order(slot, 0, published, 0)
 
     def _worker_for(self, shard: int) -> Slot | None:
         """Who rolls a share out: its own actor, or the least busy one while that is away; None: wait."""
@@ -142,7 +149,8 @@ class RayActors:
         if not slot.orders:
             slot.since = time.monotonic()
         self.account.order(slot.steps)
-        slot.orders.append(Order(shard, slot.handle.rollout.remote(published, lookahead_step)))
+        reference = slot.handle.rollout.remote(published, lookahead_step)
+        slot.orders.append(Order(shard, reference, published.version))
 
     def _completed(self) -> list[tuple[Order, Rollout]]:
         """Rollouts that came in, after waiting a moment for the first; meanwhile slots go through their phases."""
@@ -228,6 +236,7 @@ class RayActors:
         for _ in slot.orders:
             self.account.drop(slot.steps, reason)
         slot.orders.clear()
+        slot.telling = None
         slot.losses_in_a_row += 1
         self.account.actors_restarted += 1
         if slot.losses_in_a_row > self._faults.restarts_without_progress:
@@ -265,20 +274,10 @@ class RayActors:
 
     def states(self) -> list[State]:
         """Every actor's state, for a checkpoint; one that is away is left out and starts afresh on resume."""
-        asked = [slot.handle.state.remote() if slot.phase is Phase.READY else None for slot in self._slots]
         # Actors that stream are asked behind their rollouts, and a slow one would hold the learner up.
         is_streaming = any(slot.orders for slot in self._slots)
-        deadline = time.monotonic() + (_SECONDS_FOR_STATES if is_streaming else self._faults.rollout_seconds)
-        states: list[State] = []
-        for slot, reference in zip(self._slots, asked, strict=True):
-            state: State = {}
-            if reference is not None:
-                try:
-                    state = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
-                except (*LOST_ACTOR, GetTimeoutError) as error:
-                    self._report(f"{slot.name}: the checkpoint is without its environments ({first_line(error)})")
-            states.append(state)
-        return states
+        seconds = _SECONDS_FOR_STATES if is_streaming else self._faults.rollout_seconds
+        return states_of(self._slots, seconds, self._report)
 
     def close(self) -> None:
         """Nothing to do: the actors are another process's."""

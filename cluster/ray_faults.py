@@ -1,11 +1,43 @@
 """What Ray says when a process or a whole node is gone, and how to say it in one line."""
 
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from metagrad.errors import ConfigurationError
+
+
+class NotStarted(RuntimeError):
+    """An actor process that nobody has started: Ray brought it up in the place of one that died with nothing to do."""
+
 
 LOST_TASK = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
-LOST_ACTOR = (RayActorError, *LOST_TASK)
+LOST_ACTOR = (RayActorError, NotStarted, *LOST_TASK)
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message; its type where it has none."""
+    """Of its message, or of that of the error that a remote call ended with; its type where it has none."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def original_traceback() -> Iterator[None]:
+    """An error of an actor that came through the learner is raised as the actor's own."""
+    try:
+        yield
+    except RayTaskError as error:
+        while isinstance(error.cause, RayTaskError):
+            error = error.cause
+        if isinstance(error.cause, ConfigurationError):  # one line for people, not a traceback
+            raise error.cause from None
+        raise error.as_instanceof_cause() from None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actors.rollout import Actor, ActorSetup, State
 from cluster.memory import keep_freed_memory
+from cluster.ray_faults import NotStarted
 from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 
@@ -88,13 +89,17 @@ class RolloutActor:
             self._actor.load_state(state)
 
     def rollout(self, ordered: Published, lookahead_step: int) -> Rollout:
-        """T steps under the ordered weights, or newer ones of the same learner that were published since."""
-        assert self._actor is not None
+        """T steps under the ordered weights, or newer ones of the same learner that were published since.
+
+        Raises:
+            NotStarted: this process has no environments.
+        """
+        actor = self._started()
         newest = self._newest
         if newest is not None and newest.learner == ordered.learner and newest.version > ordered.version:
             ordered = newest
         with torch.no_grad():
-            result = self._actor.rollout(self._snapshot(ordered), lookahead_step)
+            result = actor.rollout(self._snapshot(ordered), lookahead_step)
         return _map_arrays(result, lambda x: x.numpy() if isinstance(x, Tensor) else x)
 
     def _snapshot(self, published: Published) -> WeightSnapshot:
@@ -107,8 +112,12 @@ class RolloutActor:
         return held[1]
 
     def state(self) -> State:
-        assert self._actor is not None
-        return self._actor.state()
+        return self._started().state()
+
+    def _started(self) -> Actor:
+        if self._actor is None:
+            raise NotStarted(f"{Place(*address_and_pid(), False)}, has taken the place of one that died")
+        return self._actor
 
 
 def _map_arrays(rollout: Rollout, convert: Callable[[Any], Any]) -> Rollout:

@@ -37,7 +37,7 @@ def test_only_what_an_actor_is_at_can_be_late(clock: SimpleNamespace) -> None:
     actor.enter(Phase.READY)
     clock.now += 1_000
     assert not actor.is_late(10), "nothing was ordered"
-    actor.orders.append(Order(0, "reference"))
+    actor.orders.append(Order(0, "reference", 1))
     assert actor.is_late(10)
 
 

@@ -12,8 +12,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from cluster import supervise
 from cluster.config import Experiment
 from cluster.learning import Assignment
+from cluster.ray_faults import original_traceback
 from cluster.run_config import EvaluationConfig
-from cluster.supervise import LearnerLost, Supervisor, demand, original_traceback
+from cluster.supervise import LearnerLost, Supervisor, demand
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]
