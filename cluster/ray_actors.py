@@ -21,6 +21,7 @@ from metagrad.types import Rollout, WeightSnapshot
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_FOR_STATES = 2.0
+_SECONDS_TO_STAND_IN, _TIMES_TO_STAND_IN = 10.0, 5.0  # in lockstep: so long, and so many times the longest rollout
 _SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the cluster has no place for yet
 
 
@@ -31,8 +32,8 @@ class ActorsLost(RuntimeError):
 class RayActors:
     """All actors of a run, as Ray actors that another process has created and keeps.
 
-    Lockstep: an actor rolls out its own share; one that is lost, or has no place yet, is stood in for by another until
-    it is back. Peek: whoever has least to do is asked next.
+    Lockstep: an actor rolls out its own share; one that is lost, has no place yet or cannot be reached is stood in for
+    by another until it is back. Peek: whoever has least to do is asked next.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class RayActors:
         self._rollouts_per_batch = rollouts_per_batch
         self._opened = time.monotonic()
         self._has_delivered = False
+        self._longest = 0.0  # seconds that a rollout has taken so far
         self._published: Published | None = None
         self._arrived: deque[Rollout] = deque()
         self._slots = list(slots)
@@ -78,11 +80,17 @@ class RayActors:
         published = self._publish(snapshot)
         done: dict[int, Rollout] = {}
         while len(done) < len(self._slots):
-            ordered = {order.shard for slot in self._slots for order in slot.orders}
+            late = time.monotonic() - max(_SECONDS_TO_STAND_IN, _TIMES_TO_STAND_IN * self._longest)
+            orders = [order for slot in self._slots for order in slot.orders if order.version == published.version]
+            awaited = {order.shard for order in orders if order.asked_at > late or not self._longest}
             for shard in range(len(self._slots)):
-                if shard not in done and shard not in ordered:
+                if shard not in done and shard not in awaited:
                     self._order(self._worker_for(shard), shard, published, lookahead_step)
-            done.update((order.shard, rollout) for order, rollout in self._completed())
+            for order, rollout in self._completed():
+                if order.version == published.version and order.shard not in done:
+                    done[order.shard] = rollout
+                else:  # somebody else stood in
+                    self.account.drop(self._slots[rollout.actor].steps, "came too late")
         return [done[shard] for shard in range(len(self._slots))]
 
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
@@ -131,10 +139,13 @@ class RayActors:
         own = self._slots[shard]
         is_coming_up = own.phase in (Phase.PLACING, Phase.STARTING) and not own.has_been_ready
         is_in_time = own.phase is Phase.STARTING or time.monotonic() < self._opened + _SECONDS_TO_COME_UP
-        if own.phase is Phase.READY or (is_coming_up and is_in_time):
-            return own if own.phase is Phase.READY else None
-        ready = [slot for slot in self._slots if slot.phase is Phase.READY]
-        return min(ready, key=lambda slot: len(slot.orders)) if ready else None
+        if is_coming_up and is_in_time:
+            return None
+        if own.phase is Phase.READY and not own.orders:
+            return own
+        # One with orders of its own is late with them, or does the same for another.
+        rested = [slot for slot in self._slots if slot.phase is Phase.READY and not slot.orders]
+        return rested[0] if rested else None
 
     def _publish(self, snapshot: WeightSnapshot) -> Published:
         """This version, put once; a node fetches it at most once, whatever its actors."""
@@ -223,6 +234,7 @@ class RayActors:
             self._lose(slot, "actor died", first_line(error), is_alive=False)
             return []
         slot.orders.remove(order)
+        self._longest = max(self._longest, time.monotonic() - max(order.asked_at, slot.since))
         slot.since = time.monotonic()
         slot.losses_in_a_row = 0
         self._has_delivered = True

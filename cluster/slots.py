@@ -35,6 +35,7 @@ class Order:
     shard: int
     reference: Any
     version: int  # newest published when it was asked for
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)

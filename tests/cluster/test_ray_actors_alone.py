@@ -380,6 +380,28 @@ def test_an_actor_without_a_place_is_waited_for_and_then_stood_in_for(world: Mak
     assert here.now - before < 5, "once"
 
 
+def test_an_actor_that_cannot_be_reached_is_stood_in_for_and_its_late_rollout_dropped(world: MakeWorld) -> None:
+    """A network that is cut says nothing for half a minute."""
+    here = world(2)
+    actors, cut = here.actors(), here.processes[0]
+    assert [x.actor for x in actors.sample(snapshot(0), 0)] == [0, 1]
+    actors.account.consume(2 * STEPS)
+    here.policy = lambda process: None if process is cut else process.work()
+    began = here.now
+    assert [x.actor for x in actors.sample(snapshot(1), 0)] == [1, 1]
+    assert 10 <= here.now - began < 15
+    began = here.now
+    assert [x.actor for x in actors.sample(snapshot(2), 0)] == [1, 1]
+    assert here.now - began <= 2, "nobody waits for it a second time"
+    actors.account.consume(4 * STEPS)
+    here.policy = Process.work
+    assert {x.trajectory.policy_version for x in actors.sample(snapshot(3), 0)} == {3}
+    assert [x.actor for x in actors.sample(snapshot(4), 0)] == [0, 1], "it is back"
+    assert actors.account.dropped == {"came too late": STEPS}
+    assert (actors.account.actors_restarted, here.said) == (0, [])
+    assert actors.account.sampled == actors.account.consumed + STEPS + actors.account.in_flight
+
+
 def test_actors_of_another_life_are_taken_as_they_are(world: MakeWorld) -> None:
     here = world(2)
     here.actors().sample(snapshot(0), 0)
