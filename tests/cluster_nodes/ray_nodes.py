@@ -61,6 +61,8 @@ class RayNodes:
         host = self.network.hosts.get(name)
         if host is None or not host.is_there:
             host = self.network.add(name)
+        if before := self._raylets.pop(name, None):
+            before.wait(timeout=60)
         words = [str(BIN / "ray"), "start", "--block", f"--node-ip-address={host.address}", f"--num-cpus={cpus}"]
         words += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         if host is self.head:
