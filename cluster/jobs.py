@@ -131,17 +131,13 @@ def entrypoint(options: SubmitOptions, words: Sequence[str], imported: Sequence[
 
 
 def experiment_words(words: Sequence[str]) -> list[str]:
-    """Without the options of `submit` itself and their values."""
-    own = {f.name.replace("_", "-"): f.type is bool for f in fields(SubmitOptions) if f.name != "experiment"}
+    """Without the options of `submit` itself and their values; `words` have been parsed, so none stands alone."""
+    own = {field.name.replace("_", "-") for field in fields(SubmitOptions)} - {"experiment"}
     kept: list[str] = []
-    is_own = has_values = False
+    is_own = False
     for word in words:
         if word.startswith("--"):
-            name, is_given, _ = word[2:].replace("_", "-").partition("=")
-            is_own = name in own
-            has_values = is_own and not own[name] and not is_given
-        elif is_own and not has_values:
-            is_own = False  # no value is left to it
+            is_own = word[2:].partition("=")[0].replace("_", "-") in own
         if not is_own:
             kept.append(word)
     return kept

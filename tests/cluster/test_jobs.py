@@ -189,6 +189,18 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(
     assert cluster.submissions == []
 
 
+def test_environments_that_cannot_be_made_are_found_out_here(
+    cluster: FakeCluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(_env: object) -> object:
+        raise ConfigurationError("env.backend = 'ale': is not installed; use envpool")
+
+    monkeypatch.setattr(jobs, "probe", probe)
+    assert main(("submit", "demo")) == 2
+    assert capsys.readouterr().err == "metagrad: env.backend = 'ale': is not installed; use envpool\n"
+    assert cluster.submissions == []
+
+
 @pytest.mark.parametrize(
     ("end", "exit_code", "code", "line"),
     [
