@@ -1,6 +1,6 @@
 """Weights travel once per node and version: more actors on a node do not make more bytes."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from ray_nodes import RayNodes
@@ -16,11 +16,13 @@ WORDS = (
 )
 
 
-def test_twice_the_actors_get_the_same_bytes(nodes: RayNodes, start: Callable[..., Run]) -> None:
+def test_twice_the_actors_get_the_same_bytes(nodes: RayNodes, tmp_path: Path) -> None:
     per_version: dict[int, float] = {}
     for actors in (4, 8):
         before = {name: nodes.network.hosts[name].bytes_received() for name in ("worker-1", "worker-2")}
-        run = start(*WORDS, "--actors", str(actors))
+        folder = tmp_path / str(actors)
+        folder.mkdir()
+        run = Run(nodes, folder, (*WORDS, "--actors", str(actors)))
         run.wait_for_updates(20)
         learner = set(nodes.workers("Learner").values())
         received, versions = min(before.keys() - learner), 2 * run.finish()["updates"]
