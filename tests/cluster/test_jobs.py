@@ -189,6 +189,18 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(
     assert cluster.submissions == []
 
 
+def test_a_cluster_of_another_version_is_sent_nothing(
+    cluster: FakeCluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise ConfigurationError("address = 'http://head:8265': runs Ray 2.9.3; install it here")
+
+    monkeypatch.setattr(cluster, "require_version", refuse)
+    assert main(("submit", "demo")) == 2
+    assert capsys.readouterr().err.startswith("metagrad: address = ")
+    assert cluster.submissions == []
+
+
 def test_environments_that_cannot_be_made_are_found_out_here(
     cluster: FakeCluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
