@@ -12,6 +12,7 @@ BENCHMARKS = {
     "meta_gradient": "benchmarks.meta_gradient",
     "environments": "benchmarks.environments",
     "pipeline": "benchmarks.pipeline",
+    "schedules": "benchmarks.schedules",
     "tabular": "benchmarks.tabular",
 }
 

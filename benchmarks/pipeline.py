@@ -8,49 +8,38 @@ actors, are left out.
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from rich.console import Console
 
 from benchmarks.harness import summary
 from cluster import launch
+from cluster.plot import logged_scalars
 from cluster.run_config import BaseExperiment
 from experiments import EXPERIMENTS
-from learner.step import meta_update
 
 _UPDATES = {"snake-6x6": 60, "demo": 30, "atari": 8}
-_WARM_UP = 2
+WARM_UP = 2
 
 
-@contextmanager
-def _recorded_updates() -> Iterator[list[dict[str, float]]]:
-    """The scalars of every meta-update that the training loop makes."""
-    rows: list[dict[str, float]] = []
-
-    def recording(*args: Any) -> Any:
-        state, metrics = meta_update(*args)
-        rows.append(metrics.scalars)
-        return state, metrics
-
-    with patch("learner.algorithm.meta_update", recording):
-        yield rows
+def updates_of(experiment: BaseExperiment) -> dict[str, list[float]]:
+    """Scalars of every meta-update of one run, the first few left out, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        launch.run(replace(experiment, log_every=1), path, False, Console(quiet=True))
+        return {name: values[WARM_UP:].tolist() for name, (_, values) in logged_scalars(path).items()}
 
 
 def one_run(experiment: BaseExperiment) -> dict[str, float]:
     """Share of each phase in the time of one run's meta-updates, and its real frames per second."""
-    with tempfile.TemporaryDirectory() as folder, _recorded_updates() as rows:
-        launch.run(experiment, Path(folder) / "run", False, Console(quiet=True))
-    rows = rows[_WARM_UP:]
-    phases = [name for name in rows[0] if name.startswith("time/")]
-    seconds = {name: sum(row[name] for row in rows) for name in phases}
+    rows = updates_of(experiment)
+    seconds = {name: sum(values) for name, values in rows.items() if name.startswith("time/")}
     total = sum(seconds.values())
     shares = {name.removeprefix("time/").removesuffix("_seconds"): value / total for name, value in seconds.items()}
-    return shares | {"real_frames_per_second": experiment.steps_per_rollout * len(rows) / total}
+    updates = len(rows["time/inner_seconds"])
+    return shares | {"real_frames_per_second": experiment.steps_per_rollout * updates / total}
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
@@ -61,7 +50,7 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
         for _ in range(1 if quick else rounds):
             for topology in ("ray", "colocated"):
                 experiment = replace(
-                    EXPERIMENTS[name](), topology=topology, updates=_WARM_UP + (2 if quick else updates)
+                    EXPERIMENTS[name](), topology=topology, updates=WARM_UP + (2 if quick else updates)
                 )
                 for phase, value in one_run(experiment).items():
                     measured[topology][phase].append(value)

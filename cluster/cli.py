@@ -28,6 +28,7 @@ from cluster.options import parse
 from cluster.run_config import BaseExperiment
 from cluster.studies import Study, StudyStopped, default_folder, reproduce
 from experiments import EXPERIMENTS, STUDIES
+from learner.storage import CannotWrite
 from metagrad.errors import ConfigurationError, require
 
 _HELP = """\
@@ -249,8 +250,9 @@ _HAVE_NO_NAME_FIRST = ("eval", "plot", "status", "logs", "stop")  # their --help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 2 refused before anything started, 130 interrupted at once, 130 or 143 a study stopped.
+    """Run one command; its exit code.
 
+    0 done, 1 a disk was full, 2 refused before anything started, 130 interrupted at once, 130 or 143 a study stopped.
     Any other fault keeps its traceback (exit code 1).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -273,9 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case [command, *_]:
                 remedy = f"choose one of {', '.join(COMMANDS)}"
                 raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
-    except ConfigurationError as error:
+    except (ConfigurationError, CannotWrite) as error:  # a full disk, at whatever time: what was written before stands
         print(f"metagrad: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigurationError) else 1
     except StudyStopped as stopped:  # it has said so itself
         return stopped.exit_code
     except KeyboardInterrupt:  # before a run listens for it, or a second time while one stops

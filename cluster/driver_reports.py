@@ -86,6 +86,8 @@ class DriverReports:
             self._metrics.learner_restarted()
 
     def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
+        if "_events" in vars(self):  # a checkpoint never covers rows that are not there
+            self._events.flush()
         self._folder.write_checkpoint(update, tree, self._experiment.checkpoint.keep)
 
     def summary(self, tree: dict[str, Any]) -> None:

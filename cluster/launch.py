@@ -8,7 +8,7 @@ Experiment ─► algorithm, actors ─► Training.run ─► summary.json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from cluster.train import CHECKPOINT_PARTS
 from cluster.transport import Actors, ColocatedActors
 from learner.algorithm import Algorithm
 from learner.checkpoint import NoCheckpoint, Restored, restore_newest
-from learner.storage import Location
+from learner.storage import CannotWrite, Location
 from metagrad.errors import ConfigurationError, require
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def run(
             raise
         except BaseException:
             if this_run.summary:
-                folder.write_summary(this_run.summary)
+                with suppress(CannotWrite):  # what ended the run is what has to be told
+                    folder.write_summary(this_run.summary)
             raise
         folder.write_summary(this_run.summary)
         summary = this_run.summary
@@ -221,8 +222,8 @@ class _Run:
 
     def _finish_evaluations(self, evaluator: Evaluator) -> None:
         """The last ones outlast the training; a signal ends the waiting."""
-        while evaluator.pending and self._stop.signal_name is None:
-            with self._reports(self.summary["updates"], evaluator) as reports:
+        with self._reports(self.summary["updates"], evaluator) as reports:
+            while evaluator.pending and self._stop.signal_name is None:
                 reports.write_evaluations(seconds=0.5)
 
 

@@ -66,7 +66,6 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(metagrad: Metagrad,
     assert update_of(paths(run / "checkpoints")[-1]) == last
 
 
-@pytest.mark.xfail(strict=True, reason="cluster.cli.main does not know CannotWrite yet and shows its traceback")
 def test_a_file_that_cannot_be_written_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
