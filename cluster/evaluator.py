@@ -107,9 +107,3 @@ class RayEvaluator:
             except ray.exceptions.RayActorError as error:
                 self._report(f"evaluation of update {update} was lost ({error}); the run goes on without it")
         return done
-
-    def close(self) -> None:
-        """End the actor."""
-        import ray
-
-        ray.kill(self._actor)

@@ -291,9 +291,6 @@ class RayActors:
         seconds = _SECONDS_FOR_STATES if is_streaming else self._faults.rollout_seconds
         return states_of(self._slots, seconds, self._report)
 
-    def close(self) -> None:
-        """Nothing to do: the actors are another process's."""
-
 
 def _to_numpy(x: Tensor) -> np.ndarray:
     array: np.ndarray = x.detach().cpu().numpy()

@@ -65,10 +65,6 @@ class Actors(Protocol):
         """Every actor's state, for a checkpoint."""
         ...
 
-    def close(self) -> None:
-        """Stop all actors."""
-        ...
-
 
 class ColocatedActors:
     """The same actors inside the learner's process: no copies, no Ray."""
