@@ -1,6 +1,7 @@
 """Which batch is used for what, how old it may be, and that a window survives a checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import hypothesis
@@ -8,7 +9,17 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
+from learner.agent import build_agent
+from learner.config import BootstrapConfig, LearnerConfig
+from learner.intrinsic_reward import IntrinsicRewardParameters
 from learner.schedule import Batch, Lockstep, Peek
+from learner.state import init_state
+from learner.step import meta_update
+from learner.vtrace_parameters import off_policy
+from metagrad.errors import ConfigurationError
+from metagrad.losses import action_log_prob
+from metagrad.meta_parameters import MetaParameter
+from metagrad.networks import Mlp, build_network
 from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
@@ -107,3 +118,49 @@ def test_trees_are_plain_data(trajectory: MakeTrajectory) -> None:
     kinds: set[Any] = {type(x) for x in entry["trajectory"].values()}
     assert kinds == {torch.Tensor, int}
     assert entry["versions"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{"n": 0}, {"n": 1}, {"n": 3}, {"n": 2, "estimator": "mix"}, {"n": 2, "bootstrap": BootstrapConfig(updates=1)}],
+    ids=str,
+)
+def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
+    config: Callable[..., LearnerConfig], trajectory: MakeTrajectory, meta: dict[str, Any]
+) -> None:
+    """Where batch j was sampled by θⱼ itself every ratio is 1, and V-trace's losses are A2C's."""
+    lockstep_config = config(**meta)
+    network = build_network(Mlp(hidden=4), (5,), 3, has_outer_critic=True)
+    agent = build_agent(lockstep_config, network, (5,), 3)
+    state = init_state(agent, 0, CPU)
+    batches: list[Batch] = []
+
+    def on_policy(published: WeightSnapshot, step: int) -> Batch:
+        fresh = trajectory(step)
+        logits = network.apply(published.theta, fresh.observation[:-1].flatten(0, 1), ("logits",))["logits"]
+        log_prob = action_log_prob(logits.unflatten(0, fresh.action.shape), fresh).detach()
+        batches.append(Batch(fresh._replace(behaviour_log_prob=log_prob, policy_version=0), (0,)))
+        return batches[-1]
+
+    expected, _ = meta_update(agent, state, Lockstep(on_policy).sample)
+    streaming = replace(lockstep_config, meta_parameters=off_policy(lockstep_config.meta_parameters))
+    stream = iter(batches)
+    peek = Peek(lambda *_: next(stream), len(batches), max_lag=len(batches), version=0)
+    found, _ = meta_update(build_agent(streaming, network, (5,), 3), state, peek.sample)
+    torch.testing.assert_close(found.theta, expected.theta, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.eta, expected.eta, rtol=1e-5, atol=1e-7)
+    assert meta["n"] == 0 or not torch.equal(expected.eta, state.eta)
+    assert not torch.equal(expected.theta, state.theta)
+
+
+def test_of_other_losses_only_those_that_correct_are_taken(config: Callable[..., LearnerConfig]) -> None:
+    losses = config(n=1).meta_parameters
+    corrected = off_policy(losses)
+    assert off_policy(corrected) is corrected
+    with pytest.raises(ConfigurationError, match=r"^meta_parameters.is_advantage_normalised = True: is not made for"):
+        off_policy(replace(losses, is_advantage_normalised=True))
+    scalars = {name: getattr(losses, name) for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")}
+    one = MetaParameter(initial=1.0, high=2.0, is_learnt=False)
+    reward = {"extrinsic_coefficient": one, "intrinsic_coefficient": one, "reward_network": Mlp()}
+    with pytest.raises(ConfigurationError, match=r"^meta_parameters = 'IntrinsicRewardParameters': has no losses that"):
+        off_policy(IntrinsicRewardParameters(**scalars, **reward))
