@@ -107,8 +107,10 @@ def driver_reports(
 ) -> Iterator[DriverReports]:
     """Reports into a folder, and to Ray's metrics where there are any.
 
-    Rows that an earlier life wrote after `start_update` are taken back.
+    Rows that an earlier life wrote after `start_update` are taken back, and evaluations that it asked for then are not
+    waited for.
     """
+    evaluator.withdraw(start_update)
     with ExitStack() as files:
         reports = DriverReports(experiment, folder, progress, start_update, evaluator, metrics, files)
         yield reports

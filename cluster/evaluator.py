@@ -1,9 +1,12 @@
 """Evaluation beside training: full-life episodes in raw rewards, in the same process or in a Ray actor of its own."""
 
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from actors.evaluate import evaluate
 from cluster.run_config import BaseExperiment
 
 Scores = dict[str, float]
+_ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so many times a rollout's
 
 
 class Evaluator(Protocol):
@@ -23,6 +27,10 @@ class Evaluator(Protocol):
 
     def finished(self, seconds: float) -> list[tuple[int, Scores]]:
         """(update, scores) of evaluations that have ended, after waiting at most this long for one that has not."""
+        ...
+
+    def withdraw(self, after: int) -> None:
+        """Forget evaluations of updates beyond this one: a learner that went back to it comes to them again."""
         ...
 
     @property
@@ -60,6 +68,9 @@ class InlineEvaluator:
         done, self._done = self._done, []
         return done
 
+    def withdraw(self, after: int) -> None:
+        self._done = [(update, scores) for update, scores in self._done if update <= after]
+
 
 class _EvaluationActor:
     """The Ray side: one at a time, on a CPU of its own."""
@@ -73,37 +84,82 @@ class _EvaluationActor:
             return score(self._experiment, self._spec, torch.tensor(theta))
 
 
+@dataclass(slots=True)
+class _Evaluation:
+    """One that was asked for."""
+
+    update: int
+    theta: np.ndarray
+    reference: Any
+
+
 class RayEvaluator:
     """Plays on a CPU of its own, on any node, while training goes on; one that is lost plays again elsewhere."""
 
     def __init__(
         self, experiment: BaseExperiment, spec: EnvironmentSpec, options: dict[str, Any], report: Callable[[str], None]
     ):
+        self._experiment, self._spec, self._options = experiment, spec, options
+        self._limit = _ROLLOUTS_PER_EVALUATION * experiment.faults.rollout_seconds
+        self._report = report
+        self._actor = self._begin()
+        self._pending: deque[_Evaluation] = deque()
+        self._since = 0.0  # when the first of them came to be played
+
+    def _begin(self) -> Any:
         import ray
 
-        remote = ray.remote(_EvaluationActor).options(max_restarts=-1, max_task_retries=3, **options)
-        self._actor: Any = remote.remote(experiment, spec)
-        self._pending: deque[tuple[int, Any]] = deque()
-        self._report = report
+        remote = ray.remote(_EvaluationActor).options(max_restarts=-1, max_task_retries=3, **self._options)
+        return remote.remote(self._experiment, self._spec)
 
     @property
     def pending(self) -> int:
         return len(self._pending)
 
     def submit(self, theta: Tensor, update: int) -> None:
-        self._pending.append((update, self._actor.score.remote(theta.numpy())))
+        if not self._pending:
+            self._since = time.monotonic()
+        array: np.ndarray = theta.numpy()
+        self._pending.append(_Evaluation(update, array, self._actor.score.remote(array)))
+
+    def withdraw(self, after: int) -> None:
+        self._pending = deque(evaluation for evaluation in self._pending if evaluation.update <= after)
 
     def finished(self, seconds: float) -> list[tuple[int, Scores]]:
+        """As `Evaluator` has it.
+
+        Raises:
+            Exception: what an evaluation ended with, with its own traceback.
+        """
         import ray
+
+        from cluster.ray_faults import LOST_ACTOR, first_line, original_traceback
 
         done: list[tuple[int, Scores]] = []
         while self._pending:
-            update, reference = self._pending[0]
-            if not ray.wait([reference], timeout=seconds)[0]:
+            first = self._pending[0]
+            if not ray.wait([first.reference], timeout=seconds)[0]:
+                if time.monotonic() > self._since + self._limit:
+                    self._replace_hung()
                 break
             self._pending.popleft()
+            self._since = time.monotonic()
             try:
-                done.append((update, ray.get(reference)))
-            except ray.exceptions.RayActorError as error:
-                self._report(f"evaluation of update {update} was lost ({error}); the run goes on without it")
+                with original_traceback():
+                    done.append((first.update, ray.get(first.reference)))
+            except LOST_ACTOR as error:
+                line = first_line(error)
+                self._report(f"evaluation of update {first.update} was lost ({line}); the run goes on without it")
         return done
+
+    def _replace_hung(self) -> None:
+        """Leave the evaluation that hangs out; another process plays those behind it."""
+        import ray
+
+        ray.kill(self._actor)
+        hung = self._pending.popleft()
+        self._report(f"evaluation of update {hung.update} hung for {self._limit:g} s; the run goes on without it")
+        self._actor = self._begin()
+        for waiting in self._pending:
+            waiting.reference = self._actor.score.remote(waiting.theta)
+        self._since = time.monotonic()

@@ -6,9 +6,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
+from ray._private import worker as ray_worker
 
 from cluster.extensions import extensions
 from metagrad.errors import ConfigurationError, require
@@ -56,10 +57,30 @@ def ray_session(demand: Demand) -> Iterator[None]:
         ray.cloudpickle.register_pickle_by_value(module)
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        _check_room(demand)
-        yield
+        with _without_obituaries():
+            _check_room(demand)
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_obituaries() -> Iterator[None]:
+    """Ray's paragraph on each worker that dies stays off the console, where a line of ours says it.
+
+    It comes whatever `log_to_driver` says, and Ray has no option against it. The raylet's own log and events keep it.
+    """
+    print_all = ray_worker.print_to_stdstream
+
+    def print_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if not any(line.startswith("A worker died or was killed") for line in data["lines"]):
+            print_all(data, *arguments, **options)
+
+    ray_worker.print_to_stdstream = print_others
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = print_all
 
 
 def _check_room(demand: Demand) -> None:

@@ -42,13 +42,19 @@ class Reports(Protocol):
 Report = tuple[str, tuple[Any, ...]]  # a method of `Reports`, and what it was called with
 
 
+_WAITING = {"checkpoint": 1, "evaluate": 4}  # of those that carry parameters, unfetched
+_WAITING_OF_OTHERS = 1_000  # of each kind
+
+
 class QueuedReports:
-    """Reports kept in order until they are fetched; a checkpoint waits until the one before it has been."""
+    """Reports kept in order until they are fetched; who reports faster than that waits for room.
+
+    So memory is bounded while the driver is busy, writing a checkpoint to a slow store for example.
+    """
 
     def __init__(self) -> None:
         self._queue: deque[Report] = deque()
         self._changed = threading.Condition()
-        self._waiting_checkpoints = 0
 
     def say(self, message: str) -> None:
         self._put("say", message)
@@ -66,18 +72,19 @@ class QueuedReports:
         self._put("evaluate", theta.detach().cpu(), update)
 
     def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting_checkpoints == 0)
-            self._waiting_checkpoints += 1
-        self._put("checkpoint", update, tree)
+        self._put("checkpoint", update, _on_cpu(tree))  # the driver may have no GPU
 
     def summary(self, tree: dict[str, Any]) -> None:
         self._put("summary", tree)
 
     def _put(self, kind: str, *values: Any) -> None:
         with self._changed:
+            self._changed.wait_for(lambda: self._has_room(kind))
             self._queue.append((kind, values))
             self._changed.notify_all()
+
+    def _has_room(self, kind: str) -> bool:
+        return sum(waiting == kind for waiting, _ in self._queue) < _WAITING.get(kind, _WAITING_OF_OTHERS)
 
     def fetch(self, seconds: float) -> list[Report]:
         """All reports since the last call, after waiting for the first one at most this long."""
@@ -85,9 +92,16 @@ class QueuedReports:
             self._changed.wait_for(lambda: bool(self._queue), timeout=seconds)
             fetched = list(self._queue)
             self._queue.clear()
-            self._waiting_checkpoints = 0
             self._changed.notify_all()
         return fetched
+
+
+def _on_cpu(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _on_cpu(x) for name, x in tree.items()}
+    if isinstance(tree, list):
+        return [_on_cpu(x) for x in tree]
+    return tree.detach().cpu() if isinstance(tree, Tensor) else tree
 
 
 def replay(fetched: list[Report], reports: Reports) -> None:

@@ -29,6 +29,7 @@ from cluster.train import Stop
 from metagrad.errors import require
 
 _SECONDS_TO_PLACE = 60.0
+_SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
 OpenReports = Callable[[int], AbstractContextManager[DriverReports]]  # of a life that begins after this update
 
 
@@ -124,7 +125,7 @@ class Supervisor:
     def _follow(self, assignment: Assignment, reports: DriverReports, stop: Stop) -> dict[str, Any]:
         """One life: say what it says, until it ends."""
         learner = start_learner(self._group, self._experiment.learner_cpus, self._gpus)
-        patience = self._experiment.faults.rollout_seconds
+        patience = max(_SECONDS_OF_SILENCE, self._experiment.faults.rollout_seconds)
         try:
             running = learner.run.remote(assignment, self._handles, self._make)
             is_told = False

@@ -30,6 +30,9 @@ class Games:
     def submit(self, theta: torch.Tensor, update: int) -> None:
         self.waiting.append(update)
 
+    def withdraw(self, after: int) -> None:
+        self.waiting = [update for update in self.waiting if update <= after]
+
     def finished(self, seconds: float) -> list[tuple[int, dict[str, float]]]:
         done, self.waiting = (self.waiting, []) if self.is_quick else ([], self.waiting)
         return [(update, {"evaluation/return_mean": update / 2}) for update in done]
@@ -95,3 +98,18 @@ def test_evaluations_that_fall_behind_are_left_out_and_that_is_said(
         games.is_quick = True
     scores: Any = logged_scalars(tmp_path)["evaluation/return_mean"]
     assert [x.tolist() for x in scores] == [[1, 2, 3, 4], [0.5, 1.0, 1.5, 2.0]], "written when the reports end"
+
+
+def test_evaluations_beyond_the_checkpoint_of_another_life_are_asked_for_once(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    games, theta = Games(), torch.zeros(2)
+    for start_update in (0, 1):
+        with (
+            Progress(console, 6) as progress,
+            driver_reports(tiny(), RunFolder(tmp_path), progress, start_update, games) as reports,
+        ):
+            for update in range(start_update + 1, 4):
+                reports.evaluate(theta, update)
+        assert games.waiting == [1, 2, 3]
+    assert "is not evaluated" not in text(console)

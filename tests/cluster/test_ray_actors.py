@@ -152,13 +152,16 @@ def test_a_stopped_run_continues_bitwise(tiny: Tiny, console: Console, tmp_path:
     assert summary_of(tmp_path / "parts")["sampled"] == summary_of(tmp_path / "whole")["sampled"]
 
 
-def test_a_killed_actor_is_replaced_and_the_run_completes(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+def test_a_killed_actor_is_replaced_and_the_run_completes(
+    tiny: Tiny, console: Console, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(tiny(topology="ray"), tmp_path / "run", False, console, faulty(tmp_path / "marker", die))
     summary = summary_of(tmp_path / "run")
     assert (summary["updates"], summary["actors_restarted"], summary["in_flight"]) == (6, 1, 0)
     assert summary["dropped_reasons"] == {"actor died": 2 * 3}
     assert summary["consumed"] == 2 * 6 * 12
     assert "): actor died (" in text(console)
+    assert "A worker died or was killed" not in capfd.readouterr().out, "Ray's own words for it"
     resumed = run(tiny(topology="ray", updates=7), tmp_path / "run", True, console)
     assert (resumed["actors_restarted"], resumed["dropped"]) == (1, 6), "the account goes on"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private import worker as ray_worker
 
 from cluster.config import Experiment
 from cluster.ray_session import ray_session
@@ -101,3 +102,20 @@ def test_an_address_where_nothing_listens_is_refused(
     with pytest.raises(ConfigurationError, match="no Ray cluster answers there"), ray_session(demand(tiny())):
         pass
     assert calls == []
+
+
+@pytest.mark.usefixtures("calls")
+def test_rays_paragraph_on_a_dead_worker_is_not_printed_and_all_else_is(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is Ray's own function, by a name that only Ray's sources promise; what it is called with is theirs too."""
+
+    def said(line: str) -> str:
+        ray_worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+        return capsys.readouterr().out
+
+    dead = "A worker died or was killed while executing a task by an unexpected system error. To troubleshoot …"
+    with ray_session(demand(tiny())):
+        assert said(dead) == ""
+        assert "out of memory" in said("A node is out of memory.")
+    assert dead in said(dead), "outside it is as it was"

@@ -1,6 +1,7 @@
 import threading
 from typing import Any
 
+import pytest
 import torch
 
 from cluster.reports import QueuedReports, Report, replay
@@ -48,3 +49,34 @@ def test_a_checkpoint_waits_until_the_one_before_it_was_fetched() -> None:
     assert queued.fetch(0.0) == [("checkpoint", (1, {}))]
     second.join(30.0)
     assert queued.fetch(0.0) == [("checkpoint", (2, {}))]
+
+
+@pytest.mark.parametrize(("kind", "values", "room"), [("evaluate", (torch.zeros(2), 1), 4), ("say", ("on",), 1_000)])
+def test_whoever_reports_more_than_is_fetched_waits(kind: str, values: tuple[Any, ...], room: int) -> None:
+    queued = QueuedReports()
+    for _ in range(room):
+        getattr(queued, kind)(*values)
+    more = threading.Thread(target=getattr(queued, kind), args=values)
+    more.start()
+    more.join(0.1)
+    assert more.is_alive()
+    queued.summary({})  # kinds do not hold each other up
+    assert len(queued.fetch(0.0)) == room + 1
+    more.join(30.0)
+    assert [name for name, _ in queued.fetch(0.0)] == [kind]
+
+
+def test_a_checkpoint_leaves_the_learners_device() -> None:
+    tree = {"a": torch.ones(2, requires_grad=True), "b": [{"c": torch.zeros(1)}, 3], "d": "cpu"}
+    queued, moved = QueuedReports(), []
+
+    class Tensor(torch.Tensor):
+        def cpu(self, *_: Any) -> Any:
+            moved.append(tuple(self.shape))
+            return torch.zeros(self.shape)
+
+    queued.checkpoint(1, tree | {"far": [{"x": torch.zeros(3).as_subclass(Tensor)}]})
+    ((_, (_, found)),) = queued.fetch(0.0)
+    assert moved == [(3,)]
+    assert type(found["far"][0]["x"]) is torch.Tensor
+    assert (found["b"][1], found["d"], found["a"].requires_grad) == (3, "cpu", False)
