@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.envs.snake import SnakeConfig
 from cluster.config_json import differences
 from experiments import snake_study
 from experiments.snake import snake_6x6
@@ -37,6 +38,16 @@ def test_more_seeds_add_parts_and_change_none() -> None:
     assert {settings["seed"] for settings in STUDY.parts(10, True).values()} == {1, 2}
 
 
+@pytest.fixture
+def short_games(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A greedy policy that has learnt nothing goes in circles until the time limit."""
+    base = snake_6x6()
+    assert isinstance(base.env, SnakeConfig)
+    short = replace(base, env=replace(base.env, time_limit=20))
+    monkeypatch.setattr(snake_study, "snake_6x6", lambda: short)
+
+
+@pytest.mark.usefixtures("short_games")
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_part_trains_and_is_evaluated_after_every_epoch(tmp_path: Path, arm: str) -> None:
     result = run_part(TINY | {"arm": arm}, tmp_path / "part")
@@ -52,6 +63,7 @@ def test_a_part_trains_and_is_evaluated_after_every_epoch(tmp_path: Path, arm: s
     assert is_fixed == (arm == "a2c")
 
 
+@pytest.mark.usefixtures("short_games")
 def test_a_part_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole = run_part(TINY, tmp_path / "whole")
     snake_study.train(
