@@ -1,0 +1,244 @@
+"""Whole updates of the peek schedule in float64, against the papers' equations written out slowly."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from learner.agent import Agent, build_agent
+from learner.config import LearnerConfig
+from learner.lookahead import estimate_meta_gradient
+from learner.optimizer_config import SgdConfig
+from learner.schedule import Batch, Peek
+from learner.state import LearnerState, init_state
+from learner.step import meta_update
+from learner.vtrace_parameters import off_policy
+from metagrad.networks import Mlp, Network, build_network
+from metagrad.types import Trajectory, WeightSnapshot
+
+CPU = torch.device("cpu")
+RATE = 0.5  # of SGD
+MakeConfig = Callable[..., LearnerConfig]
+MakeTrajectory = Callable[[int], Trajectory]
+
+
+def build(config: LearnerConfig) -> Agent:
+    return build_agent(config, build_network(Mlp(hidden=6), (5,), 3, True), (5,), 3)
+
+
+def float64_state(agent: Agent) -> LearnerState:
+    state = init_state(agent, 0, CPU)
+    theta, eta = state.theta.double(), state.eta.double()
+    optimizer = agent.problem.optimizer.init(theta)
+    return state._replace(theta=theta, eta=eta, optimizer=optimizer, meta_optimizer=agent.meta_optimizer.init(eta))
+
+
+def log_policy(network: Network, theta: Tensor, trajectory: Trajectory) -> Tensor:
+    observation = trajectory.observation[:-1].flatten(0, 1)
+    logits = network.apply(theta, observation, ("logits",))["logits"].unflatten(0, trajectory.action.shape)
+    return torch.log_softmax(logits, -1)
+
+
+def chosen(log_pi: Tensor, trajectory: Trajectory) -> Tensor:
+    return log_pi.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+
+
+def acted_by(network: Network, theta: Tensor, trajectory: Trajectory) -> Trajectory:
+    """These steps as if the policy of θ had chosen them, in float64, some of them resets and one truncated."""
+    fields = (x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in trajectory)
+    own = Trajectory(*fields)
+    is_truncated = torch.zeros_like(own.is_truncated)
+    is_truncated[1, 0] = True
+    own = own._replace(is_truncated=is_truncated, is_terminal=own.is_terminal & ~is_truncated)
+    return own._replace(behaviour_log_prob=chosen(log_policy(network, theta, own), own).detach())
+
+
+class Slow:
+    """A2C's losses with V-trace; what a stop-gradient holds is computed at parameters of its own."""
+
+    def __init__(self, agent: Agent):
+        self.network = agent.network
+        self.is_lvc = agent.meta.surrogate == "lvc"
+
+    def values(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """V and V', [T+1, B]; the features of V' are those of `frozen`."""
+        own, held = self.network.layout.unflatten(theta), self.network.layout.unflatten(frozen)
+        outer = {name: own[name] if name.startswith("outer_value") else x for name, x in held.items()}
+        places = ((theta, "value"), (self.network.layout.flatten(outer), "outer_value"))
+        observation = trajectory.observation.flatten(0, 1)
+        heads: list[tuple[Tensor, Any]] = list(places)
+        first, second = (
+            self.network.apply(x, observation, (head,))[head].unflatten(0, trajectory.observation.shape[:2])
+            for x, head in heads
+        )
+        return first, second
+
+    def vtrace(
+        self, theta: Tensor, value: Tensor, trajectory: Trajectory, gamma: Any, lambda_: float
+    ) -> tuple[Tensor, Tensor]:
+        """vₛ = V(xₛ) + Σₜ γᵗ⁻ˢ (Π cᵢ) δₜ and ρₛ (rₛ + γ v̄ₛ₊₁ - V(xₛ)), one environment and one step at a time."""
+        ratio = torch.exp(
+            chosen(log_policy(self.network, theta, trajectory), trajectory) - trajectory.behaviour_log_prob
+        )
+        steps, batch = trajectory.action.shape
+        targets, advantages = [], []
+        for b in range(batch):
+            pi_mu = [ratio[t, b] if trajectory.valid[t, b] else torch.tensor(1.0).double() for t in range(steps)]
+            clipped = [torch.clamp(x, max=1.0) for x in pi_mu]
+            goes_on = [0.0 if trajectory.is_terminal[t, b] else 1.0 for t in range(steps)]
+            ends = [bool(trajectory.is_terminal[t, b] or trajectory.is_truncated[t, b]) for t in range(steps)]
+            delta = [
+                clipped[t] * (trajectory.reward[t, b] + gamma * goes_on[t] * value[t + 1, b] - value[t, b])
+                for t in range(steps)
+            ]
+            v = []
+            for s in range(steps):
+                total, weight = value[s, b], 1.0
+                for t in range(s, steps):
+                    total = total + weight * delta[t]
+                    if ends[t]:
+                        break
+                    weight = weight * gamma * lambda_ * clipped[t]
+                v.append(total)
+            targets.append(torch.stack(v))
+            row = []
+            for s in range(steps):
+                beyond = value[s + 1, b]
+                if s + 1 < steps and not ends[s]:
+                    beyond = (1 - lambda_) * beyond + lambda_ * v[s + 1]
+                row.append(clipped[s] * (trajectory.reward[s, b] + gamma * goes_on[s] * beyond - value[s, b]))
+            advantages.append(torch.stack(row))
+        return torch.stack(targets, 1), torch.stack(advantages, 1)
+
+    def inner_gradient(self, theta: Tensor, frozen: Tensor, eta: Tensor, trajectory: Trajectory) -> Tensor:
+        """∇θ mean[-A s(log π) + ½ (v - V)² - c H(π) + ½ (v' - V')²], c_v = ½ as configured."""
+        gamma, entropy_coefficient = torch.sigmoid(eta)
+        x = theta.detach().requires_grad_()
+        held, outer_held = (y.detach() for y in self.values(frozen, frozen, trajectory))
+        target, advantage = self.vtrace(frozen, held, trajectory, gamma, 0.9)
+        outer_target, _ = self.vtrace(frozen, outer_held, trajectory, 0.99, 0.95)
+        value, outer_value = self.values(x, frozen, trajectory)
+        log_pi = log_policy(self.network, x, trajectory)
+        factor = chosen(log_pi, trajectory)
+        if self.is_lvc:
+            factor = (factor - chosen(log_policy(self.network, frozen, trajectory), trajectory).detach()).exp()
+        rows = -advantage.detach() * factor + 0.5 * (target.detach() - value[:-1]) ** 2
+        rows = rows + entropy_coefficient * (log_pi.exp() * log_pi).sum(-1)
+        rows = rows + 0.5 * (outer_target.detach() - outer_value[:-1]) ** 2
+        return torch.autograd.grad(rows[trajectory.valid].mean(), x)[0]
+
+    def outer_loss(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> Tensor:
+        """-mean[A' log π], A' by the outer critic under γ' = .99, λ' = .95."""
+        _, outer_held = self.values(frozen, frozen, trajectory)
+        _, advantage = self.vtrace(frozen, outer_held, trajectory, 0.99, 0.95)
+        return -(advantage * chosen(log_policy(self.network, theta, trajectory), trajectory))[trajectory.valid].mean()
+
+
+def derivative(function: Callable[[Tensor], Tensor], point: Tensor, step: float = 1e-3) -> Tensor:
+    """Central differences of fourth order."""
+
+    def along(direction: Tensor) -> float:
+        near, far = (
+            (function(point + h * direction) - function(point - h * direction)).item() / (2 * h)
+            for h in (step, 2 * step)
+        )
+        return (4 * near - far) / 3
+
+    return torch.tensor([along(each) for each in torch.eye(len(point), dtype=point.dtype)], dtype=point.dtype)
+
+
+@pytest.mark.parametrize(
+    ("n", "estimator", "surrogate", "product"),
+    [(1, "n-step", "ad", "recompute"), (2, "n-step", "lvc", "retain"), (3, "mix", "lvc", "retain")],
+)
+def test_an_update_on_stale_batches_is_vtraces(
+    config: MakeConfig, trajectory: MakeTrajectory, n: int, estimator: str, surrogate: str, product: str
+) -> None:
+    """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did."""
+    learner = config(n=n, estimator=estimator, surrogate=surrogate, product=product)
+    learner = replace(
+        learner, optimizer=SgdConfig(learning_rate=RATE), meta_parameters=off_policy(learner.meta_parameters)
+    )
+    agent = build(learner)
+    state = float64_state(agent)
+    batches = [
+        acted_by(
+            agent.network, 3.0 * agent.network.init(torch.Generator().manual_seed(100 + k)).double(), trajectory(k)
+        )
+        for k in range(3 + n)
+    ]
+    stream = iter(batches)
+    peek = Peek(lambda published, _: Batch(next(stream), (published.version,)), n + 1, max_lag=n + 1, version=0)
+    for _ in range(2):
+        state, _ = meta_update(agent, state, peek.sample)
+    new, metrics = meta_update(agent, state, peek.sample)
+
+    slow, window = Slow(agent), batches[2:]
+    ratios = torch.cat(
+        [(chosen(log_policy(agent.network, state.theta, x), x) - x.behaviour_log_prob).exp()[x.valid] for x in window]
+    )
+    assert ratios.min() < 0.8
+    assert ratios.max() > 1.25, "ratios on both sides of the clips"
+
+    def unrolled(eta: Tensor, bases: list[Tensor]) -> list[Tensor]:
+        """θ₀…θₙ under η, constants as at `bases` or, beyond them, as at θ itself."""
+        thetas = [state.theta]
+        for i in range(n):
+            gradient = slow.inner_gradient(thetas[i], bases[i] if bases else thetas[i], eta, window[i])
+            thetas.append(thetas[i] - RATE * gradient)
+        return thetas
+
+    path = unrolled(state.eta, [])
+    kappa = 1 - 1 / n
+    weights = [kappa ** (i - 1) * (1 - kappa) / (1 - kappa**n) for i in range(1, n + 1)]
+    weights = weights if estimator == "mix" else [0.0] * (n - 1) + [1.0]
+    assert math.isclose(sum(weights), 1.0)
+
+    def objective(eta: Tensor) -> Tensor:
+        thetas = unrolled(eta, path)
+        losses = [slow.outer_loss(thetas[i], path[i], window[i]) for i in range(1, n + 1)]
+        return sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros(()).double())
+
+    torch.testing.assert_close(new.theta, path[1], rtol=1e-11, atol=1e-13)
+    expected = derivative(objective, state.eta)
+    assert expected.abs().min() > 1e-7
+    found = torch.tensor(metrics.meta_gradient, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
+    assert metrics.scalars["loss/outer"] == pytest.approx(objective(state.eta).item(), rel=1e-10)
+    assert peek.lag == (min(2, n),), (
+        "a batch of the first window is of version 0, the later ones are as old as it is long"
+    )
+
+
+@pytest.mark.parametrize("critic", ["outer", "inner"])
+@pytest.mark.parametrize("surrogate", ["ad", "lvc"])
+def test_on_policy_the_losses_and_the_meta_gradient_are_a2cs(
+    config: MakeConfig, trajectory: MakeTrajectory, surrogate: str, critic: Any
+) -> None:
+    learner = config(n=2, surrogate=surrogate)
+    learner = replace(learner, outer=replace(learner.outer, critic=critic, is_advantage_normalised=critic == "inner"))
+    network = build_network(Mlp(hidden=6), (5,), 3, critic == "outer")
+    plain, streaming = (
+        build_agent(x, network, (5,), 3)
+        for x in (learner, replace(learner, meta_parameters=off_policy(learner.meta_parameters)))
+    )
+    state = float64_state(plain)
+
+    def fresh(snapshot: WeightSnapshot, step: int) -> Trajectory:
+        """A policy's own steps, looked ahead or not."""
+        return acted_by(network, snapshot.theta, trajectory(step))
+
+    def exact(found: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+    own = fresh(state.snapshot(), 0)
+    exact(streaming.problem.loss(state.theta, state.eta, own)[0], plain.problem.loss(state.theta, state.eta, own)[0])
+    for x, y in zip(*(agent.outer_loss(state.theta, state.eta, own) for agent in (streaming, plain)), strict=True):
+        exact(x, y)
+    expected = estimate_meta_gradient(plain, state, fresh)
+    assert expected.abs().min() > 1e-8
+    torch.testing.assert_close(estimate_meta_gradient(streaming, state, fresh), expected, rtol=1e-10, atol=0.0)
