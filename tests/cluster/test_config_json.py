@@ -12,7 +12,7 @@ from actors.envs.base import Environment, EnvironmentConfig
 from actors.envs.snake import SnakeConfig
 from cluster.config import Experiment
 from cluster.config_json import config_types, differences, from_json, to_json
-from cluster.run_config import BaseExperiment
+from cluster.run_config import BaseExperiment, EvaluationConfig
 from experiments import EXPERIMENTS
 from learner.meta_parameters import A2cParameters, MetaParametersConfig
 from learner.optimizer_config import AdamConfig, SgdConfig
@@ -33,6 +33,16 @@ def test_every_experiment_round_trips_through_json(name: str) -> None:
 def test_every_variant_round_trips(tiny: Tiny, optimizer: Any) -> None:
     experiment = tiny(optimizer=optimizer, network=Mlp(hidden=3), lookahead="fork")
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_how_a_run_is_spread_round_trips(tiny: Tiny) -> None:
+    streamed: dict[str, Any] = {"schedule": "peek", "max_lag": 7, "environments_per_actor": 2, "actors": 3}
+    placed: dict[str, Any] = {"topology": "ray", "learner_cpus": 2, "learner_restarts": 3}
+    evaluation = EvaluationConfig(every=5, episodes=2, is_greedy=True)
+    experiment = tiny(**streamed, **placed, evaluation=evaluation)
+    tree = json.loads(json.dumps(to_json(experiment)))
+    assert from_json(tree) == experiment
+    assert {name: tree[name] for name in (*streamed, *placed)} == streamed | placed
 
 
 def configuration_types(kind: Any, seen: set[type]) -> set[type]:

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from actors.envs.base import EnvironmentStep
+from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from actors.rollout import Actor, ActorSetup, EnvironmentFault
 from cluster import ray_session
 from cluster.config import Experiment
@@ -28,6 +29,7 @@ from cluster.plot import logged_scalars
 from cluster.ray_actors import ActorsLost
 from cluster.run_config import CheckpointConfig, EvaluationConfig, FaultConfig
 from cluster.supervise import LearnerLost
+from experiments import EXPERIMENTS
 from learner.config import BootstrapConfig
 from metagrad.errors import ConfigurationError
 from metagrad.types import Rollout, WeightSnapshot
@@ -164,6 +166,44 @@ def test_a_killed_actor_is_replaced_and_the_run_completes(
     assert "A worker died or was killed" not in capfd.readouterr().out, "Ray's own words for it"
     resumed = run(tiny(topology="ray", updates=7), tmp_path / "run", True, console)
     assert (resumed["actors_restarted"], resumed["dropped"]) == (1, 6), "the account goes on"
+
+
+@pytest.mark.slow
+def test_two_players_have_the_same_bits_on_ray_and_colocated(console: Console, tmp_path: Path, learner_of: Any) -> None:
+    env = IteratedPrisonersDilemmaConfig(steps=5)
+    experiment = replace(
+        EXPERIMENTS["ipd"](), env=env, rollout_length=5, environments=4, inner_rollouts=2, updates=3, learner_threads=1
+    )
+    run(experiment, tmp_path / "ray", False, console)
+    run(replace(experiment, topology="colocated"), tmp_path / "here", False, console)
+    assert learner_of(tmp_path / "ray") == learner_of(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_at_rest_is_started_again(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    """Ray has another process in its place before anything is asked of it, and tells nobody."""
+
+    def die_a_moment_later() -> None:
+        if os.fork() == 0:  # the rollout is over by then, and the other actor is at its own
+            time.sleep(1.0)
+            os.kill(os.getppid(), signal.SIGKILL)
+            os._exit(0)
+
+    class Paced(FaultyActor):
+        def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+            if self.setup.index == 1 and self.marker.exists():
+                time.sleep(5.0 if getattr(self, "calls", 0) == self.at - 1 else 0.0)
+            return super().rollout(snapshot, lookahead_step)
+
+    def make(setup: ActorSetup) -> Actor:
+        actor = Paced(setup)
+        actor.marker, actor.fault, actor.at = tmp_path / "marker", die_a_moment_later, 3
+        return actor
+
+    run(tiny(topology="ray"), tmp_path / "run", False, console, make)
+    summary = summary_of(tmp_path / "run")
+    assert (summary["updates"], summary["actors_restarted"]) == (6, 1)
+    assert "actor died (" in text(console)
 
 
 @pytest.mark.slow
