@@ -12,6 +12,8 @@ import pytest
 from netns import Host, Network, NotPossible, network, why_not
 from ray_nodes import wait_until
 
+pytestmark = pytest.mark.cluster
+
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
 
@@ -81,13 +83,20 @@ def test_power_off_ends_every_process_and_the_computer_may_come_back(net: Networ
 
 def test_orphans_are_reaped(net: Network) -> None:
     a = net.add("a")
-    words = ["setsid", "--fork", "true"]
+    words = ["setsid", "--fork", "sh", "-c", 'sleep 0.3; touch "$1"', "sh", str(a.folder / "is-over")]
     assert a.start(words, ENVIRONMENT, a.folder / "out.txt").wait(timeout=10) == 0
+    wait_until((a.folder / "is-over").exists, 5, lambda: "the orphan's end")
 
-    def zombies() -> list[str]:
-        return [line for line in a.check("ps", "-eo", "stat=,args=").splitlines() if line.startswith("Z")]
+    wait_until(lambda: a.check("sh", "-c", "ps --ppid 1 -o args= || true") == "", 5, lambda: "orphans to be gone")
 
-    wait_until(lambda: not zombies(), 5, lambda: "orphans to be gone")
+
+def test_a_file_may_differ_on_one_computer(net: Network, tmp_path: Path) -> None:
+    a, b = net.add("a"), net.add("b")
+    (tmp_path / "ours").write_text("ours")
+    (tmp_path / "theirs").write_text("theirs")
+    b.replace(tmp_path / "ours", by=tmp_path / "theirs")
+    assert (a.check("cat", str(tmp_path / "ours")), b.check("cat", str(tmp_path / "ours"))) == ("ours", "theirs")
+    assert (tmp_path / "ours").read_text() == "ours"
 
 
 def test_a_command_that_fails_says_so(net: Network) -> None:
