@@ -22,6 +22,7 @@ from metagrad.types import Rollout, WeightSnapshot
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_FOR_STATES = 2.0
 _SECONDS_TO_STAND_IN, _TIMES_TO_STAND_IN = 10.0, 5.0  # in lockstep: so long, and so many times the longest rollout
+_SECONDS_WITHOUT_A_PLACE = 120.0  # or a rollout's limit where that is longer; a process has to start in them too
 _SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the cluster has no place for yet
 
 
@@ -272,12 +273,12 @@ class RayActors:
         """End a run that nobody will ever bring anything.
 
         Raises:
-            ActorsLost: no actor has had a place for as long as a rollout may take.
+            ActorsLost: no actor has had a place for a long time.
         """
         alive = [slot for slot in self._slots if slot.phase is not Phase.GIVEN_UP]
         waited = min(time.monotonic() - slot.away_since for slot in alive)
         is_placeless = all(slot.phase in (Phase.PLACING, Phase.RESTING) for slot in alive)
-        if is_placeless and waited > self._faults.rollout_seconds:
+        if is_placeless and waited > max(_SECONDS_WITHOUT_A_PLACE, self._faults.rollout_seconds):
             free, threads = ray.available_resources().get("CPU", 0), alive[0].setup.threads
             raise ActorsLost(
                 f"no actor has found a place for {waited:.0f} s: each needs {threads} CPUs of one node, and {free:g} "
