@@ -54,6 +54,7 @@ STUDIES: dict[str, Study] = {
         snake12_study.STUDY,
         snake12_choices.STUDY,
         peek_study.STUDY,
+        peek_study.PONG_STUDY,
         atari_study.STUDY,
         atari_study.ALE_STUDY,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,16 +11,35 @@ from experiments.paired import paired
 from experiments.report import Array, Panel, Row, critical, line_panels, mean_and_std, number, write_report
 
 _INTRODUCTION = """\
-Snake 6x6 with LVC and the outer critic (experiment `snake-6x6`), {environments} environments × 5 steps an update,
-{updates:,} updates. `lockstep` rolls out every looked-ahead policy: n + 1 batches for each real update, n of them
-look-ahead frames. `peek` looks ahead in the real batches that later updates use, with V-trace corrections: no
-look-ahead frames at all. Every run on one CPU thread, colocated: actors and learner take turns, so frames per second
-compare arithmetic, not overlap.
+{what}, {environments} environments × 5 steps an update, {updates:,} updates. `lockstep` rolls out every looked-ahead
+policy: n + 1 batches for each real update, n of them look-ahead frames. `peek` looks ahead in the real batches that
+later updates use, with V-trace corrections: no look-ahead frames at all. Runs are compared after the same number of
+real updates, which have used equally many real frames; under peek n further batches wait by then.
 
-Meta-gradients: independent samples of both estimators from the same θ, η and optimizer states of one run under peek
-(n = {n}, seed {seed}), in unconstrained space and before clipping. A window of peek is sampled by the policies of the
-last n + 1 updates.
+Every run on one CPU thread, colocated: actors and learner take turns, so frames per second compare arithmetic, not
+overlap. They are of wall time, with whatever else the machine did; `python -m benchmarks schedules` measures in turn.
 """
+
+_PROBES = """
+Meta-gradients: {samples} independent samples of both estimators from the same θ, η and optimizer states of one run
+under peek (n = {n}, seed {seed}), in unconstrained space and before clipping. A window of peek is sampled by the
+policies of the last n + 1 updates, its games going on from batch to batch. In one run γ alone is learnt, as in the
+arms; in another γ, λ, value and entropy coefficient are, since one component has no cosine.
+"""
+
+
+class About(NamedTuple):
+    """What a page is about."""
+
+    title: str
+    what: str  # begins the introduction: environment and agent
+
+
+SNAKE = About(
+    "Peek: look-ahead without frames",
+    "Snake 6x6 (experiment `snake-6x6`: surrogate AD as in the debiasing paper, outer critic, γ learnt)",
+)
+PONG = About("Peek on Pong", "Pong (experiment `atari`: surrogate LVC, critic of the inner loss, four learnt)")
 
 
 def runs_of(parts: Mapping[str, tuple[Settings, Result]], n: int, schedule: str) -> list[Result]:
@@ -55,11 +75,17 @@ def _rows(parts: Mapping[str, tuple[Settings, Result]], ns: list[int]) -> Iterat
 
 
 def _compared(quantity: str, ends: list[Array], seeds: int, is_larger_better: bool) -> tuple[Row, str | None]:
+    """Seed by seed, since both runs of a seed start from one network; beside it the interval of two samples."""
     difference = paired(*ends)
     (first, first_std), (second, second_std) = (mean_and_std(x) for x in ends)
-    is_apart = abs(difference.difference) > critical(seeds) * difference.standard_error
+    margin = critical(seeds) * difference.standard_error
+    is_apart = abs(difference.difference) > margin
     verdict = ("larger" if difference.difference > 0 else "smaller") if is_apart else "not distinguishable"
-    spread = f"std {number(float(first_std), 2)} and {number(float(second_std), 2)}; paired {difference}"
+    apart = float(np.hypot(first_std, second_std)) / seeds**0.5 * critical(2 * seeds - 1)
+    spread = (
+        f"std {number(float(first_std), 2)} and {number(float(second_std), 2)}; difference "
+        f"{number(difference.difference)}, 95 %: ± {number(margin, 2)} paired, ± {number(apart, 2)} as two samples"
+    )
     row = Row(
         quantity, "no difference", f"{number(float(first))} → {number(float(second))}: {verdict}", str(seeds), spread
     )
@@ -67,43 +93,46 @@ def _compared(quantity: str, ends: list[Array], seeds: int, is_larger_better: bo
     return row, f"{quantity}: worse under peek by {difference}." if is_worse else None
 
 
-def _meta_gradient_rows(settings: Settings, result: Result) -> Iterator[Row]:
+def _meta_gradient_rows(settings: Settings, result: Result) -> Iterator[tuple[Row, str | None]]:
+    learnt = ", four learnt" if "learnt" in settings else ""
     for k, update in enumerate(result["updates"]):
         lockstep, peek = (np.array(result[name][k], dtype=np.float64) for name in ("lockstep", "peek"))
         means = lockstep.mean(axis=0), peek.mean(axis=0)
-        errors = [x.std(axis=0, ddof=1) / len(x) ** 0.5 for x in (lockstep, peek)]
-        apart = (means[1] - means[0]) / np.hypot(*errors)
+        stds = [x.std(axis=0, ddof=1) for x in (lockstep, peek)]
+        apart = (means[1] - means[0]) / (np.hypot(*stds) / len(lockstep) ** 0.5)
         ours = f"{_listed(means[0])} → {_listed(means[1])}; apart by {_listed(apart)} standard errors"
-        ratio = peek.std(axis=0, ddof=1) / lockstep.std(axis=0, ddof=1)
-        spread = f"std of peek's samples / lockstep's: {_listed(ratio)}"
+        spread = f"std of single samples {_listed(stds[0])} and {_listed(stds[1])}, ratio {_listed(stds[1] / stds[0])}"
         if len(means[0]) > 1:
             cosine = float(means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]))
             spread += f"; cosine of the means {number(cosine, 4)}"
-        count = f"{len(lockstep)} samples"
-        yield Row(f"n = {settings['n']}: meta-gradient at update {update:,}", "no difference", ours, count, spread)
+        quantity = f"n = {settings['n']}{learnt}: meta-gradient at update {update:,}"
+        is_apart = bool((abs(apart) > critical(2 * len(lockstep) - 1)).any())
+        verdict = f"{quantity}: {ours}, of {len(lockstep)} samples each." if is_apart else None
+        yield Row(quantity, "no difference", ours, f"{len(lockstep)} samples", spread), verdict
 
 
 def _listed(values: Array) -> str:
     return ", ".join(number(float(x), 2) for x in values)
 
 
-def report(folder: Path, parts: Mapping[str, tuple[Settings, Result]], is_quick: bool) -> None:
+def report(folder: Path, parts: Mapping[str, tuple[Settings, Result]], is_quick: bool, about: About) -> None:
     """Write report.md and its pictures into the study's folder."""
     trained = {name: part for name, part in parts.items() if "schedule" in part[0]}
     ns = sorted({settings["n"] for settings, _ in trained.values()})
     found = list(_rows(trained, ns))
-    rows, differences = [row for row, _ in found], [sentence for _, sentence in found if sentence]
     probed = [part for part in parts.values() if "points" in part[0]]
     for settings, result in probed:
-        rows += _meta_gradient_rows(settings, result)
+        found += _meta_gradient_rows(settings, result)
+    rows, differences = [row for row, _ in found], [sentence for _, sentence in found if sentence]
     line_panels(folder / "returns.png", [panel for n in ns for panel in _panels(trained, n)], columns=2)
     if is_quick:
         differences.append("A quick version: it shows that things work, and nothing else.")
     any_run, _ = next(iter(trained.values()))
-    probe = probed[0][0] if probed else {"n": "none", "seed": "none"}
-    introduction = _INTRODUCTION.format(**{**any_run, "n": probe["n"], "seed": probe["seed"]})
+    introduction = _INTRODUCTION.format(what=about.what, **any_run)
+    if probed:
+        introduction += _PROBES.format(**probed[0][0])
     caption = "Return of full episodes against real frames and against seconds; mean ± standard deviation over seeds."
-    write_report(folder, "Peek: look-ahead without frames", introduction, rows, [("returns.png", caption)], differences)
+    write_report(folder, about.title, introduction, rows, [("returns.png", caption)], differences)
 
 
 def _panels(parts: Mapping[str, tuple[Settings, Result]], n: int) -> Iterator[Panel]:

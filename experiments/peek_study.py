@@ -1,4 +1,4 @@
-"""Study `peek`: look-ahead in the stream of real rollouts against rollouts of its own, on Snake 6x6.
+"""Studies `peek` and `peek-pong`: look-ahead in the stream of real rollouts against rollouts of its own.
 
 Schedule `lockstep` rolls every looked-ahead policy out; `peek` takes the rollouts of the next real updates in their
 place, with V-trace corrections (`learner.schedule`). What that does to returns at equal real frames, to time, and to
@@ -20,8 +20,9 @@ from cluster.config import Experiment
 from cluster.launch import actor_setups
 from cluster.run_config import CheckpointConfig, Schedule
 from cluster.studies import Result, Settings, Study
+from experiments.atari import atari
 from experiments.meta_gradient_probe import meta_gradient_samples, restarted
-from experiments.peek_report import report
+from experiments.peek_report import PONG, SNAKE, report
 from experiments.snake import snake_6x6
 from experiments.training_runs import curves, evaluations, train
 from learner.batch import merge
@@ -33,16 +34,20 @@ CPU = torch.device("cpu")
 SEEDS, UPDATES, EPOCH, EPISODES = 3, 584, 73, 512
 NS, PROBED_N, SAMPLES = (1, 3, 5), 3, 48
 SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+PONG_UPDATES, PONG_EPOCH, PONG_EPISODES = 10_000, 2_500, 32
+LEARNT = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
 LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
 
 
 def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experiment:
-    """`snake-6x6` with the outer critic and LVC, on one thread."""
-    base = snake_6x6()
+    """`snake-6x6`, whose surrogate is AD and which has the outer critic, or `atari`; on one thread."""
+    base = atari() if settings.get("game") == "Pong" else snake_6x6()
+    learnt = {name: replace(getattr(base.meta_parameters, name), is_learnt=True) for name in settings.get("learnt", ())}
     return replace(
         base,
         schedule=schedule,
         meta=replace(base.meta, n=n),
+        meta_parameters=replace(base.meta_parameters, **learnt),
         seed=settings["seed"],
         updates=settings["updates"],
         environments=settings["environments"],
@@ -68,7 +73,23 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
                 parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | {"episodes": 32 if is_quick else EPISODES}
     points = [8, 16] if is_quick else [50, 300, 584]
     probe_length = length | {"updates": points[-1], "points": points, "samples": 4 if is_quick else SAMPLES}
-    return parts | {"meta-gradients": {"seed": 1, "n": PROBED_N} | probe_length}
+    probed = {"seed": 1, "n": PROBED_N} | probe_length
+    return parts | {"meta-gradients": probed, "meta-gradients-of-four": probed | {"learnt": list(LEARNT)}}
+
+
+def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:
+    """`experiments.atari`, Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
+    length = {
+        "updates": 2 if is_quick else updates,
+        "epoch": 2 if is_quick else PONG_EPOCH,
+        "environments": 4 if is_quick else 64,
+        "episodes": 1 if is_quick else PONG_EPISODES,
+    }
+    return {
+        f"{schedule}-seed{seed}": {"game": "Pong", "schedule": schedule, "n": PROBED_N, "seed": seed, **length}
+        for seed in range(1, 1 + (1 if is_quick else seeds))
+        for schedule in SCHEDULES
+    }
 
 
 def run_part(settings: Settings, folder: Path) -> Result:
@@ -132,5 +153,15 @@ STUDY = Study(
     parts=_parts,
     run_part=run_part,
     keeps_work=True,
-    report=report,
+    report=partial(report, about=SNAKE),
+)
+PONG_STUDY = Study(
+    name="peek-pong",
+    description="Pong: look-ahead in the stream of real rollouts against rollouts of its own, n = 3",
+    seeds=SEEDS,
+    updates=PONG_UPDATES,
+    parts=_pong_parts,
+    run_part=run_part,
+    keeps_work=True,
+    report=partial(report, about=PONG),
 )

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from experiments.peek_report import report
+from experiments.peek_report import SNAKE, report
 
 
 def run(schedule: str, n: int, seed: int, end: float, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -19,7 +19,7 @@ def parts(ends: list[float]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]
     found = {f"lockstep{seed}": run("lockstep", 3, seed, 4.0 + 0.1 * seed, 4.0) for seed in range(3)}
     found |= {f"peek{seed}": run("peek", 3, seed, end, 2.0) for seed, end in enumerate(ends)}
     samples = {"updates": [5], "lockstep": [[[1.0], [3.0]]], "peek": [[[2.0], [6.0]]]}
-    return found | {"meta-gradients": ({"points": [5], "n": 3, "seed": 1}, samples)}
+    return found | {"meta-gradients": ({"points": [5], "n": 3, "seed": 1, "samples": 2}, samples)}
 
 
 @pytest.mark.parametrize(
@@ -31,20 +31,41 @@ def parts(ends: list[float]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]
     ],
 )
 def test_returns_are_compared_seed_by_seed(tmp_path: Path, ends: list[float], verdict: str, is_worse: bool) -> None:
-    report(tmp_path, parts(ends), is_quick=False)
+    report(tmp_path, parts(ends), is_quick=False, about=SNAKE)
     page = (tmp_path / "report.md").read_text()
     assert f"| n = 3: return at the end, equal real frames | no difference | {verdict}" in page
     assert ("worse under peek by" in page.partition("## Where ours differs")[2]) == is_worse
     assert "| n = 3: real frames per second, one thread | 4 without a learner | 250 → 500: 2 times | 3 |" in page
     assert "| n = 3: look-ahead frames of a run | 0 under peek | 3,000 → 0 | 3 | exact |" in page
     # means 2 and 4, standard errors 1 and 2
-    assert "2 → 4; apart by 0.89 standard errors | 2 samples | std of peek's samples / lockstep's: 2 |" in page
+    assert "2 → 4; apart by 0.89 standard errors | 2 samples | std of single samples 1.4 and 2.8, ratio 2 |" in page
+
+
+def test_returns_have_the_interval_of_two_samples_too(tmp_path: Path) -> None:
+    report(tmp_path, parts([3.9, 4.1, 4.6]), is_quick=False, about=SNAKE)
+    # paired differences -.1, 0, .4: SE .1528 x 4.303; two samples: std .1 and .3606, SE .2160 x 2.776 (4 degrees)
+    shown = "difference 0.1, 95 %: ± 0.66 paired, ± 0.6 as two samples"
+    assert shown in (tmp_path / "report.md").read_text()
+
+
+def test_meta_gradients_that_differ_are_named(tmp_path: Path) -> None:
+    found = parts([4.0, 4.1, 4.3])
+    lockstep, peek = [[1.0, 0.0], [1.2, 0.1], [0.8, -0.1]], [[0.0, 1.0], [0.1, 1.2], [-0.1, 0.8]]
+    settings, _ = found["meta-gradients"]
+    result = {"updates": [5], "lockstep": [lockstep], "peek": [peek]}
+    found["four"] = settings | {"learnt": ["gamma", "lambda_"]}, result
+    report(tmp_path, found, is_quick=False, about=SNAKE)
+    table, _, differences = (tmp_path / "report.md").read_text().partition("## Where ours differs")
+    assert "cosine of the means 0 |" in table
+    # first component: -1 over sqrt((.2^2 + .1^2) / 3)
+    assert "n = 3, four learnt: meta-gradient at update 5: 1, 0 → 0, 1; apart by -7.7, 7.7 standard" in differences
+    assert "n = 3: meta-gradient" not in differences, "a difference of .89 standard errors is none"
 
 
 def test_a_study_in_progress_is_reported_as_far_as_it_is(tmp_path: Path) -> None:
     found = parts([4.0, 4.1, 4.3])
     del found["peek2"], found["meta-gradients"]
-    report(tmp_path, found, is_quick=True)
+    report(tmp_path, found, is_quick=True, about=SNAKE)
     page = (tmp_path / "report.md").read_text()
     assert "| 2 |" in page
     assert "A quick version" in page

@@ -7,7 +7,8 @@ import torch
 
 from cluster.config_json import differences
 from cluster.transport import ColocatedActors
-from experiments.peek_study import NS, STUDY, peek_experiment, peek_samples, run_part
+from experiments.atari import atari
+from experiments.peek_study import LEARNT, NS, PONG_STUDY, STUDY, peek_experiment, peek_samples, run_part
 from experiments.snake import snake_6x6
 from experiments.training_runs import checkpoints, train
 from learner import lookahead
@@ -28,8 +29,20 @@ def test_arms_differ_in_schedule_and_n_alone() -> None:
 def test_more_seeds_add_parts_and_change_none() -> None:
     few, many = STUDY.parts(1, False), STUDY.parts(3, False)
     assert few.items() < many.items()
-    assert len(many) == 3 * 2 * len(NS) + 1
-    assert {s["updates"] for name, s in STUDY.parts(3, False, 100).items() if name != "meta-gradients"} == {100}
+    assert len(many) == 3 * 2 * len(NS) + 2
+    assert {s["updates"] for s in STUDY.parts(3, False, 100).values() if "points" not in s} == {100}
+    few, many = PONG_STUDY.parts(1, False), PONG_STUDY.parts(3, False)
+    assert few.items() < many.items()
+    assert len(many) == 3 * 2
+
+
+def test_pong_is_the_experiment_atari() -> None:
+    whole = PONG_STUDY.parts(1, False)
+    for schedule in ("lockstep", "peek"):
+        experiment = peek_experiment(schedule, 3, whole[f"{schedule}-seed1"])
+        changed = {field: new for field, _, new in differences(atari(), experiment)}
+        own = {k: v for k, v in changed.items() if k.partition(".")[0] not in OPERATIONAL | {"checkpoint"}}
+        assert own == ({"schedule": "peek"} if schedule == "peek" else {})
 
 
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
@@ -41,6 +54,15 @@ def test_a_part_trains_and_is_evaluated(tmp_path: Path, schedule: str) -> None:
     assert result["transport/lag_versions"]["values"][-1] == (2 if schedule == "peek" else 0)
 
 
+@pytest.mark.slow
+def test_a_part_plays_pong(tmp_path: Path) -> None:
+    short = next(iter(PONG_STUDY.parts(1, True).values())) | {"schedule": "peek", "environments": 2}
+    result = run_part(short, tmp_path / "part")
+    assert len(result["sampled"]["values"]) == 2
+    assert all(-21 <= x <= 21 for x in result["sampled"]["values"])
+    assert result["frames_lookahead"] == 0
+
+
 def test_meta_gradients_of_both_estimators_are_sampled_along_one_run(tmp_path: Path) -> None:
     settings = {"seed": 1, "n": 2, "epoch": 2, "environments": 4, "updates": 6, "points": [3, 6], "samples": 3}
     result = run_part(settings, tmp_path / "part")
@@ -49,6 +71,8 @@ def test_meta_gradients_of_both_estimators_are_sampled_along_one_run(tmp_path: P
         assert [[len(sample) for sample in samples] for samples in result[name]] == [[1, 1, 1]] * 2
         assert len({sample[0] for samples in result[name] for sample in samples}) == 6, "samples differ"
     assert result == run_part(settings, tmp_path / "again")
+    four = run_part(settings | {"learnt": list(LEARNT), "updates": 3, "points": [3]}, tmp_path / "four")
+    assert [[len(sample) for sample in samples] for samples in four["peek"]] == [[4, 4, 4]]
 
 
 def test_a_sampled_window_is_what_a_run_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
