@@ -1,20 +1,47 @@
 """Real frames per second of schedule `peek` against `lockstep`, with Ray actors: whole runs in turn, round by round.
 
-Snake 6x6 as in `demo`, two actors, learner threads as the command line chooses them. Beside the ratio stands what can
-be saved at all where all cores are busy: with x the time of one batch of rollouts and L that of the learner, from the
-phases of the lockstep runs, ((n + 1) x + L) / (x + L).
+Snake 6x6 as in `demo` and Pong as in `atari`, two actors, learner threads as the command line chooses them. Beside the
+ratio stands what it cannot exceed where all cores are busy, twice: with x the seconds of one batch of rollouts and L
+those of the learner, from the phases of the lockstep runs, ((n + 1) x + L) / (x + L); and the same of CPU seconds on
+one thread, where each schedule has its own L, since V-trace is not A2C.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.harness import summary
+import torch
+
+from actors.rollout import Actor, probe
+from benchmarks.harness import Timing, interleave, summary, torch_threads
 from benchmarks.pipeline import WARM_UP, updates_of
 from cluster.config import Experiment
+from cluster.launch import actor_setups
+from cluster.run_config import Schedule
+from experiments.atari import atari
 from experiments.snake import demo
+from learner.batch import merge
+from metagrad.types import Trajectory, WeightSnapshot
 
-_NS, _UPDATES = (1, 3, 5), 40
+SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+CPU = torch.device("cpu")
+
+
+class Case(NamedTuple):
+    """One experiment in both schedules."""
+
+    label: str
+    make: Callable[[], Experiment]
+    n: int
+    updates: int  # of a timed run
+
+    def experiment(self, schedule: Schedule) -> Experiment:
+        base = self.make()
+        return replace(base, schedule=schedule, meta=replace(base.meta, n=self.n))
+
+
+CASES = (*(Case(f"demo, n = {n}", demo, n, 40) for n in (1, 3, 5)), Case("Pong, n = 3", atari, 3, 12))
 
 
 def one_run(experiment: Experiment) -> tuple[float, float]:
@@ -28,21 +55,62 @@ def one_run(experiment: Experiment) -> tuple[float, float]:
     return per_second, (batches * sampling + learner) / (sampling + learner)
 
 
+def _runs(case: Case, rounds: int, quick: bool) -> dict[str, Any]:
+    """Both speeds, the ratio of each round, and the one that the phases of lockstep allow."""
+    measured: dict[str, list[float]] = defaultdict(list)
+    for _ in range(1 if quick else rounds):
+        for schedule in SCHEDULES:
+            updates = WARM_UP + (3 if quick else case.updates)
+            speed, allowed = one_run(replace(case.experiment(schedule), updates=updates))
+            measured[f"{schedule}_real_frames_per_second"].append(speed)
+            if schedule == "lockstep":
+                measured["ratio_that_phases_allow"].append(allowed)
+        lockstep, peek = (measured[f"{name}_real_frames_per_second"][-1] for name in SCHEDULES)
+        measured["peek_over_lockstep"].append(peek / lockstep)
+    return {name: summary(values) for name, values in measured.items()}
+
+
+def arithmetic(case: Case) -> dict[str, Callable[[], object]]:
+    """One batch of rollouts, and one update of each schedule on batches that are there; in this process."""
+    lockstep, peek = (replace(case.experiment(each), topology="colocated", actors=1) for each in SCHEDULES)
+    spec = probe(lockstep.env)
+    algorithms = {"lockstep": lockstep.algorithm(spec), "peek": peek.algorithm(spec)}
+    state = algorithms["lockstep"].init(lockstep.seed, CPU)
+    (setup,) = actor_setups(lockstep, CPU, 0)
+    actor, snapshot = Actor(setup), WeightSnapshot(0, state.theta, state.eta)
+
+    def rollouts() -> Trajectory:
+        with torch.no_grad():
+            return merge([actor.rollout(snapshot, 0)], 0, CPU).trajectory
+
+    window = [rollouts() for _ in range(case.n + 1)]
+    return {
+        "rollouts": rollouts,
+        "lockstep": lambda: algorithms["lockstep"].update(state, lambda _, step: window[step]),
+        "peek": lambda: algorithms["peek"].update(state, lambda _, step: window[step]),
+    }
+
+
+def cpu_seconds(timings: dict[str, list[Timing]], n: int) -> dict[str, Any]:
+    """Of the three, and of both schedules' updates the ratio, sampling included: what all cores busy would give."""
+    cpu = {name: [timing.cpu_s for timing in each] for name, each in timings.items()}
+    allowed = [
+        ((n + 1) * x + lockstep) / (x + peek)
+        for x, lockstep, peek in zip(cpu["rollouts"], cpu["lockstep"], cpu["peek"], strict=True)
+    ]
+    return {
+        "rollouts_cpu_s": summary(cpu["rollouts"]),
+        "learner_lockstep_cpu_s": summary(cpu["lockstep"]),
+        "learner_peek_cpu_s": summary(cpu["peek"]),
+        "ratio_that_cpu_allows": summary(allowed),
+    }
+
+
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    """Per n: both speeds, the ratio of each round, and the one that the phases of lockstep allow."""
-    result: dict[str, Any] = {}
-    for n in (1,) if quick else _NS:
-        measured: dict[str, list[float]] = defaultdict(list)
-        for _ in range(1 if quick else rounds):
-            for schedule in ("lockstep", "peek"):
-                base = demo()
-                updates = WARM_UP + (3 if quick else _UPDATES)
-                experiment = replace(base, schedule=schedule, meta=replace(base.meta, n=n), updates=updates)
-                speed, allowed = one_run(experiment)
-                measured[f"{schedule}_real_frames_per_second"].append(speed)
-                if schedule == "lockstep":
-                    measured["ratio_that_phases_allow"].append(allowed)
-            lockstep, peek = (measured[f"{name}_real_frames_per_second"][-1] for name in ("lockstep", "peek"))
-            measured["peek_over_lockstep"].append(peek / lockstep)
-        result[f"n{n}"] = {name: summary(values) for name, values in measured.items()}
-    return {"schedules": result}
+    """Per case: speeds with Ray actors, and CPU seconds of the parts."""
+    chosen = CASES[:1] if quick else CASES
+    cpu: dict[str, Any] = {}
+    with torch_threads(1):
+        for case in chosen:
+            cpu[case.label] = cpu_seconds(interleave(arithmetic(case), 1 if quick else 2 * rounds), case.n)
+    return {"cpu": cpu, "schedules": {case.label: _runs(case, rounds, quick) for case in chosen}}
