@@ -26,7 +26,7 @@ from cluster.stop import StopRequest
 from cluster.train import CHECKPOINT_PARTS
 from cluster.transport import Actors, ColocatedActors
 from learner.algorithm import Algorithm
-from learner.checkpoint import NoCheckpoint, Restored, restore_newest
+from learner.checkpoint import NoCheckpoint, Restored, paths, restore_newest
 from learner.storage import CannotWrite, Location
 from metagrad.errors import ConfigurationError, require
 
@@ -205,10 +205,9 @@ class _Run:
         def newest_checkpoint() -> dict[str, Any] | None:
             if first:
                 return first.pop()
-            try:
-                return restore(self._folder, self._experiment, self._algorithm, self._progress.say).tree
-            except ConfigurationError:  # it died before the first one
+            if not paths(self._folder.checkpoints):  # it died before the first one
                 return None
+            return restore(self._folder, self._experiment, self._algorithm, self._progress.say).tree
 
         with ray_session(demand(self._experiment)):
             supervisor = Supervisor(self._experiment, self._spec, make)
