@@ -15,8 +15,9 @@ words() {
     tr '\0' '\n' 2>/dev/null <"$proc/$1/cmdline" || true
 }
 
-# True for the driver of a training run: a Python whose script is metagrad or metagrad-continue. The shell in which Ray
-# starts one has the same words in its command line, but would die of a signal without passing it on.
+# True for the driver of a training run: a Python whose script is metagrad, also as `metagrad submit --install` begins it, or
+# metagrad-continue. The shell in which Ray may start one has the same words in its command line, but would die of a signal
+# without passing it on.
 is_driver() {
     words "$1" | {
         read -r interpreter && read -r script || return 1
@@ -24,6 +25,7 @@ is_driver() {
         case ${script##*/} in
             metagrad-continue | continue_run.py) return 0 ;;
             metagrad) grep -qx train ;;
+            -c) read -r code && case $code in *cluster.entry*) grep -qx train ;; *) return 1 ;; esac ;;
             *) return 1 ;;
         esac
     }

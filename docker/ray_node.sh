@@ -5,16 +5,17 @@
 #   metagrad-ray-node --address=head:6379 …
 set -eu
 
-ray start --block "$@" &
-node=$!
-
+node=""
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
     trap '' TERM INT
+    [ -n "$node" ] || exit 143
     metagrad-drain || true
     kill -TERM "$node" 2>/dev/null || true
 }
 trap stop TERM INT
+ray start --block "$@" &
+node=$!
 
 # A signal ends the first wait; the second one is for the node itself.
 status=0

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 DRAIN = ROOT / "docker" / "drain.sh"
+SLURM = ROOT / "deploy" / "slurm" / "metagrad.sh"
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -26,8 +27,17 @@ def nodes(tmp_path: Path) -> Path:
     log = tmp_path / "log"
     fakes = tmp_path / "fakes"
     program(fakes, "scontrol", f'if [ "$1" = show ]; then printf "a\\nb\\n"; else echo "scontrol $*" >> "{log}"; fi')
-    program(fakes, "srun", 'while [[ "$1" == --* ]]; do shift; done; exec "$@"')
-    program(fakes, "hostname", "echo 10.0.0.7 fe80::1")
+    # Real steps wait for each other unless they say --overlap, and a task has one CPU unless it asks for more.
+    program(
+        fakes,
+        "srun",
+        """
+        all="$*"
+        while [[ "$1" == --* ]]; do shift; done
+        [[ "$all" == *--overlap* ]] || sleep 60
+        [[ "$1" == rm || "$all" == *--cpus-per-task=4* ]] || exit 9
+        exec "$@\"""",
+    )
     metagrad = tmp_path / "submitted" / ".venv" / "bin"
     program(metagrad, "metagrad", "")
     program(
@@ -35,12 +45,14 @@ def nodes(tmp_path: Path) -> Path:
         "ray",
         f"""
         if [ "$1" = status ]; then printf " 1 node_x\\n 1 node_y\\n"; exit; fi
+        mkdir -p "{tmp_path / "ray"}"
         echo "ray $*" >> "{log}"; trap 'echo "ended $2" >> "{log}"; kill $!; exit' TERM; sleep 60 & wait""",
     )
     program(
         metagrad,
         "python",
         f"""
+        if [ "$1" = -c ]; then echo "10.0.0.7"; exit; fi
         echo "run $RAY_ADDRESS $RAY_AUTH_MODE ${{*:2}}" >> "{log}"
         [ "$3" != broken ] || exit 3
         [ "$3" != short ] || exit 0
@@ -60,7 +72,8 @@ def sbatch(nodes: Path, *words: str, **more: str) -> "subprocess.Popen[str]":
         "SLURM_CPUS_PER_TASK": "4",
         "RAY_AUTH_TOKEN_PATH": str(nodes / "token"),
     }
-    script = ROOT / "deploy" / "slurm" / "metagrad.sh"
+    script = nodes / "metagrad.sh"
+    script.write_text(SLURM.read_text().replace("folder=/tmp/ray-$SLURM_JOB_ID", f"folder={nodes / 'ray'}"))
     return subprocess.Popen(
         ["bash", str(script), *words],
         env=environment | more,
@@ -86,26 +99,66 @@ def test_a_slurm_job_makes_a_cluster_and_ends_as_its_run(nodes: Path) -> None:
     output, _ = job.communicate(timeout=30)
     assert job.returncode == 0, output
     lines = log(nodes)
-    assert (
-        "ray start --head --node-ip-address=10.0.0.7 --port=10123 --num-cpus=4 --include-dashboard=false --block"
-        in lines
-    )
-    assert "ray start --address=10.0.0.7:10123 --num-cpus=4 --block" in lines
-    assert "run 10.0.0.7:10123 token /runs/a short" in lines
+    (head,) = [line for line in lines if line.startswith("ray start --head")]
+    for option in (
+        "--node-ip-address=10.0.0.7 --port=20246 --ray-client-server-port=20247",
+        "--include-dashboard=false",
+    ):
+        assert option in head
+    (worker,) = [line for line in lines if line.startswith("ray start --address")]
+    assert worker.startswith("ray start --address=10.0.0.7:20246 ")
+    for line in (head, worker):
+        assert line.endswith(f" --num-cpus=4 --temp-dir={nodes / 'ray'} --block")
+    assert not (nodes / "ray").exists()
+    assert "run 10.0.0.7:20246 token /runs/a short" in lines
     assert lines.count("ended --head") + sum(line.startswith("ended --address") for line in lines) == 2
     job = sbatch(nodes, "/runs/a", "broken")
     job.communicate(timeout=30)
     assert job.returncode == 3
+    assert (nodes / "ray").is_dir()  # with the logs
 
 
-def test_a_slurm_job_that_is_taken_away_writes_a_checkpoint_and_queues_again(nodes: Path) -> None:
+def test_a_slurm_job_whose_time_is_up_writes_a_checkpoint_and_queues_again(nodes: Path) -> None:
     job = sbatch(nodes, "/runs/a", "demo", "--seed", "1")
     wait_for(nodes, "run ")
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(signal.SIGUSR1)
     output, _ = job.communicate(timeout=30)
-    assert job.returncode == 0, output
+    assert job.returncode == 75, output
     lines = log(nodes)
-    assert lines.index("checkpoint") < lines.index("scontrol requeue 123")
+    assert lines.index("checkpoint") < lines.index("ended --head") < lines.index("scontrol requeue 123")
+
+
+def test_a_slurm_job_that_is_cancelled_writes_a_checkpoint_and_stays_ended(nodes: Path) -> None:
+    job = sbatch(nodes, "/runs/a", "demo")
+    wait_for(nodes, "run ")
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=30)
+    assert job.returncode == 75
+    assert "checkpoint" in log(nodes)
+    assert not any(line.startswith("scontrol") for line in log(nodes))
+
+
+def test_a_slurm_job_whose_head_does_not_start_is_refused_at_once(nodes: Path) -> None:
+    program(nodes / "submitted" / ".venv" / "bin", "ray", 'echo "no port"; exit 1')
+    job = sbatch(nodes, "/runs/a", "demo")
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == 2
+    assert "metagrad: Ray's head has ended on a" in output
+    assert log(nodes) == []
+
+
+def test_ports_of_a_slurm_job_are_none_of_rays_workers() -> None:
+    """Ray refuses a head whose port lies among those of its workers (10002 to 19999)."""
+    (line,) = [x for x in SLURM.read_text().splitlines() if x.startswith("port=")]
+    shown = subprocess.run(
+        ["bash", "-c", f"for SLURM_JOB_ID in 1 2999 5999 6000 123456; do {line.partition('#')[0]}; echo $port; done"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ports = [int(x) for x in shown.stdout.split()]
+    assert len(ports) == 5
+    assert all(20_000 <= port < 32_000 and port % 2 == 0 for port in ports)
 
 
 @pytest.mark.parametrize(
@@ -130,22 +183,33 @@ def test_a_slurm_job_that_cannot_run_is_refused(
     assert log(nodes) == []
 
 
+SLOW = """if True:
+    import signal, sys, time
+    signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(7)))
+    print(flush=True)
+    time.sleep(60)"""
+
+
 def drivers(folder: Path, *scripts: str) -> "list[subprocess.Popen[bytes]]":
     """Python processes whose scripts have these names; on SIGTERM they take their time and end well."""
-    body = """if True:
-        import signal, sys, time
-        signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(7)))
-        print(flush=True)
-        time.sleep(60)"""
     started = []
     for words in scripts:
         name, *rest = words.split()
-        (folder / name).write_text(body)
+        (folder / name).write_text(SLOW)
         started.append(subprocess.Popen([sys.executable, str(folder / name), *rest], stdout=subprocess.PIPE))
     for process in started:
         assert process.stdout is not None
         process.stdout.readline()
     return started
+
+
+def submitted(body: str) -> "subprocess.Popen[bytes]":
+    """As `metagrad submit --install` begins a run."""
+    code = f"import sys; 'from cluster.entry import main'; exec({body!r})"
+    process = subprocess.Popen([sys.executable, "-c", code, "train", "demo"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
 
 
 def proc(folder: Path, processes: "list[subprocess.Popen[bytes]]") -> dict[str, str]:
@@ -161,13 +225,14 @@ def test_draining_waits_for_the_checkpoints_of_training_runs_alone(tmp_path: Pat
     processes = drivers(
         tmp_path, "metagrad train demo", "metagrad eval run", "other train", "metagrad-continue run demo"
     )
+    processes.append(submitted(SLOW))
     try:
         environment = dict(os.environ) | proc(tmp_path, processes)
         done = subprocess.run([str(DRAIN), "20"], env=environment, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
-        assert [process.poll() for process in processes] == [7, None, None, 7]
+        assert [process.poll() for process in processes] == [7, None, None, 7, 7]
         _, _, asked = done.stderr.partition("asking ")
-        assert {int(x) for x in asked.split(" to ")[0].split()} == {processes[0].pid, processes[3].pid}
+        assert {int(x) for x in asked.split(" to ")[0].split()} == {processes[i].pid for i in (0, 3, 4)}
     finally:
         for process in processes:
             process.kill()
@@ -189,3 +254,27 @@ def test_draining_gives_up_in_time_and_says_so(tmp_path: Path) -> None:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_node_drains_before_its_ray_is_told_to_stop(tmp_path: Path, ends: bool) -> None:
+    """`ends`: Ray ends by itself; otherwise the container is stopped."""
+    log = tmp_path / "log"
+    program(tmp_path, "metagrad-drain", f'sleep 0.3; echo drained >> "{log}"; exit 1')
+    started = f'echo "ray $*" >> "{log}"'
+    stopped = f"""trap 'echo "ended" >> "{log}"; kill $!; exit 4' TERM"""
+    program(tmp_path, "ray", f"{started}; exit 5" if ends else f"{stopped}; sleep 60 & {started}; wait")
+    node = subprocess.Popen(
+        [str(ROOT / "docker" / "ray_node.sh"), "--head", "--port=6379"],
+        env=dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    try:
+        wait_for(tmp_path, "ray start")
+        if not ends:
+            node.send_signal(signal.SIGTERM)
+        assert node.wait(timeout=30) == (5 if ends else 4)
+    finally:
+        node.kill()
+        node.wait()
+    rest = [] if ends else ["drained", "ended"]
+    assert log.read_text().splitlines() == ["ray start --block --head --port=6379", *rest]

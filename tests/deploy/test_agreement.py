@@ -1,0 +1,98 @@
+"""What the files of docker/ and deploy/ say of each other and of the project is so."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cluster.options import parse
+from cluster.supervise import demand
+from experiments import EXPERIMENTS
+
+ROOT = Path(__file__).parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+
+
+@pytest.fixture
+def read(script: Callable[[str], ModuleType]) -> Callable[[str], Any]:
+    """Path of a YAML file -> its first document."""
+    check = script("check")
+    return lambda path: check.documents(ROOT / path)[0]
+
+
+def test_every_image_of_ours_is_of_this_version_and_ray_is_the_pinned_one() -> None:
+    ray = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert ray is not None
+    files = [path for folder in ("docker", "deploy") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {path: path.read_text() for path in files if "__pycache__" not in path.parts}
+    images = {tag for text in texts.values() for tag in re.findall(r"\bmetagrad:([\w.]+)-(?:cpu|cuda)\b", text)}
+    assert images == {PROJECT["project"]["version"]}
+    assert {tag for text in texts.values() for tag in re.findall(r"rayVersion: (\S+)", text)} == {ray[1]}
+
+
+def test_the_image_gets_every_package_and_what_it_gets_is_let_into_the_build() -> None:
+    packages = {name.partition(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
+    copied = [words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+)$", DOCKERFILE, re.MULTILINE)]
+    sources = {source for words in copied for source in words}
+    assert packages <= sources
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignore.index("*") < min(ignore.index(line) for line in ignore if line.startswith("!"))
+    let_in = {line[1:].rstrip("/") for line in ignore if line.startswith("!")}
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(Path(source).match(pattern) for pattern in let_in), source
+
+
+def test_the_gpu_cluster_and_the_job_have_the_cluster_s_workers(read: Callable[[str], Any]) -> None:
+    """Three copies of one thing, since each file is applied by itself."""
+    own = read("deploy/kuberay/raycluster.yaml")["spec"]
+    gpu = read("deploy/kuberay/raycluster-gpu.yaml")["spec"]
+    job = read("deploy/kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]
+    for other in (gpu, job):
+        assert {name for name in own if own[name] != other[name]} <= {"headGroupSpec", "workerGroupSpecs"}
+    assert job["headGroupSpec"] == own["headGroupSpec"]
+    head, gpu_head = (spec["headGroupSpec"]["template"]["spec"]["containers"][0] for spec in (own, gpu))
+    assert {name for name in head if head[name] != gpu_head[name]} == {"image", "resources"}
+    assert (
+        gpu["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        == (own["workerGroupSpecs"][0]["template"]["spec"]["containers"])
+    )
+    assert job["workerGroupSpecs"][0]["template"] == own["workerGroupSpecs"][0]["template"]
+
+
+def test_the_job_finds_room_for_its_run_when_it_begins(read: Callable[[str], Any]) -> None:
+    spec = read("deploy/kuberay/rayjob.yaml")["spec"]
+    program, run_dir, name, *words = shlex.split(spec["entrypoint"])
+    assert (program, run_dir.startswith("/runs/")) == ("metagrad-continue", True)
+    default = EXPERIMENTS[name]()
+    experiment = parse(type(default), words, default, name)
+    (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    there = int(spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"])
+    there += workers["minReplicas"] * int(container["resources"]["limits"]["cpu"])
+    assert demand(experiment).least <= there
+
+
+def test_the_time_to_go_is_longer_than_the_wait_for_checkpoints(read: Callable[[str], Any]) -> None:
+    default = re.search(r"^seconds=\$\{1:-(\d+)\}$", (ROOT / "docker" / "drain.sh").read_text(), re.MULTILINE)
+    assert default is not None
+    services = read("docker/compose.yaml")["services"]
+    for name in ("head", "worker"):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > int(default[1])
+    for file in ("raycluster", "raycluster-gpu"):
+        pod = read(f"deploy/kuberay/{file}.yaml")["spec"]["headGroupSpec"]["template"]["spec"]
+        _, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert pod["terminationGracePeriodSeconds"] > int(seconds)
+
+
+def test_commands_that_the_files_call_are_in_the_image(read: Callable[[str], Any]) -> None:
+    installed = set(re.findall(r"^COPY --chmod=755 \S+ /opt/metagrad/bin/(\S+)$", DOCKERFILE, re.MULTILINE))
+    assert installed == {"metagrad-continue", "metagrad-drain", "metagrad-ray-node"}
+    assert read("docker/compose.yaml")["services"]["head"]["entrypoint"] == ["metagrad-ray-node"]
+    assert "metagrad-drain" in (ROOT / "docker" / "ray_node.sh").read_text()
