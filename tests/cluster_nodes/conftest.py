@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # netns, ray_nodes, runs: helper
 
 from netns import Network, network, why_not
 from ray_nodes import RayNodes
-from runs import Run
+from runs import Run, train
 
 TOKEN = "of-these-tests-alone-" + "0" * 32
 CPUS = {"head": 1, "worker-1": 4, "worker-2": 4}
@@ -49,4 +49,4 @@ def nodes(_standing: RayNodes) -> Iterator[RayNodes]:
 @pytest.fixture
 def start(nodes: RayNodes, tmp_path: Path) -> Callable[..., Run]:
     """start(words of `metagrad train`) -> a run on the cluster, through the job API."""
-    return lambda *words: Run(nodes, tmp_path, words)
+    return lambda *words: train(nodes, tmp_path, words)

@@ -27,11 +27,11 @@ NETWORK = "10.77.0"
 _CLONE_NEWNET = 0x40000000
 _SECONDS_TO_BOOT = 30.0
 
-# Process 1 of a computer. It ignores SIGCHLD, which reaps the orphans that fall to it.
+# Process 1 of a computer. It ignores SIGCHLD, and so the kernel reaps the orphans that fall to it; `trap '' CHLD` would
+# not do: dash does not hand that on through exec.
 # $1: its folder, $2: host name, $3: bytes of /dev/shm.
 _INIT = """
 set -e
-trap '' CHLD
 hostname "$2"
 ip link set lo up
 mount -t tmpfs -o "size=$3" tmpfs /dev/shm
@@ -39,7 +39,7 @@ mount --bind "$1/ray" /tmp/ray
 mount --bind "$1/hosts" /etc/hosts
 mount --bind "$1/resolv.conf" /etc/resolv.conf
 touch "$1/is-up"
-exec sleep infinity
+exec env --ignore-signal=CHLD sleep infinity
 """
 
 
@@ -253,6 +253,10 @@ class Host:
     def connect(self) -> None:
         """Plug it in."""
         self.network.in_switch("ip", "link", "set", self._port, "up")
+
+    def replace(self, path: Path, by: Path) -> None:
+        """Here alone, something else is at a path: until the power goes, and for what opens it from now on."""
+        self.check("mount", "--bind", str(by), str(path))
 
     def bytes_received(self) -> int:
         """By this computer from the others, counted by the switch."""

@@ -56,6 +56,11 @@ class RayNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
+    @property
+    def dashboard(self) -> str:
+        """Address of the job server."""
+        return f"http://{self.head.address}:8265"
+
     def start(self, name: str, cpus: int, **environment: str) -> Host:
         """A raylet on a computer, which is switched on where it is not; returns without waiting for it."""
         host = self.network.hosts.get(name)
@@ -75,7 +80,7 @@ class RayNodes:
     def get(self, path: str, data: Mapping[str, Any] | None = None) -> Any:
         """Answer of the head's dashboard to the client computer; None: it does not answer (yet)."""
         request = urllib.request.Request(
-            f"http://{self.head.address}:8265{path}",
+            f"{self.dashboard}{path}",
             data=None if data is None else json.dumps(data).encode(),
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
@@ -145,15 +150,23 @@ class RayNodes:
             if words.startswith("ray::") and title in words
         }
 
+    def command(self, *words: str, folder: Path, **environment: str) -> tuple[int, str]:
+        """Exit code and output of a command on the client computer, in a folder."""
+        self._jobs += 1
+        output = folder / f"command-{self._jobs}.txt"
+        process = self.client.start([str(BIN / words[0]), *words[1:]], self.environment | environment, output)
+        return process.wait(timeout=SECONDS_TO_START), output.read_text()
+
     def submit(self, *words: str, folder: Path) -> "Job":
         """`ray job submit -- WORDS` from the client computer; the driver runs in `folder`, which all share."""
-        self._jobs += 1
         name = f"job-{self._jobs}"
-        submit = [str(BIN / "ray"), "job", "submit", "--address", f"http://{self.head.address}:8265", "--no-wait"]
-        submit += ["--submission-id", name, "--", "env", "-C", str(folder), *words]
-        output = self.client.folder / f"{name}-submit.txt"
-        code = self.client.start(submit, self.environment, output).wait(timeout=SECONDS_TO_START)
-        assert code == 0, output.read_text()
+        submit = ["ray", "job", "submit", "--address", self.dashboard, "--no-wait", "--submission-id", name, "--"]
+        code, output = self.command(*submit, "env", "-C", str(folder), *words, folder=self.client.folder)
+        assert code == 0, output
+        return self.job(name)
+
+    def job(self, name: str) -> "Job":
+        """One that was submitted; it ends with the test."""
         self._submitted.append(name)
         return Job(self, name)
 
@@ -170,6 +183,11 @@ class Job:
         """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED; UNKNOWN where the head does not answer."""
         shown = self.nodes.get(f"/api/jobs/{self.name}")
         return str(shown["status"]) if shown else "UNKNOWN"
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the driver."""
+        return (self.nodes.get(f"/api/jobs/{self.name}") or {}).get("driver_exit_code")
 
     @property
     def output(self) -> str:

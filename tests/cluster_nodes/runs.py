@@ -6,26 +6,33 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ray_nodes import RayNodes, wait_until
+from ray_nodes import Job, RayNodes, wait_until
 
-PACED = (str(Path(__file__).with_name("paced.py")), "train", "paced-snake")
+PACED = Path(__file__).with_name("paced.py")
+
+
+def metagrad(command: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    """`metagrad COMMAND EXPERIMENT …`; where the words begin with an option, of `paced-snake`."""
+    is_named = not words[0].startswith("-")
+    return (
+        ("metagrad", command, *words)
+        if is_named
+        else ("metagrad", "--import", str(PACED), command, "paced-snake", *words)
+    )
+
+
+def train(nodes: RayNodes, folder: Path, words: tuple[str, ...]) -> "Run":
+    """`ray job submit -- metagrad train …`, with a run folder in `folder`."""
+    run_dir = folder / "run"
+    return Run(run_dir, nodes.submit(*metagrad("train", words), "--run-dir", str(run_dir), folder=folder))
 
 
 class Run:
-    """`metagrad [--import] train …` as a job, its run folder on storage that all nodes share."""
+    """A job that trains, its run folder on storage that all nodes share."""
 
-    def __init__(self, nodes: RayNodes, folder: Path, words: tuple[str, ...]):
-        """Submit it.
-
-        Args:
-            nodes: where.
-            folder: in which its run folder is made.
-            words: of `metagrad train`, experiment first; or without one, options of `paced-snake`.
-        """
-        is_named = not words[0].startswith("-")
-        metagrad = ("metagrad", "train", *words) if is_named else ("metagrad", "--import", *PACED, *words)
-        self.folder = folder / "run"
-        self.job = nodes.submit(*metagrad, "--run-dir", str(self.folder), folder=folder)
+    def __init__(self, folder: Path, job: Job):
+        self.folder = folder
+        self.job = job
 
     @property
     def updates(self) -> int:

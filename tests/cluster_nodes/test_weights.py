@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from ray_nodes import RayNodes
-from runs import Run
+from runs import train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,7 +22,7 @@ def test_twice_the_actors_get_the_same_bytes(nodes: RayNodes, tmp_path: Path) ->
         before = {name: nodes.network.hosts[name].bytes_received() for name in ("worker-1", "worker-2")}
         folder = tmp_path / str(actors)
         folder.mkdir()
-        run = Run(nodes, folder, (*WORDS, "--actors", str(actors)))
+        run = train(nodes, folder, (*WORDS, "--actors", str(actors)))
         run.wait_for_updates(20)
         learner = set(nodes.workers("Learner").values())
         received, versions = min(before.keys() - learner), 2 * run.finish()["updates"]
