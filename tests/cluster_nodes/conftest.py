@@ -35,7 +35,9 @@ def net(space: Path, tmp_path: Path) -> Iterator[Network]:
 @pytest.fixture(scope="session")
 def _standing(space: Path) -> Iterator[RayNodes]:
     with network(space / "nodes") as there:
-        yield RayNodes(there, TOKEN)
+        nodes = RayNodes(there, TOKEN)
+        yield nodes
+        nodes.close()
 
 
 @pytest.fixture

@@ -133,6 +133,12 @@ class RayNodes:
                 self.wait_for_nodes(name)
         self.wait_for_nodes(*cpus)
 
+    def close(self) -> None:
+        """End all raylets, and wait for the commands that started them."""
+        for name, process in self._raylets.items():
+            self.network.hosts[name].power_off()
+            process.wait(timeout=60)
+
     def stop_jobs(self) -> None:
         """None runs afterwards."""
         for name in [job for job in self._submitted if Job(self, job).status in ("PENDING", "RUNNING")]:

@@ -27,6 +27,12 @@ def train(nodes: RayNodes, folder: Path, words: tuple[str, ...]) -> "Run":
     return Run(run_dir, nodes.submit(*metagrad("train", words), "--run-dir", str(run_dir), folder=folder))
 
 
+def newest_update(run_dir: Path) -> int:
+    """Updates of the newest checkpoint; 0: there is none."""
+    found = [re.search(r"\d+", path.stem) for path in run_dir.glob("checkpoints/*.pt")]
+    return max((int(match.group()) for match in found if match), default=0)
+
+
 class Run:
     """A job that trains, its run folder on storage that all nodes share."""
 
@@ -37,8 +43,7 @@ class Run:
     @property
     def updates(self) -> int:
         """Those of the newest checkpoint."""
-        found = [int(x.group()) for x in (re.search(r"\d+", p.stem) for p in self.folder.glob("checkpoints/*.pt")) if x]
-        return max(found, default=0)
+        return newest_update(self.folder)
 
     def wait_for_updates(self, updates: int, seconds: float = 300.0) -> None:
         def is_there() -> bool:
