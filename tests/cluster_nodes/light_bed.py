@@ -1,7 +1,7 @@
 """Run as a program: several Ray nodes at one address, for machines without namespaces; obeys words on its input.
 
 Prints the cluster's address; `add` starts a node with 4 CPUs, `remove` kills the one that was added last, and the end
-of the input ends all. A program of its own, since Ray takes its authentication mode from the environment once a process.
+of the input ends all. A program of its own, since Ray takes its authentication mode once a process.
 """
 
 import sys
