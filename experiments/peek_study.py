@@ -28,11 +28,14 @@ from experiments.training_runs import curves, evaluations, train
 from learner.batch import merge
 from learner.checkpoint import checkpoint_path, load
 from learner.lookahead import estimate_meta_gradient
+from learner.vtrace_parameters import VtraceParameters, off_policy
+from metagrad.meta_parameters import MetaParameter
 from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
 SEEDS, UPDATES, EPOCH, EPISODES = 3, 584, 73, 512
 NS, PROBED_N, SAMPLES = (1, 3, 5), 3, 48
+RHO_CLIP = 4.0  # in the place of V-trace's 1, whose clipping is what meta-gradients of peek differ by
 SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
 PONG_UPDATES, PONG_EPOCH, PONG_EPISODES = 10_000, 2_500, 32
 LEARNT = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
@@ -40,14 +43,21 @@ LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
 
 
 def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experiment:
-    """`snake-6x6`, whose surrogate is AD and which has the outer critic, or `atari`; on one thread."""
+    """`snake-6x6`, which has the outer critic and AD unless the settings say otherwise, or `atari`; on one thread."""
     base = atari() if settings.get("game") == "Pong" else snake_6x6()
-    learnt = {name: replace(getattr(base.meta_parameters, name), is_learnt=True) for name in settings.get("learnt", ())}
+    losses = base.meta_parameters
+    if "rho_clip" in settings:
+        rho_clip = MetaParameter(initial=settings["rho_clip"], high=settings["rho_clip"], is_learnt=False)
+        corrected = off_policy(losses)
+        assert isinstance(corrected, VtraceParameters)
+        losses = replace(corrected, rho_clip=rho_clip)
+    learnt = {name: replace(getattr(losses, name), is_learnt=True) for name in settings.get("learnt", ())}
+    surrogate = settings.get("surrogate", base.meta.surrogate)
     return replace(
         base,
         schedule=schedule,
-        meta=replace(base.meta, n=n),
-        meta_parameters=replace(base.meta_parameters, **learnt),
+        meta=replace(base.meta, n=n, surrogate=surrogate),
+        meta_parameters=replace(losses, **learnt),
         seed=settings["seed"],
         updates=settings["updates"],
         environments=settings["environments"],
@@ -65,16 +75,23 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
         "epoch": 10 if is_quick else EPOCH,
         "environments": 32 if is_quick else 512,
     }
+    evaluated = {"episodes": 32 if is_quick else EPISODES}
     parts: dict[str, Settings] = {}
+    for seed in range(1, 1 + (min(seeds, 2) if is_quick else seeds)):
+        for schedule, more in (("lockstep", {}), ("peek", {}), ("peek", {"rho_clip": RHO_CLIP})):
+            arm = {"schedule": schedule, "n": PROBED_N, "seed": seed, "surrogate": "lvc", **more}
+            parts[f"lvc-{schedule}{'-rho' if more else ''}-n{PROBED_N}-seed{seed}"] = arm | length | evaluated
     for seed in range(1, 1 + (min(seeds, 2) if is_quick else seeds)):
         for n in NS:
             for schedule in SCHEDULES:
                 arm = {"schedule": schedule, "n": n, "seed": seed}
-                parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | {"episodes": 32 if is_quick else EPISODES}
+                parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | evaluated
     points = [8, 16] if is_quick else [50, 300, 584]
     probe_length = length | {"updates": points[-1], "points": points, "samples": 4 if is_quick else SAMPLES}
     probed = {"seed": 1, "n": PROBED_N} | probe_length
-    return parts | {"meta-gradients": probed, "meta-gradients-of-four": probed | {"learnt": list(LEARNT)}}
+    four = probed | {"learnt": list(LEARNT), "surrogate": "lvc"}
+    parts |= {"lvc-meta-gradients-rho": four | {"rho_clip": RHO_CLIP}, "lvc-meta-gradients": four}
+    return parts | {"meta-gradients": probed}
 
 
 def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:

@@ -34,7 +34,9 @@ def test_returns_are_compared_seed_by_seed(tmp_path: Path, ends: list[float], ve
     report(tmp_path, parts(ends), is_quick=False, about=SNAKE)
     page = (tmp_path / "report.md").read_text()
     assert f"| n = 3: return at the end, equal real frames | no difference | {verdict}" in page
-    assert ("worse under peek by" in page.partition("## Where ours differs")[2]) == is_worse
+    differences = page.partition("## Where ours differs")[2]
+    assert ("under peek, worse, by" in differences) == is_worse
+    assert ("return at the end" in differences) == ("not" not in verdict)
     assert "| n = 3: real frames per second, one thread | 4 without a learner | 250 → 500: 2 times | 3 |" in page
     assert "| n = 3: look-ahead frames of a run | 0 under peek | 3,000 → 0 | 3 | exact |" in page
     # means 2 and 4, standard errors 1 and 2
@@ -60,6 +62,18 @@ def test_meta_gradients_that_differ_are_named(tmp_path: Path) -> None:
     # first component: -1 over sqrt((.2^2 + .1^2) / 3)
     assert "n = 3, four learnt: meta-gradient at update 5: 1, 0 → 0, 1; apart by -7.7, 7.7 standard" in differences
     assert "n = 3: meta-gradient" not in differences, "a difference of .89 standard errors is none"
+
+
+def test_arms_are_compared_with_lockstep_of_their_own_surrogate(tmp_path: Path) -> None:
+    found = parts([4.0, 4.1, 4.3])
+    for seed in range(3):
+        for schedule, end, more in (("lockstep", 6.0, {}), ("peek", 5.0, {}), ("peek", 7.0, {"rho_clip": 4.0})):
+            settings, result = run(schedule, 3, seed, end + 0.1 * seed, 4.0)
+            found[f"{schedule}{more}{seed}"] = settings | {"surrogate": "lvc"} | more, result
+    report(tmp_path, found, is_quick=False, about=SNAKE)
+    page = (tmp_path / "report.md").read_text()
+    for arm, ends in (("n = 3", "4.1 → 4.13"), ("n = 3, LVC", "6.1 → 5.1"), ("n = 3, LVC, ρ̄ = 4", "6.1 → 7.1")):
+        assert f"| {arm}: return at the end, equal real frames | no difference | {ends}" in page
 
 
 def test_a_study_in_progress_is_reported_as_far_as_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from experiments.snake import snake_6x6
 from experiments.training_runs import checkpoints, train
 from learner import lookahead
 from learner.checkpoint import checkpoint_path, load
+from learner.vtrace_parameters import off_policy
 from metagrad.types import Trajectory, WeightSnapshot
 
 TINY = {"n": 2, "seed": 1, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
@@ -26,10 +27,21 @@ def test_arms_differ_in_schedule_and_n_alone() -> None:
         assert own == {"meta.n": 3} | ({"schedule": "peek"} if schedule == "peek" else {})
 
 
+def test_other_surrogates_and_clips_are_in_the_settings() -> None:
+    arms = STUDY.parts(1, False)
+    experiment = peek_experiment("peek", 3, arms["lvc-peek-rho-n3-seed1"])
+    assert experiment.meta.surrogate == "lvc"
+    asked, usual = experiment.meta_parameters, off_policy(snake_6x6().meta_parameters)
+    changed = {field for field, *_ in differences(replace(experiment, meta_parameters=usual), experiment)}
+    assert changed == {"meta_parameters.rho_clip.initial", "meta_parameters.rho_clip.high"}
+    assert asked.rho_clip.initial == 4.0  # type: ignore[attr-defined]
+    assert peek_experiment("peek", 3, arms["lvc-peek-n3-seed1"]).meta_parameters == snake_6x6().meta_parameters
+
+
 def test_more_seeds_add_parts_and_change_none() -> None:
     few, many = STUDY.parts(1, False), STUDY.parts(3, False)
     assert few.items() < many.items()
-    assert len(many) == 3 * 2 * len(NS) + 2
+    assert len(many) == 3 * (2 * len(NS) + 3) + 3
     assert {s["updates"] for s in STUDY.parts(3, False, 100).values() if "points" not in s} == {100}
     few, many = PONG_STUDY.parts(1, False), PONG_STUDY.parts(3, False)
     assert few.items() < many.items()
