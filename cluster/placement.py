@@ -11,18 +11,27 @@ from cluster.run_config import BaseExperiment
 
 
 class Node(NamedTuple):
-    """A computer of the cluster."""
+    """A computer of the cluster; bytes are 0 where nobody knows them."""
 
     name: str
     cpus: int
     gpus: int
+    used_cpus: int = 0  # by others, now
+    memory_bytes: int = 0
+    object_store_bytes: int = 0
 
 
 class Rates(NamedTuple):
-    """What was measured, in seconds."""
+    """What was measured, in seconds, and what the learner asked for meanwhile."""
 
-    step: float  # of one environment with its share of the policy's batch, on one actor
-    update: float  # of the learner, its rollouts given
+    rollout: float  # of an actor, however few environments it has
+    environment: float  # that each environment of the actor adds to it
+    update: float  # of the learner for a real update, its rollouts given
+    batches: float  # rollouts of all environments for a real update
+
+    def rollout_seconds(self, environments: int) -> float:
+        """Of an actor with so many environments."""
+        return self.rollout + environments * self.environment
 
 
 class Share(NamedTuple):
@@ -44,8 +53,8 @@ class Plan(NamedTuple):
     updates_per_second: float
     rollout_bytes: int  # of one batch
     weight_bytes: int  # of one version
-    batches_per_update: int
-    saturating_actors: int
+    batches_per_update: float
+    saturating_actors: int | None  # None: with no number of them
     object_store_bytes: int  # at the most at the same time, on the learner's node
     is_possible: bool
     """False where not even what must run at the same time has a place."""
@@ -68,27 +77,38 @@ def rollout_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
     return environments * ((length + 1) * observation + length * per_step)
 
 
-def batches_per_update(experiment: BaseExperiment) -> int:
-    """Rollouts of all environments that an update orders."""
-    return 1 if experiment.schedule == "peek" else 1 + experiment.look_ahead_batches
+def sampling_seconds(experiment: BaseExperiment, rates: Rates, actors: int, placed: int) -> float:
+    """Of the rollouts of one real update, by `placed` of `actors` actors.
 
-
-def update_seconds(experiment: BaseExperiment, rates: Rates, actors: int) -> float:
-    """Of one real update, by however many actors.
-
-    Equation: lockstep, in which either side waits for the other: m T B s / k + L; peek, in which they overlap:
-    max(T B s / k, L). m batches of T steps in B environments, s seconds each, on k actors; L of the learner.
+    Equation: a batch is R = B / b rollouts of b environments, r + b c seconds each. Lockstep, in which those that have
+    a place stand in for the others: m ⌈R / k⌉ (r + b c), m batches, k actors. Peek, in which the next one to be idle is
+    asked: m R (r + b c) / k. Colocated, one after another: m R (r + b c).
     """
-    sampling = experiment.steps_per_rollout * rates.step / max(1, actors)
-    if experiment.schedule == "peek":
+    share = experiment.environments_per_actor or experiment.environments // actors
+    rollouts = experiment.environments // share
+    at_once: float = 1 if experiment.topology == "colocated" else max(1, placed)
+    rounds = rollouts / at_once if experiment.schedule == "peek" else math.ceil(rollouts / at_once)
+    return rates.batches * rounds * rates.rollout_seconds(share)
+
+
+def update_seconds(experiment: BaseExperiment, rates: Rates, placed: int) -> float:
+    """Of one real update: sampling and learning take turns, or overlap where they are different processes in peek."""
+    sampling = sampling_seconds(experiment, rates, experiment.actors, placed)
+    if experiment.schedule == "peek" and experiment.topology == "ray":
         return max(sampling, rates.update)
-    return batches_per_update(experiment) * sampling + rates.update
+    return sampling + rates.update
 
 
-def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int:
-    """Actors from which on the learner takes longer for an update than they do for its rollouts."""
-    work = batches_per_update(experiment) * experiment.steps_per_rollout * rates.step
-    return max(1, math.ceil(work / rates.update))
+def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
+    """Fewest actors for whom the rollouts of an update take no longer than the learner; None: no number is enough.
+
+    Each has its share of the environments, down to a single one, unless their number is given.
+    """
+    if experiment.environments_per_actor is not None:
+        one = sampling_seconds(experiment, rates, 1, 1)
+        return max(1, math.ceil(one / rates.update))
+    counts = [k for k in range(1, experiment.environments + 1) if experiment.environments % k == 0]
+    return next((k for k in counts if sampling_seconds(experiment, rates, k, k) <= rates.update), None)
 
 
 def own_cpus(experiment: BaseExperiment) -> int:
@@ -99,12 +119,14 @@ def own_cpus(experiment: BaseExperiment) -> int:
 def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:
     """Actors of each node, spread evenly, and the learner's node: one with a GPU where there is one.
 
-    The learner, and the evaluator beside it, come first; None: no node has room for them.
+    The learner, and the evaluator beside it, come first; None: no node has room for them. Colocated, all are one
+    process on the first node.
     """
+    if experiment.topology == "colocated":
+        return [experiment.actors, *(0 for _ in nodes[1:])], 0
     own = own_cpus(experiment)
-    free = [node.cpus for node in nodes]
-    wants_gpu = experiment.device != "cpu" and any(node.gpus for node in nodes)
-    fitting = [i for i, node in enumerate(nodes) if node.cpus >= own and (node.gpus or not wants_gpu)]
+    free = [node.cpus - node.used_cpus for node in nodes]
+    fitting = [i for i, node in enumerate(nodes) if free[i] >= own and (node.gpus or not wants_gpu(experiment, nodes))]
     learner = max(fitting, key=lambda i: free[i], default=None)
     if learner is not None:
         free[learner] -= own
@@ -117,6 +139,11 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
         free[chosen] -= experiment.actor_threads
         actors[chosen] += 1
     return actors, learner
+
+
+def wants_gpu(experiment: BaseExperiment, nodes: Sequence[Node]) -> bool:
+    """True where the learner has to have one, or may have one and there is one."""
+    return experiment.device.startswith("cuda") or (experiment.device == "auto" and any(node.gpus for node in nodes))
 
 
 def make_plan(
@@ -134,10 +161,7 @@ def make_plan(
     actors, learner = place(experiment, nodes)
     placed = sum(actors)
     seconds = update_seconds(experiment, rates, placed)
-    batch, batches = (
-        rollout_bytes(spec, experiment.environments, experiment.rollout_length),
-        batches_per_update(experiment),
-    )
+    batch = rollout_bytes(spec, experiment.environments, experiment.rollout_length)
     weights = 4 * parameters
     shares = []
     for i, (node, count) in enumerate(zip(nodes, actors, strict=True)):
@@ -149,20 +173,58 @@ def make_plan(
                 actors=count,
                 has_learner=i == learner,
                 has_evaluator=i == learner and bool(experiment.evaluation.every),
-                rollout_bytes_per_second=is_remote * part * batches * batch / seconds,
-                weight_bytes_per_second=is_remote * batches * weights / seconds,
+                rollout_bytes_per_second=is_remote * part * rates.batches * batch / seconds,
+                weight_bytes_per_second=is_remote * rates.batches * weights / seconds,
             )
         )
     must_run = experiment.actors if experiment.schedule == "lockstep" else 1
-    ahead = 2 if experiment.schedule == "peek" else 1  # batches in flight at the most
     return Plan(
         shares=tuple(shares),
         waiting_actors=experiment.actors - placed,
         updates_per_second=1 / seconds,
         rollout_bytes=batch,
         weight_bytes=weights,
-        batches_per_update=batches,
+        batches_per_update=rates.batches,
         saturating_actors=saturating_actors(experiment, rates),
-        object_store_bytes=ahead * batch + 2 * weights,
+        object_store_bytes=object_store_bytes(experiment, batch, weights),
         is_possible=learner is not None and placed >= must_run,
     )
+
+
+def object_store_bytes(experiment: BaseExperiment, batch: int, weights: int) -> int:
+    """At the most at the same time on the learner's node: a version and the next one, batches that are not merged yet.
+
+    Lockstep has one; peek has two ordered or arrived while a third is merged.
+    """
+    if experiment.topology == "colocated":
+        return 0
+    return (3 if experiment.schedule == "peek" else 1) * batch + 2 * weights
+
+
+def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
+    """What does not fit, and what to change, a line each."""
+    lines = []
+    nodes = [share.node for share in found.shares]
+    learner = next((share.node for share in found.shares if share.has_learner), None)
+    own, threads, waiting = own_cpus(experiment), experiment.actor_threads, found.waiting_actors
+    placed = experiment.actors - waiting
+    if learner is None:
+        needs = f"{own} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
+        remedy = "lower --learner-cpus, use --device cpu" if wants_gpu(experiment, nodes) else "lower --learner-cpus"
+        lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
+    more = f"add nodes with {waiting * threads} CPUs, {threads} on one node for each"
+    if waiting and experiment.schedule == "lockstep":
+        fewer = [k for k in range(1, placed + 1) if experiment.environments % k == 0]
+        use = f"use --actors {fewer[-1]}, or " if fewer else ""
+        lines.append(f"actors: {waiting} of {experiment.actors} have no place, and lockstep needs all; {use}{more}")
+    elif waiting and not placed:
+        lines.append(f"actors: none has a place; lower --actor-threads, or {more}")
+    elif waiting:
+        lines.append(f"actors: {waiting} of {experiment.actors} wait, and the run goes on without them; {more}")
+    store = learner.object_store_bytes if learner else 0
+    if 0 < store < found.object_store_bytes:
+        lines.append(
+            f"object store: {found.object_store_bytes} bytes are needed on the learner's node, which has {store}; "
+            "start Ray there with a larger --object-store-memory"
+        )
+    return lines

@@ -6,18 +6,19 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from actors.envs.base import EnvironmentSpec
-from actors.rollout import Actor, probe
+from actors.rollout import Actor, ActorSetup, probe
 from cluster.learning import actor_setups, learner_threads, resolve_device
-from cluster.placement import Node, Plan, Rates, make_plan, own_cpus
+from cluster.placement import Node, Plan, Rates, make_plan, own_cpus, problems
 from cluster.run_config import BaseExperiment
 from learner.batch import merge
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.types import Rollout, Trajectory, WeightSnapshot
 
+T = TypeVar("T")
 _REPETITIONS = 3
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -28,7 +29,11 @@ def plan(experiment: BaseExperiment, is_json: bool) -> None:
     spec = probe(experiment.env)
     rates, parameters = measure(experiment, spec)
     found = make_plan(experiment, spec, parameters, nodes, rates)
-    print(json.dumps(as_json(found, rates), indent=2) if is_json else describe(experiment, found, rates, where))
+    print(
+        json.dumps(as_json(experiment, found, rates), indent=2)
+        if is_json
+        else describe(experiment, found, rates, where)
+    )
 
 
 def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
@@ -40,91 +45,149 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
         ConfigurationError: no cluster at RAY_ADDRESS.
     """
     address = os.environ.get("RAY_ADDRESS")
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    here = Node("this machine", cores, torch.cuda.device_count(), memory_bytes=memory)
+    if experiment.topology == "colocated":
+        return [here], "this machine, in one process without Ray"
     if not address:
+        from cluster.ray_session import _OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
+
         wanted = own_cpus(experiment) + experiment.actors * experiment.actor_threads
-        here = Node("this machine", max(wanted, len(os.sched_getaffinity(0))), torch.cuda.device_count())
-        return [here], "this machine alone (RAY_ADDRESS is not set)"
+        shared = f" for {wanted} CPUs: processes share them, and take longer than below" if wanted > cores else ""
+        where = f"this machine alone (RAY_ADDRESS is not set), which has {cores} cores{shared}"
+        return [here._replace(cpus=max(wanted, cores), object_store_bytes=_OBJECT_STORE_BYTES)], where
     import ray
+    from ray._private.state import available_resources_per_node
 
     from cluster.ray_session import ANY_ROOM, ray_session
 
     with ray_session(ANY_ROOM):
-        found = [
-            Node(each["NodeManagerAddress"], int(each["Resources"].get("CPU", 0)), int(each["Resources"].get("GPU", 0)))
-            for each in ray.nodes()
-            if each["Alive"]
-        ]
+        free = available_resources_per_node()
+        found = [_node(each, free.get(each["NodeID"], {})) for each in ray.nodes() if each["Alive"]]
     return sorted(found), f"the cluster at {address}"
 
 
-def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, int]:
-    """Seconds of an environment step and of an update, here and now, and the numbers in θ and η.
+def _node(listed: dict[str, Any], free: dict[str, float]) -> Node:
+    """As `ray.nodes` lists it, which leaves out what a node has none of, and with what is free of it."""
+    total = listed["Resources"]
+    cpus = int(total.get("CPU", 0))
+    return Node(
+        name=listed["NodeManagerAddress"],
+        cpus=cpus,
+        gpus=int(total.get("GPU", 0)),
+        used_cpus=cpus - int(free.get("CPU", 0)),
+        memory_bytes=int(total.get("memory", 0)),
+        object_store_bytes=int(total.get("object_store_memory", 0)),
+    )
 
-    One actor of all environments rolls out, the learner updates on what it brought; each a few times, the quickest
-    counts.
+
+def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, int]:
+    """Seconds of a rollout and of an update, here and now, and the numbers in θ and η.
+
+    An actor rolls out its share of the environments, then a single one; the learner updates on copies of what the
+    first brought, from the state after its first update on. Each a few times, the quickest counts.
     """
     device = resolve_device(experiment.device)
     algorithm = experiment.algorithm(spec)
     state = algorithm.init(experiment.seed, device)
-    whole = dataclasses.replace(actor_setups(experiment, device, 0)[0], batch_size=experiment.environments)
     asked: list[WeightSnapshot] = []
     brought: list[Trajectory] = []
+    setup = actor_setups(experiment, device, 0)[0]
+    rollouts = experiment.environments // setup.batch_size
     torch.set_num_threads(experiment.actor_threads)
-    with closing(Actor(whole)) as actor:
 
-        def roll_out(snapshot: WeightSnapshot) -> Trajectory:
-            with torch.no_grad():
-                rollout = actor.rollout(snapshot._replace(theta=snapshot.theta.to(whole.device)), 0)
-            return merge([rollout], None, device).trajectory
+    def sample(snapshot: WeightSnapshot, _: int) -> Trajectory:
+        asked.append(snapshot)
+        if not brought:
+            with closing(Actor(setup)) as actor:
+                brought.append(merge([_roll_out(actor, snapshot)] * rollouts, None, device).trajectory)
+        return brought[0]
 
-        def sample(snapshot: WeightSnapshot, _: int) -> Trajectory:
-            if not brought:
-                asked.append(snapshot)
-                brought.append(roll_out(snapshot))
-            return brought[0]
-
-        algorithm.update(state, sample)
-        rollout_seconds = _quickest(lambda: roll_out(asked[0]))
+    state, _ = algorithm.update(state, sample)  # under `sequential` the first one asks for a batch more than the others
+    own, single = (_rollout_seconds(dataclasses.replace(setup, batch_size=b), asked[0]) for b in (setup.batch_size, 1))
     torch.set_num_threads(learner_threads(experiment))
-    rates = Rates(rollout_seconds / experiment.steps_per_rollout, _quickest(lambda: algorithm.update(state, sample)))
+    asked_before = len(asked)
+    seconds, after = _quickest(lambda: algorithm.update(state, sample)[0])
+    updates, batches = after.update - state.update, (len(asked) - asked_before) / _REPETITIONS
+    environment = max(0.0, own - single) / max(1, setup.batch_size - 1)
+    rates = Rates(
+        rollout=own - setup.batch_size * environment,
+        environment=environment,
+        update=seconds / updates,
+        batches=1.0 if experiment.schedule == "peek" else batches / updates,
+    )
     return rates, asked[0].theta.numel() + asked[0].eta.numel()
 
 
-def _quickest(work: Callable[[], Any]) -> float:
+def _rollout_seconds(setup: ActorSetup, snapshot: WeightSnapshot) -> float:
+    with closing(Actor(setup)) as actor:
+        _roll_out(actor, snapshot)
+        return _quickest(lambda: _roll_out(actor, snapshot))[0]
+
+
+def _roll_out(actor: Actor, snapshot: WeightSnapshot) -> Rollout:
+    with torch.no_grad():
+        return actor.rollout(snapshot._replace(theta=snapshot.theta.to(actor.setup.device)), 0)
+
+
+def _quickest(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of the quickest of a few times, and what the last one returned."""
     times = []
     for _ in range(_REPETITIONS):
         started = time.perf_counter()
-        work()
+        result = work()
         times.append(time.perf_counter() - started)
-    return min(times)
+    return min(times), result
 
 
 def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) -> str:
     """One screen for people."""
-    of_an_actor = f"{experiment.environments_of_an_actor} environments and {experiment.actor_threads} CPUs each"
-    ms = 1_000 * rates.step * experiment.environments_of_an_actor * experiment.rollout_length
+    share = experiment.environments_of_an_actor
+    threads = f" and {experiment.actor_threads} CPUs" if experiment.topology == "ray" else ""
     lines = [
         f"{experiment.name} on {where}",
         "",
         *_table(found),
         "",
-        f"actors            {experiment.actors}, {of_an_actor}; a rollout takes one of them {ms:.1f} ms",
-        f"learner           {1_000 * rates.update:.1f} ms for an update, {found.batches_per_update} batches each, "
+        f"actors            {experiment.actors}, {share} environments{threads} each; "
+        f"a rollout takes one of them {1_000 * rates.rollout_seconds(share):.1f} ms",
+        f"learner           {1_000 * rates.update:.1f} ms for an update, {found.batches_per_update:g} batches each, "
         f"{experiment.schedule}",
         f"speed             about {found.updates_per_second:.1f} updates/s, "
         f"{found.updates_per_second * experiment.steps_per_rollout:,.0f} real frames/s",
-        f"saturation        from {found.saturating_actors} actors on the learner takes longer than they do",
         f"one batch         {_bytes(found.rollout_bytes)}; one version of the weights {_bytes(found.weight_bytes)}",
-        f"learner's node    {_bytes(found.bytes_in)}/s in, {_bytes(found.bytes_out)}/s out; "
-        f"{_bytes(found.object_store_bytes)} of its object store",
-        "",
-        f"Times are the quickest of {_REPETITIONS}, measured on this machine now, one process at a time.",
     ]
+    if experiment.topology == "ray":
+        lines += [
+            f"saturation        {_saturation(experiment, found, rates)}",
+            f"learner's node    {_bytes(found.bytes_in)}/s in, {_bytes(found.bytes_out)}/s out; "
+            f"{_bytes(found.object_store_bytes)} of its object store",
+        ]
+    lines += ["", *(f"does not fit: {line}" for line in problems(experiment, found))]
     if not found.is_possible:
-        lines.append("This run would be refused: not all that must run together has a place; add nodes or use less.")
-    elif found.waiting_actors:
-        lines.append(f"{found.waiting_actors} actors wait until a node joins; the run goes on without them.")
+        lines.append("This run would be refused, or find no place.")
+    device = resolve_device(experiment.device)
+    lines.append(
+        f"Times are the quickest of {_REPETITIONS}, measured on this machine now (learner: {device}), one process at a "
+        "time, without transport."
+    )
+    if (
+        device.type == "cpu"
+        and experiment.device == "auto"
+        and any(x.has_learner and x.node.gpus for x in found.shares)
+    ):
+        lines.append("The learner would have a GPU, which this machine has not: its update takes less there.")
     return "\n".join(lines)
+
+
+def _saturation(experiment: BaseExperiment, found: Plan, rates: Rates) -> str:
+    if found.saturating_actors is None:
+        single = 1_000 * rates.batches * rates.rollout_seconds(1)
+        return (
+            f"with no number of actors: one environment each, they still take {single:.1f} ms for an update's rollouts"
+        )
+    return f"from {found.saturating_actors} actors on the learner takes longer than they do"
 
 
 def _table(found: Plan) -> Iterator[str]:
@@ -137,7 +200,10 @@ def _table(found: Plan) -> Iterator[str]:
             roles.append("evaluation")
         if share.actors:
             roles.append(f"{share.actors} actors")
-        size = f"{node.cpus} CPUs" + (f", {node.gpus} GPUs" if node.gpus else "")
+        size = f"{node.cpus} CPUs"
+        size += f" ({node.used_cpus} used)" if node.used_cpus else ""
+        size += f", {node.gpus} GPUs" if node.gpus else ""
+        size += f", {_bytes(node.memory_bytes)}" if node.memory_bytes else ""
         rates = f"{_bytes(share.rollout_bytes_per_second)}/s out, {_bytes(share.weight_bytes_per_second)}/s in"
         sent = f"  ({rates})" if share.rollout_bytes_per_second else ""
         yield f"{node.name:<{width}}  {size:<16}  {', '.join(roles) or 'nothing'}{sent}"
@@ -150,8 +216,9 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} {_UNITS[unit]}"
 
 
-def as_json(found: Plan, rates: Rates) -> dict[str, Any]:
+def as_json(experiment: BaseExperiment, found: Plan, rates: Rates) -> dict[str, Any]:
     """The same for machines; bytes and seconds."""
     shares = [{**share._asdict(), "node": share.node._asdict()} for share in found.shares]
     totals = {"bytes_in_per_second": found.bytes_in, "bytes_out_per_second": found.bytes_out}
-    return {**found._asdict(), "shares": shares, **totals, "measured_seconds": rates._asdict()}
+    fit = {"problems": problems(experiment, found), "measured_on": str(resolve_device(experiment.device))}
+    return {**found._asdict(), "shares": shares, **totals, **fit, "measured": rates._asdict()}

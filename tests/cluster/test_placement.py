@@ -7,40 +7,83 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
+from actors.envs.snake import SnakeConfig
 from actors.rollout import Actor, ActorSetup, probe
 from cluster.config import Experiment
 from cluster.learning import actor_setups
-from cluster.placement import Node, Rates, make_plan, place, rollout_bytes, saturating_actors, update_seconds
+from cluster.placement import (
+    Node,
+    Rates,
+    make_plan,
+    place,
+    problems,
+    rollout_bytes,
+    sampling_seconds,
+    saturating_actors,
+    update_seconds,
+)
 from cluster.run_config import EvaluationConfig
 from metagrad.types import Trajectory, WeightSnapshot
 
 Tiny = Callable[..., Experiment]
-RATES = Rates(step=0.001, update=0.1)  # 12 steps of the tiny runs: 12 ms a batch
+SPEC = probe(SnakeConfig(rows=3, columns=3, time_limit=20))
+RATES = Rates(rollout=0.002, environment=0.001, update=0.1, batches=2)  # 4 environments of tiny runs: 6 ms a batch
 
 
 @pytest.mark.parametrize(
-    ("changes", "actors", "seconds"),
+    ("changes", "placed", "batches", "seconds"),
     [
-        ({"meta": {"n": 0}}, 1, 0.012 + 0.1),
-        ({"meta": {"n": 3}}, 1, 4 * 0.012 + 0.1),
-        ({"meta": {"n": 3}}, 4, 0.012 + 0.1),
-        ({"meta": {"n": 3}, "schedule": "peek"}, 1, 0.1),
-        ({"meta": {"n": 3}, "schedule": "peek", "environments": 80}, 1, 0.24),
-        ({"meta": {"n": 3}, "schedule": "peek", "environments": 80}, 2, 0.12),
+        ({"actors": 1}, 1, 1, 0.006 + 0.1),
+        ({"actors": 1}, 1, 4, 4 * 0.006 + 0.1),
+        ({"actors": 4}, 4, 4, 4 * 0.003 + 0.1),
+        ({"actors": 4}, 3, 4, 4 * 2 * 0.003 + 0.1),  # one of the three stands in for the fourth
+        ({"actors": 1, "schedule": "peek"}, 1, 1, 0.1),
+        ({"actors": 2, "environments": 400, "schedule": "peek"}, 2, 1, 0.202),
+        ({"actors": 2, "environments": 400, "schedule": "peek"}, 1, 1, 0.404),
+        ({"actors": 8, "environments": 400, "environments_per_actor": 100, "schedule": "peek"}, 8, 1, 0.1),
+        ({"actors": 3, "environments": 400, "environments_per_actor": 100, "schedule": "peek"}, 3, 1, 0.136),
+        ({"actors": 4, "topology": "colocated"}, 4, 2, 2 * 4 * 0.003 + 0.1),
+        ({"actors": 4, "topology": "colocated", "schedule": "peek"}, 4, 1, 4 * 0.003 + 0.1),
     ],
     ids=str,
 )
 def test_an_update_takes_its_parts_together_or_the_longer_one(
-    tiny: Tiny, changes: dict[str, object], actors: int, seconds: float
+    tiny: Tiny, changes: dict[str, object], placed: int, batches: float, seconds: float
 ) -> None:
-    assert update_seconds(tiny(**changes), RATES, actors) == pytest.approx(seconds)
+    experiment = tiny(**{"topology": "ray"} | changes)
+    assert update_seconds(experiment, RATES._replace(batches=batches), placed) == pytest.approx(seconds)
 
 
-def test_a_learner_is_saturated_where_both_sides_take_equally_long(tiny: Tiny) -> None:
-    rates = Rates(step=0.125, update=0.125)
-    assert saturating_actors(tiny(meta={"n": 0}), rates) == 12
-    assert saturating_actors(tiny(meta={"n": 3}), rates) == 48
-    assert saturating_actors(tiny(meta={"n": 3}, schedule="peek"), rates) == 12
+def test_a_learner_is_saturated_where_sampling_takes_no_longer(tiny: Tiny) -> None:
+    lockstep = tiny(topology="ray", environments=12, actors=1)
+    rates = Rates(rollout=0.25, environment=0.125, update=1.0, batches=1)  # k actors: 0.25 + 12 / k * 0.125
+    assert saturating_actors(lockstep, rates) == 2
+    assert saturating_actors(lockstep, rates._replace(batches=2)) == 6
+    assert saturating_actors(lockstep, rates._replace(batches=3)) is None  # 12 actors take 3 (0.25 + 0.125)
+    streamed = tiny(topology="ray", environments=12, environments_per_actor=3, actors=7, schedule="peek")
+    assert saturating_actors(streamed, rates) == 3  # 4 rollouts of 0.625 s in a second
+
+
+@hypothesis.given(
+    st.integers(0, 64), st.integers(1, 64), st.integers(1, 64), st.integers(1, 4), st.sampled_from(["lockstep", "peek"])
+)
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=30)
+def test_more_actors_never_lower_what_a_run_sends(
+    tiny: Tiny, rollout: int, environment: int, update: int, batches: int, schedule: str
+) -> None:
+    rates = Rates(rollout / 1024, environment / 1024, update / 1024, 1 if schedule == "peek" else batches)
+    nodes = [Node("a", 5, 0), Node("b", 4, 0), Node("c", 4, 0)]
+    before = None
+    for actors in (1, 2, 3, 4, 6, 12):
+        experiment = tiny(topology="ray", environments=12, actors=actors, schedule=schedule, device="cpu")
+        plan = make_plan(experiment, SPEC, 100, nodes, rates)
+        assert plan.waiting_actors == 0
+        is_saturated = plan.saturating_actors is not None and actors >= plan.saturating_actors
+        assert is_saturated == (sampling_seconds(experiment, rates, actors, actors) <= rates.update)
+        if before is not None:
+            assert plan.updates_per_second >= before.updates_per_second
+            assert plan.bytes_out >= before.bytes_out
+        before = plan
 
 
 def test_a_batch_is_as_large_as_it_travels(tiny: Tiny) -> None:
@@ -60,12 +103,89 @@ def test_the_learner_goes_to_the_gpu_and_actors_spread(tiny: Tiny) -> None:
     evaluated = tiny(actors=2, topology="ray", device="auto", evaluation=EvaluationConfig(every=1))
     assert place(evaluated, nodes) == ([1, 0, 1], 1), "learner and evaluator fill the node with the GPU"
     assert place(tiny(topology="ray", learner_cpus=9), nodes)[1] is None
+    assert place(tiny(topology="ray", device="cuda"), nodes[:1])[1] is None
+
+
+def test_what_others_use_is_not_free(tiny: Tiny) -> None:
+    nodes = [Node("a", 8, 0, used_cpus=7), Node("b", 3, 0)]
+    assert place(tiny(actors=3, environments=3, topology="ray", device="cpu"), nodes) == ([1, 2], 1)
+
+
+def test_colocated_all_are_one_process(tiny: Tiny) -> None:
+    plan = make_plan(tiny(actors=4, topology="colocated"), SPEC, 100, [Node("here", 1, 0)], RATES)
+    assert (plan.shares[0].actors, plan.shares[0].has_learner, plan.is_possible) == (4, True, True)
+    assert (plan.bytes_in, plan.bytes_out, plan.object_store_bytes) == (0, 0, 0)
+
+
+def test_the_object_store_holds_batches_and_two_versions(tiny: Tiny) -> None:
+    nodes = [Node("a", 9, 0)]
+    lockstep = make_plan(tiny(topology="ray"), SPEC, 100, nodes, RATES)
+    streamed = make_plan(tiny(topology="ray", schedule="peek"), SPEC, 100, nodes, RATES)
+    assert lockstep.object_store_bytes == lockstep.rollout_bytes + 800
+    assert streamed.object_store_bytes == 3 * lockstep.rollout_bytes + 800
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "expected"),
+    [
+        ({"actors": 2}, [Node("a", 3, 0)], []),
+        (
+            {"actors": 4},
+            [Node("a", 4, 0)],
+            [
+                "actors: 1 of 4 have no place, and lockstep needs all; use --actors 2, or add nodes with 1 CPUs, "
+                "1 on one node for each"
+            ],
+        ),
+        (
+            {"actors": 2, "actor_threads": 4},
+            [Node("a", 3, 0), Node("b", 3, 0)],
+            ["actors: 2 of 2 have no place, and lockstep needs all; add nodes with 8 CPUs, 4 on one node for each"],
+        ),
+        (
+            {"actors": 4, "schedule": "peek"},
+            [Node("a", 4, 0)],
+            ["actors: 1 of 4 wait, and the run goes on without them; add nodes with 1 CPUs, 1 on one node for each"],
+        ),
+        (
+            {"actors": 1, "schedule": "peek"},
+            [Node("a", 1, 0)],
+            ["actors: none has a place; lower --actor-threads, or add nodes with 1 CPUs, 1 on one node for each"],
+        ),
+        (
+            {"actors": 1, "learner_cpus": 4},
+            [Node("a", 3, 0)],
+            ["learner: no node has 4 CPUs free; lower --learner-cpus, or add such a node"],
+        ),
+        (
+            {"actors": 1, "learner_cpus": 4, "device": "auto"},
+            [Node("a", 9, 0), Node("b", 3, 1)],
+            ["learner: no node has 4 CPUs and a GPU free; lower --learner-cpus, use --device cpu, or add such a node"],
+        ),
+        (
+            {"actors": 1},
+            [Node("a", 9, 0, object_store_bytes=4_999)],
+            [
+                "object store: 5116 bytes are needed on the learner's node, which has 4999; start Ray there with a "
+                "larger --object-store-memory"
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named_with_a_remedy(
+    tiny: Tiny, changes: dict[str, object], nodes: list[Node], expected: list[str]
+) -> None:
+    experiment = tiny(**{"topology": "ray", "device": "cpu"} | changes)
+    plan = make_plan(experiment, SPEC, 251, nodes, RATES)
+    assert problems(experiment, plan) == expected
+    must_be_refused = any("wait" not in line and "object store" not in line for line in expected)
+    assert plan.is_possible == (not must_be_refused)
 
 
 def test_bytes_cross_between_nodes_alone_and_weights_once_per_node(tiny: Tiny) -> None:
-    experiment = tiny(meta={"n": 1}, topology="ray", actors=4, device="cpu")
-    spec = probe(experiment.env)
-    plan = make_plan(experiment, spec, 100, [Node("a", 3, 0), Node("b", 2, 0)], RATES)
+    experiment = tiny(topology="ray", actors=4, device="cpu")
+    plan = make_plan(experiment, SPEC, 100, [Node("a", 3, 0), Node("b", 2, 0)], RATES)
     here, there = plan.shares
     assert (here.actors, there.actors, here.has_learner, plan.is_possible, plan.waiting_actors) == (2, 2, True, True, 0)
     seconds = 2 * 0.003 + 0.1
@@ -73,28 +193,36 @@ def test_bytes_cross_between_nodes_alone_and_weights_once_per_node(tiny: Tiny) -
     assert here.rollout_bytes_per_second == here.weight_bytes_per_second == 0
     assert there.rollout_bytes_per_second == pytest.approx(2 * plan.rollout_bytes / 2 / seconds)
     assert there.weight_bytes_per_second == plan.bytes_out == pytest.approx(2 * 400 / seconds)
-    small = make_plan(experiment, spec, 100, [Node("a", 3, 0)], RATES)
+    small = make_plan(experiment, SPEC, 100, [Node("a", 3, 0)], RATES)
     assert (small.waiting_actors, small.is_possible) == (2, False), "in lockstep all of them are needed"
 
 
 NODES = st.lists(
-    st.builds(Node, st.text("abc", min_size=1), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=5
+    st.builds(
+        lambda name, free, gpus, used: Node(name, free + used, gpus, used),
+        st.text("abc", min_size=1),
+        st.integers(0, 9),
+        st.integers(0, 2),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=5,
 )
 
 
 @hypothesis.given(NODES, st.integers(1, 6), st.integers(1, 3), st.sampled_from(["lockstep", "peek"]))
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=30)
 def test_nobody_gets_more_than_there_is(
     tiny: Tiny, nodes: list[Node], actors: int, threads: int, schedule: str
 ) -> None:
     experiment = tiny(
         topology="ray", actors=actors, environments=actors, actor_threads=threads, schedule=schedule, device="auto"
     )
-    plan = make_plan(experiment, probe(experiment.env), 10, nodes, RATES)
+    plan = make_plan(experiment, SPEC, 10, nodes, RATES)
     for share in plan.shares:
-        assert share.actors * threads + share.has_learner <= max(share.node.cpus, 0)
+        assert share.actors * threads + share.has_learner <= share.node.cpus - share.node.used_cpus
     assert sum(share.actors for share in plan.shares) + plan.waiting_actors == actors
     assert sum(share.has_learner for share in plan.shares) <= 1
-    more = make_plan(experiment, probe(experiment.env), 10, [*nodes, Node("more", 8, 0)], RATES)
+    more = make_plan(experiment, SPEC, 10, [*nodes, Node("more", 8, 0)], RATES)
     assert more.waiting_actors <= plan.waiting_actors
     assert more.updates_per_second >= plan.updates_per_second
