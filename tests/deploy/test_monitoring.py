@@ -62,6 +62,17 @@ def test_every_query_is_of_an_exported_metric_and_its_labels(board: dict[str, An
     assert wanted <= asked
 
 
+def test_rare_events_are_shown_as_totals(board: dict[str, Any]) -> None:
+    """Their series begin with the first event, at its value: an increase is never seen of that one."""
+    rare = [name for name in exported() if re.fullmatch(r"ray_metagrad_\w+_(dropped|restarted)_total", name)]
+    assert len(rare) == 3
+    asked = [target["expr"] for panel in panels(board) for target in panel["targets"]]
+    for name in rare:
+        queries = [query for query in asked if name in query]
+        assert queries
+        assert not [query for query in queries if re.search(r"\b(increase|rate|irate|delta)\(", query)]
+
+
 def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own(board: dict[str, Any]) -> None:
     taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
