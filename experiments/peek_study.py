@@ -76,16 +76,18 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
         "environments": 32 if is_quick else 512,
     }
     evaluated = {"episodes": 32 if is_quick else EPISODES}
+    trials = range(1, 1 + (min(seeds, 2) if is_quick else seeds))
     parts: dict[str, Settings] = {}
-    for seed in range(1, 1 + (min(seeds, 2) if is_quick else seeds)):
-        for schedule, more in (("lockstep", {}), ("peek", {}), ("peek", {"rho_clip": RHO_CLIP})):
-            arm = {"schedule": schedule, "n": PROBED_N, "seed": seed, "surrogate": "lvc", **more}
-            parts[f"lvc-{schedule}{'-rho' if more else ''}-n{PROBED_N}-seed{seed}"] = arm | length | evaluated
-    for seed in range(1, 1 + (min(seeds, 2) if is_quick else seeds)):
-        for n in NS:
+    for n in NS:  # cheap ones first: a study in progress soon has whole comparisons
+        for seed in trials:
             for schedule in SCHEDULES:
                 arm = {"schedule": schedule, "n": n, "seed": seed}
                 parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | evaluated
+    for seed in trials:
+        for schedule, more in (("lockstep", {}), ("peek", {}), ("peek", {"rho_clip": RHO_CLIP})):
+            arm = {"schedule": schedule, "n": PROBED_N, "seed": seed, "surrogate": "lvc", **more}
+            parts[f"lvc-{schedule}{'-rho' if more else ''}-n{PROBED_N}-seed{seed}"] = arm | length | evaluated
+    parts = dict(sorted(parts.items(), key=lambda part: part[1]["n"]))
     points = [8, 16] if is_quick else [50, 300, 584]
     probe_length = length | {"updates": points[-1], "points": points, "samples": 4 if is_quick else SAMPLES}
     probed = {"seed": 1, "n": PROBED_N} | probe_length
