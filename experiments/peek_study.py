@@ -81,7 +81,7 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
     for n in NS:  # cheap ones first: a study in progress soon has whole comparisons
         for seed in trials:
             for schedule in SCHEDULES:
-                arm = {"schedule": schedule, "n": n, "seed": seed}
+                arm: Settings = {"schedule": schedule, "n": n, "seed": seed}
                 parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | evaluated
     for seed in trials:
         for schedule, more in (("lockstep", {}), ("peek", {}), ("peek", {"rho_clip": RHO_CLIP})):
