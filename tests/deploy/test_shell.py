@@ -44,9 +44,12 @@ def nodes(tmp_path: Path) -> Path:
         metagrad,
         "ray",
         f"""
-        if [ "$1" = status ]; then printf " 1 node_x\\n 1 node_y\\n"; exit; fi
+        if [ "$1" = status ]; then  # as real nodes, these are there a while after they were asked for
+            until [ "$(grep -c "^ray start" "{log}")" -ge 2 ]; do sleep 0.05; done
+            printf " 1 node_x\\n 1 node_y\\n"; exit
+        fi
         mkdir -p "{tmp_path / "ray"}"
-        echo "ray $*" >> "{log}"; trap 'echo "ended $2" >> "{log}"; kill $!; exit' TERM; sleep 60 & wait""",
+        sleep 60 & trap 'echo "ended $2" >> "{log}"; kill $!; exit' TERM; echo "ray $*" >> "{log}"; wait""",
     )
     program(
         metagrad,
@@ -112,6 +115,7 @@ def test_a_slurm_job_makes_a_cluster_and_ends_as_its_run(nodes: Path) -> None:
     assert not (nodes / "ray").exists()
     assert "run 10.0.0.7:20246 token /runs/a short" in lines
     assert lines.count("ended --head") + sum(line.startswith("ended --address") for line in lines) == 2
+    (nodes / "log").unlink()
     job = sbatch(nodes, "/runs/a", "broken")
     job.communicate(timeout=30)
     assert job.returncode == 3
