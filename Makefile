@@ -9,7 +9,7 @@ NAME ?=
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help train reproduce test test-all lint format bench clean
+.PHONY: help train reproduce test test-all lint format bench alternatives clean
 
 pip := .venv/bin/python -m pip --disable-pip-version-check
 
@@ -19,7 +19,7 @@ $(shell if [ -e .venv/.installing ] || [ ! -x .venv/bin/python ] || [ "$$(cat .v
 	then rm -f .venv/.place .venv/.runtime .venv/.dev; fi)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 train: .venv/.runtime ## train one experiment: make train [EXPERIMENT=demo] [ARGS="--seed 1"]
 	@exec .venv/bin/metagrad train "$(EXPERIMENT)" $(ARGS)
@@ -51,8 +51,16 @@ format: .venv/.dev ## rewrite the sources in the checked format
 bench: .venv/.runtime ## run one benchmark: make bench NAME=meta_gradient [ARGS="--json FILE"]; without NAME: its help
 	@exec .venv/bin/python -m benchmarks $(if $(NAME),$(NAME) $(ARGS),--help)
 
-clean: ## remove .venv and every cache; runs stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+alternatives: $(patsubst benchmarks/%.txt,.%/.installed,$(wildcard benchmarks/alternatives/*.txt)) ## install what the benchmarks compare with, each in an environment of its own
+
+# The whole closure is pinned in the file; torch is the build that the registry offers, as for the project itself.
+.alternatives/%/.installed: benchmarks/alternatives/%.txt
+	"$(PYTHON)" -m venv --clear .alternatives/$*
+	.alternatives/$*/bin/python -m pip --disable-pip-version-check install --requirement $<
+	@touch $@
+
+clean: ## remove .venv, .alternatives and every cache; runs stay
+	rm -rf .venv .alternatives build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.place:

@@ -29,9 +29,18 @@ def test_ratios_are_taken_round_by_round():
     assert ratios["cpu"]["median"] == statistics.median([2.0, 4.0, 1.0])
 
 
-def test_a_target_is_met_up_to_its_limit():
-    assert harness.target("x", 1.05, 1.05)["met"]
-    assert not harness.target("x", 1.06, 1.05)["met"]
+def test_a_target_is_met_at_its_limit():
+    assert harness.at_most("x", 1.05, 1.05)["met"]
+    assert not harness.at_most("x", 1.06, 1.05)["met"]
+    assert harness.at_least("x", 3.0, 3.0)["met"]
+    assert not harness.at_least("x", 2.9, 3.0)["met"]
+
+
+def test_a_case_of_another_process_brings_its_own_seconds():
+    elsewhere = harness.Timing(100.0, 50.0)
+    timings = harness.interleave({"here": lambda: None, "there": lambda: elsewhere}, rounds=2)
+    assert timings["there"] == [elsewhere, elsewhere]
+    assert all(timing.wall_s < elsewhere.wall_s for timing in timings["here"])
 
 
 def test_threads_are_put_back():
@@ -52,7 +61,7 @@ def test_the_peak_of_a_fresh_process_is_what_was_alive(megabytes):
 
 
 def test_a_result_is_written_and_rendered(tmp_path):
-    result = {"case": harness.summary([1.0, 2.0]), "targets": [harness.target("t", 1.0, 2.0)]}
+    result = {"case": harness.summary([1.0, 2.0]), "targets": [harness.at_most("t", 1.0, 2.0)]}
     path = tmp_path / "new" / "result.json"
     harness.write_json(path, result)
     assert json.loads(path.read_text()) == result

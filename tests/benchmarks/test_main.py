@@ -15,7 +15,7 @@ def module(monkeypatch):
     fake.run = lambda rounds, quick: {
         "rounds": rounds,
         "quick": quick,
-        "targets": [{"name": "t", "value": 1.0, "limit": 2.0, "met": fake.is_met}],
+        "targets": [{"name": "t", "value": 1.0, "at_most": 2.0, "met": fake.is_met}],
     }
     monkeypatch.setitem(sys.modules, "benchmarks.fake", fake)
     monkeypatch.setitem(program.BENCHMARKS, "fake", "benchmarks.fake")
@@ -36,7 +36,24 @@ def test_a_missed_target_fails_unless_quick(module):
     assert program.main(["fake", "--quick"]) == 0
 
 
-@pytest.mark.parametrize("words", [[], ["nothing"], ["fake", "--rounds", "2"], ["fake", "--quick", "--rounds", "0"]])
+def test_what_is_not_installed_is_said_before_anything_is_measured(module, monkeypatch, capsys, tmp_path):
+    module.run = lambda rounds, quick, alone: {"alone": alone}
+    module.ALTERNATIVES = ("missing",)
+    monkeypatch.setattr("benchmarks.alternative.FOLDER", tmp_path)
+    monkeypatch.setattr("benchmarks.alternative.ROOT", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        program.main(["fake"])
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "missing" in line
+    assert "make alternatives" in line
+    assert program.main(["fake", "--alone"]) == 0
+    assert "alone: True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["fake", "--alone"], [], ["nothing"], ["fake", "--rounds", "2"], ["fake", "--quick", "--rounds", "0"]]
+)
 def test_wrong_arguments_exit_with_2(module, words):
     with pytest.raises(SystemExit) as stop:
         program.main(words)

@@ -13,7 +13,7 @@ def test_quick_run_compares_the_batch_with_both_loops():
     faster = case["time"][case["faster_loop"]]["wall_s"]["median"]
     assert faster == min(case["time"][name]["wall_s"]["median"] for name in ("loop", "written loop"))
     (target,) = result["targets"]
-    assert target["limit"] == pytest.approx(0.05)
+    assert target["at_most"] == pytest.approx(0.05)
     assert target["value"] == pytest.approx(case["time"]["batched"]["wall_s"]["median"] / faster)
 
 
