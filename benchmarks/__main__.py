@@ -29,9 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--rounds", type=int, default=MIN_ROUNDS, metavar="N", help="timed rounds (default: %(default)s)"
     )
-    parser.add_argument(
-        "--alone", action="store_true", help="leave the alternatives out, and what compares with them"
-    )
+    parser.add_argument("--alone", action="store_true", help="leave the alternatives out, and what compares with them")
     parser.add_argument("--quick", action="store_true", help="a small case that only shows that the benchmark runs")
     options = parser.parse_args(arguments)
     if options.rounds < MIN_ROUNDS and not options.quick:
