@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from metagrad.convolution import Geometry, conv2d
 from metagrad.errors import require
 
 
@@ -16,7 +17,21 @@ class OrthogonalLinear(nn.Linear):
         self.gain = gain
 
 
-class OrthogonalConv(nn.Conv2d):
+class Conv(nn.Conv2d):
+    """Convolution through `metagrad.convolution`, whose derivatives of derivatives are fast."""
+
+    def convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+        """With weights and padding in place of the layer's own."""
+        rows, columns = self.stride
+        return conv2d(x, weight, self.bias, Geometry((rows, columns), padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not isinstance(self.padding, str)
+        rows, columns = self.padding
+        return self.convolve(x, self.weight, (rows, columns))
+
+
+class OrthogonalConv(Conv):
     """Convolution with orthogonal init of gain √2 and zero bias."""
 
     gain = math.sqrt(2.0)
@@ -26,7 +41,7 @@ class HaikuLinear(nn.Linear):
     """Linear layer with Haiku's default init."""
 
 
-class HaikuConv(nn.Conv2d):
+class HaikuConv(Conv):
     """Convolution with Haiku's default init and XLA's SAME padding (what does not divide goes to the end)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,15 +50,8 @@ class HaikuConv(nn.Conv2d):
             total = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
             pads += [total // 2, total - total // 2]
         if pads[0::2] == pads[1::2]:  # alike on both sides: the convolution pads by itself, without a copy of x
-            return nn.functional.conv2d(x, self.weight, self.bias, self.stride, (pads[2], pads[0]))
-        return super().forward(nn.functional.pad(x, pads))
-
-
-class Scale(nn.Module):
-    """Pixels 0..255 to 0..1 (Mnih et al. 2015)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / 255.0
+            return self.convolve(x, self.weight, (pads[2], pads[0]))
+        return self.convolve(nn.functional.pad(x, pads), self.weight, (0, 0))
 
 
 class ToChannelsFirst(nn.Module):
@@ -53,14 +61,19 @@ class ToChannelsFirst(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class ToChannelsLastMemory(nn.Module):
-    """The same pictures [N, channels, height, width], with the channels of a pixel side by side in memory.
+class PixelConv(OrthogonalConv):
+    """Convolution of pictures [N, channels, height, width] of pixels 0..255, which count as 0..1 (Mnih et al. 2015).
 
-    Convolutions and poolings on the CPU keep that layout and are faster in it (ImpalaCnn's gradient: 1.7 times).
+    Equation: conv(x / 255, w), computed as conv(x, w / 255): one pass over the pictures less. While they are bytes,
+    they are laid out with the channels of a pixel side by side; convolutions and poolings on the CPU keep that layout
+    and are faster in it (the gradient of `NatureCnn` 1.5 times, of `ImpalaCnn` 1.7 times).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # not `memory_format`, which vmap does not know
+        assert not isinstance(self.padding, str)
+        rows, columns = self.padding
+        pixels = x.permute(0, 2, 3, 1).contiguous().to(self.weight.dtype)  # not `memory_format`, which vmap lacks
+        return self.convolve(pixels.permute(0, 3, 1, 2), self.weight / 255.0, (rows, columns))
 
 
 def reset(module: nn.Module, generator: torch.Generator) -> None:

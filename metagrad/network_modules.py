@@ -18,9 +18,8 @@ from metagrad.network_layers import (
     HaikuLinear,
     OrthogonalConv,
     OrthogonalLinear,
-    Scale,
+    PixelConv,
     ToChannelsFirst,
-    ToChannelsLastMemory,
 )
 
 Head = Literal["logits", "value", "outer_value"]
@@ -38,9 +37,9 @@ class SharedTorso(nn.Module):
         self.outer_value = outer_value
 
     def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
-        features = observation.to(next(self.logits.parameters()).dtype)
-        for layer in self.torso:  # one by one: the unscaled pixels, 36 MB at 5x64 Atari frames, are freed at once
-            features = layer(features)
+        takes_bytes = isinstance(self.torso[0], PixelConv)
+        features = observation if takes_bytes else observation.to(next(self.logits.parameters()).dtype)
+        features = self.torso(features)
         outputs: dict[Head, Tensor] = {}
         if "logits" in heads:
             outputs["logits"] = self.logits(features)
@@ -108,8 +107,7 @@ def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequenti
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
     return nn.Sequential(
-        Scale(),
-        OrthogonalConv(channels, 32, 8, stride=4),
+        PixelConv(channels, 32, 8, stride=4),
         nn.ReLU(),
         OrthogonalConv(32, 64, 4, stride=2),
         nn.ReLU(),
@@ -140,10 +138,11 @@ def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], 
     A section: convolution 3x3, max pooling 3x3 of stride 2 (⌈height / 2⌉ x ⌈width / 2⌉), two residual blocks.
     """
     inputs, height, width = observation_shape
-    layers: list[nn.Module] = [Scale(), ToChannelsLastMemory()]
+    layers: list[nn.Module] = []
     for outputs in channels:
+        convolution = OrthogonalConv if layers else PixelConv
         layers += [
-            OrthogonalConv(inputs, outputs, 3, padding=1),
+            convolution(inputs, outputs, 3, padding=1),
             nn.MaxPool2d(3, stride=2, padding=1),
             ResidualBlock(outputs),
             ResidualBlock(outputs),

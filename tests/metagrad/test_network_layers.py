@@ -10,9 +10,8 @@ from metagrad.network_layers import (
     HaikuLinear,
     OrthogonalConv,
     OrthogonalLinear,
-    Scale,
+    PixelConv,
     ToChannelsFirst,
-    ToChannelsLastMemory,
     reset,
 )
 
@@ -51,20 +50,25 @@ def test_convolution_pads_as_xla_does(kernel, stride, size, low, high):
         torch.testing.assert_close(layer(board), expected)
 
 
-def test_scale_and_channels():
-    assert Scale()(torch.tensor([0.0, 51.0, 255.0])).tolist() == pytest.approx([0.0, 0.2, 1.0])
+def test_boards_become_pictures():
     board = torch.arange(2 * 3 * 4).view(1, 2, 3, 4)
     first = ToChannelsFirst()(board)
     assert first.shape == (1, 4, 2, 3)
     assert first[0, 3, 1, 2] == board[0, 1, 2, 3]
 
 
-def test_channels_last_in_memory():
-    pictures = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5)
-    moved = ToChannelsLastMemory()(pictures)
-    assert torch.equal(moved, pictures)
-    assert moved.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(torch.func.vmap(ToChannelsLastMemory())(pictures.unsqueeze(1)), pictures.unsqueeze(1))
+@pytest.mark.parametrize(("stride", "padding"), [(4, 0), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_pixels_count_as_0_to_1(stride, padding, dtype):
+    generator = torch.Generator().manual_seed(0)
+    layer = PixelConv(3, 5, 3, stride=stride, padding=padding).double()
+    nn.init.normal_(layer.bias, generator=generator)
+    pixels = torch.randint(256, (2, 3, 11, 9), generator=generator).to(dtype)
+    expected = nn.functional.conv2d(pixels.double() / 255.0, layer.weight, layer.bias, stride, padding)
+    torch.testing.assert_close(layer(pixels), expected)
+    assert layer(pixels).is_contiguous(memory_format=torch.channels_last)
+    copies = torch.func.vmap(layer)(torch.stack([pixels, pixels]))
+    torch.testing.assert_close(copies, torch.stack([expected, expected]))
 
 
 @pytest.mark.parametrize("make", [lambda: HaikuLinear(400, 50), lambda: HaikuConv(40, 50, 3)])

@@ -72,10 +72,10 @@ def test_nature_sees_pixels_as_fractions():
         network.apply(theta, pixels, ("value",))["value"], network.apply(theta, pixels.float(), ("value",))["value"]
     )
     parameters = network.layout.unflatten(theta)
-    first = nn.functional.conv2d(pixels / 255.0, parameters["torso.1.weight"], parameters["torso.1.bias"], stride=4)
-    second = nn.functional.conv2d(first.relu(), parameters["torso.3.weight"], parameters["torso.3.bias"], stride=2)
-    third = nn.functional.conv2d(second.relu(), parameters["torso.5.weight"], parameters["torso.5.bias"]).relu()
-    hidden = (third.flatten(1) @ parameters["torso.8.weight"].T + parameters["torso.8.bias"]).relu()
+    first = nn.functional.conv2d(pixels / 255.0, parameters["torso.0.weight"], parameters["torso.0.bias"], stride=4)
+    second = nn.functional.conv2d(first.relu(), parameters["torso.2.weight"], parameters["torso.2.bias"], stride=2)
+    third = nn.functional.conv2d(second.relu(), parameters["torso.4.weight"], parameters["torso.4.bias"]).relu()
+    hidden = (third.flatten(1) @ parameters["torso.7.weight"].T + parameters["torso.7.bias"]).relu()
     expected = hidden @ parameters["logits.weight"].T + parameters["logits.bias"]
     torch.testing.assert_close(network.apply(theta, pixels, ("logits",))["logits"], expected)
 
