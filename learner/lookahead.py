@@ -16,8 +16,9 @@ from learner.state import LearnerState
 from metagrad.bootstrap import BootstrapTarget, bootstrap_target, matching_loss
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.optimizers import OptimizerState
+from metagrad.tape import Tape, recorded
 from metagrad.types import Trajectory, WeightSnapshot
-from metagrad.unroll import InnerUpdate, TapeStep, inner_update
+from metagrad.unroll import InnerUpdate, inner_update
 
 Sample = Callable[[WeightSnapshot, int], Trajectory]
 
@@ -39,7 +40,9 @@ class Clock:
 class LookAhead(NamedTuple):
     """What n inner updates and their outer losses leave behind."""
 
-    updates: list[InnerUpdate]
+    first: InnerUpdate
+    last: InnerUpdate
+    tape: Tape
     outer_gradients: list[Float[Tensor, "P"] | None]  # wᵢ ∇L'(θᵢ), or of the matching loss
     metrics: dict[str, Tensor]  # scalars by name
     last_batch: Trajectory  # sampled at θₙ
@@ -54,13 +57,14 @@ def look_ahead(agent: Agent, state: LearnerState, sample: Sample, clock: Clock) 
     theta, optimizer = state.theta, state.optimizer
     batch = state.carry if state.carry is not None else sample(state.snapshot(), 0)
     clock.lap("sample")
-    updates: list[InnerUpdate] = []
+    first: InnerUpdate | None = None
+    tape: Tape = ()
     outer_gradients: list[Tensor | None] = []
     outer_loss = outer_advantage = theta.new_zeros(())
     for j, weight in enumerate(agent.weights, start=1):
         update = inner_update(agent.problem, theta, optimizer, state.eta, batch, keep_graph)
         theta, optimizer = update.theta, update.state
-        updates.append(update)
+        first, tape = first or update, recorded(tape, update.step)
         clock.lap("inner")
         batch = sample(WeightSnapshot(state.version + j, theta, state.eta), 0 if is_sequential else j)
         clock.lap("sample")
@@ -73,15 +77,16 @@ def look_ahead(agent: Agent, state: LearnerState, sample: Sample, clock: Clock) 
         outer_advantage = outer_advantage + weight * outer.metrics
         clock.lap("outer")
     metrics = {"loss/outer": outer_loss, "advantage/outer_mean": outer_advantage}
-    version = state.version + len(updates)
-    ahead = LookAhead(updates, outer_gradients, metrics, batch, version, state.target_optimizer)
+    assert first is not None, "n is at least 1"
+    version = state.version + len(tape)
+    ahead = LookAhead(first, update, tape, outer_gradients, metrics, batch, version, state.target_optimizer)
     return _bootstrapped(agent, state, ahead, sample, clock) if agent.meta.bootstrap.updates else ahead
 
 
 def _bootstrapped(agent: Agent, state: LearnerState, ahead: LookAhead, sample: Sample, clock: Clock) -> LookAhead:
     """The same with the matching loss for an outer loss: a target from θₙ on, and a batch sampled by its policy."""
-    bootstrap, n = agent.meta.bootstrap, len(ahead.updates)
-    theta = ahead.updates[-1].theta
+    bootstrap, n = agent.meta.bootstrap, len(ahead.tape)
+    theta = ahead.last.theta
 
     def sampled(x: Tensor, j: int) -> Trajectory:
         if j == 0:
@@ -121,9 +126,8 @@ def _bootstrapped(agent: Agent, state: LearnerState, ahead: LookAhead, sample: S
 
 def eta_gradient(agent: Agent, ahead: LookAhead) -> Float[Tensor, "M"]:
     """∂J/∂η by one adjoint pass over the look-ahead, whose retained graphs it uses up."""
-    tape: list[TapeStep] = [update.step for update in ahead.updates]
     meta = agent.meta
-    return meta_gradient(agent.problem, tape, ahead.outer_gradients, meta.product, trace=meta.mu).eta
+    return meta_gradient(agent.problem, ahead.tape, ahead.outer_gradients, meta.product, trace=meta.mu).eta
 
 
 def estimate_meta_gradient(agent: Agent, state: LearnerState, sample: Sample) -> Float[Tensor, "M"]:

@@ -46,10 +46,10 @@ def meta_update(agent: Agent, state: LearnerState, sample: Sample) -> tuple[Lear
         first = inner_update(agent.problem, state.theta, state.optimizer, state.eta, batch, keep_graph=False)
         clock.lap("inner")
         new = _kept(state, first)._replace(version=state.version + 1)
-        return new, _metrics(agent, new, [first], {}, None, clock)
+        return new, _metrics(agent, new, first, {}, None, clock)
 
     ahead = look_ahead(agent, state, sample, clock)
-    new = _kept(state, ahead.updates[-1 if is_sequential else 0])._replace(
+    new = _kept(state, ahead.last if is_sequential else ahead.first)._replace(
         # Under `sequential` θₙ has been published and its batch sampled: it goes by the last version that is out.
         version=ahead.version + (0 if is_sequential else 1),
         carry=ahead.last_batch if is_sequential else None,
@@ -62,7 +62,7 @@ def meta_update(agent: Agent, state: LearnerState, sample: Sample) -> tuple[Lear
             eta, meta_optimizer = agent.meta_optimizer.update(gradient, state.meta_optimizer, state.eta, state.eta)
         new = new._replace(eta=eta, meta_optimizer=meta_optimizer)
     clock.lap("meta")
-    return new, _metrics(agent, new, ahead.updates, ahead.metrics, gradient, clock)
+    return new, _metrics(agent, new, ahead.first, ahead.metrics, gradient, clock)
 
 
 def _kept(state: LearnerState, update: InnerUpdate) -> LearnerState:
@@ -73,13 +73,12 @@ def _kept(state: LearnerState, update: InnerUpdate) -> LearnerState:
 def _metrics(
     agent: Agent,
     state: LearnerState,
-    updates: list[InnerUpdate],
+    first: InnerUpdate,
     outer: dict[str, Tensor],
     gradient: Tensor | None,
     clock: Clock,
 ) -> UpdateMetrics:
     """All scalars of the update in one transfer from the device, checked for NaN and infinity."""
-    first = updates[0]
     inner: LossMetrics = first.metrics
     tensors: dict[str, Tensor] = {
         "loss/inner": first.loss,

@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad.optimizers import OptimizerState
-from metagrad.unroll import InnerProblem, Product, TapeStep
+from metagrad.tape import Tape, whole_step
+from metagrad.unroll import InnerProblem, Product, Tape, TapeStep
 
 Estimator = Literal["n-step", "mix", "trace"]
 OuterLoss = Callable[[Float[Tensor, "P"], Any], tuple[Float[Tensor, ""], Any]]
@@ -75,7 +76,7 @@ def outer_gradient(outer_loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any)
 
 def meta_gradient(
     problem: InnerProblem,
-    tape: Sequence[TapeStep],
+    tape: Tape,
     outer_gradients: Sequence[Float[Tensor, "P"] | None],
     product: Product,
     wants_theta: bool = False,
@@ -85,7 +86,8 @@ def meta_gradient(
 
     Args:
         problem: the inner problem that made the tape.
-        tape: steps i = 0…n-1, n ≥ 1, made with keep_graph equal to (product == "retain").
+        tape: steps i = 0…n-1, n ≥ 1, made with keep_graph equal to (product == "retain"), read from the last to the
+            first; under `recompute` a `CompactTape` takes a quarter of a list's memory for long unrolls.
         outer_gradients: wᵢ ∇L'(θᵢ; τ'ᵢ) for i = 1…n; None where the weight is 0, the last one given.
         product: how the second-order products are taken.
         wants_theta: also return ∂J/∂θ₀, at the price of one more product.
@@ -99,22 +101,23 @@ def meta_gradient(
     assert last is not None, "the last outer loss has a weight"
     adjoint: Tensor | None = last
     state_adjoint: tuple[Tensor, ...] | None = None
-    d_eta = torch.zeros_like(tape[0].eta)
+    d_eta = torch.zeros_like(tape[-1].eta)
     for i in reversed(range(len(tape))):
         assert adjoint is not None
         wants_h = trace is None and (i > 0 or wants_theta)
-        a, b, v, e0 = _update_adjoint(problem, tape[i], adjoint, state_adjoint)
+        step = whole_step(problem, tape, i)
+        a, b, v, e0 = _update_adjoint(problem, step, adjoint, state_adjoint)
         if trace is not None:
             a, b = trace * adjoint, tuple(trace * x for x in b)
         state_adjoint = b
         adjoint = None  # consumed: nothing of size P stays that the product, the peak of memory, does not need
-        h, e = (_retained if product == "retain" else _recomputed)(problem, tape[i], v, wants_h)
+        h, e = (_retained if product == "retain" else _recomputed)(problem, step, v, wants_h)
         d_eta = d_eta + e0 + e
         adjoint = a if trace is not None else a + h if h is not None else None
         outer = outer_gradients[i - 1] if i else None
         if adjoint is not None and outer is not None:
             adjoint = adjoint + outer
-        del a, h
+        del a, h, step
     return MetaGradient(d_eta, adjoint if wants_theta else None)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from metagrad.meta_gradient import OuterLoss, meta_gradient, outer_gradient
 from metagrad.optimizers import Optimizer, OptimizerState
-from metagrad.unroll import InnerProblem, Loss, Product, TapeStep, inner_update
+from metagrad.tape import Tape, recorded
+from metagrad.unroll import InnerProblem, Loss, Product, inner_update
 
 Sampler = Callable[[Float[Tensor, "N P"], int], Any]
 """(parameters θⱼ of N unrolls, j) to one fresh batch for each: a tree of tensors with a leading axis N.
@@ -82,13 +83,13 @@ def unroll_gradients(
     outer = _summed(lambda theta, _eta, batch: outer_loss(theta, batch), copies)
     theta, eta = theta.repeat(copies), eta.repeat(copies)
     state = OptimizerState(state.count, tuple(moment.repeat(copies) for moment in state.moments))
-    tape: list[TapeStep] = []
+    tape: Tape = ()
     outer_gradients: list[Tensor | None] = []
     batch = sampler(_split(theta, copies), 0)
     for i, weight in enumerate(weights[:n], start=1):
         update = inner_update(many, theta, state, eta, batch, keep_graph=product == "retain")
         theta, state = update.theta, update.state
-        tape.append(update.step)
+        tape = recorded(tape, update.step)
         batch = sampler(_split(theta, copies), i)
         outer_gradients.append(
             weight * outer_gradient(lambda theta, batch: outer(theta, eta, batch), theta, batch).gradient

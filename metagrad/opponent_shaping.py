@@ -23,7 +23,8 @@ from torch import Tensor
 from metagrad.errors import require
 from metagrad.meta_gradient import meta_gradient
 from metagrad.monte_carlo import Sampler, independent
-from metagrad.unroll import InnerProblem, Loss, Product, TapeStep, inner_update
+from metagrad.tape import Tape, recorded
+from metagrad.unroll import InnerProblem, Loss, Product, inner_update
 
 
 class ShapingGradients(NamedTuple):
@@ -68,12 +69,12 @@ def shaping_gradients(
     outer = independent(InnerProblem(outer_loss, problem.optimizer), copies).loss
     theta, eta = opponent.detach().flatten(), own.detach().flatten()
     state = many.optimizer.init(theta)
-    tape: list[TapeStep] = []
+    tape: Tape = ()
     for j in range(steps):
         batch = sampler(theta.view_as(opponent), j)
         update = inner_update(many, theta, state, eta, batch, keep_graph=product == "retain")
         theta, state = update.theta, update.state
-        tape.append(update.step)
+        tape = recorded(tape, update.step)
     batch = sampler(theta.view_as(opponent), steps)
     leaves = (theta.detach().requires_grad_(), eta.clone().requires_grad_())
     loss, _ = outer(*leaves, batch)
