@@ -24,7 +24,7 @@ from torch import Tensor
 
 from metagrad.optimizers import OptimizerState
 from metagrad.tape import Tape, whole_step
-from metagrad.unroll import InnerProblem, Product, Tape, TapeStep
+from metagrad.unroll import InnerProblem, Product, TapeStep
 
 Estimator = Literal["n-step", "mix", "trace"]
 OuterLoss = Callable[[Float[Tensor, "P"], Any], tuple[Float[Tensor, ""], Any]]
@@ -86,8 +86,7 @@ def meta_gradient(
 
     Args:
         problem: the inner problem that made the tape.
-        tape: steps i = 0…n-1, n ≥ 1, made with keep_graph equal to (product == "retain"), read from the last to the
-            first; under `recompute` a `CompactTape` takes a quarter of a list's memory for long unrolls.
+        tape: steps i = 0…n-1, n ≥ 1, made with keep_graph equal to (product == "retain").
         outer_gradients: wᵢ ∇L'(θᵢ; τ'ᵢ) for i = 1…n; None where the weight is 0, the last one given.
         product: how the second-order products are taken.
         wants_theta: also return ∂J/∂θ₀, at the price of one more product.
@@ -101,7 +100,7 @@ def meta_gradient(
     assert last is not None, "the last outer loss has a weight"
     adjoint: Tensor | None = last
     state_adjoint: tuple[Tensor, ...] | None = None
-    d_eta = torch.zeros_like(tape[-1].eta)
+    d_eta = torch.zeros_like(tape[0].eta)
     for i in reversed(range(len(tape))):
         assert adjoint is not None
         wants_h = trace is None and (i > 0 or wants_theta)
