@@ -51,12 +51,12 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
     if experiment.topology == "colocated":
         return [here], "this machine, in one process without Ray"
     if not address:
-        from cluster.ray_session import _OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
+        from cluster.ray_session import OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
 
         wanted = own_cpus(experiment) + experiment.actors * experiment.actor_threads
         shared = f" for {wanted} CPUs: processes share them, and take longer than below" if wanted > cores else ""
         where = f"this machine alone (RAY_ADDRESS is not set), which has {cores} cores{shared}"
-        return [here._replace(cpus=max(wanted, cores), object_store_bytes=_OBJECT_STORE_BYTES)], where
+        return [here._replace(cpus=max(wanted, cores), object_store_bytes=OBJECT_STORE_BYTES)], where
     import ray
     from ray._private.state import available_resources_per_node
 

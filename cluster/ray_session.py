@@ -14,7 +14,7 @@ from ray._private import worker as ray_worker
 from cluster.extensions import extensions
 from metagrad.errors import ConfigurationError, require
 
-_OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
+OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
 
 
 class Demand(NamedTuple):
@@ -48,7 +48,7 @@ def ray_session(demand: Demand) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(demand.wanted, len(os.sched_getaffinity(0))),
-            object_store_memory=_OBJECT_STORE_BYTES,
+            object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,

@@ -40,7 +40,7 @@ def with_another_torch(host: Host) -> None:
     ("make_odd", "words", "complaint"),
     [
         (without_envpool, PONG, r"cannot make AtariConfig there \(No module named 'envpool'\)"),
-        (with_another_torch, ("--updates", "20"), r"has torch \S+ where the learner has \S+"),
+        (with_another_torch, ("--updates", "5000"), r"has torch \S+ where the learner has \S+"),
     ],
     ids=["without envpool", "another torch"],
 )
