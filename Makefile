@@ -48,8 +48,8 @@ format: .venv/.dev ## rewrite the sources in the checked format
 	.venv/bin/ruff check --fix-only .
 	.venv/bin/ruff format .
 
-bench: .venv/.runtime ## run one benchmark: make bench NAME=meta_gradient [ARGS="--json FILE"]; without NAME: its help
-	@exec .venv/bin/python -m benchmarks $(if $(NAME),$(NAME) $(ARGS),--help)
+bench: .venv/.runtime alternatives ## measure, beside the alternatives, and render docs/performance.md: make bench [NAME=meta_gradient]
+	.venv/bin/python -m benchmarks $(or $(NAME),all) --record $(ARGS)
 
 alternatives: $(patsubst benchmarks/%.txt,.%/.installed,$(wildcard benchmarks/alternatives/*.txt)) ## install what the benchmarks compare with, each in an environment of its own
 

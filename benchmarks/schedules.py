@@ -124,4 +124,5 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
         runs = _runs(case, rounds, quick)
         bound = ratio_at_most(case, runs, cpu, len(os.sched_getaffinity(0)))
         result[case.label] = runs | cpu | {"ratio_at_most": bound}
-    return {"schedules": result}
+    ratios = {f"peek over lockstep, {name}": case["peek_over_lockstep"]["median"] for name, case in result.items()}
+    return {"schedules": result, "ratios": ratios}
