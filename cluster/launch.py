@@ -18,7 +18,7 @@ from actors.envs.base import EnvironmentSpec
 from actors.rollout import Actor, ActorSetup, State, probe
 from cluster.driver_reports import DriverReports, driver_reports
 from cluster.evaluator import Evaluator, InlineEvaluator
-from cluster.learning import Assignment, actor_setups, learn, resolve_device
+from cluster.learning import Assignment, actor_setups, learn, resolve_device, set_precision
 from cluster.progress import Progress
 from cluster.run_config import BaseExperiment
 from cluster.run_folder import RunFolder
@@ -97,7 +97,7 @@ def _opened(
 def _check_device(experiment: BaseExperiment) -> None:
     """Refuse a device that cannot be; whether a cluster has it shows itself there."""
     if experiment.topology == "colocated" or not os.environ.get("RAY_ADDRESS"):
-        resolve_device(experiment.device)
+        set_precision(experiment.allows_tf32, resolve_device(experiment.device))
         return
     rule = "on a cluster the learner has one GPU or none"
     is_known = experiment.device in ("auto", "cpu", "cuda")

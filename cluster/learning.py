@@ -53,6 +53,23 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def set_precision(allows_tf32: bool, device: torch.device) -> None:
+    """Float32 arithmetic of this process's CUDA kernels.
+
+    Raises:
+        ConfigurationError: TF32 on a device that has none.
+    """
+    require(
+        not allows_tf32 or device.type == "cuda",
+        "allows_tf32",
+        allows_tf32,
+        f"TF32 is arithmetic of CUDA devices, and the learner's is {device.type}",
+        "leave it out, or give the learner a GPU",
+    )
+    torch.backends.cuda.matmul.allow_tf32 = allows_tf32
+    torch.backends.cudnn.allow_tf32 = allows_tf32
+
+
 def actor_setups(
     experiment: BaseExperiment, device: torch.device, start_update: int, life: int = 0
 ) -> list[ActorSetup]:
@@ -92,6 +109,7 @@ def learn(assignment: Assignment, open_actors: OpenActors, reports: Reports, sto
     """
     experiment, checkpoint = assignment.experiment, assignment.checkpoint
     device = resolve_device(experiment.device)
+    set_precision(experiment.allows_tf32, device)
     keep_freed_memory()
     torch.set_num_threads(learner_threads(experiment))
     algorithm = experiment.algorithm(assignment.spec)

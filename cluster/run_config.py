@@ -97,6 +97,9 @@ class BaseExperiment(ABC):
     """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""
     device: str = "auto"
     """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
+    allows_tf32: bool = False
+    """True: products and convolutions of the learner on a GPU may round their factors to TF32, 10 bits for 23, which is
+    several times as fast; False: float32 throughout."""
     learner_threads: int | None = None
     """CPU threads of the learner; None: all cores of its machine, since in lockstep actors rest while it works, and
     learner_cpus under Ray in peek."""

@@ -11,6 +11,7 @@ from actors.envs.atari import AtariConfig
 from cluster.config import Experiment
 from cluster.evaluation import evaluate_run
 from cluster.launch import actor_setups, default_run_dir, resolve_device, run
+from cluster.learning import set_precision
 from cluster.run_config import CheckpointConfig
 from cluster.run_folder import RunFolder
 from learner.checkpoint import load, paths
@@ -35,6 +36,24 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_available, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda is_available=is_available: is_available)
         assert resolve_device("auto") == torch.device(expected)
+
+
+@pytest.mark.parametrize("allows_tf32", [False, True])
+def test_tf32_is_a_value_of_cuda_learners(allows_tf32: bool) -> None:
+    set_precision(not allows_tf32, torch.device("cuda"))
+    try:
+        set_precision(allows_tf32, torch.device("cuda"))
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allows_tf32
+    finally:
+        set_precision(False, CPU)
+
+
+def test_tf32_on_a_cpu_is_refused_before_anything_starts(tiny: Tiny, tmp_path: Path) -> None:
+    rule = r"^allows_tf32 = True: TF32 is arithmetic of CUDA devices, and the learner's is cpu"
+    for topology in ("colocated", "ray"):
+        with pytest.raises(ConfigurationError, match=rule):
+            run(tiny(allows_tf32=True, topology=topology, device="cpu"), tmp_path / "run", False, Console(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_actor_has_its_share_and_its_own_place(tiny: Tiny) -> None:
