@@ -1,0 +1,105 @@
+"""Ray nodes for a benchmark: so many raylets on this machine, in a folder of their own, ended with the block."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import in_fresh_process
+
+_OBJECT_STORE_BYTES = 400 * 2**20  # of each node
+_SECONDS_TO_START, _SECONDS_TO_END = 120.0, 60.0
+_RAY = Path(sys.executable).parent / "ray"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _start(words: Sequence[str], cpus: int, environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    """A raylet, and at the head the cluster's other processes, in the foreground of a process group of their own."""
+    common = ["--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats"]
+    # Ports that the system chooses: nodes at one address would give their workers the same ones.
+    ports = ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [str(_RAY), "start", *words, *common, *ports],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def raylets(cpus: Sequence[int]) -> Iterator[dict[str, str]]:
+    """A cluster of one node per entry, each with so many CPUs in name; variables for a process that connects to it.
+
+    Raises:
+        RuntimeError: a node ended instead of starting.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # sockets lie in it: their paths must be short
+        port = _free_port()
+        session = {
+            "RAY_TMPDIR": folder,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | session
+        address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        nodes = []
+        try:
+            for index, count in enumerate(cpus):
+                head = ["--head", f"--port={port}", "--include-dashboard=false"]
+                words = [f"--address=127.0.0.1:{port}"] if index else head
+                log = Path(folder) / f"start-{index}.txt"
+                nodes.append(_start(words, count, environment, log))
+                _wait(nodes[-1], log)
+            yield session | address
+        finally:
+            for node in reversed(nodes):
+                _end(node)
+
+
+def _wait(node: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until a node says that it runs."""
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while "Ray runtime started" not in (said := log.read_text()):
+        if node.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"a Ray node did not start: {said}")
+        time.sleep(0.1)
+
+
+def _end(node: "subprocess.Popen[bytes]") -> None:
+    """The node's processes with it, by their ids: `ray start --block` takes what it started down."""
+    if node.poll() is None:
+        node.terminate()
+    try:
+        node.wait(timeout=_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+
+def on_raylets(cpus: Sequence[int], function: Callable[..., Any], *arguments: object) -> Any:
+    """`function(*arguments)` in a fresh process beside such a cluster, to which its Ray sessions connect."""
+    with raylets(cpus) as variables:
+        before = dict(os.environ)
+        os.environ.update(variables)
+        try:
+            return in_fresh_process(function, *arguments)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)

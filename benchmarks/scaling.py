@@ -1,0 +1,266 @@
+"""Throughput and the learner's idle share against actors and nodes, and what a broadcast of weights costs.
+
+**Measured**: the training loop and the transport of real runs on Ray (`learn`, `RayActors`, actor processes on raylets
+of this machine), for schedules lockstep and peek. Only the learner runs in the benchmark's process instead of one of
+Ray's, and actor processes are kept from run to run with new environments in each, so that the start of none is measured
+or waited for. Two cores cannot step games for many actors, so there are two kinds of environments: `waiting`, whose
+steps take a stated time and no core, as if they ran elsewhere (`benchmarks.waiting`), and Snake, which saturates the
+cores at once. Every actor has the same number of environments; lockstep's batch is one rollout of every actor, peek's
+four rollouts of whichever. The learner is idle while it waits for rollouts or takes them in (`time/sample_seconds`).
+Layouts of nodes are measured one after another, everything else in turn.
+
+**Predicted**: `benchmarks.queueing`, fitted to the waiting environments at `FITTED` numbers of actors and checked at
+the `HELD_OUT` ones; then for more actors than there is room for here, each on a core of its own: of these runs, and of
+the Atari experiment with a learner on a GPU, from numbers that `Atari` states.
+
+**Broadcast**: `benchmarks.broadcast`.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from actors.rollout import Actor, probe
+from benchmarks import broadcast
+from benchmarks.broadcast import Broadcast
+from benchmarks.extrapolation import Atari, waiting_predicted
+from benchmarks.fleet import Fleet
+from benchmarks.harness import at_most, interleave, summary, torch_threads
+from benchmarks.queueing import Lockstep, Pace, Peek, Point, Rollouts, errors, fit_lockstep, fit_peek
+from benchmarks.raylets import on_raylets
+from benchmarks.waiting import WaitingConfig
+from cluster.config import Experiment
+from cluster.launch import actor_setups
+from cluster.placement import rollout_bytes
+from cluster.ray_session import ANY_ROOM, ray_session
+from cluster.run_config import Schedule
+from experiments.snake import demo
+from metagrad.networks import Mlp
+from metagrad.types import WeightSnapshot
+
+Model = Lockstep | Peek
+SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+# Fitted where the actors set peek's pace and where the learner does; held out between these, and beyond them.
+FITTED, HELD_OUT = (1, 2, 4, 16), (3, 6, 8, 12, 20)
+SNAKE_ACTORS = (1, 2, 3, 4, 6, 8)
+ON_NODES = 8  # actors, of which one, two or four nodes have equal shares
+NODES = (1, 2, 4)
+PEEK_BATCH = 4  # rollouts
+ENVIRONMENTS = {"waiting": 16, "snake": 128}  # of an actor; peek's batches: 64 x 5 as for Atari, 512 x 5 as in `demo`
+WARM_UP = 3
+BROADCASTS = tuple(Broadcast(size, actors) for size in (1_000_000, 6_800_000) for actors in (1, 2, 4, 8))
+QUICK_BROADCASTS = (Broadcast(1_000_000, 2),)
+MAX_ERROR = 0.15  # of the throughput where nothing was fitted
+ROLLOUTS_TIMED = 40
+CPU = torch.device("cpu")
+
+
+class Case(NamedTuple):
+    """One run, again and again."""
+
+    environment: str  # waiting or snake
+    schedule: Schedule
+    actors: int
+    nodes: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.environment}, {self.schedule}, {self.actors} actors" + f", {self.nodes} nodes" * (self.nodes > 1)
+
+    @property
+    def experiment(self) -> Experiment:
+        """`demo` (n = 3) with as many environments to a batch as this number of actors brings."""
+        is_peek, share = self.schedule == "peek", ENVIRONMENTS[self.environment]
+        run = replace(
+            demo(),
+            device="cpu",
+            learner_threads=1,
+            log_every=1,
+            actors=self.actors,
+            schedule=self.schedule,
+            environments=share * (PEEK_BATCH if is_peek else self.actors),
+            environments_per_actor=share if is_peek else None,
+        )
+        return replace(run, env=WaitingConfig(), network=Mlp(hidden=256)) if self.environment == "waiting" else run
+
+    @property
+    def rollouts_per_update(self) -> int:
+        """Through the transport, those of look-ahead included."""
+        lockstep = (1 + self.experiment.look_ahead_batches) * self.actors
+        return lockstep if self.schedule == "lockstep" else PEEK_BATCH
+
+    @property
+    def updates(self) -> int:
+        """Enough for two or three seconds."""
+        if self.environment == "snake":
+            return 6
+        return 6 if self.schedule == "lockstep" else 8 * min(6, self.actors)
+
+
+class Measured(NamedTuple):
+    """One run in its steady state."""
+
+    pace: Pace
+    dropped_steps: float
+
+
+def steady(rows: dict[str, list[float]], frames: int) -> Measured:
+    """From the rows of a run's updates; seconds from one row to the next are all there are."""
+    seconds = [frames / rate for rate in rows["throughput/real_frames_per_second"][WARM_UP:]]
+    sampling = rows["time/sample_seconds"][WARM_UP:]
+    pace = Pace(sum(seconds) / len(seconds), sum(sampling) / sum(seconds))
+    return Measured(pace, rows["transport/dropped_steps"][-1])
+
+
+def measure(cases: Sequence[Case], rounds: int, quick: bool, broadcasts: Sequence[Broadcast]) -> dict[str, Any]:
+    """All cases in turn on the cluster that is there, and after them the broadcasts."""
+    found: dict[str, list[Measured]] = defaultdict(list)
+    with ray_session(ANY_ROOM), torch_threads(1):
+        fleet = Fleet(max(case.actors for case in cases))
+        for round_ in range(rounds + 1):
+            # The round that is not counted is for processes that start: a run with all of them.
+            chosen = cases if round_ else [max(cases, key=lambda case: case.actors)]
+            for case in chosen:
+                updates = WARM_UP + (2 if quick or not round_ else case.updates)
+                rows = fleet.run(replace(case.experiment, updates=updates))
+                if round_:
+                    found[case.label].append(steady(rows, case.experiment.steps_per_rollout))
+        sent = broadcast.measure(fleet.handles, broadcasts, fleet.next_life(len(broadcasts)), rounds)
+    return {"runs": dict(found), "broadcasts": sent}
+
+
+def rollout_times(experiment: Experiment, count: int) -> Rollouts:
+    """Of one actor by itself: its waiting, which is known exactly, and its computing, measured in this process."""
+    assert isinstance(experiment.env, WaitingConfig)
+    waiting_s, sd_s = experiment.env.rollout_s(experiment.rollout_length)
+    experiment = replace(experiment, env=replace(experiment.env, least_s=0.0, mean_beyond_s=0.0))
+    state = experiment.algorithm(probe(experiment.env)).init(experiment.seed, CPU)
+    actor = Actor(actor_setups(experiment, CPU, 0)[0])
+    snapshot = WeightSnapshot(0, state.theta, state.eta)
+    with torch_threads(1):
+        timings = interleave({"rollout": lambda: actor.rollout(snapshot, 0)}, count)["rollout"]
+    return Rollouts(waiting_s + summary([timing.wall_s for timing in timings])["median"], sd_s)
+
+
+def row(case: Case, runs: Sequence[Measured]) -> dict[str, Any]:
+    """What is kept of a case."""
+    experiment = case.experiment
+    share, length = experiment.environments_of_an_actor, experiment.rollout_length
+    sent = case.rollouts_per_update * rollout_bytes(probe(experiment.env), share, length)
+    frames = experiment.steps_per_rollout
+    return {
+        "environment": case.environment,
+        "schedule": case.schedule,
+        "actors": case.actors,
+        "nodes": case.nodes,
+        "real_frames_per_second": summary([frames / run.pace.update_s for run in runs]),
+        "learner_idle_share": summary([run.pace.learner_idle_share for run in runs]),
+        "update_s": summary([run.pace.update_s for run in runs]),
+        "rollout_bytes_per_second": summary([sent / run.pace.update_s for run in runs]),
+        "dropped_steps": max(run.dropped_steps for run in runs),
+    }
+
+
+def _point(case_row: dict[str, Any]) -> Point:
+    return Point(case_row["actors"], Pace(case_row["update_s"]["median"], case_row["learner_idle_share"]["median"]))
+
+
+def fitted(rows: Sequence[dict[str, Any]], rollouts: Rollouts, fit_to: Sequence[int]) -> tuple[Lockstep, Peek]:
+    """Both models, from the rows of waiting environments on one node with these numbers of actors."""
+    lockstep, peek = (
+        [_point(each) for each in rows if each["schedule"] == schedule and each["actors"] in fit_to]
+        for schedule in SCHEDULES
+    )
+    experiment = Case("waiting", "peek", 1).experiment
+    batches = 1 + experiment.look_ahead_batches
+    entry_lag = experiment.resolved_max_lag - experiment.look_ahead_batches
+    return fit_lockstep(rollouts, batches, lockstep), fit_peek(rollouts, PEEK_BATCH, entry_lag, peek)
+
+
+def checked(rows: Sequence[dict[str, Any]], models: dict[str, Model], fit_to: Sequence[int]) -> list[dict[str, Any]]:
+    """Predicted beside measured, and whether the fit had seen the point."""
+    result = []
+    for each in rows:
+        measured, predicted = _point(each).pace, models[each["schedule"]].pace(each["actors"])
+        frames = Case("waiting", each["schedule"], each["actors"]).experiment.steps_per_rollout
+        there = {
+            "schedule": each["schedule"],
+            "actors": each["actors"],
+            "is_held_out": each["actors"] not in fit_to,
+            "predicted_frames_per_second": frames / predicted.update_s,
+            "measured_frames_per_second": frames / measured.update_s,
+            "predicted_idle_share": predicted.learner_idle_share,
+            "measured_idle_share": measured.learner_idle_share,
+        }
+        result.append(there | errors(predicted, measured))
+    return result
+
+
+def model_result(rows: Sequence[dict[str, Any]], rollouts: Rollouts, fit_to: Sequence[int]) -> dict[str, Any]:
+    """The fit, how well it predicts, and what it says of more actors."""
+    lockstep, peek = fitted(rows, rollouts, fit_to)
+    points = checked(rows, {"lockstep": lockstep, "peek": peek}, fit_to)
+    return {
+        "rollout_s": rollouts._asdict(),
+        "lockstep": {
+            "batch_s": lockstep.batch_s,
+            "rollout_s": lockstep.rollout_s,
+            "learner_s": lockstep.learner._asdict(),
+        },
+        "peek": {
+            "order_s": peek.order_s,
+            "take_s": peek.take_s,
+            "learner_s": peek.learner.fixed_s,
+            "useful_actors": peek.useful_actors,
+        },
+        "points": points,
+        "more_actors": waiting_predicted(lockstep, peek, ENVIRONMENTS["waiting"], 5),
+        "atari_inputs": Atari()._asdict(),
+        "atari": Atari().predicted(lockstep, peek),
+    }
+
+
+def worst_error(points: Sequence[dict[str, Any]], schedule: str) -> float:
+    """Largest relative error of the throughput where nothing was fitted."""
+    held_out = [each for each in points if each["schedule"] == schedule and each["is_held_out"]]
+    return max(abs(each["throughput_relative_error"]) for each in held_out)
+
+
+def run(rounds: int, quick: bool) -> dict[str, Any]:
+    """Quick: two rounds of one and two actors on one node, and one broadcast."""
+    rounds = 2 if quick else rounds
+    fit_to, numbers = ((1,), (1, 2)) if quick else (FITTED, sorted(FITTED + HELD_OUT))
+    cases = [Case("waiting", schedule, actors) for actors in numbers for schedule in SCHEDULES]
+    snake = () if quick else SNAKE_ACTORS
+    cases += [Case("snake", schedule, actors) for actors in snake for schedule in SCHEDULES]
+    rollouts = rollout_times(cases[0].experiment, 5 if quick else ROLLOUTS_TIMED)
+    broadcasts = QUICK_BROADCASTS if quick else BROADCASTS
+    # One CPU more than actors, so that none waits for a place: what cores there are is the machine's affair.
+    there = on_raylets((max(numbers) + 1,), measure, cases, rounds, quick, broadcasts)
+    rows = {case.label: row(case, there["runs"][case.label]) for case in cases}
+    sent = {"1 node": there["broadcasts"]}
+    for nodes in () if quick else NODES:
+        layout = [Case("waiting", schedule, ON_NODES, nodes) for schedule in SCHEDULES]
+        biggest = [each for each in BROADCASTS if each.actors == ON_NODES] * (nodes > 1)
+        there = on_raylets((ON_NODES // nodes,) * nodes, measure, layout, rounds, quick, biggest)
+        # The layout of one node is measured like the others, after them and beside as few cases.
+        rows |= {f"{case.label}, layouts": row(case, there["runs"][case.label]) for case in layout}
+        sent |= {f"{nodes} nodes": there["broadcasts"]} if nodes > 1 else {}
+    model = model_result([rows[case.label] for case in cases if case.environment == "waiting"], rollouts, fit_to)
+    return {
+        "runs": rows,
+        "model": model,
+        "broadcast": sent,
+        "ratios": {
+            f"broadcast of {label} by reference over by value": each["by_reference_over_by_value"]["median"]
+            for label, each in sent["1 node"].items()
+        },
+        "targets": [
+            at_most(f"model of {schedule}: worst error at held-out actors", error, MAX_ERROR)
+            for schedule in SCHEDULES
+            for error in [worst_error(model["points"], schedule)]
+        ],
+    }
