@@ -20,6 +20,7 @@ from benchmarks.report import keep
 # out. Of what is returned, "ratios" (label -> ours over the alternative, more is better) go into the history, "targets"
 # into the exit code.
 BENCHMARKS = {
+    "end_to_end": "benchmarks.end_to_end",
     "meta_gradient": "benchmarks.meta_gradient",
     "environments": "benchmarks.environments",
     "pipeline": "benchmarks.pipeline",

@@ -1,0 +1,193 @@
+"""Decisions trained on per second, through actors and learner: ours, RLlib's IMPALA and Sample Factory's APPO on Pong.
+
+Whole runs in turn, round by round, each in fresh processes on all cores of the machine: start, a warm-up that is left
+out, a steady window, end. The same game (ALE's Pong: 84 x 84 grey, 4 screens stacked, 4 per decision), the same network
+(Nature CNN, one torso for policy and value, float32) and every decision trained on once; batches, environments and
+processes are each system's own choice, and the best that was found on two cores: all of them stand in the result.
+
+What counts is what a learner has computed gradients of. Ours: batches of the updates in the window times their steps,
+resets of finished games included (one row in about a thousand). RLlib: num_env_steps_trained_lifetime of the learner,
+without the row that it appends to each fragment for the bootstrap. Sample Factory: env_steps that the learner reports.
+
+Then ours with look-ahead (n = 3) and `snake-6x6` (n = 1, outer critic). Beside the rates: the cores that each run kept
+busy, and CPU milliseconds per decision, which another program on the machine does not change.
+
+The floor is what no arrangement of the same arithmetic can beat: environment, inference and gradient of one decision,
+each alone on one core, added up and shared out over the cores without a wait.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from actors import policy
+from actors.envs import make_environment
+from actors.rollout import Actor, probe
+from benchmarks.alternative import Alternative, alternative
+from benchmarks.end_to_end_ours import EXPERIMENTS, chosen, ours
+from benchmarks.harness import at_least, interleave, summary, torch_threads
+from cluster.config import Experiment
+from cluster.launch import actor_setups
+from learner.batch import merge
+from metagrad.types import WeightSnapshot
+
+ALTERNATIVES = ("rllib", "sample_factory")
+PROGRAMS = {"RLlib IMPALA": ("rllib", "rllib_impala"), "Sample Factory APPO": ("sample_factory", "sample_factory_appo")}
+LEAST = {"RLlib IMPALA": 3.0, "Sample Factory APPO": 1.5}
+LEAST_OF_FLOOR, LEAST_SNAKE = 0.80, 10_000.0
+WARM_UP_S, WINDOW_S = 6.0, 22.0
+FRAMES_PER_DECISION = 4
+AT_N_0 = ("pong n=0 lockstep", "pong n=0 peek")
+QUICK = ("pong n=0 lockstep", "snake-6x6")
+CPU = torch.device("cpu")
+
+System = Callable[[], Mapping[str, Any]]
+
+
+def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, float]:
+    """Medians of environment, inference and gradient, each alone on one thread: the terms of the floor."""
+    alone = replace(experiment, topology="colocated", actors=1, environments_per_actor=None)
+    algorithm, batch = alone.algorithm(probe(alone.env)), experiment.environments_of_an_actor
+    state = algorithm.init(alone.seed, CPU)
+    games = make_environment(alone.env, batch, 0, CPU, 1, True)
+    observation = games.reset()
+    actions = torch.randint(games.spec.num_actions, (alone.rollout_length, batch))
+    (setup,) = actor_setups(alone, CPU, 0)
+    actor = Actor(setup)
+    with torch.no_grad():
+        rollout = actor.rollout(WeightSnapshot(0, state.theta, state.eta), 0)
+    trajectory = merge([rollout], 0, CPU).trajectory
+
+    def environment() -> None:
+        for action in actions:
+            games.step(action)
+
+    @torch.no_grad()
+    def inference() -> None:
+        for _ in actions:
+            algorithm.network.apply(state.theta, observation, policy.POLICY)
+
+    cases: dict[str, Callable[[], object]] = {
+        "environment": environment,
+        "inference": inference,
+        "gradient": lambda: algorithm.update(state, lambda _, __: trajectory),
+    }
+    with torch_threads(1):
+        timings = interleave(cases, repeats)
+    actor.close()
+    games.close()
+    decisions = {"gradient": alone.steps_per_rollout}
+    return {
+        name: summary([each.wall_s for each in own])["median"] / decisions.get(name, actions.numel())
+        for name, own in timings.items()
+    }
+
+
+def floor_rate(seconds: Mapping[str, float], cores: int) -> float:
+    """Decisions per second of `cores` that never wait.
+
+    >>> floor_rate({"environment": 0.001, "gradient": 0.003}, cores=2)
+    500.0
+    """
+    return cores / sum(seconds.values())
+
+
+def measured(
+    systems: Mapping[str, System], floors: Mapping[str, Callable[[], dict[str, float]]], rounds: int
+) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, list[dict[str, float]]]]:
+    """All systems in turn, and the terms of the floors beside them, round by round."""
+    answers: dict[str, list[Mapping[str, Any]]] = {name: [] for name in systems}
+    terms: dict[str, list[dict[str, float]]] = {name: [] for name in floors}
+    for _ in range(rounds):
+        for name, system in systems.items():
+            answers[name].append(system())
+        for name, floor in floors.items():
+            terms[name].append(floor())
+    return answers, terms
+
+
+def rates(answers: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Decisions per second of each run."""
+    return [answer["decisions"] / answer["window_s"] for answer in answers]
+
+
+def row(name: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is told of one system; the longest of a run's processes as of the last round."""
+    speeds, last = rates(answers), answers[-1]
+    frames = {} if name.startswith("snake") else {"frames_per_s": summary([FRAMES_PER_DECISION * x for x in speeds])}
+    optional = ("settings", "share_of_learner_time", "lag_versions_mean", "dropped_steps", "versions")
+    return {
+        "decisions_per_s": summary(speeds),
+        **frames,
+        "cores_busy": summary([answer["cores_busy"] for answer in answers]),
+        "cpu_ms_per_decision": summary(
+            [1000 * answer["cores_busy"] / speed for answer, speed in zip(answers, speeds, strict=True)]
+        ),
+        "window_s": summary([answer["window_s"] for answer in answers]),
+        "processes": last["processes"],
+        **{key: last[key] for key in optional if key in last},
+    }
+
+
+def by_round(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Summary of the ratios of each round."""
+    return summary([a / b for a, b in zip(above, below, strict=True)])
+
+
+def result_of(
+    answers: Mapping[str, Sequence[Mapping[str, Any]]], terms: Mapping[str, Sequence[dict[str, float]]], cores: int
+) -> dict[str, Any]:
+    """Rows, ratios round by round against the better schedule at n = 0, floors and targets."""
+    speeds = {name: rates(each) for name, each in answers.items()}
+    headline = max((name for name in AT_N_0 if name in speeds), key=lambda name: summary(speeds[name])["median"])
+    against = {name: by_round(speeds[headline], speeds[name]) for name in PROGRAMS if name in speeds}
+    floors = {
+        name: {
+            **{f"{part}_ms": summary([1000 * each[part] for each in own]) for part in own[0]},
+            "floor_decisions_per_s": summary([floor_rate(each, cores) for each in own]),
+            "share_of_floor": by_round(speeds[name], [floor_rate(each, cores) for each in own]),
+        }
+        for name, own in terms.items()
+    }
+    of_floor, snake = floors[headline]["share_of_floor"]["median"], summary(speeds["snake-6x6"])["median"]
+    labels = {name: f"{headline.partition(' ')[0]} n=0 over {name}" for name in against}
+    return {
+        "systems": {name: row(name, each) for name, each in answers.items()},
+        "headline": headline,
+        "headline_over": against,
+        "floors": floors,
+        "ratios": {labels[name]: ratio["median"] for name, ratio in against.items()},
+        "targets": [
+            *(at_least(labels[name], ratio["median"], LEAST[name]) for name, ratio in against.items()),
+            at_least(f"{headline}: share of the floor", of_floor, LEAST_OF_FLOOR),
+            at_least("snake-6x6: real steps per second", snake, LEAST_SNAKE),
+        ],
+    }
+
+
+def _run_of(other: Alternative) -> dict[str, Any]:
+    return other.run("pong").answer | {"versions": other.versions}
+
+
+def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
+    """Rates of all systems; quick: two small runs of ours, a second each."""
+    warm_up_s, window_s = (0.2, 0.5) if quick else (WARM_UP_S, WINDOW_S)
+    names = QUICK if quick else tuple(EXPERIMENTS)
+    with ExitStack() as stack:
+        runs: dict[str, System] = {name: partial(ours, name, warm_up_s, window_s, quick) for name in names}
+        systems = {name: runs[name] for name in names if name in AT_N_0}  # neighbours in time of the alternatives
+        for name, (environment, program) in {} if alone else PROGRAMS.items():
+            arguments = (str(warm_up_s), str(window_s))
+            other = stack.enter_context(
+                alternative(environment, program, "serve", *arguments, variables={"OMP_NUM_THREADS": "1"})
+            )
+            systems[name] = partial(_run_of, other)
+        repeats = 1 if quick else 5
+        floors = {name: partial(seconds_per_decision, chosen(name, quick), repeats) for name in names if name in AT_N_0}
+        answers, terms = measured(systems | runs, floors, rounds)
+    return result_of(answers, terms, len(os.sched_getaffinity(0)))

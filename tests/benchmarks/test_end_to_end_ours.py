@@ -1,0 +1,24 @@
+import pytest
+
+from benchmarks import end_to_end_ours as subject
+
+
+def test_experiments_train_on_every_decision_once_and_look_ahead_as_they_are_named():
+    for name, make in subject.EXPERIMENTS.items():
+        experiment = make()
+        if name.startswith("pong"):
+            assert f"n={experiment.meta.n} {experiment.schedule}" == name.removeprefix("pong ")
+            assert experiment.env.game == "Pong"
+            assert experiment.steps_per_rollout == 320
+        assert experiment.topology == "ray"
+
+
+def test_a_quick_run_is_measured_in_a_process_of_its_own():
+    answer = subject.ours("snake-6x6", 0.1, 0.3, is_quick=True)
+    assert answer["updates"] > 0
+    assert answer["decisions"] == answer["updates"] * answer["settings"]["environments"] * 5
+    assert answer["window_s"] >= 0.3
+    shares = answer["share_of_learner_time"]
+    assert set(shares) == {"sample", "inner", "outer", "meta", "metrics"}
+    assert sum(shares.values()) == pytest.approx(1.0, abs=0.25)
+    assert answer["dropped_steps"] == 0
