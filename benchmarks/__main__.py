@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [--record] [--json FILE] [--rounds N] [--alone] [--quick]`: run, print and keep a benchmark.
+"""`python -m benchmarks NAME [--record] [--json FILE] [--rounds N] [--alone] [--quick]`: run and keep a benchmark.
 
 NAME `all` runs every one of them, each in a process of its own.
 """
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "meta_gradient": "benchmarks.meta_gradient",
     "environments": "benchmarks.environments",
     "pipeline": "benchmarks.pipeline",
+    "scaling": "benchmarks.scaling",
     "schedules": "benchmarks.schedules",
     "tabular": "benchmarks.tabular",
 }

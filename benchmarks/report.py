@@ -1,0 +1,142 @@
+"""docs/performance.md: what the newest results say, between the marks that its text leaves for them, and their history.
+
+`python -m benchmarks NAME --record` keeps a result as `benchmarks/results/NAME.json`, adds its ratios to
+`history.jsonl` there and renders the page anew. The text around the marks is written by hand and stays.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.alternative import ROOT
+from benchmarks.harness import write_json
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+WORSE = 0.10  # of a ratio: what the history marks
+
+_MARKED = re.compile(r"(<!-- begin (?P<name>[a-z_0-9 ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+class Table(NamedTuple):
+    """One table in Markdown."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def number(value: float) -> str:
+    """Three digits, thousands with commas.
+
+    >>> number(0.04567), number(9.876), number(15559.3)
+    ('.0457', '9.88', '15,600')
+    """
+    if abs(value) >= 1000:
+        digits = len(str(int(abs(value))))
+        return f"{round(value, 3 - digits):,.0f}"
+    text = f"{value:.3g}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def keep(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Write a benchmark's newest result and add its ratios to the history.
+
+    Raises:
+        ValueError: a quick result, or one of ours alone, which is no measurement.
+    """
+    if result["is_quick"] or result["is_alone"]:
+        raise ValueError("a quick result, or one without the alternatives, is not recorded")
+    write_json(folder / f"{result['benchmark']}.json", result)
+    machine = result["machine"]
+    row = {
+        "benchmark": result["benchmark"],
+        "utc": machine["utc"],
+        "commit": machine["commit"],
+        "hardware": hardware(machine),
+        "ratios": result.get("ratios", {}),
+    }
+    with (folder / "history.jsonl").open("a") as history:
+        history.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def hardware(machine: Mapping[str, Any]) -> str:
+    """Cores, processor and GPUs in words."""
+    return ", ".join([f"{machine['cores']} cores of {machine['cpu']}", *machine["gpus"]])
+
+
+def history_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Each ratio now, before on the same hardware, and what changed; more than a tenth worse is marked."""
+    lines = []
+    now = {(row["benchmark"], label): (row, value) for row in rows for label, value in row["ratios"].items()}
+    for (benchmark, label), (newest, value) in now.items():
+        same = [
+            row
+            for row in rows
+            if row["benchmark"] == benchmark and row["hardware"] == newest["hardware"] and label in row["ratios"]
+        ]
+        if len(same) == 1:
+            lines.append((benchmark, label, value, "", "first here", f"{newest['utc'][:10]} {newest['commit'][:7]}"))
+            continue
+        before = same[-2]["ratios"][label]
+        change = value / before - 1.0
+        text = f"{change:+.0%}" if change >= -WORSE else f"**{change:+.0%}: worse**"
+        lines.append((benchmark, label, value, before, text, f"{newest['utc'][:10]} {newest['commit'][:7]}"))
+    return Table(("benchmark", "ratio, more is better", "now", "before", "change", "measured"), lines)
+
+
+def targets_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What was promised of each benchmark, and what was measured."""
+    rows = []
+    for name, result in results.items():
+        for target in result.get("targets", ()):
+            rule, limit = ("at most", target["at_most"]) if "at_most" in target else ("at least", target["at_least"])
+            verdict = "kept" if target["met"] else "**missed**"
+            rows.append((name, target["name"], f"{rule} {number(limit)}", float(target["value"]), verdict))
+    return Table(("benchmark", "promise", "limit", "measured", ""), rows)
+
+
+def made_by(result: Mapping[str, Any]) -> str:
+    """One line: command, machine, versions."""
+    machine = result["machine"]
+    packages = machine["versions"] | result.get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version != "absent")
+    return (
+        f"`python -m benchmarks {result['benchmark']}`, {machine['utc'][:10]}, commit {machine['commit'][:7]}, "
+        f"{hardware(machine)}, load {machine['load_average_1min']:.1f} before; Python {machine['python']}, {versions}."
+    )
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The newest result of every benchmark that has one."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def read_history(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All rows, oldest first."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def fill(page: str, blocks: Mapping[str, str]) -> str:
+    r"""The page with every marked part replaced.
+
+    Raises:
+        ValueError: a mark that no block is for, or a block without a mark.
+
+    >>> fill("a <!-- begin x -->\nold\n<!-- end --> b", {"x": "new"})
+    'a <!-- begin x -->\nnew\n<!-- end --> b'
+    """
+    marks = {match["name"] for match in _MARKED.finditer(page)}
+    if marks != set(blocks):
+        raise ValueError(f"the page has the marks {sorted(marks)}, and there are blocks for {sorted(blocks)}")
+    return _MARKED.sub(lambda match: f"{match[1]}{blocks[match['name']]}\n{match[3]}", page)
