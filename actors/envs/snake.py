@@ -5,7 +5,8 @@ The rules are those of Jumanji's Snake (Bonnet et al. 2024, arXiv:2306.09884; ve
 Shapes: B boards of `cells` = rows * columns cells; a cell is its row-major number. Everything random is drawn outside
 the rules and handed to them: `advance` moves the snakes, `restart` and `place_fruit` take the cells that were drawn.
 The rules are pure, copy nothing to the host and have no shape that depends on data, so on a GPU they queue up without
-waiting and can be captured in a CUDA graph.
+waiting and can be captured in a CUDA graph. The host need not wait for its data: `step_state_on_host` gives the same
+bits and searches those boards alone that need a new snake or fruit, which are few.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ ACTION_NAMES = ("up", "right", "down", "left")
 MAX_CELLS = torch.iinfo(torch.int16).max  # `body_state` counts up to the snake's length in int16
 
 MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
+
+CACHED_BYTES = 3 * 2**19  # of observations written at a time on the host: a second-level cache of 2 MiB keeps them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,14 +113,15 @@ def advance(state: SnakeState, action: Int[Tensor, "B"], board: Board) -> tuple[
     The body forgets one step unless a fruit was eaten, so a head may enter the cell that the tail leaves in this step.
     """
     head = board.next_cell[state.head, action]
-    entered = state.body_state.gather(1, head[:, None]).squeeze(1)
+    entered = state.body_state.gather(1, head.unsqueeze(1)).squeeze(1)
     is_fruit_eaten = head == state.fruit
     grown = is_fruit_eaten.to(torch.int16)
     length = state.length + grown
-    body_state = (state.body_state + (grown - 1)[:, None]).clamp_(min=0).scatter_(1, head[:, None], length[:, None])
+    body_state = (state.body_state + (grown - 1).unsqueeze(1)).clamp_(min=0)
+    body_state.scatter_(1, head.unsqueeze(1), length.unsqueeze(1))
 
     # The new tail is the old one (fruit eaten) or its neighbour on the body: the one cell of these that holds a 1.
-    candidates = board.neighbourhood[state.tail]
+    candidates = board.neighbourhood.index_select(0, state.tail)
     tail = candidates.masked_fill(body_state.gather(1, candidates) != 1, 0).amax(dim=1)
 
     step_count = state.step_count + 1
@@ -154,13 +158,15 @@ def uniform_cell(uniform: Float[Tensor, "B"], cells: int) -> Int64[Tensor, "B"]:
     return (uniform * cells).to(torch.int64)
 
 
-def uniform_free_cell(state: SnakeState, uniform: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
+def uniform_free_cell(
+    body_state: Int16[Tensor, "B cells"], length: Int16[Tensor, "B"], uniform: Float[Tensor, "B"]
+) -> Int64[Tensor, "B"]:
     """A cell without snake, each as likely, from a number uniform in [0, 1); no meaning on a full board."""
-    is_free = (1 - state.body_state).clamp_(min=0)
-    num_free = is_free.shape[1] - state.length
+    is_free = (1 - body_state).clamp_(min=0)
+    num_free = is_free.shape[1] - length
     rank = (uniform * num_free).to(torch.int16)  # the product rounds to below num_free for every uniform < 1
     free_so_far = is_free.cumsum(dim=1, dtype=torch.int16)
-    return torch.searchsorted(free_so_far, rank[:, None], right=True).squeeze(1)
+    return torch.searchsorted(free_so_far, rank.unsqueeze(1), right=True).squeeze(1)
 
 
 def step_state(
@@ -170,7 +176,30 @@ def step_state(
     state, outcome = advance(state, action, board)
     state = restart(state, outcome.is_terminal, uniform_cell(uniform[0], state.body_state.shape[1]))
     is_fruit_needed = outcome.is_fruit_eaten | outcome.is_terminal
-    return place_fruit(state, is_fruit_needed, uniform_free_cell(state, uniform[1])), outcome
+    fruit = uniform_free_cell(state.body_state, state.length, uniform[1])
+    return place_fruit(state, is_fruit_needed, fruit), outcome
+
+
+def step_state_on_host(
+    state: SnakeState, action: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], board: Board
+) -> tuple[SnakeState, SnakeOutcome]:
+    """`step_state`, bit by bit, whose shapes depend on how many boards need a new snake or fruit."""
+    state, outcome = advance(state, action, board)
+    over = outcome.is_terminal.nonzero().squeeze(1)
+    # In place: `advance` made this tensor, and nobody else holds it.
+    head = uniform_cell(uniform[0].index_select(0, over), state.body_state.shape[1])
+    state.body_state.index_fill_(0, over, 0)[over, head] = 1
+    state = SnakeState(
+        body_state=state.body_state,
+        head=state.head.index_copy_(0, over, head),
+        tail=state.tail.index_copy_(0, over, head),
+        fruit=state.fruit,
+        length=state.length.index_fill_(0, over, 1),
+        step_count=state.step_count.index_fill_(0, over, 0),
+    )
+    bare = (outcome.is_fruit_eaten | outcome.is_terminal).nonzero().squeeze(1)
+    fruit = uniform_free_cell(*(x.index_select(0, bare) for x in (state.body_state, state.length, uniform[1])))
+    return state._replace(fruit=state.fruit.index_copy(0, bare, fruit)), outcome
 
 
 def observe_state(state: SnakeState, rows: int) -> Float[Tensor, "B rows columns 5"]:
@@ -180,16 +209,28 @@ def observe_state(state: SnakeState, rows: int) -> Float[Tensor, "B rows columns
     it multiplies by the rounded reciprocal instead, so its last channel can be off by one unit in the last place.
     """
     batch_size, cells = state.body_state.shape
-    observation = state.body_state.new_zeros(batch_size, cells, 5, dtype=torch.float32)
-    order = observation.new_empty(batch_size, cells)
-    torch.div(state.body_state, state.length[:, None], out=order)
-    observation[..., 4] = order
-    observation[..., 0] = order.ceil_()
+    observation = state.body_state.new_empty(batch_size, cells, 5, dtype=torch.float32)
+    length = state.length.to(torch.float32).unsqueeze(1)
+    boards = max(1, CACHED_BYTES // (cells * 5 * observation.itemsize))
+    if observation.device.type == "cpu" and batch_size > boards:
+        for part in zip(*(x.split(boards) for x in (observation, state.body_state, length)), strict=True):
+            _write_body(*part)
+    else:
+        _write_body(observation, state.body_state, length)
     # Head, tail and fruit are one cell each: three scattered ones per board instead of three passes over it.
     channel = torch.arange(1, 4, device=observation.device)
-    entry = torch.stack((state.head, state.tail, state.fruit), dim=1) * 5 + channel
+    entry = torch.stack((state.head, state.tail, state.fruit), dim=1).mul_(5).add_(channel)
     observation.view(batch_size, cells * 5).scatter_(1, entry, 1.0)
     return observation.view(batch_size, rows, cells // rows, 5)
+
+
+def _write_body(
+    observation: Float[Tensor, "B cells 5"], body_state: Int16[Tensor, "B cells"], length: Float[Tensor, "B 1"]
+) -> None:
+    """Write the first and the last channel, and zeros between them."""
+    order = body_state.to(torch.float32).div_(length)
+    observation.zero_()[..., 4] = order
+    observation[..., 0] = order.ceil_()
 
 
 class Snake:
@@ -211,6 +252,7 @@ class Snake:
             device=self._board.next_cell.device,
             name=f"Snake-{config.rows}x{config.columns}",
         )
+        self._step_state = step_state_on_host if self.spec.device.type == "cpu" else step_state
         self._generator = torch.Generator(self.spec.device).manual_seed(seed)
         self._state: SnakeState | None = None
 
@@ -220,12 +262,12 @@ class Snake:
         uniform = self._uniform()
         head = uniform_cell(uniform[0], self._config.cells)
         state = restart(empty_state(self._board, self.spec.batch_size), everywhere, head)
-        self._state = place_fruit(state, everywhere, uniform_free_cell(state, uniform[1]))
+        self._state = place_fruit(state, everywhere, uniform_free_cell(state.body_state, state.length, uniform[1]))
         return self.observe()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
         """Move all B snakes; an action outside 0..3 is an IndexError on the CPU."""
-        self._state, outcome = step_state(self._running(), action, self._uniform(), self._board)
+        self._state, outcome = self._step_state(self._running(), action, self._uniform(), self._board)
         reward = outcome.is_fruit_eaten.to(torch.float32)
         return EnvironmentStep(
             observation=self.observe(),

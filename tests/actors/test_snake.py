@@ -139,7 +139,7 @@ def test_time_limit_is_a_termination(step_count, is_terminal):
 @pytest.mark.parametrize("length", range(1, 36))
 def test_extreme_draws_stay_on_free_cells(uniform, length):
     _, state = one_board(6, 6, body=list(range(length)), fruit=35)
-    cell = snake.uniform_free_cell(state, torch.tensor([uniform])).item()
+    cell = snake.uniform_free_cell(state.body_state, state.length, torch.tensor([uniform])).item()
     assert cell == (length if uniform == 0 else 35)
     assert 0 <= snake.uniform_cell(torch.tensor([uniform]), 36).item() < 36
 
@@ -178,6 +178,42 @@ def test_step_needs_nothing_from_the_device():
         action, uniform = torch.zeros(8, dtype=torch.int64), torch.zeros(2, 8)
         state, _ = snake.step_state(state, action, uniform, board)
         assert snake.observe_state(state, 6).shape == (8, 6, 6, 5)
+
+
+@pytest.mark.parametrize(("rows", "columns", "batch_size"), [(2, 2, 64), (6, 6, 40), (12, 12, 9), (1, 5, 1)])
+def test_step_on_the_host_has_the_same_bits(rows, columns, batch_size):
+    # Snakes on small boards also fill them; rewards and ends of all kinds occur.
+    config = SnakeConfig(rows=rows, columns=columns, time_limit=30)
+    board, generator = snake.make_board(config, torch.device("cpu")), torch.Generator().manual_seed(0)
+    environment = Snake(config, batch_size, 0)
+    environment.reset()
+    state = snake.SnakeState(**{name: x for name, x in environment.snapshot().items() if name != "generator"})
+    eaten = ended = 0
+    for _ in range(200):
+        action = torch.randint(4, (batch_size,), generator=generator)
+        uniform = torch.rand(2, batch_size, generator=generator)
+        before = [field.clone() for field in state]
+        expected, expected_outcome = snake.step_state(state, action, uniform, board)
+        found, outcome = snake.step_state_on_host(state, action, uniform, board)
+        assert all(map(torch.equal, before, state))  # neither writes into what it was given
+        assert all(map(torch.equal, expected, found))
+        assert [field.dtype for field in expected] == [field.dtype for field in found]
+        assert all(map(torch.equal, expected_outcome, outcome))
+        state, eaten, ended = found, eaten + outcome.is_fruit_eaten.sum(), ended + outcome.is_terminal.sum()
+    assert eaten > 0
+    assert ended > 0
+
+
+def test_observations_written_in_parts_are_those_written_at_once(monkeypatch):
+    environment = Snake(SnakeConfig(), 10, 0)
+    environment.reset()
+    for action in torch.randint(4, (20, 10), generator=torch.Generator().manual_seed(0)):
+        environment.step(action)
+    at_once = environment.observe()
+    for boards in (1, 3, 5, 9):  # also parts of which the last is smaller
+        monkeypatch.setattr(snake, "CACHED_BYTES", boards * 36 * 5 * 4)
+        torch.full_like(at_once, torch.nan)  # what is not written is not by chance what was there before
+        assert torch.equal(environment.observe(), at_once)
 
 
 @pytest.mark.parametrize("action", [4, 99])

@@ -96,7 +96,7 @@ def test_fruit_is_uniform_over_the_free_cells():
     state.body_state[:, body] = torch.arange(1, len(body) + 1, dtype=torch.int16)
     state.length.fill_(len(body))
     uniform = torch.rand(draws, generator=torch.Generator().manual_seed(3))
-    counts = snake.uniform_free_cell(state, uniform).bincount(minlength=20).double()
+    counts = snake.uniform_free_cell(state.body_state, state.length, uniform).bincount(minlength=20).double()
     is_free = state.body_state[0] == 0
     assert not counts[~is_free].any()
     assert chi_square_is_plausible(counts[is_free])
