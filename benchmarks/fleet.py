@@ -1,6 +1,5 @@
 """Actor processes on Ray that one run after another uses, so that the start of processes is waited for once."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,11 +56,12 @@ class Fleet:
 
     def __init__(self, count: int):
         self.handles: list[Any] = create(count, 1)
-        self._lives = itertools.count(1)
+        self._lives = 0
 
     def next_life(self, count: int = 1) -> int:
         """The first of so many numbers of a learner that these processes have heard of no weights from."""
-        first, *_ = (next(self._lives) for _ in range(count))
+        first = self._lives + 1
+        self._lives += count
         return first
 
     def run(self, experiment: BaseExperiment) -> dict[str, list[float]]:

@@ -75,6 +75,7 @@ def _without_weights(function, *arguments):
 def test_lives_are_never_given_twice(fleet: Fleet) -> None:
     first = fleet.next_life(3)
     assert fleet.next_life() == first + 3
+    assert fleet.next_life(0) == fleet.next_life()  # of nobody
 
 
 def test_a_run_that_has_something_to_say_is_no_measurement() -> None:

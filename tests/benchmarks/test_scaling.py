@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import broadcast, scaling
 from benchmarks.broadcast import Broadcast
 from benchmarks.harness import summary
 from benchmarks.queueing import Learner, Lockstep, Pace, Peek, Rollouts
@@ -97,6 +97,10 @@ def test_the_model_is_held_to_what_it_has_not_seen(monkeypatch: pytest.MonkeyPat
     assert [row["nodes"] for row in result["runs"].values()][-6:] == [1, 1, 2, 2, 4, 4]
     assert "snake, peek, 8 actors" in result["runs"]
     assert result["model"]["lockstep"]["batch_s"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_nothing_need_be_broadcast() -> None:
+    assert broadcast.measure([], [], 1, rounds=1) == {}
 
 
 @pytest.mark.cluster
