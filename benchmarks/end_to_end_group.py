@@ -144,6 +144,9 @@ def run_in_group(
         # Of standard output, not its end, since processes that are left behind hold it: the answer is one line.
         is_there, _, _ = select.select([process.stdout], [], [], seconds)
         line = process.stdout.readline() if is_there else ""
+        if is_there and not line:  # it is ending by itself, with an exit code of its own
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
     finally:
         end(process.pid)
         process.kill()

@@ -27,9 +27,8 @@ from experiments.snake import snake_6x6
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
-# Tried on two cores: two actors of 32 games beside a learner of one thread have three processes on two cores.
 def pong(n: int, schedule: Schedule) -> Experiment:
-    """`atari` as it is, n apart: one actor for all games in peek, where it is never at rest, and two in lockstep."""
+    """`atari` with another n. In peek one actor has all games: it and the learner, a thread each, share two cores."""
     base = atari()
     changed = replace(base, schedule=schedule, meta=replace(base.meta, n=n), learner_threads=2)
     if schedule == "lockstep":
