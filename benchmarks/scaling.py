@@ -49,8 +49,8 @@ SNAKE_ACTORS = (1, 2, 3, 4, 6, 8)
 ON_NODES = 8  # actors, of which one, two or four nodes have equal shares
 NODES = (1, 2, 4)
 PEEK_BATCH = 4  # rollouts
-ENVIRONMENTS = {"waiting": 16, "snake": 128}  # of an actor; peek's batches: 64 x 5 as for Atari, 512 x 5 as in `demo`
-WARM_UP = 3
+ENVIRONMENTS = {"waiting": 16, "snake": 64}  # of an actor; four of them make peek's batch
+WARM_UP = 2  # updates of a run; in peek also orders of the run before, which its actors still work off
 BROADCASTS = tuple(Broadcast(size, actors) for size in (1_000_000, 6_800_000) for actors in (1, 2, 4, 8))
 QUICK_BROADCASTS = (Broadcast(1_000_000, 2),)
 MAX_ERROR = 0.15  # of the throughput where nothing was fitted
@@ -94,10 +94,10 @@ class Case(NamedTuple):
 
     @property
     def updates(self) -> int:
-        """Enough for two or three seconds."""
-        if self.environment == "snake":
-            return 6
-        return 6 if self.schedule == "lockstep" else 8 * min(6, self.actors)
+        """Enough for two or three seconds, whoever waits for whom."""
+        if self.environment == "snake" or self.schedule == "lockstep":
+            return 5
+        return 6 * min(6, self.actors)
 
 
 class Measured(NamedTuple):
