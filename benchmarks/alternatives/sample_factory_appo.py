@@ -2,9 +2,9 @@
 
 Tuned on two cores: asynchronous, two workers, double-buffered, each batch used once, pixels divided by 255 and not
 normalized by running means. In CPU time per decision, since the machine was shared: 2.2 ms with 16 games a worker, 2.3
-with 8, 2.5 with 16 in rollouts of 20 and batches of 640. It sets one torch thread in each process by
-itself. Its own example for EnvPool would have the faster games; with EnvPool 1.2.5 it fails at once (Gymnasium's wrapper
-asks the pool for `closed`), so its Gymnasium games are what is measured.
+with 8, 2.5 with 16 in rollouts of 20 and batches of 640. It sets one torch thread in each process by itself. Its own
+example for EnvPool would have the faster games; with EnvPool 1.2.5 it fails at once (Gymnasium's wrapper asks the pool
+for `closed`), so its Gymnasium games are what is measured.
 """
 
 import sys
