@@ -5,6 +5,7 @@ nobody holds the other end of its standard input, and whoever started it kills w
 Python's own, since the alternatives' programs run this too.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -93,7 +94,10 @@ class Window:
 
 
 def lead() -> None:
-    """Called first by the leader of a session: it, and all that it starts, end when standard input is closed."""
+    """Called first by the leader of a session: what it starts ends with it, and it when standard input is closed.
+
+    The leader itself looks for what is left when it ends: the descendants of a process that is gone are nobody's.
+    """
 
     def wait() -> None:
         while os.read(0, 1):
@@ -101,6 +105,7 @@ def lead() -> None:
         end(os.getpid())
         os._exit(1)
 
+    atexit.register(end, os.getpid())
     threading.Thread(target=wait, daemon=True).start()
 
 
@@ -144,9 +149,9 @@ def run_in_group(
         # Of standard output, not its end, since processes that are left behind hold it: the answer is one line.
         is_there, _, _ = select.select([process.stdout], [], [], seconds)
         line = process.stdout.readline() if is_there else ""
-        if is_there and not line:  # it is ending by itself, with an exit code of its own
+        if is_there:  # it is ending by itself, with an exit code of its own
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
+                process.wait(10)
     finally:
         end(process.pid)
         process.kill()
