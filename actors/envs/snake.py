@@ -22,9 +22,7 @@ from metagrad.errors import require
 
 ACTION_NAMES = ("up", "right", "down", "left")
 MAX_CELLS = torch.iinfo(torch.int16).max  # `body_state` counts up to the snake's length in int16
-
 MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
-
 CACHED_BYTES = 3 * 2**19  # of observations written at a time on the host: a second-level cache of 2 MiB keeps them
 
 
@@ -128,9 +126,8 @@ def advance(state: SnakeState, action: Int[Tensor, "B"], board: Board) -> tuple[
     is_dead = (head == state.head) | (entered > 1)
     is_full = length == body_state.shape[1]
     is_terminal = is_dead | is_full | (step_count >= board.time_limit)
-    return SnakeState(body_state, head, tail, state.fruit, length, step_count), SnakeOutcome(
-        is_fruit_eaten, is_terminal
-    )
+    moved = SnakeState(body_state, head, tail, state.fruit, length, step_count)
+    return moved, SnakeOutcome(is_fruit_eaten, is_terminal)
 
 
 def restart(state: SnakeState, is_terminal: Bool[Tensor, "B"], head: Int64[Tensor, "B"]) -> SnakeState:
@@ -184,22 +181,17 @@ def step_state_on_host(
     state: SnakeState, action: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], board: Board
 ) -> tuple[SnakeState, SnakeOutcome]:
     """`step_state`, bit by bit, whose shapes depend on how many boards need a new snake or fruit."""
-    state, outcome = advance(state, action, board)
+    state, outcome = advance(state, action, board)  # all fields anew but the fruit: they are written in place
     over = outcome.is_terminal.nonzero().squeeze(1)
-    # In place: `advance` made this tensor, and nobody else holds it.
     head = uniform_cell(uniform[0].index_select(0, over), state.body_state.shape[1])
     state.body_state.index_fill_(0, over, 0)[over, head] = 1
-    state = SnakeState(
-        body_state=state.body_state,
-        head=state.head.index_copy_(0, over, head),
-        tail=state.tail.index_copy_(0, over, head),
-        fruit=state.fruit,
-        length=state.length.index_fill_(0, over, 1),
-        step_count=state.step_count.index_fill_(0, over, 0),
-    )
-    bare = (outcome.is_fruit_eaten | outcome.is_terminal).nonzero().squeeze(1)
-    fruit = uniform_free_cell(*(x.index_select(0, bare) for x in (state.body_state, state.length, uniform[1])))
-    return state._replace(fruit=state.fruit.index_copy(0, bare, fruit)), outcome
+    for cell in (state.head, state.tail):
+        cell.index_copy_(0, over, head)
+    state.length.index_fill_(0, over, 1)
+    state.step_count.index_fill_(0, over, 0)
+    without_fruit = (outcome.is_fruit_eaten | outcome.is_terminal).nonzero().squeeze(1)
+    fruit = uniform_free_cell(*(x.index_select(0, without_fruit) for x in (state.body_state, state.length, uniform[1])))
+    return state._replace(fruit=state.fruit.index_copy(0, without_fruit, fruit)), outcome
 
 
 def observe_state(state: SnakeState, rows: int) -> Float[Tensor, "B rows columns 5"]:
@@ -210,13 +202,11 @@ def observe_state(state: SnakeState, rows: int) -> Float[Tensor, "B rows columns
     """
     batch_size, cells = state.body_state.shape
     observation = state.body_state.new_empty(batch_size, cells, 5, dtype=torch.float32)
-    length = state.length.to(torch.float32).unsqueeze(1)
+    whole = observation, state.body_state, state.length.to(torch.float32).unsqueeze(1)
     boards = max(1, CACHED_BYTES // (cells * 5 * observation.itemsize))
-    if observation.device.type == "cpu" and batch_size > boards:
-        for part in zip(*(x.split(boards) for x in (observation, state.body_state, length)), strict=True):
-            _write_body(*part)
-    else:
-        _write_body(observation, state.body_state, length)
+    is_split = observation.device.type == "cpu" and batch_size > boards
+    for part in zip(*(x.split(boards) for x in whole), strict=True) if is_split else [whole]:
+        _write_body(*part)
     # Head, tail and fruit are one cell each: three scattered ones per board instead of three passes over it.
     channel = torch.arange(1, 4, device=observation.device)
     entry = torch.stack((state.head, state.tail, state.fruit), dim=1).mul_(5).add_(channel)
