@@ -1,0 +1,177 @@
+"""Atari's actor loop against bare pools: 32 games of Pong, one actor on one core, steps per second in turn.
+
+The process is bound to one core, with one thread of torch and one of the pool:
+
+* `bare`: the pool's own `step` with random actions, nothing kept; the settings are those of our environment.
+* `environment`: ours with the same actions.
+* `loop without network`: `actors.rollout.collect` in rollouts of 5 steps, whose policy has no layers: every action is
+  as likely, and is drawn as any policy's.
+* `bare and forward`: the bare pool alternating with a bare forward pass of the Nature network (policy head alone,
+  float32, pixels scaled in the weights) on what it showed; plain and channels_last. The faster is the loop's floor.
+* `loop`: `collect` with the Nature network.
+
+A step is one decision for one game: four frames.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.envs import AtariConfig, make_environment
+from actors.envs.atari import game_seeds
+from actors.envs.atari_pools import POOLS
+from actors.envs.base import EnvironmentSpec
+from actors.rollout import Pool, collect
+from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
+from benchmarks.harness import interleave, torch_threads
+from benchmarks.rates import Program, compare
+from metagrad.networks import Head, NatureCnn, Network, build_network
+from metagrad.types import WeightSnapshot
+
+GAMES = 32
+STEPS = 50  # of all games in a run; a multiple of ROLLOUT_LENGTH
+CASES = {"Pong on EnvPool": AtariConfig(), "Pong on ale-py": AtariConfig(backend="ale")}
+FLOOR = "bare and forward"
+PAIRS = {
+    "environment over bare": ("environment", "bare"),
+    "loop without network over bare": ("loop without network", "bare"),
+    "loop over bare and forward": ("loop", FLOOR),
+    "loop over bare": ("loop", "bare"),
+}
+FORMATS = {"plain": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This thread and those started in the block share one core; torch has one thread."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        with torch_threads(1):
+            yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Uniform(nn.Module):
+    """A policy of no layers: every action is as likely."""
+
+    def __init__(self, num_actions: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_actions))
+
+    def reset_parameters(self) -> None:
+        """Nothing to draw."""
+
+    def forward(self, observation: Tensor, heads: tuple[Head, ...]) -> dict[Head, Tensor]:
+        """The same [N, A] for every head."""
+        return {head: self.logits.expand(len(observation), -1) for head in heads}
+
+
+def bare_network(num_actions: int) -> nn.Sequential:
+    """The Nature network's policy in torch's own modules."""
+    return nn.Sequential(
+        *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU(), nn.Linear(512, num_actions)),
+    )
+
+
+@torch.no_grad()
+def bare_forward(network: nn.Sequential, memory_format: torch.memory_format) -> Callable[[Tensor], Tensor]:
+    """Its forward pass on uint8 pixels, which are only converted: the first layer's weights carry the 1/255."""
+    network = deepcopy(network)
+    convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
+    convolutions[0].weight /= 255
+    for layer in convolutions:
+        layer.weight.data = layer.weight.contiguous(memory_format=memory_format)
+
+    @torch.inference_mode()
+    def forward(pixels: Tensor) -> Tensor:
+        logits: Tensor = network(pixels.to(torch.float32, memory_format=memory_format))
+        return logits
+
+    return forward
+
+
+class BarePool:
+    """An Atari pool with the settings of ours and nothing of ours around its `step`."""
+
+    def __init__(self, config: AtariConfig, actions: Tensor):
+        games = POOLS[config.backend](config, game_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
+        self.observation = games.reset()[0]
+        self._pool, self._actions = games._pool, actions.to(torch.int32).numpy()
+
+    def run(self) -> None:
+        """Step through the actions."""
+        for action in self._actions:
+            self.observation = self._pool.step(action)[0]
+
+    def run_with(self, forward: Callable[[Tensor], Tensor]) -> None:
+        """The same, a forward pass before each step."""
+        for action in self._actions:
+            forward(torch.from_numpy(self.observation))
+            self.observation = self._pool.step(action)[0]
+
+
+def loop(
+    config: AtariConfig, games: int, steps: int, build: Callable[[EnvironmentSpec], Network]
+) -> Callable[[], None]:
+    """Rollouts as an actor makes them."""
+    pool = Pool(make_environment(config, games, 0, CPU, 1, True), seed=0)
+    network = build(pool.environment.spec)
+    snapshot = WeightSnapshot(0, network.init(torch.Generator().manual_seed(0)), torch.zeros(0))
+
+    def run() -> None:
+        for _ in range(steps // ROLLOUT_LENGTH):
+            collect(pool, network, snapshot, ROLLOUT_LENGTH)
+
+    return run
+
+
+def nature(spec: EnvironmentSpec) -> Network:
+    """The network of training."""
+    return build_network(NatureCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
+
+
+def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> dict[str, Any]:
+    """All programs on one backend.
+
+    Raises:
+        RuntimeError: the same actions led the bare pool and ours to different screens.
+    """
+    with one_core():
+        ours = make_environment(config, games, 0, CPU, 1, True)
+        ours.reset()
+        num_actions = ours.spec.num_actions
+        actions = torch.randint(num_actions, (steps, games), generator=torch.Generator().manual_seed(0))
+        bare = BarePool(config, actions)
+        runs: dict[str, Callable[[], object]] = {
+            "bare": bare.run,
+            "environment": partial(step_through, ours, actions, 1),
+            "loop without network": loop(config, games, steps, lambda spec: Network(Uniform(spec.num_actions))),
+            "loop": loop(config, games, steps, nature),
+        }
+        network = bare_network(num_actions)
+        for name, memory_format in FORMATS.items():
+            forward = bare_forward(network, memory_format)
+            runs[f"{FLOOR}, {name}"] = partial(BarePool(config, actions).run_with, forward)
+        timings = interleave(runs, rounds)
+        last = ours.step(actions[0]).observation
+        bare.run()
+        for action in actions[1:]:
+            last = ours.step(action).observation
+        if not torch.equal(last, torch.from_numpy(bare.observation)):
+            raise RuntimeError("the bare pool and ours show different screens after the same actions")
+    return compare({name: Program(run, games * steps) for name, run in runs.items()}, timings, PAIRS)
+
+
+def measure_atari(rounds: int, quick: bool) -> dict[str, Any]:
+    """Results by label; quick: 2 games, one rollout."""
+    games, steps = (2, ROLLOUT_LENGTH) if quick else (GAMES, STEPS)
+    return {f"{name}, {games}": measure_case(config, rounds, games, steps) for name, config in CASES.items()}
