@@ -1,5 +1,6 @@
 """Ray nodes for a benchmark: so many raylets on this machine, in a folder of their own, ended with the block."""
 
+import ctypes
 import os
 import secrets
 import signal
@@ -18,12 +19,20 @@ from benchmarks.harness import in_fresh_process
 _OBJECT_STORE_BYTES = 400 * 2**20  # of each node
 _SECONDS_TO_START, _SECONDS_TO_END = 120.0, 60.0
 _RAY = Path(sys.executable).parent / "ray"
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Run in the new process: it is told to end when ours does, however that happens (Linux; elsewhere nothing)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _start(words: Sequence[str], cpus: int, environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
@@ -38,6 +47,7 @@ def _start(words: Sequence[str], cpus: int, environment: dict[str, str], log: Pa
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
 
 

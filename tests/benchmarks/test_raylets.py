@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,33 @@ def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with raylets.raylets((1,)):
         assert started[0].poll() is None
     assert started[0].poll() == -signal.SIGKILL
+
+
+def test_a_node_ends_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "ray"
+    program.write_text("#!/bin/sh\necho $$ > $0.pid\necho Ray runtime started\nexec sleep 60\n")
+    program.chmod(0o755)
+    code = (
+        "import time; from pathlib import Path; from benchmarks import raylets\n"
+        f"raylets._RAY = Path({str(program)!r})\n"
+        "with raylets.raylets((1,)): print('up', flush=True); time.sleep(60)"
+    )
+    words, environment = [sys.executable, "-c", code], os.environ | {"TMPDIR": str(tmp_path)}  # nobody else clears it
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as benchmark:
+        assert benchmark.stdout is not None
+        assert benchmark.stdout.readline() == "up\n"
+        benchmark.kill()
+    pid = int(Path(f"{program}.pid").read_text())
+    deadline = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """False for one that has ended and whom nobody has asked yet."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
