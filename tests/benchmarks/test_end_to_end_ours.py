@@ -1,13 +1,13 @@
 from benchmarks import end_to_end_ours as subject
 
 
-def test_experiments_train_on_every_decision_once_and_look_ahead_as_they_are_named():
+def test_experiments_are_what_their_names_say():
     for name, make in subject.EXPERIMENTS.items():
         experiment = make()
         if name.startswith("pong"):
             assert f"n={experiment.meta.n} {experiment.schedule}" == name.removeprefix("pong ")
             assert experiment.env.game == "Pong"
-            assert experiment.steps_per_rollout == 320
+            assert experiment.environments == 64
         assert experiment.topology == "ray"
 
 
