@@ -40,7 +40,7 @@ ALTERNATIVES = ("rllib", "sample_factory")
 PROGRAMS = {"RLlib IMPALA": ("rllib", "rllib_impala"), "Sample Factory APPO": ("sample_factory", "sample_factory_appo")}
 LEAST = {"RLlib IMPALA": 3.0, "Sample Factory APPO": 1.5}
 LEAST_OF_FLOOR, LEAST_SNAKE = 0.80, 10_000.0
-WARM_UP_S, WINDOW_S = 6.0, 22.0
+WARM_UP_S, WINDOW_S = 6.0, 15.0
 FRAMES_PER_DECISION = 4
 AT_N_0 = ("pong n=0 lockstep", "pong n=0 peek")
 QUICK = ("pong n=0 lockstep", "snake-6x6")

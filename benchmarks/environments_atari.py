@@ -1,6 +1,6 @@
 """Atari's actor loop against bare pools: 32 games of Pong, one actor on one core, steps per second in turn.
 
-The process is bound to one core, with one thread of torch and one of the pool:
+The process is bound to one core, has one thread of torch and one of the pool, and keeps freed memory, as an actor's:
 
 * `bare`: the pool's own `step` with random actions, nothing kept; the settings are those of our environment.
 * `environment`: ours with the same actions.
@@ -31,6 +31,7 @@ from actors.rollout import Pool, collect
 from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
 from benchmarks.harness import interleave, torch_threads
 from benchmarks.rates import Program, compare
+from cluster.memory import keep_freed_memory
 from metagrad.networks import Head, NatureCnn, Network, build_network
 from metagrad.types import WeightSnapshot
 
@@ -145,6 +146,7 @@ def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> di
     Raises:
         RuntimeError: the same actions led the bare pool and ours to different screens.
     """
+    keep_freed_memory()
     with one_core():
         ours = make_environment(config, games, 0, CPU, 1, True)
         ours.reset()

@@ -182,6 +182,7 @@ def measure_case(
     for devices, program in jumanji.items():
         programs[f"Jumanji, devices: {devices}"] = Program(program.case(case.argument), actions.numel())
         pairs["ours over Jumanji"] = ("ours", "Jumanji")
+        pairs[f"ours over Jumanji, devices: {devices}"] = ("ours", f"Jumanji, devices: {devices}")
     pools: dict[str, EnvPoolSnake] = {}
     if jumanji and case.envpool_steps:
         pools = {f"EnvPool, threads: {count}": EnvPoolSnake(actions, case.envpool_steps, count) for count in threads}

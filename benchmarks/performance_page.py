@@ -61,6 +61,70 @@ def tabular(result: Result) -> list[Table]:
     return [Table(("", "batched, samples/s", "loop of the same code", "loop by hand"), rows)]
 
 
+def environments(result: Result) -> list[Table]:
+    """Every program's steps per second, the quickest of several settings, and the ratios."""
+    tables = []
+    for kind in ("snake", "atari"):
+        rows = [
+            (label, program, float(found["steps_per_s"]["median"]))
+            for label, case in result[kind].items()
+            for program, found in case["programs"].items()
+        ]
+        ratios = [
+            (label, name, float(ratio["median"]))
+            for label, case in result[kind].items()
+            for name, ratio in case["ratios"].items()
+        ]
+        tables += [Table((kind, "program", "steps/s"), rows), Table((kind, "ratio of speeds", ""), ratios)]
+    return tables
+
+
+def _ways(lengths: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every way to a meta-gradient that was run at some length, in the order of the first."""
+    rows = [name for ways in lengths.values() for name, row in ways.items() if isinstance(row, Mapping)]
+    return [name for name in dict.fromkeys(rows) if name != "plain"]
+
+
+def meta_gradient(result: Result) -> list[Table]:
+    """Time in plain updates and peak memory, of each way over the length of the look-ahead."""
+    tables = []
+    for setting, lengths in result["time"].items():
+        ways = _ways(lengths)
+        rows = [
+            (
+                n,
+                float(row["floor_plain_updates"]),
+                *(float(row[way]["plain_updates"]["median"]) if way in row else "" for way in ways),
+            )
+            for n, row in lengths.items()
+        ]
+        tables.append(Table((f"{setting}: plain updates", "floor", *ways), rows))
+    for setting, lengths in result["memory"].items():
+        ways = _ways(lengths)
+        rows = [(n, *(float(row[way]["peak_mib"]) if way in row else "" for way in ways)) for n, row in lengths.items()]
+        tables.append(Table((f"{setting}: peak, MiB", *ways), rows))
+    return tables
+
+
+def meta_gradient_panels(result: Result) -> list[Panel]:
+    """The same as curves over n."""
+    panels = []
+    for setting, lengths in result["time"].items():
+        curves = [
+            (
+                way,
+                [int(n.removeprefix("n = ")) for n, row in lengths.items() if way in row],
+                [row[way]["plain_updates"]["median"] for row in lengths.values() if way in row],
+                None,
+            )
+            for way in _ways(lengths)
+        ]
+        floor = [row["floor_plain_updates"] for row in lengths.values()]
+        curves.append(("floor", [int(n.removeprefix("n = ")) for n in lengths], floor, None))
+        panels.append(Panel(f"{setting}: time", "n", "plain updates", curves, is_log_y=True))
+    return panels
+
+
 def end_to_end(result: Result) -> list[Table]:
     """Every system's speed, and the floor's terms."""
     systems = [
@@ -131,13 +195,15 @@ def scaling_panels(result: Result) -> list[Panel]:
 
 
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
+    "environments": environments,
+    "meta_gradient": meta_gradient,
     "end_to_end": end_to_end,
     "scaling": scaling,
     "pipeline": pipeline,
     "schedules": schedules,
     "tabular": tabular,
 }
-PANELS: dict[str, Callable[[Result], list[Panel]]] = {"scaling": scaling_panels}
+PANELS: dict[str, Callable[[Result], list[Panel]]] = {"meta_gradient": meta_gradient_panels, "scaling": scaling_panels}
 
 
 def blocks(results: Mapping[str, Result], history: Sequence[Mapping[str, Any]]) -> dict[str, str]:

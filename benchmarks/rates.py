@@ -23,7 +23,7 @@ def compare(
     Args:
         programs: by name.
         timings: by the same names, as many of each.
-        pairs: label of a ratio -> the two groups whose speeds it compares, the first over the second.
+        pairs: label of a ratio -> two groups, or programs, whose speeds it compares, the first over the second.
     """
     rates = {name: [program.steps / timing.wall_s for timing in timings[name]] for name, program in programs.items()}
     rows = {
@@ -38,7 +38,7 @@ def compare(
         groups.setdefault(name.partition(",")[0], []).append(name)
     best = {group: max(names, key=lambda name: rows[name]["steps_per_s"]["median"]) for group, names in groups.items()}
     ratios = {
-        label: summary([a / b for a, b in zip(rates[best[over]], rates[best[under]], strict=True)])
+        label: summary([a / b for a, b in zip(rates[best.get(over, over)], rates[best.get(under, under)], strict=True)])
         for label, (over, under) in pairs.items()
     }
     return {"programs": rows, "best": best, "ratios": ratios}

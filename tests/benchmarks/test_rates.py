@@ -28,6 +28,8 @@ def test_the_best_settings_are_compared_round_by_round():
     # 100 over 10, 100 over 10, 25 over 20 steps per second
     assert result["ratios"] == {"ours over theirs": {"median": 10.0, "q1": 5.625, "q3": 10.0, "count": 3}}
     assert json.dumps(result)
+    named = compare(PROGRAMS, TIMINGS, {"two threads": ("ours, threads: 2", "theirs")})["ratios"]["two threads"]
+    assert named["median"] == 5.0  # 200, 50 and 50 over 10, 10 and 20
 
 
 def test_a_row_has_steps_per_second_and_cores():
