@@ -45,7 +45,7 @@ def test_steps_between_checkpoints_come_back_bit_by_bit(name):
 
 
 def test_steps_with_a_graph_stay_whole():
-    problem, steps, tape = unroll(OPTIMIZERS["adam"], CHECKPOINT_EVERY + 2, keep_graph=True)
+    _, steps, tape = unroll(OPTIMIZERS["adam"], CHECKPOINT_EVERY + 2, keep_graph=True)
     assert all(found is step for found, step in zip(tape, steps, strict=True))
     assert not any(isinstance(step, ReplayedStep) for step in tape)
 
