@@ -1,8 +1,8 @@
 """What a virtual unroll keeps for the adjoint pass: every step whole, or gradients between checkpoints.
 
 (θᵢ₊₁, sᵢ₊₁) = A(θᵢ, sᵢ, gᵢ, η) is elementwise arithmetic, next to nothing beside the gradient gᵢ. Under `recompute`
-the tape therefore holds θᵢ and sᵢ at every fourth step alone and goes the rest of the way again from there, to the same bits:
-with Adam 1.75 vectors of the size of θ a step in place of 4, for 1.5 more optimizer steps each.
+the tape therefore holds θᵢ and sᵢ at every fourth step alone and goes the rest of the way again from there, to the same
+bits: with Adam 1.75 vectors of the size of θ a step in place of 4, for 1.5 more optimizer steps each.
 """
 
 from collections.abc import Sequence
