@@ -1,22 +1,41 @@
-"""What a meta-update costs: time over one plain A2C update, and memory over the length of the look-ahead.
+"""What a meta-gradient costs in time and memory, over the length n of the look-ahead, against other ways to have it.
 
-Time: n = 3 virtual updates, the outer gradient and the adjoint pass on the Nature network, 5 steps of 64 environments,
-Adam behind a gradient clip, LVC, outer critic, in the forms `retain` and `recompute`, against the same derivative by
-one reverse pass through the whole graph (`reference`) and against one plain update (`plain`) on the same batch. One
-thread on the CPU. Target: `retain` takes at most 1.05 times as long as `reference` (median of the rounds' ratios).
+Settings: the Nature network on 5 steps of 64 environments, Snake's on 5 of 512, the problem of
+`benchmarks.meta_gradient_cases`. Ours: `retain`, `recompute` and, the plainest exact way, `reference`: one reverse pass
+through the whole graph. Theirs: TorchOpt's differentiable Adam under the same network, loss and clip, and JAX, network
+and losses written anew and the whole meta-update under one jit; `jax checkpoint` is its `recompute`. All are exact: the
+largest difference of a component of the meta-gradient from the reference's, over that component plus a thousandth of
+the norm, is in the result, and above TOLERANCE there is no result.
 
-Memory: peak growth of a fresh process at n = 1 and n = 20. Every step uses one and the same batch object, so that
-trajectories, which the caller owns, are not counted. Target: `recompute` grows by at most 1.2 times what the tape must
-hold, 19 copies of parameters, optimizer moments and gradient; `retain` and `reference` keep each step's activations.
+Time: everyone on one thread and the same core, in turn. Per setting and n beside one plain A2C update of the same
+batch, and beside the arithmetic floor of an exact derivative by reverse mode, n + 1 gradients (inner, outer), n - 1
+second-order products of two gradients each and one of two thirds: 3 n - 1/3 plain updates. For n = 10 and 20 there is
+one round for five of the others, without one that is not counted: longer would take hours of which n = 5 tells all.
+Compiling (JAX) is not counted, its seconds are given.
+
+Memory: peak growth of a process that runs nothing else. Every step uses one and the same batch object, so that
+trajectories, which the caller owns, are not counted; JAX has them among its arguments.
+
+Targets. Nature, n = 3: `retain` takes at most 1.05 times as long as the fastest other exact way in torch, and less than
+JAX. n = 20: `recompute` takes at most 1/5 of the reference's memory on Nature, 1/8 on Snake.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from benchmarks.alternative import Alternative, alternative
 from benchmarks.harness import (
+    Timing,
     at_most,
     in_fresh_process,
     interleave,
@@ -25,146 +44,243 @@ from benchmarks.harness import (
     time_summary,
     torch_threads,
 )
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
-from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
-from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
-from metagrad.networks import NatureCnn, build_network
-from metagrad.optimizers import Adam, ClipByGlobalNorm, constant
-from metagrad.surrogates import lvc
-from metagrad.types import Trajectory
-from metagrad.unroll import InnerProblem, Product, inner_update
+from benchmarks.meta_gradient_cases import FORMS, LENGTHS, SETTINGS, STEPS, MetaUpdate, Setting
 
-STEPS, ENVIRONMENTS, ACTIONS, SHAPE = 5, 64, 6, (4, 84, 84)
-LOOK_AHEAD = 3
-MEMORY_LENGTHS = (1, 20)
-TIME_LIMIT, MEMORY_LIMIT = 1.05, 1.2
-
-# The Atari setting of "A Theoretical Understanding of Gradient Bias in Meta-RL" (G.3).
-DECLARATION = {
-    "gamma": MetaParameter(initial=0.99),
-    "lambda": MetaParameter(initial=0.95),
-    "value_coefficient": MetaParameter(initial=0.5),
-    "entropy_coefficient": MetaParameter(initial=0.01),
+ALTERNATIVES = ("jax",)
+SHORT_LENGTHS = (1, 3, 5)  # timed in all rounds
+TARGET_LENGTH = 3  # of the targets in time
+TOLERANCE = 1e-2
+TIME_LIMIT, MEMORY_LIMITS = 1.05, {"nature": 1 / 5, "snake": 1 / 8}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"} | {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 }
-OPTIMIZER = ClipByGlobalNorm(max_norm=0.5, optimizer=Adam(learning_rate=constant(7e-4)))
-OUTER = OuterObjective(gamma=0.99, lambda_=0.95, uses_outer_critic=True, outer_critic_coefficient=0.5)
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # as harness.in_fresh_process: peaks are of what was alive
 
 
-class MetaUpdate:
-    """One fixed meta-update, ready to be run in each of its forms."""
+class Theirs(NamedTuple):
+    """One other way: a program, what precedes its cases' names, and the lengths it is run at."""
 
-    def __init__(self, environments: int):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        generator = torch.Generator().manual_seed(0)
-        network = build_network(NatureCnn(), SHAPE, ACTIONS, has_outer_critic=True)
-        self.theta = network.init(generator).to(self.device)
-        self.eta = init_eta(DECLARATION).to(self.device)
-        self.state = OPTIMIZER.init(self.theta)
-        self.batch = _random_trajectory(generator, environments, self.device)
-
-        def loss(theta: Tensor, eta: Tensor, batch: Trajectory) -> tuple[Tensor, Any]:
-            return inner_loss(network, theta, hyperparameters(DECLARATION, eta), batch, lvc, OUTER)
-
-        self.problem = InnerProblem(loss, OPTIMIZER)
-        self.outer_loss = lambda theta, batch: outer_loss(network, theta, batch, OUTER)
-
-    def plain(self) -> None:
-        """One A2C update that nobody differentiates."""
-        inner_update(self.problem, self.theta, self.state, self.eta, self.batch, keep_graph=False)
-
-    def adjoint(self, product: Product, n: int) -> Tensor:
-        """Meta-gradient by the adjoint pass."""
-        weights = outer_weights("n-step", n)
-        theta, state, tape, outer_gradients = self.theta, self.state, [], []
-        for weight in weights:
-            update = inner_update(self.problem, theta, state, self.eta, self.batch, keep_graph=product == "retain")
-            theta, state = update.theta, update.state
-            tape.append(update.step)
-            outer = outer_gradient(self.outer_loss, theta, self.batch).gradient if weight else None
-            outer_gradients.append(outer)
-        return meta_gradient(self.problem, tape, outer_gradients, product).eta
-
-    def reference(self, n: int) -> Tensor:
-        """Meta-gradient by one reverse pass through the whole graph."""
-        outers = [(weight, self.batch) for weight in outer_weights("n-step", n)]
-        return reference_meta_gradient(
-            self.problem, self.outer_loss, self.theta, self.state, self.eta, [self.batch] * n, outers
-        ).eta
-
-    def form(self, name: str, n: int) -> Callable[[], Tensor]:
-        """The meta-update in one of its forms."""
-        match name:
-            case "retain" | "recompute":
-                return lambda: self.adjoint(name, n)
-            case _:
-                return lambda: self.reference(n)
+    program: str
+    prefix: str
+    lengths: tuple[int, ...]
 
 
-FORMS = ("retain", "recompute", "reference")
+# What JAX keeps of one step it keeps under jax.checkpoint too: that is run where it is asked for.
+THEIRS: Mapping[str, Theirs] = {
+    "torchopt": Theirs("torchopt_meta_gradient", "", LENGTHS),
+    "jax": Theirs("jax_meta_gradient", "", LENGTHS),
+    "jax checkpoint": Theirs("jax_meta_gradient", "checkpoint ", (3, 20)),
+}
 
 
-def _random_trajectory(generator: torch.Generator, environments: int, device: torch.device) -> Trajectory:
-    rows = (STEPS, environments)
-    is_terminal = torch.rand(rows, generator=generator) < 0.01
-    trajectory = Trajectory(
-        observation=torch.randint(256, (STEPS + 1, environments, *SHAPE), generator=generator, dtype=torch.uint8),
-        action=torch.randint(ACTIONS, rows, generator=generator),
-        reward=torch.randn(rows, generator=generator).sign(),
-        is_terminal=is_terminal,
-        is_truncated=torch.zeros_like(is_terminal),
-        valid=torch.ones_like(is_terminal),
-        behaviour_log_prob=torch.zeros(rows),
-        policy_version=0,
-    )
-    return Trajectory._make([x.to(device) if isinstance(x, Tensor) else x for x in trajectory])
+class Size(NamedTuple):
+    """How much is run."""
+
+    settings: Mapping[str, Setting]
+    short: tuple[int, ...]  # lengths timed in all rounds
+    long: tuple[int, ...]  # lengths timed in one round for five
+    memory: tuple[int, ...]
 
 
-def _peak(form: str, n: int, environments: int) -> tuple[int, int]:
-    """(peak growth, size of one tape step) in bytes; runs in a fresh process."""
-    with torch_threads(1):
-        update = MetaUpdate(environments)
-        copy = sum(x.numel() * x.element_size() for x in (update.theta, update.theta, *update.state.moments))
-        return peak_growth_bytes(update.form(form, n)), copy
+FULL = Size(SETTINGS, SHORT_LENGTHS, tuple(n for n in LENGTHS if n not in SHORT_LENGTHS), LENGTHS)
+QUICK = Size(
+    {"nature": SETTINGS["nature"]._replace(environments=2), "snake": SETTINGS["snake"]._replace(environments=64)},
+    (3,),
+    (1,),
+    (3,),
+)
 
 
-def run(rounds: int, quick: bool) -> dict[str, Any]:
-    """Times, peaks and the two targets; quick: 2 environments and n up to 3."""
-    environments = 2 if quick else ENVIRONMENTS
-    short, long = (1, 3) if quick else MEMORY_LENGTHS
-    with torch_threads(1):
-        update = MetaUpdate(environments)
-        meta_gradients = {name: update.form(name, LOOK_AHEAD)() for name in FORMS}
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This process and those it starts on one core: the last it may use, as interrupts mostly go to the first."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def difference(found: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest |a - b| / (|b| + ‖reference‖ / 1000) over the components, infinite where one is NaN.
+
+    >>> difference([1.0, 0.0], [1.0, 0.001])
+    0.49999987500006247
+    """
+    floor = sum(x * x for x in reference) ** 0.5 / 1000.0
+    off = [abs(a - b) / (abs(b) + floor) for a, b in zip(found, reference, strict=True)]
+    return math.inf if any(math.isnan(x) for x in off) else max(off)
+
+
+class Race:
+    """All ways at one length, each remembering the meta-gradient that it gave last."""
+
+    def __init__(self, ours: MetaUpdate, others: Mapping[str, Alternative], n: int):
+        self.n = n
+        self.given: dict[str, list[float]] = {}
+        self.compile_s: dict[str, float] = {}
+        self.cases: dict[str, Callable[[], Timing | None]] = {"plain": ours.plain}
         for name in FORMS:
-            torch.testing.assert_close(meta_gradients[name], meta_gradients["reference"], rtol=1e-2, atol=1e-7)
-        cases = {"plain": update.plain} | {name: update.form(name, LOOK_AHEAD) for name in FORMS}
-        timings = interleave(cases, rounds)
-    time_ratio = ratio_summary(timings["retain"], timings["reference"])
+            self.cases[name] = partial(self._run_ours, name, ours.form(name, n))
+        for name, theirs in THEIRS.items():
+            if theirs.program in others and n in theirs.lengths:
+                self.cases[name] = partial(self._run_theirs, name, others[theirs.program])
 
-    peaks = {name: [in_fresh_process(_peak, name, n, environments) for n in (short, long)] for name in FORMS}
-    copies = (long - short) * peaks["recompute"][0][1]
-    growth = {name: peak_long - peak_short for name, ((peak_short, _), (peak_long, _)) in peaks.items()}
+    def _run_ours(self, name: str, form: Callable[[], Tensor]) -> None:
+        self.given[name] = form().tolist()
+
+    def _run_theirs(self, name: str, other: Alternative) -> Timing:
+        run = other.run(f"{THEIRS[name].prefix}time {self.n}")
+        self.given[name] = run.answer["meta_gradient"]
+        if "compile_s" in run.answer:
+            self.compile_s[name] = run.answer["compile_s"]
+        return run.timing
+
+    def once(self, rounds: int) -> dict[str, list[Timing]]:
+        """Timings without a round that is not counted: whatever warms up did so at a shorter length."""
+        timings: dict[str, list[Timing]] = {name: [] for name in self.cases}
+        for _ in range(rounds):
+            for name, case in self.cases.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                timing = case()
+                here = Timing(time.perf_counter() - wall, time.process_time() - cpu)
+                timings[name].append(timing or here)
+        return timings
+
+    def rows(self, timings: Mapping[str, Sequence[Timing]]) -> dict[str, dict[str, Any]]:
+        """What is reported of each way.
+
+        Raises:
+            RuntimeError: one that gave another meta-gradient than the reference.
+        """
+        rows: dict[str, dict[str, Any]] = {"plain": time_summary(timings["plain"])}
+        for name, given in self.given.items():
+            off = difference(given, self.given["reference"])
+            if off > TOLERANCE:
+                raise RuntimeError(f"{name}, n = {self.n}: {given} is not the reference's {self.given['reference']}")
+            over_plain = ratio_summary(timings[name], timings["plain"])["wall"]
+            rows[name] = time_summary(timings[name]) | {
+                "plain_updates": over_plain,
+                "over_floor": over_plain["median"] / floor(self.n),
+                "over_retain": ratio_summary(timings[name], timings["retain"])["wall"],
+                "difference": off,
+            }
+            if name in self.compile_s:
+                rows[name]["compile_s"] = self.compile_s[name]
+        return rows
+
+
+def floor(n: int) -> float:
+    """Plain updates in an exact meta-gradient by reverse mode.
+
+    >>> round(floor(3), 2)
+    8.67
+    """
+    return n + 1 + 2 * (n - 1) + 2 / 3
+
+
+def _peak_of_ours(setting: Setting, form: str, n: int) -> int:
+    """Peak growth in bytes; runs in a fresh process."""
+    with torch_threads(1):
+        return peak_growth_bytes(MetaUpdate(setting).form(form, n))
+
+
+Programs = Mapping[str, tuple[str, ...]]  # of the alternatives, with their arguments
+
+
+def _peaks(setting: Setting, programs: Programs, variables: Mapping[str, str], n: int) -> dict[str, dict[str, float]]:
+    """Peak growth of each way at one length, each in a process of its own."""
+    rows = {name: {"peak_mib": in_fresh_process(_peak_of_ours, setting, name, n) / 2**20} for name in FORMS}
+    for name, theirs in THEIRS.items():
+        if theirs.program in programs and n in theirs.lengths:
+            with alternative(
+                "jax", theirs.program, *programs[theirs.program], variables={**variables, **GIVES_BACK}
+            ) as other:
+                answer = other.run(f"{theirs.prefix}peak {n}").answer
+            rows[name] = {"peak_mib": answer["peak_growth_bytes"] / 2**20}
+            if "planned_bytes" in answer:
+                rows[name]["planned_by_xla_mib"] = answer["planned_bytes"] / 2**20
+    for row in rows.values():
+        row["over_reference"] = row["peak_mib"] / rows["reference"]["peak_mib"]
+    return rows
+
+
+def _measure(name: str, size: Size, rounds: int, alone: bool) -> dict[str, Any]:
+    """Times and peaks of one setting."""
+    setting = size.settings[name]
+    ours = MetaUpdate(setting)
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        file = Path(folder) / "meta_update.npz"
+        ours.write(file)
+        programs: Programs = {} if alone else {
+            "torchopt_meta_gradient": (name, str(setting.environments)),
+            "jax_meta_gradient": (name, str(file)),
+        }  # fmt: skip
+        # What is compiled for the times is there for the peaks.
+        variables = ONE_THREAD | {"JAX_COMPILATION_CACHE_DIR": folder}
+        others = {
+            program: stack.enter_context(alternative("jax", program, *arguments, variables=variables))
+            for program, arguments in programs.items()
+        }
+        times = {}
+        for n in (*size.short, *size.long):
+            race = Race(ours, others, n)
+            timings = interleave(race.cases, rounds) if n in size.short else race.once(max(1, rounds // 5))
+            times[f"n = {n}"] = {"floor_plain_updates": floor(n), **race.rows(timings)}
+        versions: dict[str, str] = {}
+        for other in others.values():
+            versions |= other.versions
+        peaks = {f"n = {n}": _peaks(setting, programs, variables, n) for n in size.memory}
+    batch = {"parameters": ours.layout.size, "batch": [STEPS, setting.environments], "device": str(ours.device)}
+    return {"setting": batch, "time": times, "memory": peaks, "versions": versions}
+
+
+def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
+    """Times, peaks, ratios and targets; quick: small batches, up to n = 3; alone: without TorchOpt and JAX."""
+    size = QUICK if quick else FULL
+    with one_core(), torch_threads(1):
+        measured = {name: _measure(name, size, rounds, alone) for name in size.settings}
+    versions = {package: version for part in measured.values() for package, version in part.pop("versions").items()}
+    by_kind: dict[str, Any] = defaultdict(dict)
+    for name, part in measured.items():
+        for kind, rows in part.items():
+            by_kind[kind][name] = rows
+    longest = f"n = {max(size.memory)}"
     return {
-        "setting": {
-            "device": str(update.device),
-            "network": "NatureCnn",
-            "parameters": len(update.theta),
-            "batch": [STEPS, environments],
-            "n": LOOK_AHEAD,
-        },
-        "time": {name: time_summary(timings[name]) for name in cases},
-        "times_one_plain_update": {name: ratio_summary(timings[name], timings["plain"]) for name in FORMS},
-        "times_reference": {name: ratio_summary(timings[name], timings["reference"]) for name in FORMS[:2]},
-        "memory_mib": {
-            name: {f"n={n}": round(peak / 2**20, 1) for n, (peak, _) in zip((short, long), peaks[name], strict=True)}
-            for name in FORMS
-        },
-        "memory_growth_over_tape": {name: growth[name] / copies for name in FORMS},
-        "targets": [
-            at_most("retain's wall time over the reference's", time_ratio["wall"]["median"], TIME_LIMIT),
-            at_most(
-                f"recompute's memory growth from n={short} to n={long} over {long - short} tape steps",
-                growth["recompute"] / copies,
-                MEMORY_LIMIT,
-            ),
-        ],
+        **by_kind,
+        "versions": versions,
+        "ratios": _ratios(by_kind["time"], by_kind["memory"], longest),
+        "targets": _targets(by_kind["time"], by_kind["memory"], longest),
     }
+
+
+def _ratios(time: Mapping[str, Any], memory: Mapping[str, Any], longest: str) -> dict[str, float]:
+    """How many times as fast as each other way `retain` is, and how many times as little `recompute` takes."""
+    ratios = {}
+    at = f"n = {TARGET_LENGTH}"
+    for setting, lengths in time.items():
+        for name in ("reference", *THEIRS):
+            if name in lengths[at]:
+                ratios[f"{setting}, {at}: speed over {name}"] = lengths[at][name]["over_retain"]["median"]
+            if name in memory[setting][longest]:
+                rows = memory[setting][longest]
+                ratios[f"{setting}, {longest}: {name}'s memory over recompute's"] = (
+                    rows[name]["peak_mib"] / rows["recompute"]["peak_mib"]
+                )
+    return ratios
+
+
+def _targets(time: Mapping[str, Any], memory: Mapping[str, Any], longest: str) -> list[dict[str, Any]]:
+    rows = time["nature"][f"n = {TARGET_LENGTH}"]
+    exact = {name: rows[name]["over_retain"]["median"] for name in ("reference", *THEIRS) if name in rows}
+    targets = []
+    in_torch = min(ratio for name, ratio in exact.items() if not name.startswith("jax"))
+    label = f"nature, n = {TARGET_LENGTH}: retain's wall time over"
+    targets.append(at_most(f"{label} that of the fastest other exact way in torch", 1.0 / in_torch, TIME_LIMIT))
+    if "jax" in exact:
+        targets.append(at_most(f"{label} JAX's", 1.0 / exact["jax"], 1.0))
+    for setting, limit in MEMORY_LIMITS.items():
+        value = memory[setting][longest]["recompute"]["over_reference"]
+        targets.append(at_most(f"{setting}, {longest}: recompute's peak over whole-graph reverse mode's", value, limit))
+    return targets

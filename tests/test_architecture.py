@@ -19,6 +19,8 @@ MAX_FUNCTION_LINES = 60
 
 # Each entry says why. An entry that is no longer needed fails its test.
 WITHOUT_TEST_FILE: dict[str, str] = {
+    "benchmarks/alternatives/jax_meta_gradient.py": "in .alternatives/jax: tests/benchmarks/test_meta_gradient.py",
+    "benchmarks/alternatives/torchopt_meta_gradient.py": "the same",
     "benchmarks/alternatives/jumanji_snake.py": "in .alternatives/jax: tests/benchmarks/test_environments_snake.py runs it",
     "benchmarks/alternatives/rllib_impala.py": "in .alternatives/rllib: tests/benchmarks/test_end_to_end.py starts it",
     "benchmarks/alternatives/sample_factory_appo.py": "the same, in .alternatives/sample_factory",
