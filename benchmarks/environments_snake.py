@@ -27,6 +27,7 @@ from actors.rollout import Pool, collect
 from benchmarks.alternative import Alternative, alternative
 from benchmarks.harness import interleave, torch_threads
 from benchmarks.rates import Program, compare
+from cluster.memory import keep_freed_memory
 from metagrad.networks import SnakeCnn, build_network
 from metagrad.types import WeightSnapshot
 
@@ -215,7 +216,8 @@ def jumanji_programs(cases: list[SnakeCase], device_counts: list[int]) -> Iterat
 
 
 def measure_snake(cases: list[SnakeCase], rounds: int, alone: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """Results by label, and versions of the alternatives."""
+    """Results by label, and versions of the alternatives. This process keeps freed memory, as an actor's does."""
+    keep_freed_memory()
     threads = sorted({1, len(os.sched_getaffinity(0))})
     with jumanji_programs(cases, [] if alone else threads) as jumanji:
         results = {case.label: measure_case(case, rounds, threads, jumanji) for case in cases}

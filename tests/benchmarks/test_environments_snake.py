@@ -62,6 +62,7 @@ def test_another_game_is_refused(other):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # XLA compiles, twice
 def test_alternatives_are_measured_beside_ours():
     try:
         interpreter("jax")
