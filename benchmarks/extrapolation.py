@@ -52,12 +52,13 @@ class Atari(NamedTuple):
     spread: float = 0.2  # assumed: standard deviation of a rollout over its mean
     update_s: float = 0.02  # assumed of a GPU: n = 3 meta-update of 64 x 5, the Nature network
     batch_transfer_s: float = 0.034  # a batch of 10.8 MB from two actors of one machine through Ray
+    peek_shares: tuple[int, ...] = (8, 1)  # environments of one of peek's actors
 
     def predicted(self, lockstep: Lockstep, peek: Peek) -> list[dict[str, Any]]:
         """Against actors. Lockstep shares the batch out, down to one environment each, from where it grows with them.
 
-        Peek has actors of one environment, at the default lag and at the least one that gives all of them orders; a
-        batch is what the paper has.
+        Peek's batch is the paper's, with each of the shares, at the default lag and at the least one that gives all of
+        its actors orders.
         """
         rows = []
         for actors in MORE_ACTORS:
@@ -71,20 +72,24 @@ class Atari(NamedTuple):
                 rollout_s=lockstep.rollout_s + share * self._transfer_s,
             )
             rows.append(_row("lockstep", actors, size, self.length, there.pace(actors)))
-            enough = math.ceil((actors + (self.environments - 1) / 2) / self.environments)
-            for lag in sorted({self.entry_lag, max(self.entry_lag, enough)}):
-                pace = self._peek(peek, lag).pace(actors)
-                rows.append(_row("peek", actors, self.environments, self.length, pace) | {"max_lag": lag + self.n})
+            rows += [row for own in self.peek_shares for row in self._peek_rows(peek, actors, own)]
         return rows
 
-    def _peek(self, fitted: Peek, entry_lag: int) -> Peek:
-        return fitted._replace(
-            rollouts=self._rollouts(1),
-            learner=Learner(self.update_s, 0.0),
-            batch=self.environments,
-            entry_lag=entry_lag,
-            take_s=fitted.take_s + self._transfer_s,
-        )
+    def _peek_rows(self, fitted: Peek, actors: int, share: int) -> list[dict[str, Any]]:
+        batch = self.environments // share
+        enough = math.ceil((actors + (batch - 1) / 2) / batch)
+        rows = []
+        for lag in sorted({self.entry_lag, max(self.entry_lag, enough)}):
+            there = fitted._replace(
+                rollouts=self._rollouts(share),
+                learner=Learner(self.update_s, 0.0),
+                batch=batch,
+                entry_lag=lag,
+                take_s=fitted.take_s + share * self._transfer_s,
+            )
+            row = _row("peek", actors, self.environments, self.length, there.pace(actors))
+            rows.append(row | {"environments_of_an_actor": share, "max_lag": lag + self.n})
+        return rows
 
     @property
     def _transfer_s(self) -> float:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from benchmarks.extrapolation import MORE_ACTORS, Atari, waiting_predicted
@@ -6,6 +8,10 @@ from benchmarks.queueing import Learner, Lockstep, Peek, Rollouts
 ROLLOUTS, LEARNER = Rollouts(0.1, 0.0), Learner(0.05, 0.0)
 LOCKSTEP = Lockstep(ROLLOUTS, LEARNER, 4, 0.0, 0.0)
 PEEK = Peek(ROLLOUTS, LEARNER, 4, 4, 0.0, 0.0)
+
+
+def key(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["environments_of_an_actor"], row["actors"], row["max_lag"]
 
 
 def test_lockstep_grows_with_its_actors_and_peek_with_its_learner_only() -> None:
@@ -28,18 +34,19 @@ def test_atari_is_its_numbers() -> None:
     assert lockstep[64]["real_frames_per_second"] == pytest.approx(320 / (4 * 0.05 + 0.02))
     assert lockstep[512]["real_frames_per_second"] == pytest.approx(2_560 / (4 * 0.05 + 0.16))
     assert lockstep[512]["environments_of_a_batch"] == 512
-    peek = {(row["actors"], row["max_lag"]): row for row in rows if row["schedule"] == "peek"}
-    assert peek[1, 7]["real_frames_per_second"] == pytest.approx(100.0, rel=0.01)
-    assert peek[256, 7]["real_frames_per_second"] == pytest.approx(320 / 0.02)
+    peek = {key(row): row for row in rows if row["schedule"] == "peek"}
+    assert peek[1, 1, 7]["real_frames_per_second"] == pytest.approx(100.0, rel=0.01)
+    assert peek[8, 1, 7]["real_frames_per_second"] == pytest.approx(100.0, rel=0.02)
+    assert peek[1, 256, 7]["real_frames_per_second"] == pytest.approx(320 / 0.02)
 
 
 def test_more_lag_is_asked_for_where_the_default_leaves_actors_without_orders() -> None:
     slow = Atari(actor_steps_per_second=1.0, spread=0.0, batch_transfer_s=0.0, update_s=1e-6)
     rows = slow.predicted(LOCKSTEP, PEEK)
-    peek = {(row["actors"], row["max_lag"]): row for row in rows if row["schedule"] == "peek"}
-    assert [lag for actors, lag in peek if actors == 1_000] == [7, 20]
-    assert peek[1_000, 20]["real_frames_per_second"] == pytest.approx(1_000, rel=0.001)
-    assert peek[1_000, 7]["real_frames_per_second"] == pytest.approx(4 * 64 - 31.5, rel=0.001)
+    peek = {key(row): row for row in rows if row["schedule"] == "peek"}
+    assert [(share, lag) for share, actors, lag in peek if actors == 1_000] == [(8, 7), (8, 129), (1, 7), (1, 20)]
+    assert peek[1, 1_000, 20]["real_frames_per_second"] == pytest.approx(1_000, rel=0.001)
+    assert peek[1, 1_000, 7]["real_frames_per_second"] == pytest.approx(4 * 64 - 31.5, rel=0.001)
 
 
 def test_bytes_are_the_learners_time() -> None:

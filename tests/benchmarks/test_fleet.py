@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import broadcast
+from benchmarks import fleet as fleet_module
 from benchmarks.broadcast import Broadcast
 from benchmarks.fleet import Fleet, Rows
 from benchmarks.waiting import WaitingConfig
 from cluster.config import Experiment
+from cluster.learning import Assignment
 from cluster.ray_session import Demand, ray_session
 from experiments.snake import demo
 from metagrad.networks import Mlp
@@ -78,6 +80,14 @@ def test_lives_are_never_given_twice(fleet: Fleet) -> None:
     assert fleet.next_life(0) == fleet.next_life()  # of nobody
 
 
-def test_a_run_that_has_something_to_say_is_no_measurement() -> None:
-    with pytest.raises(RuntimeError, match="actor 1: actor died"):
-        Rows().say("actor 1: actor died")
+def test_a_run_that_lost_an_actor_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(assignment: Assignment, open_actors: object, rows: Rows, stop: object) -> None:
+        rows.say("actor 1: the checkpoint is without its environments")
+        rows.scalars({"transport/actors_restarted": float(assignment.life - 1)}, 1)
+
+    monkeypatch.setattr(fleet_module, "learn", learn)
+    monkeypatch.setattr(fleet_module, "create", lambda *_: [])
+    fleet = Fleet(2)
+    assert fleet.run(experiment(8, 2)) == {"transport/actors_restarted": [0.0]}
+    with pytest.raises(RuntimeError, match="1 actors were lost"):
+        fleet.run(experiment(8, 2))
