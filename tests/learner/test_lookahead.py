@@ -353,7 +353,7 @@ def test_outer_gradients_are_those_that_have_a_weight(make_agent: MakeAgent, sam
     def given(**meta: Any) -> list[bool]:
         agent = make_agent(n=3, **meta)
         ahead = look_ahead(agent, init_state(agent, 0, CPU), sampler, Clock())
-        assert (len(ahead.updates), ahead.version, ahead.last_batch.policy_version) == (
+        assert (len(ahead.tape), ahead.version, ahead.last_batch.policy_version) == (
             3,
             3 + agent.meta.bootstrap.updates,
             3,
