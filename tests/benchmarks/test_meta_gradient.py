@@ -121,6 +121,7 @@ def test_quick_and_alone(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # six programs are compiled on one core
 def test_the_alternatives_give_the_same_meta_gradient():
     try:
         interpreter("jax")
