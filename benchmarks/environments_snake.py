@@ -1,10 +1,11 @@
 """Snake against Jumanji's and EnvPool's Snake-v1: random actions drawn beforehand, autoreset, steps per second.
 
-All cores for everybody, however each uses them best: ours and EnvPool's with one thread and with as many as cores,
-Jumanji's (jit, vmap, scan: `benchmarks/alternatives/jumanji_snake.py`) as one XLA device and as as many as cores. A new
-float32 observation [B, side, side, 5] of the same planes at every step of each. How often episodes end and fruits are
-eaten must agree. What differs: the other two also say which actions are possible; Jumanji's loop is compiled with its
-steps, ours goes through Python; EnvPool spends a step on a restart, and is credited with it.
+All cores for everybody, however each uses them best: ours and EnvPool's with one thread and with as many as cores, ours
+also shared out among as many actors, which are processes of one thread as in training; Jumanji's (jit, vmap, scan:
+`benchmarks/alternatives/jumanji_snake.py`) as one XLA device and shared out among as many as cores. A new float32
+observation [B, side, side, 5] of the same planes at every step of each. How often episodes end and fruits are eaten
+must agree. What differs: the other two also say which actions are possible; Jumanji's loop is compiled with its steps,
+ours goes through Python; EnvPool spends a step on a restart, and is credited with it.
 
 `in the loop` is ours on one thread in `actors.rollout.collect`, rollouts of 5 steps with the policy network.
 """
@@ -25,6 +26,7 @@ from actors.envs.base import Environment
 from actors.envs.snake import SnakeConfig
 from actors.rollout import Pool, collect
 from benchmarks.alternative import Alternative, alternative
+from benchmarks.environments_actors import Actors, snake_actors
 from benchmarks.harness import interleave, torch_threads
 from benchmarks.rates import Program, compare
 from cluster.memory import keep_freed_memory
@@ -158,14 +160,15 @@ def in_the_loop(case: SnakeCase) -> Program:
 
 
 def measure_case(
-    case: SnakeCase, rounds: int, threads: list[int], jumanji: Mapping[int, Alternative]
+    case: SnakeCase, rounds: int, threads: list[int], actors: Actors, jumanji: Mapping[int, Alternative]
 ) -> dict[str, Any]:
-    """Ours with these numbers of threads, Jumanji's with these numbers of devices, EnvPool's where it has the board.
+    """Ours with these threads and these actors, Jumanji's with these devices, EnvPool's where it has the board.
 
     Args:
         case: what is measured.
         rounds: timed rounds.
         threads: numbers of threads, each a program of its own.
+        actors: processes that share the boards.
         jumanji: programs by number of devices; empty: ours alone.
 
     Raises:
@@ -179,7 +182,9 @@ def measure_case(
         programs[f"ours, threads: {count}"] = Program(
             partial(step_through, environment, actions, count), actions.numel()
         )
-    pairs = {"in the loop over alone": ("in the loop", "ours")}
+    actors.prepare(case.config, actions)
+    programs[f"ours, actors: {len(actors.processes)}"] = Program(actors.run, actions.numel())
+    pairs = {"in the loop over alone": ("in the loop", "ours, threads: 1")}
     for devices, program in jumanji.items():
         programs[f"Jumanji, devices: {devices}"] = Program(program.case(case.argument), actions.numel())
         pairs["ours over Jumanji"] = ("ours", "Jumanji")
@@ -219,7 +224,7 @@ def measure_snake(cases: list[SnakeCase], rounds: int, alone: bool) -> tuple[dic
     """Results by label, and versions of the alternatives. This process keeps freed memory, as an actor's does."""
     keep_freed_memory()
     threads = sorted({1, len(os.sched_getaffinity(0))})
-    with jumanji_programs(cases, [] if alone else threads) as jumanji:
-        results = {case.label: measure_case(case, rounds, threads, jumanji) for case in cases}
+    with snake_actors(max(threads)) as actors, jumanji_programs(cases, [] if alone else threads) as jumanji:
+        results = {case.label: measure_case(case, rounds, threads, actors, jumanji) for case in cases}
         versions = next((program.versions for program in jumanji.values()), {})
     return results, versions
