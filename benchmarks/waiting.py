@@ -71,15 +71,7 @@ class Waiting:
         self._steps += 1
         reward = action.to(torch.float32)
         is_terminal = torch.full(action.shape, self._steps % EPISODE_STEPS == 0, device=self.spec.device)
-        return EnvironmentStep(
-            observation=self._observe(),
-            reward=reward,
-            is_terminal=is_terminal,
-            is_truncated=torch.zeros_like(is_terminal),
-            valid=torch.ones_like(is_terminal),
-            raw_reward=reward,
-            is_episode_end=is_terminal,
-        )
+        return EnvironmentStep.same_step(self._observe(), reward, is_terminal)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -87,8 +87,7 @@ class Catch:
         self._state = CatchState(
             *(torch.where(is_end, new, old) for new, old in zip(self._fresh(), moved, strict=True))
         )
-        never = torch.zeros_like(is_end)
-        return EnvironmentStep(self.observe(), reward, is_end, never, ~never, reward, is_end)
+        return EnvironmentStep.same_step(self.observe(), reward, is_end)
 
     def observe(self) -> Float[Tensor, "B rows columns"]:
         """1 where the ball is and where the paddle is."""

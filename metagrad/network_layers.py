@@ -20,15 +20,14 @@ class OrthogonalLinear(nn.Linear):
 class Conv(nn.Conv2d):
     """Convolution through `metagrad.convolution`, whose derivatives of derivatives are fast."""
 
-    def convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, ...] | str) -> Tensor:
         """With weights and padding in place of the layer's own."""
-        rows, columns = self.stride
-        return conv2d(x, weight, self.bias, Geometry((rows, columns), padding))
+        assert not isinstance(padding, str)
+        (rows, columns), (above, beside) = self.stride, padding
+        return conv2d(x, weight, self.bias, Geometry((rows, columns), (above, beside)))
 
     def forward(self, x: Tensor) -> Tensor:
-        assert not isinstance(self.padding, str)
-        rows, columns = self.padding
-        return self.convolve(x, self.weight, (rows, columns))
+        return self.convolve(x, self.weight, self.padding)
 
 
 class OrthogonalConv(Conv):
@@ -70,10 +69,8 @@ class PixelConv(OrthogonalConv):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        assert not isinstance(self.padding, str)
-        rows, columns = self.padding
         pixels = x.permute(0, 2, 3, 1).contiguous().to(self.weight.dtype)  # not `memory_format`, which vmap lacks
-        return self.convolve(pixels.permute(0, 3, 1, 2), self.weight / 255.0, (rows, columns))
+        return self.convolve(pixels.permute(0, 3, 1, 2), self.weight / 255.0, self.padding)
 
 
 def reset(module: nn.Module, generator: torch.Generator) -> None:

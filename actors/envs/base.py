@@ -45,6 +45,14 @@ class EnvironmentStep(NamedTuple):
     raw_reward: Float[Tensor, "B"]  # the game's own score, for statistics and evaluation
     is_episode_end: Bool[Tensor, "B"]  # the full-life episode ended here
 
+    @classmethod
+    def same_step(
+        cls, observation: Shaped[Tensor, "B ..."], reward: Float[Tensor, "B"], is_terminal: Bool[Tensor, "B"]
+    ) -> "EnvironmentStep":
+        """Of environments with SAME_STEP autoreset: every step counts, ends are terminal, the reward is the raw one."""
+        never = torch.zeros_like(is_terminal)
+        return cls(observation, reward, is_terminal, never, torch.ones_like(is_terminal), reward, is_terminal)
+
 
 def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -> None:
     """Go on from another generator's `get_state()`, where both draw in the same way.

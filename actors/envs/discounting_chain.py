@@ -142,15 +142,7 @@ class DiscountingChain:
         self._state = DiscountingChainState(
             context=context.masked_fill(is_terminal, NO_CONTEXT), step_count=step_count.masked_fill(is_terminal, 0)
         )
-        return EnvironmentStep(
-            observation=self.observe(),
-            reward=reward,
-            is_terminal=is_terminal,
-            is_truncated=torch.zeros_like(is_terminal),
-            valid=torch.ones_like(is_terminal),
-            raw_reward=reward,
-            is_episode_end=is_terminal,
-        )
+        return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
 
     def observe(self) -> Float[Tensor, "B 2"]:
         """Observation of the present states, without stepping."""

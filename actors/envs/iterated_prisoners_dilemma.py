@@ -185,15 +185,7 @@ class JointIteratedPrisonersDilemma:
         """One round of all B games; an action beyond the four is an IndexError on the CPU."""
         step = self._games.step(torch.stack([action // 2, action % 2]))
         reward = step.reward.mean(0)
-        return EnvironmentStep(
-            observation=self.observe(),
-            reward=reward,
-            is_terminal=step.is_terminal,
-            is_truncated=torch.zeros_like(step.is_terminal),
-            valid=torch.ones_like(step.is_terminal),
-            raw_reward=reward,
-            is_episode_end=step.is_terminal,
-        )
+        return EnvironmentStep.same_step(self.observe(), reward, step.is_terminal)
 
     def observe(self) -> Float[Tensor, "B 5"]:
         """What player 0 sees now, without stepping."""

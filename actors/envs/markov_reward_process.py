@@ -119,15 +119,7 @@ class MarkovRewardProcess:
         reward = torch.where(state % 2 == 0, EVEN_REWARD, noise)
         is_terminal = state == self._states - 1
         self._state = MarkovRewardProcessState((state + 1).masked_fill(is_terminal, 0))
-        return EnvironmentStep(
-            observation=self.observe(),
-            reward=reward,
-            is_terminal=is_terminal,
-            is_truncated=torch.zeros_like(is_terminal),
-            valid=torch.ones_like(is_terminal),
-            raw_reward=reward,
-            is_episode_end=is_terminal,
-        )
+        return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
 
     def observe(self) -> Float[Tensor, "B 1"]:
         """Observation of the present states, without stepping."""

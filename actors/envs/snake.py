@@ -259,15 +259,7 @@ class Snake:
         """Move all B snakes; an action outside 0..3 is an IndexError on the CPU."""
         self._state, outcome = self._step_state(self._running(), action, self._uniform(), self._board)
         reward = outcome.is_fruit_eaten.to(torch.float32)
-        return EnvironmentStep(
-            observation=self.observe(),
-            reward=reward,
-            is_terminal=outcome.is_terminal,
-            is_truncated=torch.zeros_like(outcome.is_terminal),
-            valid=torch.ones_like(outcome.is_terminal),
-            raw_reward=reward,
-            is_episode_end=outcome.is_terminal,
-        )
+        return EnvironmentStep.same_step(self.observe(), reward, outcome.is_terminal)
 
     def observe(self) -> Float[Tensor, "B rows columns 5"]:
         """Observation of the present states, without stepping."""

@@ -213,15 +213,7 @@ class TabularMdp:
         self._state = TabularMdpState(
             state=successor.masked_fill(is_terminal, START_STATE), step_count=step_count.masked_fill(is_terminal, 0)
         )
-        return EnvironmentStep(
-            observation=self.observe(),
-            reward=reward,
-            is_terminal=is_terminal,
-            is_truncated=torch.zeros_like(is_terminal),
-            valid=torch.ones_like(is_terminal),
-            raw_reward=reward,
-            is_episode_end=is_terminal,
-        )
+        return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
 
     def observe(self) -> Float[Tensor, "B S"]:
         """Observation of the present states, without stepping."""
