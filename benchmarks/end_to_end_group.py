@@ -163,6 +163,11 @@ def run_in_group(
     return dict(json.loads(line))
 
 
+def seconds_at_most(warm_up_s: float, window_s: float) -> float:
+    """That a run may take in all, its start and its end included."""
+    return 120 + warm_up_s + 3 * window_s
+
+
 def answering() -> Callable[[Mapping[str, Any]], None]:
     """Standard output for one answer alone; whatever libraries print, also in processes yet to start, is an error's."""
     lead()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.end_to_end_group import Window, answering, run_in_group
+from benchmarks.end_to_end_group import Window, answering, run_in_group, seconds_at_most
 from cluster import launch
 from cluster.config import Experiment
 from cluster.plot import logged_scalars
@@ -30,10 +30,8 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 def pong(n: int, schedule: Schedule) -> Experiment:
     """`atari` with another n. In peek one actor has all games: it and the learner share two cores.
 
-    At n = 0 a thread of each keeps them busy; the look-ahead makes the learner the longer part by far: it has two.
-
-    At n = 0, beside systems that choose theirs, rollouts are as long as RLlib's: one screen in 21 is evaluated for its
-    value alone, not one in 6.
+    At n = 0 a thread of each keeps them busy, and rollouts are as long as RLlib's: one screen in 21 is evaluated for
+    its value alone, not one in 6. The look-ahead makes the learner the longer part by far: it has two threads.
     """
     base = replace(atari(), rollout_length=5 if n else 20)
     changed = replace(base, schedule=schedule, meta=replace(base.meta, n=n), learner_threads=2)
@@ -141,7 +139,7 @@ def ours(name: str, warm_up_s: float, window_s: float, is_quick: bool = False) -
     """A run of `EXPERIMENTS[name]` in fresh processes, as the `metagrad` command would start it."""
     arguments = (name, str(warm_up_s), str(window_s), *(["quick"] if is_quick else []))
     variables = {"OMP_WAIT_POLICY": "PASSIVE"}
-    answer = run_in_group("benchmarks.end_to_end_ours", arguments, 120 + warm_up_s + 3 * window_s, variables)
+    answer = run_in_group("benchmarks.end_to_end_ours", arguments, seconds_at_most(warm_up_s, window_s), variables)
     return answer | {"settings": settings(chosen(name, is_quick))}
 
 

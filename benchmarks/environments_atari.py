@@ -13,9 +13,7 @@ The process is bound to one core, has one thread of torch and one of the pool, a
 A step is one decision for one game: four frames.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -29,7 +27,7 @@ from actors.envs.atari_pools import POOLS
 from actors.envs.base import EnvironmentSpec
 from actors.rollout import Pool, collect
 from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
-from benchmarks.harness import interleave, torch_threads
+from benchmarks.harness import interleave, one_core
 from benchmarks.rates import Program, compare
 from cluster.memory import keep_freed_memory
 from metagrad.networks import Head, NatureCnn, Network, build_network
@@ -46,18 +44,6 @@ PAIRS = {
     "loop over bare": ("loop", "bare"),
 }
 FORMATS = {"plain": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """This thread and those started in the block share one core; torch has one thread."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        with torch_threads(1):
-            yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 class Uniform(nn.Module):

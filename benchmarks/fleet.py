@@ -13,6 +13,7 @@ from cluster.ray_actors import RayActors
 from cluster.rollout_actor import create
 from cluster.run_config import BaseExperiment
 from cluster.slots import Slot
+from cluster.stop import StopRequest
 from cluster.transport import Actors
 
 
@@ -46,10 +47,6 @@ class Rows:
         """Not kept."""
 
 
-class _NeverStop:
-    signal_name: str | None = None
-
-
 class Fleet:
     """Actor processes, spread over the nodes of the cluster that this process is connected to."""
 
@@ -81,7 +78,7 @@ class Fleet:
             yield RayActors(slots, experiment.faults, rows.say, Actor, life, per_batch)
 
         assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None, life=life)
-        learn(assignment, open_actors, rows, _NeverStop())
+        learn(assignment, open_actors, rows, StopRequest())  # which nobody makes: it is not entered
         lost = rows.scalars_by_name["transport/actors_restarted"][-1]
         if lost:
             raise RuntimeError(f"{lost:g} actors were lost meanwhile, so this is no measurement")

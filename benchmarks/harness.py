@@ -24,6 +24,8 @@ import torch
 
 MIN_ROUNDS = 5  # below it a quartile says nothing
 
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # for a process whose peak memory is measured: see in_fresh_process
+
 RECORDED_PACKAGES = ("torch", "numpy", "ray", "envpool", "ale-py")
 
 
@@ -40,18 +42,20 @@ def _seconds() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def interleave(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Timing]]:
-    """Run all cases in turn: one round that is not counted, then `rounds` rounds that are.
+def interleave(
+    cases: Mapping[str, Callable[[], object]], rounds: int, warm_up_rounds: int = 1
+) -> dict[str, list[Timing]]:
+    """Run all cases in turn: rounds that are not counted, then `rounds` rounds that are.
 
     A case that runs in another process returns the `Timing` measured there.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in cases}
-    for round_ in range(rounds + 1):
+    for round_ in range(-warm_up_rounds, rounds):
         for name, case in cases.items():
             wall, cpu = _seconds()
             returned = case()
             wall_end, cpu_end = _seconds()
-            if round_:
+            if round_ >= 0:
                 here = Timing(wall_end - wall, cpu_end - cpu)
                 timings[name].append(returned if isinstance(returned, Timing) else here)
     return timings
@@ -97,22 +101,44 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This thread and what it starts on one core, torch with one thread.
+
+    The core is the last that this process may use: interrupts mostly go to the first.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        with torch_threads(1):
+            yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """These variables for the processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
 def in_fresh_process(function: Callable[..., Any], *args: object) -> Any:
     """`function(*args)` in a new interpreter, so that nothing that ran before is in its memory.
 
     Large blocks go back to the system as soon as they are freed there (glibc's growing mmap threshold is held still):
     the peak is then what was alive, not what the allocator kept for later.
     """
-    name, value = "MALLOC_MMAP_THRESHOLD_", "65536"
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, *args).result()
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+    with environment_variables(GIVES_BACK), ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _resident_bytes() -> int:

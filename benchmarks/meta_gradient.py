@@ -21,11 +21,9 @@ JAX. n = 20: `recompute` takes at most 1/5 of the reference's memory on Nature, 
 """
 
 import math
-import os
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,10 +33,12 @@ from torch import Tensor
 
 from benchmarks.alternative import Alternative, alternative
 from benchmarks.harness import (
+    GIVES_BACK,
     Timing,
     at_most,
     in_fresh_process,
     interleave,
+    one_core,
     peak_growth_bytes,
     ratio_summary,
     time_summary,
@@ -54,7 +54,6 @@ TIME_LIMIT, MEMORY_LIMITS = 1.05, {"nature": 1 / 5, "snake": 1 / 8}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"} | {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 }
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # as harness.in_fresh_process: peaks are of what was alive
 
 
 class Theirs(NamedTuple):
@@ -91,17 +90,6 @@ QUICK = Size(
 )
 
 
-@contextmanager
-def one_core() -> Iterator[None]:
-    """This process and those it starts on one core: the last it may use, as interrupts mostly go to the first."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def difference(found: Sequence[float], reference: Sequence[float]) -> float:
     """The largest |a - b| / (|b| + ‖reference‖ / 1000) over the components, infinite where one is NaN.
 
@@ -136,17 +124,6 @@ class Race:
         if "compile_s" in run.answer:
             self.compile_s[name] = run.answer["compile_s"]
         return run.timing
-
-    def once(self, rounds: int) -> dict[str, list[Timing]]:
-        """Timings without a round that is not counted: whatever warms up did so at a shorter length."""
-        timings: dict[str, list[Timing]] = {name: [] for name in self.cases}
-        for _ in range(rounds):
-            for name, case in self.cases.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                timing = case()
-                here = Timing(time.perf_counter() - wall, time.process_time() - cpu)
-                timings[name].append(timing or here)
-        return timings
 
     def rows(self, timings: Mapping[str, Sequence[Timing]]) -> dict[str, dict[str, Any]]:
         """What is reported of each way.
@@ -226,7 +203,9 @@ def _measure(name: str, size: Size, rounds: int, alone: bool) -> dict[str, Any]:
         times = {}
         for n in (*size.short, *size.long):
             race = Race(ours, others, n)
-            timings = interleave(race.cases, rounds) if n in size.short else race.once(max(1, rounds // 5))
+            # What warms up did so at a shorter length.
+            is_short = n in size.short
+            timings = interleave(race.cases, rounds if is_short else max(1, rounds // 5), warm_up_rounds=int(is_short))
             times[f"n = {n}"] = {"floor_plain_updates": floor(n), **race.rows(timings)}
         versions: dict[str, str] = {}
         for other in others.values():
@@ -239,7 +218,7 @@ def _measure(name: str, size: Size, rounds: int, alone: bool) -> dict[str, Any]:
 def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
     """Times, peaks, ratios and targets; quick: small batches, up to n = 3; alone: without TorchOpt and JAX."""
     size = QUICK if quick else FULL
-    with one_core(), torch_threads(1):
+    with one_core():
         measured = {name: _measure(name, size, rounds, alone) for name in size.settings}
     versions = {package: version for part in measured.values() for package, version in part.pop("versions").items()}
     by_kind: dict[str, Any] = defaultdict(dict)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import in_fresh_process
+from benchmarks.harness import environment_variables, in_fresh_process
 
 _OBJECT_STORE_BYTES = 400 * 2**20  # of each node
 _SECONDS_TO_START, _SECONDS_TO_END = 120.0, 60.0
@@ -35,7 +35,7 @@ def _end_with_parent() -> None:
         prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
-def _start(words: Sequence[str], cpus: int, environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+def _start(words: Sequence[str], cpus: int, variables: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
     """A raylet, and at the head the cluster's other processes, in the foreground of a process group of their own."""
     common = ["--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats"]
     # Ports that the system chooses: nodes at one address would give their workers the same ones.
@@ -43,7 +43,7 @@ def _start(words: Sequence[str], cpus: int, environment: dict[str, str], log: Pa
     with log.open("wb") as file:
         return subprocess.Popen(
             [str(_RAY), "start", *words, *common, *ports],
-            env=environment,
+            env=variables,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -67,7 +67,7 @@ def raylets(cpus: Sequence[int]) -> Iterator[dict[str, str]]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | session
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         address = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         nodes = []
         try:
@@ -75,7 +75,7 @@ def raylets(cpus: Sequence[int]) -> Iterator[dict[str, str]]:
                 head = ["--head", f"--port={port}", "--include-dashboard=false"]
                 words = [f"--address=127.0.0.1:{port}"] if index else head
                 log = Path(folder) / f"start-{index}.txt"
-                nodes.append(_start(words, count, environment, log))
+                nodes.append(_start(words, count, inherited | session, log))
                 _wait(nodes[-1], log)
             yield session | address
         finally:
@@ -105,11 +105,5 @@ def _end(node: "subprocess.Popen[bytes]") -> None:
 
 def on_raylets(cpus: Sequence[int], function: Callable[..., Any], *arguments: object) -> Any:
     """`function(*arguments)` in a fresh process beside such a cluster, to which its Ray sessions connect."""
-    with raylets(cpus) as variables:
-        before = dict(os.environ)
-        os.environ.update(variables)
-        try:
-            return in_fresh_process(function, *arguments)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    with raylets(cpus) as variables, environment_variables(variables):
+        return in_fresh_process(function, *arguments)

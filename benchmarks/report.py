@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.alternative import ROOT
 from benchmarks.harness import write_json
+from experiments.report import markdown_table
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -27,12 +28,8 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[object]]
 
     def __str__(self) -> str:
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value).replace("|", "\\|")
+        rows = ([number(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows)
+        return markdown_table(self.head, rows)
 
 
 def number(value: float) -> str:

@@ -67,7 +67,7 @@ def write_report(
     results = folder / "results.json"
     if results.exists():
         blocks += _made_by(json.loads(results.read_text(encoding="utf-8")))
-    blocks += ["## Paper and ours", _table(rows)]
+    blocks += ["## Paper and ours", markdown_table(Row._fields, rows)]
     if figures:
         blocks += ["## Figures", *(f"![{caption}]({name})\n\n*{caption}*" for name, caption in figures)]
     listed = "\n".join(f"- {sentence}" for sentence in differences)
@@ -77,8 +77,8 @@ def write_report(
     os.replace(partial, folder / "report.md")
 
 
-def _table(rows: Sequence[Row]) -> str:
-    head = ("quantity", "paper", "ours", "seeds", "spread")
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; what a cell has of its own bars is escaped."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -23,6 +23,7 @@ WITHOUT_TEST_FILE: dict[str, str] = {
     "benchmarks/alternatives/torchopt_meta_gradient.py": "the same",
     "benchmarks/alternatives/jumanji_snake.py": "in .alternatives/jax: tests/benchmarks/test_environments_snake.py",
     "benchmarks/alternatives/rllib_impala.py": "in .alternatives/rllib: tests/benchmarks/test_end_to_end.py starts it",
+    "benchmarks/alternatives/pong.py": "both programs below: tests/benchmarks/test_end_to_end.py starts them",
     "benchmarks/alternatives/sample_factory_appo.py": "the same, in .alternatives/sample_factory",
     "benchmarks/alternatives/serve.py": "the programs that tests/benchmarks/test_alternative.py starts run it",
     "actors/envs/base.py": "types and protocols only; every environment's own tests check them",

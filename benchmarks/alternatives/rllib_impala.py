@@ -9,7 +9,6 @@ no faster. These rates are of its own counter, see `trained`, and of one short r
 
 import sys
 import time
-from importlib import metadata
 from typing import Any
 
 import gymnasium as gym
@@ -24,8 +23,8 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.tune.registry import register_env
 from torch import Tensor, nn
 
-from benchmarks.alternatives.serve import serve
-from benchmarks.end_to_end_group import Window, answering, run_in_group
+from benchmarks.alternatives.pong import serve_pong
+from benchmarks.end_to_end_group import Window
 
 PACKAGES = ("ray", "torch", "ale-py", "gymnasium", "numpy")
 SECONDS_FOR_SAMPLES = 0.05  # its default of 0 has the driver ask without a pause: a core that nobody else gets
@@ -149,18 +148,5 @@ def measure(warm_up_s: float, window_s: float, settings: dict[str, int]) -> dict
     return answer
 
 
-def main(purpose: str, warm_up_s: str, window_s: str) -> None:
-    """Either serve runs, or be one."""
-    if purpose == "run":
-        answer = answering()
-        answer(measure(float(warm_up_s), float(window_s), SETTINGS))
-        return
-    limit = 120 + float(warm_up_s) + 3 * float(window_s)
-    serve(
-        {"pong": lambda: run_in_group(__spec__.name, ("run", warm_up_s, window_s), limit) | {"settings": SETTINGS}},
-        {package: metadata.version(package) for package in PACKAGES},
-    )
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve_pong(__spec__.name, measure, SETTINGS, PACKAGES, sys.argv[1:])

@@ -10,7 +10,6 @@ for `closed`), so its Gymnasium games are what is measured.
 import sys
 import tempfile
 import time
-from importlib import metadata
 from typing import Any
 
 import gymnasium as gym
@@ -21,8 +20,8 @@ from sample_factory.train import make_runner
 from sf_examples.atari.atari_utils import make_atari_env
 from sf_examples.atari.train_atari import parse_atari_args
 
-from benchmarks.alternatives.serve import serve
-from benchmarks.end_to_end_group import Window, answering, run_in_group
+from benchmarks.alternatives.pong import serve_pong
+from benchmarks.end_to_end_group import Window
 
 PACKAGES = ("sample-factory", "torch", "ale-py", "gymnasium", "numpy")
 SETTINGS: dict[str, str] = {
@@ -105,18 +104,5 @@ def measure(warm_up_s: float, window_s: float, settings: dict[str, str]) -> dict
     return measurement.answer
 
 
-def main(purpose: str, warm_up_s: str, window_s: str) -> None:
-    """Either serve runs, or be one."""
-    if purpose == "run":
-        answer = answering()
-        answer(measure(float(warm_up_s), float(window_s), SETTINGS))
-        return
-    limit = 120 + float(warm_up_s) + 3 * float(window_s)
-    serve(
-        {"pong": lambda: run_in_group(__spec__.name, ("run", warm_up_s, window_s), limit) | {"settings": SETTINGS}},
-        {package: metadata.version(package) for package in PACKAGES},
-    )
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve_pong(__spec__.name, measure, SETTINGS, PACKAGES, sys.argv[1:])

@@ -1,5 +1,7 @@
 import json
+import os
 import statistics
+import threading
 
 import pytest
 import torch
@@ -13,6 +15,17 @@ def test_cases_run_in_turn_and_the_first_round_is_not_counted():
     assert calls == ["a", "b"] * 4
     assert {name: len(of_case) for name, of_case in timings.items()} == {"a": 3, "b": 3}
     assert all(timing.wall_s >= 0 and timing.cpu_s >= 0 for of_case in timings.values() for timing in of_case)
+
+
+@pytest.mark.parametrize("warm_up_rounds", [0, 2])
+def test_rounds_that_are_not_counted_are_as_many_as_asked(warm_up_rounds):
+    calls = []
+    timings = harness.interleave({"a": lambda: calls.append("a")}, rounds=2, warm_up_rounds=warm_up_rounds)
+    assert len(calls) == 2 + warm_up_rounds
+    assert len(timings["a"]) == 2
+    assert all(timing.wall_s > 0 for timing in timings["a"])
+    elsewhere = harness.Timing(5.0, 4.0)
+    assert harness.interleave({"b": lambda: elsewhere}, 1, warm_up_rounds) == {"b": [elsewhere]}
 
 
 def test_summaries_are_medians_with_quartiles():
@@ -48,6 +61,28 @@ def test_threads_are_put_back():
     with harness.torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_one_core_is_given_back_and_inherited():
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    with harness.one_core():
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(os.sched_getaffinity(0)))
+        thread.start()
+        thread.join()
+        assert seen == [{max(before)}]
+        assert torch.get_num_threads() == 1
+    assert os.sched_getaffinity(0) == before
+    assert torch.get_num_threads() == threads
+
+
+def test_variables_are_put_back(monkeypatch):
+    monkeypatch.setenv("METAGRAD_THERE", "before")
+    monkeypatch.delenv("METAGRAD_NEW", raising=False)
+    with harness.environment_variables({"METAGRAD_THERE": "1", "METAGRAD_NEW": "2"}):
+        assert (os.environ["METAGRAD_THERE"], os.environ["METAGRAD_NEW"]) == ("1", "2")
+    assert os.environ["METAGRAD_THERE"] == "before"
+    assert "METAGRAD_NEW" not in os.environ
 
 
 def hold(megabytes: int) -> int:

@@ -1,11 +1,9 @@
-import os
-
 import pytest
 import torch
 
 from benchmarks import meta_gradient as subject
 from benchmarks.alternative import NotInstalled, interpreter
-from benchmarks.harness import Timing
+from benchmarks.harness import Timing, interleave
 from benchmarks.meta_gradient_cases import SETTINGS, MetaUpdate
 
 
@@ -35,15 +33,10 @@ def test_what_gives_another_meta_gradient_is_no_alternative(race, wrong):
         race.rows(timings(race))
 
 
-def test_a_round_that_is_not_warmed_up_runs_every_case_as_often_as_asked(race):
-    runs = race.once(2)
+def test_every_way_of_ours_is_run_as_often_as_asked(race):
+    runs = interleave(race.cases, 2, warm_up_rounds=0)
     assert set(runs) == {"plain", "retain", "recompute", "reference"}
     assert all(len(found) == 2 and all(timing.wall_s > 0 for timing in found) for found in runs.values())
-
-
-def test_the_seconds_of_another_process_are_its_own(race):
-    race.cases = {"other": lambda: Timing(5.0, 4.0)}
-    assert race.once(1) == {"other": [Timing(5.0, 4.0)]}
 
 
 def rows_of_time(**over_retain):
@@ -95,13 +88,6 @@ def test_floor(n, expected):
 def test_a_small_component_counts_as_much_as_the_rest_allows():
     assert subject.difference([1000.0, 1.0], [1000.0, 2.0]) == pytest.approx(1.0 / 3.0, rel=1e-5)
     assert subject.difference([1001.0, 2.0], [1000.0, 2.0]) == pytest.approx(1e-3, rel=1e-2)
-
-
-def test_one_core_is_given_back():
-    before = os.sched_getaffinity(0)
-    with subject.one_core():
-        assert len(os.sched_getaffinity(0)) == 1
-    assert os.sched_getaffinity(0) == before
 
 
 def test_quick_and_alone(monkeypatch):
