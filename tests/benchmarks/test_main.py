@@ -1,6 +1,6 @@
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -52,12 +52,50 @@ def test_what_is_not_installed_is_said_before_anything_is_measured(module, monke
 
 
 @pytest.mark.parametrize(
-    "words", [["fake", "--alone"], [], ["nothing"], ["fake", "--rounds", "2"], ["fake", "--quick", "--rounds", "0"]]
+    "words",
+    [
+        ["fake", "--alone"],
+        [],
+        ["nothing"],
+        ["fake", "--rounds", "2"],
+        ["fake", "--quick", "--rounds", "0"],
+        ["fake", "--record", "--quick"],
+    ],
 )
 def test_wrong_arguments_exit_with_2(module, words):
     with pytest.raises(SystemExit) as stop:
         program.main(words)
     assert stop.value.code == 2
+
+
+def test_a_recorded_result_is_kept_and_shown(module, monkeypatch):
+    done = []
+    monkeypatch.setattr(program, "keep", lambda result: done.append(result["benchmark"]))
+    monkeypatch.setattr(program, "write_page", lambda: done.append("page"))
+    assert program.main(["fake"]) == 0
+    assert done == []
+    assert program.main(["fake", "--record"]) == 0
+    assert done == ["fake", "page"]
+
+
+def test_all_runs_each_by_itself_and_ends_with_the_worst_code(module, monkeypatch, tmp_path):
+    """One that misses its target keeps no other from running; --alone goes to those that have alternatives."""
+    codes, commands = iter([1, 0]), []
+    other = ModuleType("benchmarks.other")
+    other.ALTERNATIVES = ("missing",)
+    monkeypatch.setitem(sys.modules, "benchmarks.other", other)
+    monkeypatch.setattr(program, "BENCHMARKS", {"fake": "benchmarks.fake", "other": "benchmarks.other"})
+
+    def run(words, check):
+        commands.append(words[3:])
+        return SimpleNamespace(returncode=next(codes))
+
+    monkeypatch.setattr(program.subprocess, "run", run)
+    assert program.main(["all", "--alone", "--json", str(tmp_path), "--rounds", "6"]) == 1
+    assert commands == [
+        ["fake", "--rounds", "6", "--json", str(tmp_path / "fake.json")],
+        ["other", "--rounds", "6", "--alone", "--json", str(tmp_path / "other.json")],
+    ]
 
 
 @pytest.mark.parametrize("name", list(program.BENCHMARKS))
