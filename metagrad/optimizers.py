@@ -56,10 +56,12 @@ def linear_annealing(initial: float, updates: int) -> LearningRate:
     return lambda count, _eta: initial * max(0.0, 1.0 - count / updates)
 
 
-def _sqrt(x: Tensor) -> Tensor:
-    """√x with derivative 0 at 0, the limit of what an update needs: there the gradient and its moments are 0 too."""
-    is_positive = x > 0
-    return torch.where(is_positive, torch.where(is_positive, x, 1.0).sqrt(), 0.0)
+def _root(second: Tensor, shift: float) -> Tensor:
+    """√(ν + shift), with derivative 0 where that is 0, the limit of what an update needs: there g and m are 0 too."""
+    if shift:
+        return (second + shift).sqrt()
+    is_positive = second > 0
+    return torch.where(is_positive, torch.where(is_positive, second, 1.0).sqrt(), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,9 +112,9 @@ class RmsProp:
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
         """θ' = θ - α g / (√(ν' + eps_root) + eps), ν' = decay · ν + (1 - decay) g²."""
-        second = self.decay * state.moments[0] + (1.0 - self.decay) * gradient.square()
-        step = gradient / (_sqrt(second + self.eps_root) + self.eps)
-        theta = theta - self.learning_rate(state.count, eta) * step
+        second = torch.lerp(gradient.square(), state.moments[0], self.decay)
+        denominator = _root(second, self.eps_root) + self.eps
+        theta = theta - self.learning_rate(state.count, eta) * (gradient / denominator)
         return theta, OptimizerState(state.count + 1, (second,))
 
 
@@ -139,11 +141,13 @@ class Adam:
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
         """θ' = θ - α m̂ / (√(v̂ + eps_root) + eps) with bias-corrected moments m̂, v̂."""
         count = state.count + 1
-        first = self.beta1 * state.moments[0] + (1.0 - self.beta1) * gradient
-        second = self.beta2 * state.moments[1] + (1.0 - self.beta2) * gradient.square()
-        second_hat = second / (1.0 - self.beta2**count)
-        step = (first / (1.0 - self.beta1**count)) / (_sqrt(second_hat + self.eps_root) + self.eps)
-        theta = theta - self.learning_rate(state.count, eta) * step
+        first = torch.lerp(gradient, state.moments[0], self.beta1)
+        second = torch.lerp(gradient.square(), state.moments[1], self.beta2)
+        # √c m̂ / √c (√(v̂ + eps_root) + eps), c the bias correction of v: one pass over θ less each way.
+        correction = 1.0 - self.beta2**count
+        denominator = _root(second, self.eps_root * correction) + self.eps * correction**0.5
+        step_size = self.learning_rate(state.count, eta) * correction**0.5 / (1.0 - self.beta1**count)
+        theta = theta - step_size * first / denominator
         return theta, OptimizerState(count, (first, second))
 
 
