@@ -96,17 +96,17 @@ class Player:
     """A policy with its own random stream; lives on the device of θ, wherever the environments do."""
 
     def __init__(self, network: Network, theta: Float[Tensor, "P"], seed: int, is_greedy: bool) -> None:
-        self._network = network
-        self._theta = theta
+        self._network = network.at(theta)
+        self._device = theta.device
         self._generator = torch.Generator(theta.device).manual_seed(seed)
         self._is_greedy = is_greedy
 
     def act(self, observation: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B"]:
         """Actions [B]."""
-        observation = observation.to(self._theta.device)
+        observation = observation.to(self._device)
         if self._is_greedy:
-            return policy.greedy(self._network, self._theta, observation)
-        return policy.sample(self._network, self._theta, observation, self._generator).action
+            return policy.greedy(self._network, observation)
+        return policy.sample(self._network, observation, self._generator).action
 
 
 def _play_rounds(environment: Environment, player: Player, rounds: int) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,13 @@
 """Acting: from observations to actions under parameters θ."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from metagrad.networks import Head, Network
+from metagrad.networks import Head, NetworkAtTheta
 
 POLICY: tuple[Head, ...] = ("logits",)  # all that acting needs
 
@@ -18,21 +19,23 @@ class Decision(NamedTuple):
     log_prob: Float[Tensor, "B"]
 
 
+Policy = Callable[[Shaped[Tensor, "B ..."], torch.Generator], Decision]
+"""What steps a pool: `partial(sample, network.at(theta))`."""
+
+
 @torch.no_grad()
-def sample(
-    network: Network, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "B ..."], generator: torch.Generator
-) -> Decision:
+def sample(network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."], generator: torch.Generator) -> Decision:
     """a ~ π_θ(· | s), by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1).
 
     Reads nothing back from the device, and a NaN in the observation does not stop it: the rollout's own check names it.
     """
-    log_probs = torch.log_softmax(network.apply(theta, observation, POLICY)["logits"], -1)
+    log_probs = torch.log_softmax(network(observation, POLICY)["logits"], -1)
     race = torch.empty_like(log_probs).exponential_(generator=generator)
     action = (log_probs.exp() / race).argmax(-1)
     return Decision(action, log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1))
 
 
 @torch.no_grad()
-def greedy(network: Network, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "B ..."]) -> Int[Tensor, "B"]:
+def greedy(network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."]) -> Int[Tensor, "B"]:
     """argmax_a π_θ(a | s)."""
-    return network.apply(theta, observation, POLICY)["logits"].argmax(-1)
+    return network(observation, POLICY)["logits"].argmax(-1)

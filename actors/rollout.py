@@ -1,6 +1,7 @@
 """Rollouts: an actor steps its environments under a published policy and returns T steps of all of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from actors import policy
 from actors.envs import EnvironmentConfig, make_environment
 from actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
-from metagrad.networks import Network, NetworkSpec, build_network
+from metagrad.networks import NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 Lookahead = Literal["continue", "fork", "separate"]
@@ -85,7 +86,7 @@ class Pool:
         self.episode_length = other.episode_length.clone()
 
 
-def collect(pool: Pool, network: Network, snapshot: WeightSnapshot, length: int) -> tuple[Trajectory, Episodes]:
+def collect(pool: Pool, act: policy.Policy, policy_version: int, length: int) -> tuple[Trajectory, Episodes]:
     """T steps of a pool under one policy, and the full-life episodes that ended in them.
 
     Raises:
@@ -98,7 +99,7 @@ def collect(pool: Pool, network: Network, snapshot: WeightSnapshot, length: int)
     observation[0] = pool.observation
     columns: list[tuple[Tensor, ...]] = []
     for t in range(length):
-        choice = policy.sample(network, snapshot.theta, pool.observation, pool.generator)
+        choice = act(pool.observation, pool.generator)
         step = pool.environment.step(choice.action)
         observation[t + 1] = step.observation
         pool.observation = step.observation
@@ -112,7 +113,7 @@ def collect(pool: Pool, network: Network, snapshot: WeightSnapshot, length: int)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
     action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
     trajectory = Trajectory(
-        observation, action, reward, is_terminal, is_truncated, valid, log_prob, policy_version=snapshot.version
+        observation, action, reward, is_terminal, is_truncated, valid, log_prob, policy_version=policy_version
     )
     _check_finite(spec, trajectory, returns, pool.steps_done)
     pool.steps_done += length
@@ -166,7 +167,8 @@ class Actor:
         pool = self._lookahead if lookahead_step else self._real
         if lookahead_step == 1 and self.setup.lookahead == "fork":
             pool.fork_from(self._real)
-        trajectory, episodes = collect(pool, self._network, snapshot, self.setup.rollout_length)
+        act = partial(policy.sample, self._network.at(snapshot.theta))
+        trajectory, episodes = collect(pool, act, snapshot.version, self.setup.rollout_length)
         if pool is not self._real:
             episodes = Episodes(episodes.returns[:0], episodes.lengths[:0])  # statistics are of the real stream
         return Rollout(trajectory, episodes, self.setup.index, lookahead_step > 0)

@@ -69,8 +69,9 @@ def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, floa
 
     @torch.no_grad()
     def inference() -> None:
+        network = algorithm.network.at(state.theta)
         for _ in actions:
-            algorithm.network.apply(state.theta, observation, policy.POLICY)
+            network(observation, policy.POLICY)
 
     cases: dict[str, Callable[[], object]] = {
         "environment": environment,

@@ -10,12 +10,15 @@ from benchmarks import environments_atari, environments_snake
 from benchmarks.harness import at_least
 
 ALTERNATIVES = ("jax",)
+# Of Jumanji one XLA device, jit + vmap + scan, was meant; shared out by hand among two it is held to the same.
 SNAKE_PROMISES = {
-    ("Snake 12x12, 4096", "ours over Jumanji"): 3.0,
-    ("Snake 12x12, 512", "ours over Jumanji"): 1.5,
+    ("Snake 12x12, 4096", "ours over Jumanji, devices: 1"): 3.0,
+    ("Snake 12x12, 512", "ours over Jumanji, devices: 1"): 1.5,
+    ("Snake 12x12, 4096", "ours over Jumanji, devices: 2"): 3.0,
+    ("Snake 12x12, 512", "ours over Jumanji, devices: 2"): 1.5,
     ("Snake 12x12, 512", "ours over EnvPool"): 20.0,
 }
-ATARI_PROMISES = {"loop without network over bare": 0.95, "loop over bare and forward": 0.90}
+ATARI_PROMISES = {"loop without policy over bare": 0.95, "loop over bare and forward": 0.90}
 
 
 def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:

@@ -4,8 +4,7 @@ The process is bound to one core, has one thread of torch and one of the pool, a
 
 * `bare`: the pool's own `step` with random actions, nothing kept; the settings are those of our environment.
 * `environment`: ours with the same actions.
-* `loop without network`: `actors.rollout.collect` in rollouts of 5 steps, whose policy has no layers: every action is
-  as likely, and is drawn as any policy's.
+* `loop without policy`: `actors.rollout.collect` in rollouts of 5 steps, with actions drawn at random.
 * `bare and forward`: the bare pool alternating with a bare forward pass of the Nature network (policy head alone,
   float32, pixels scaled in the weights) on what it showed; plain and channels_last. The faster is the loop's floor.
 * `loop`: `collect` with the Nature network.
@@ -25,13 +24,13 @@ from actors.envs import AtariConfig, make_environment
 from actors.envs.atari import game_seeds
 from actors.envs.atari_pools import POOLS
 from actors.envs.base import EnvironmentSpec
+from actors.policy import Decision, Policy, sample
 from actors.rollout import Pool, collect
 from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
 from benchmarks.harness import interleave, one_core
 from benchmarks.rates import Program, compare
 from cluster.memory import keep_freed_memory
-from metagrad.networks import Head, NatureCnn, Network, build_network
-from metagrad.types import WeightSnapshot
+from metagrad.networks import NatureCnn, build_network
 
 GAMES = 32
 STEPS = 50  # of all games in a run; a multiple of ROLLOUT_LENGTH
@@ -39,26 +38,11 @@ CASES = {"Pong on EnvPool": AtariConfig(), "Pong on ale-py": AtariConfig(backend
 FLOOR = "bare and forward"
 PAIRS = {
     "environment over bare": ("environment", "bare"),
-    "loop without network over bare": ("loop without network", "bare"),
+    "loop without policy over bare": ("loop without policy", "bare"),
     "loop over bare and forward": ("loop", FLOOR),
     "loop over bare": ("loop", "bare"),
 }
 FORMATS = {"plain": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-class Uniform(nn.Module):
-    """A policy of no layers: every action is as likely."""
-
-    def __init__(self, num_actions: int):
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(num_actions))
-
-    def reset_parameters(self) -> None:
-        """Nothing to draw."""
-
-    def forward(self, observation: Tensor, heads: tuple[Head, ...]) -> dict[Head, Tensor]:
-        """The same [N, A] for every head."""
-        return {head: self.logits.expand(len(observation), -1) for head in heads}
 
 
 def bare_network(num_actions: int) -> nn.Sequential:
@@ -107,23 +91,34 @@ class BarePool:
 
 
 def loop(
-    config: AtariConfig, games: int, steps: int, build: Callable[[EnvironmentSpec], Network]
+    config: AtariConfig, games: int, steps: int, policy_of: Callable[[EnvironmentSpec], Callable[[], Policy]]
 ) -> Callable[[], None]:
-    """Rollouts as an actor makes them."""
+    """Rollouts as an actor makes them, each under a policy of its own."""
     pool = Pool(make_environment(config, games, 0, CPU, 1, True), seed=0)
-    network = build(pool.environment.spec)
-    snapshot = WeightSnapshot(0, network.init(torch.Generator().manual_seed(0)), torch.zeros(0))
+    publish = policy_of(pool.environment.spec)
 
     def run() -> None:
-        for _ in range(steps // ROLLOUT_LENGTH):
-            collect(pool, network, snapshot, ROLLOUT_LENGTH)
+        for version in range(steps // ROLLOUT_LENGTH):
+            collect(pool, publish(), version, ROLLOUT_LENGTH)
 
     return run
 
 
-def nature(spec: EnvironmentSpec) -> Network:
+def random_actions(spec: EnvironmentSpec) -> Callable[[], Policy]:
+    """Every action is as likely."""
+
+    def act(observation: Tensor, generator: torch.Generator) -> Decision:
+        rows = (len(observation),)
+        return Decision(torch.randint(spec.num_actions, rows, generator=generator), torch.zeros(rows))
+
+    return lambda: act
+
+
+def nature(spec: EnvironmentSpec) -> Callable[[], Policy]:
     """The network of training."""
-    return build_network(NatureCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
+    network = build_network(NatureCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
+    theta = network.init(torch.Generator().manual_seed(0))
+    return lambda: partial(sample, network.at(theta))
 
 
 def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> dict[str, Any]:
@@ -142,7 +137,7 @@ def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> di
         runs: dict[str, Callable[[], object]] = {
             "bare": bare.run,
             "environment": partial(step_through, ours, actions, 1),
-            "loop without network": loop(config, games, steps, lambda spec: Network(Uniform(spec.num_actions))),
+            "loop without policy": loop(config, games, steps, random_actions),
             "loop": loop(config, games, steps, nature),
         }
         network = bare_network(num_actions)

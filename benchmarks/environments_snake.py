@@ -24,6 +24,7 @@ from torch import Tensor
 from actors.envs import make_environment
 from actors.envs.base import Environment
 from actors.envs.snake import SnakeConfig
+from actors.policy import sample
 from actors.rollout import Pool, collect
 from benchmarks.alternative import Alternative, alternative
 from benchmarks.environments_actors import Actors, snake_actors
@@ -31,7 +32,6 @@ from benchmarks.harness import interleave, torch_threads
 from benchmarks.rates import Program, compare
 from cluster.memory import keep_freed_memory
 from metagrad.networks import SnakeCnn, build_network
-from metagrad.types import WeightSnapshot
 
 ROLLOUT_LENGTH = 5  # of the papers' Snake and Atari experiments
 CPU = torch.device("cpu")
@@ -148,13 +148,13 @@ def in_the_loop(case: SnakeCase) -> Program:
     environment = make_environment(case.config, case.batch_size, 1, CPU, 1, True)
     spec = environment.spec
     network = build_network(SnakeCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
-    snapshot = WeightSnapshot(0, network.init(torch.Generator().manual_seed(0)), torch.zeros(0))
+    theta = network.init(torch.Generator().manual_seed(0))
     pool = Pool(environment, seed=0)
 
     def run() -> None:
         with torch_threads(1):
             for _ in range(case.loop_steps // ROLLOUT_LENGTH):
-                collect(pool, network, snapshot, ROLLOUT_LENGTH)
+                collect(pool, partial(sample, network.at(theta)), 0, ROLLOUT_LENGTH)
 
     return Program(run, case.loop_steps * case.batch_size)
 

@@ -7,7 +7,7 @@ are for losses that have their values from elsewhere, and asking them for one is
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -130,6 +130,10 @@ NetworkSpec = NatureCnn | ImpalaCnn | SnakeCnn | SnakeTorsoCnn | Mlp | LinearPol
 _MEMORY_ONE_SWAPPED = (0, 1, 3, 2, 4)  # 1 + 2 a + a' -> 1 + 2 a' + a
 
 
+NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], dict[Head, Tensor]]
+"""(observation [N, …], names of heads) to the heads."""
+
+
 class ParameterLayout(NamedTuple):
     """Names and shapes of the tensors that lie one after another in θ."""
 
@@ -185,11 +189,14 @@ class Network:
         self, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "..."], heads: Collection[Head]
     ) -> dict[Head, Tensor]:
         """The named heads on observations [N, …]: logits [N, A], value [N], outer_value [N]."""
+        return self.at(theta)(observation, heads)
+
+    def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:
+        """`apply` under one θ, which is taken apart once for all that it is called on."""
         parameters = self.layout.unflatten(theta)
         for name in self._first_order:
             parameters[name] = autodiff.first_order(parameters[name])
-        outputs: dict[Head, Tensor] = functional_call(self._module, parameters, (observation, heads))
-        return outputs
+        return lambda observation, heads: functional_call(self._module, parameters, (observation, heads))
 
 
 def build_network(

@@ -29,7 +29,7 @@ def snake_policy():
 def test_actions_are_drawn_from_the_policy(probabilities):
     network, theta = fixed_policy([math.log(p) for p in probabilities])
     draws = 50_000
-    decision = policy.sample(network, theta, torch.zeros(draws, 3), torch.Generator().manual_seed(1))
+    decision = policy.sample(network.at(theta), torch.zeros(draws, 3), torch.Generator().manual_seed(1))
     counts = decision.action.bincount(minlength=5).double()
     expected = draws * torch.tensor(probabilities, dtype=torch.float64)
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
@@ -40,7 +40,7 @@ def test_actions_are_drawn_from_the_policy(probabilities):
 def test_successive_and_neighbouring_draws_are_independent():
     network, theta = fixed_policy([0.0, 0.0])
     generator = torch.Generator().manual_seed(2)
-    draws = torch.stack([policy.sample(network, theta, torch.zeros(100, 3), generator).action for _ in range(400)])
+    draws = torch.stack([policy.sample(network.at(theta), torch.zeros(100, 3), generator).action for _ in range(400)])
     centred = draws.double() - 0.5
     in_time = (centred[1:] * centred[:-1]).mean() / 0.25
     in_batch = (centred[:, 1:] * centred[:, :-1]).mean() / 0.25
@@ -51,13 +51,13 @@ def test_successive_and_neighbouring_draws_are_independent():
 
 def test_an_action_that_is_all_but_impossible_is_never_drawn():
     network, theta = fixed_policy([0.0, -200.0, 0.0])
-    decision = policy.sample(network, theta, torch.zeros(20_000, 3), torch.Generator().manual_seed(3))
+    decision = policy.sample(network.at(theta), torch.zeros(20_000, 3), torch.Generator().manual_seed(3))
     assert not (decision.action == 1).any()
 
 
 def test_log_probability_is_of_the_action_that_was_drawn():
     network, theta, observation = snake_policy()
-    decision = policy.sample(network, theta, observation, torch.Generator().manual_seed(4))
+    decision = policy.sample(network.at(theta), observation, torch.Generator().manual_seed(4))
     logits = network.apply(theta, observation, ("logits",))["logits"].double()
     expected = logits[torch.arange(64), decision.action] - logits.exp().sum(-1).log()
     torch.testing.assert_close(decision.log_prob.double(), expected, rtol=1e-6, atol=1e-6)
@@ -68,7 +68,7 @@ def test_log_probability_is_of_the_action_that_was_drawn():
 def test_one_generator_state_gives_one_decision():
     network, theta, observation = snake_policy()
     first, again, other = (
-        policy.sample(network, theta, observation, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+        policy.sample(network.at(theta), observation, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
     )
     assert torch.equal(first.action, again.action)
     assert not torch.equal(first.action, other.action)
@@ -76,7 +76,7 @@ def test_one_generator_state_gives_one_decision():
 
 def test_greedy_takes_the_likeliest_action():
     network, theta, observation = snake_policy()
-    action = policy.greedy(network, theta, observation)
+    action = policy.greedy(network.at(theta), observation)
     assert torch.equal(action, network.apply(theta, observation, ("logits",))["logits"].argmax(-1))
     assert action.dtype == torch.int64
 
@@ -84,7 +84,7 @@ def test_greedy_takes_the_likeliest_action():
 def test_nan_observation_does_not_stop_acting():
     network, theta, observation = snake_policy()
     observation[3] = float("nan")
-    decision = policy.sample(network, theta, observation, torch.Generator().manual_seed(7))
+    decision = policy.sample(network.at(theta), observation, torch.Generator().manual_seed(7))
     assert 0 <= decision.action[3] < ACTIONS
     assert decision.log_prob[3].isnan()
     assert decision.log_prob[torch.arange(64) != 3].isfinite().all()

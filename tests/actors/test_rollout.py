@@ -1,12 +1,12 @@
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from actors import rollout
+from actors import policy, rollout
 from actors.envs import AtariConfig, SnakeConfig, make_environment
 from actors.envs.base import EnvironmentSpec, EnvironmentStep
 from actors.rollout import Actor, ActorSetup, EnvironmentFault, Pool, collect, probe
@@ -91,6 +91,10 @@ def snapshot_of(setup, version=3, seed=0):
     return WeightSnapshot(version, theta, torch.zeros(1))
 
 
+def acting(network, theta):
+    return partial(policy.sample, network.at(theta))
+
+
 def recorded_pool(config, batch_size, network_spec, seed=1):
     environment = Recorded(make_environment(config, batch_size, seed, torch.device("cpu"), 1, True))
     network, theta = parameters(environment.spec, network_spec)
@@ -139,7 +143,7 @@ BREAKOUT = AtariConfig(game="Breakout", no_op_max=1)
 def test_trajectory_is_what_was_seen_done_and_returned(config, network_spec):
     environment, pool, network, snapshot = recorded_pool(config, 4, network_spec)
     for rollout_index in range(5):
-        trajectory, _ = collect(pool, network, snapshot, length=5)
+        trajectory, _ = collect(pool, acting(network, snapshot.theta), snapshot.version, length=5)
         first = 5 * rollout_index
         assert trajectory.observation.dtype == environment.spec.observation_dtype
         assert trajectory.observation.shape == (6, 4, *environment.spec.observation_shape)
@@ -164,7 +168,7 @@ def test_trajectory_is_what_was_seen_done_and_returned(config, network_spec):
 def test_behaviour_log_probability_is_of_the_published_policy(config, network_spec):
     _, pool, network, snapshot = recorded_pool(config, 4, network_spec)
     for _ in range(2):
-        trajectory, _ = collect(pool, network, snapshot, length=6)
+        trajectory, _ = collect(pool, acting(network, snapshot.theta), snapshot.version, length=6)
         logits = network.apply(snapshot.theta, trajectory.observation[:-1].flatten(0, 1), ("logits",))["logits"]
         log_probs = torch.log_softmax(logits.double(), -1).gather(-1, trajectory.action.view(-1, 1))
         torch.testing.assert_close(trajectory.behaviour_log_prob.double().view(-1, 1), log_probs, rtol=0, atol=1e-5)
@@ -179,7 +183,7 @@ def test_episode_statistics_equal_a_slow_replay(config, network_spec, length, ro
     environment, pool, network, snapshot = recorded_pool(config, 4, network_spec)
     finished = []
     for _ in range(rollouts):
-        _, episodes = collect(pool, network, snapshot, length)
+        _, episodes = collect(pool, acting(network, snapshot.theta), snapshot.version, length)
         finished += pairs(episodes)
     assert len(finished) >= 4
     assert finished == slow_episodes(environment.steps)
@@ -208,7 +212,7 @@ def test_statistics_are_raw_returns_of_full_lives_over_valid_steps():
     environment = Scripted([lives, cut])
     network, theta = parameters(environment.spec, Mlp(hidden=4))
     pool = Pool(environment, 0)
-    rollouts = [collect(pool, network, WeightSnapshot(0, theta, torch.zeros(0)), length=3) for _ in range(5)]
+    rollouts = [collect(pool, acting(network, theta), 0, length=3) for _ in range(5)]
     by_rollout = [pairs(episodes) for _, episodes in rollouts]
     assert by_rollout == [
         [(11.0, 2)],  # steps 0-2
@@ -261,18 +265,18 @@ def test_non_finite_numbers_name_environment_and_step(field, value, step):
     pool = Pool(environment, 0)
     snapshot = WeightSnapshot(0, theta, torch.zeros(0))
     for _ in range(step // 5):
-        collect(pool, network, snapshot, length=5)
+        collect(pool, acting(network, snapshot.theta), snapshot.version, length=5)
     what = field.removeprefix("raw_")
     message = f"Snake-3x4: environment 2 of 4 returned a non-finite {what} at step {step};"
     with pytest.raises(EnvironmentFault, match=re.escape(message)):
-        collect(pool, network, snapshot, length=5)
+        collect(pool, acting(network, snapshot.theta), snapshot.version, length=5)
 
 
 def test_non_finite_first_observation_names_the_reset():
     pool = Pool(Faulty("observation", float("nan"), -1, index=1), 0)
     network, theta = parameters(pool.environment.spec, SMALL_SNAKE_CNN)
     with pytest.raises(EnvironmentFault, match=r"environment 1 of 4 .* observation at its reset"):
-        collect(pool, network, WeightSnapshot(0, theta, torch.zeros(0)), length=5)
+        collect(pool, acting(network, theta), 0, length=5)
 
 
 def test_fault_reaches_the_caller_of_an_actor(monkeypatch):

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from actors.envs import AtariConfig
+from actors.envs import AtariConfig, make_environment
 from benchmarks import environments_atari as subject
-from metagrad.networks import NatureCnn, Network, build_network
+from metagrad.networks import NatureCnn, build_network
 
 
 def test_quick_run_measures_every_program_on_both_backends():
@@ -54,7 +54,8 @@ def test_the_bare_forward_pass_computes_what_the_network_does(memory_format):
     torch.testing.assert_close(subject.bare_forward(bare, memory_format)(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_policy_without_layers_draws_every_action_alike():
-    network = Network(subject.Uniform(3))
-    theta = network.init(torch.Generator().manual_seed(0))
-    assert torch.equal(network.apply(theta, torch.rand(2, 4), ("logits",))["logits"], torch.zeros(2, 3))
+def test_random_actions_are_all_actions_and_no_others():
+    spec = make_environment(AtariConfig(), 1, 0, torch.device("cpu"), 1, True).spec
+    act = subject.random_actions(spec)()
+    drawn = act(torch.zeros(1000, 1), torch.Generator().manual_seed(0)).action
+    assert drawn.unique().tolist() == list(range(spec.num_actions))

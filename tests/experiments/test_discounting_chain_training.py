@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from actors import policy
 from actors.envs.discounting_chain import DiscountingChain, DiscountingChainConfig, chains
 from actors.rollout import Pool, collect
 from cluster.evaluation import evaluate_run
@@ -58,7 +60,7 @@ def a_policy(seed: int) -> Tensor:
 def episodes(theta: Tensor, seed: int) -> Trajectory:
     """128 whole ones, by the actors' own loop."""
     pool = Pool(DiscountingChain(DiscountingChainConfig(), 128), seed)
-    trajectory, _ = collect(pool, NETWORK, WeightSnapshot(0, theta, theta[:0]), 100)
+    trajectory, _ = collect(pool, partial(policy.sample, NETWORK.at(theta)), 0, 100)
     reward = (trajectory.reward.to(F64) * 10).round() / 10  # the chain with the bonus gives 1.1 in float64 too
     return trajectory._replace(observation=trajectory.observation.to(F64), reward=reward)
 

@@ -1,11 +1,13 @@
 """One update of LOLA in games of the actors, against gradients of a whole graph over the same games."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from actors import policy
 from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from actors.rollout import Pool, collect
 from experiments.ipd_games import (
@@ -40,7 +42,9 @@ class Actors:
         self.codes: list[Tensor] = []
 
     def __call__(self, snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
-        trajectory, _ = collect(self.pool, NETWORK, snapshot, self.steps)
+        trajectory, _ = collect(
+            self.pool, partial(policy.sample, NETWORK.at(snapshot.theta)), snapshot.version, self.steps
+        )
         self.asked.append((snapshot.version, lookahead_step))
         self.pairs.append(snapshot.theta.view(2, STATES))
         self.codes.append(codes(trajectory))
