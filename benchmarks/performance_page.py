@@ -177,7 +177,43 @@ def scaling(result: Result) -> list[Table]:
     return [
         Table(("run", "real steps/s", "learner idle", "rollouts, MB/s"), runs),
         Table(("held out", "actors", "predicted, real steps/s", "measured", "error"), points),
+        _predicted("these runs, more actors", result["model"]["more_actors"]),
+        _predicted("Atari, learner on a GPU", result["model"]["atari"]),
+        _broadcasts(result["broadcast"]),
     ]
+
+
+def _predicted(label: str, rows: Sequence[Result]) -> Table:
+    """Both schedules against actors; of peek's several settings the first."""
+    by_actors: dict[int, dict[str, Result]] = {}
+    for row in rows:
+        by_actors.setdefault(row["actors"], {}).setdefault(row["schedule"], row)
+    cells = [
+        (
+            actors,
+            *(
+                cell
+                for schedule in ("lockstep", "peek")
+                for cell in (
+                    float(row[schedule]["real_frames_per_second"]),
+                    f"{row[schedule]['learner_idle_share']:.0%}",
+                )
+            ),
+        )
+        for actors, row in by_actors.items()
+    ]
+    return Table((f"{label}: actors", "lockstep, real steps/s", "learner idle", "peek", "learner idle"), cells)
+
+
+def _broadcasts(nodes: Result) -> Table:
+    """Milliseconds from the order to the last actor that has the weights."""
+    ways = ("by_reference_s", "by_value_s", "calls_without_weights_s")
+    rows = [
+        (f"{place}, {label}", *(1000 * float(case[way]["median"]) for way in ways))
+        for place, cases in nodes.items()
+        for label, case in cases.items()
+    ]
+    return Table(("broadcast", "by reference, ms", "by value", "calls alone"), rows)
 
 
 def scaling_panels(result: Result) -> list[Panel]:
