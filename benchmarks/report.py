@@ -72,22 +72,22 @@ def hardware(machine: Mapping[str, Any]) -> str:
 
 
 def history_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Each ratio now, before on the same hardware, and what changed; more than a tenth worse is marked."""
+    """Each ratio of the newest runs and before on the same hardware; more than a tenth worse is marked."""
     lines = []
-    now = {(row["benchmark"], label): (row, value) for row in rows for label, value in row["ratios"].items()}
-    for (benchmark, label), (newest, value) in now.items():
-        same = [
-            row
-            for row in rows
-            if row["benchmark"] == benchmark and row["hardware"] == newest["hardware"] and label in row["ratios"]
-        ]
-        if len(same) == 1:
-            lines.append((benchmark, label, value, "", "first here", f"{newest['utc'][:10]} {newest['commit'][:7]}"))
-            continue
-        before = same[-2]["ratios"][label]
-        change = value / before - 1.0
-        text = f"{change:+.0%}" if change >= -WORSE else f"**{change:+.0%}: worse**"
-        lines.append((benchmark, label, value, before, text, f"{newest['utc'][:10]} {newest['commit'][:7]}"))
+    for benchmark, newest in {row["benchmark"]: row for row in rows}.items():
+        for label, value in newest["ratios"].items():
+            before = [
+                row["ratios"][label]
+                for row in rows
+                if row is not newest
+                and (row["benchmark"], row["hardware"]) == (benchmark, newest["hardware"])
+                and label in row["ratios"]
+            ]
+            if before:
+                change = value / before[-1] - 1.0
+                text = f"{change:+.0%}" if change >= -WORSE else f"**{change:+.0%}: worse**"
+            cells = (before[-1], text) if before else ("", "first here")
+            lines.append((benchmark, label, value, *cells, f"{newest['utc'][:10]} {newest['commit'][:7]}"))
     return Table(("benchmark", "ratio, more is better", "now", "before", "change", "measured"), lines)
 
 

@@ -63,7 +63,7 @@ def test_ratios_of_other_hardware_labels_and_benchmarks_are_not_compared():
     others = [row(9.0, hardware="a GPU"), row(9.0, label="x"), row(9.0, benchmark="other")]
     table = report.history_table([*others, row(2.0)])
     assert ("race", "ours over theirs", 2.0, "", "first here", "2026-01-02 0123456") in table.rows
-    assert len(table.rows) == 3  # label x, the other benchmark, and the newest of ours over theirs
+    assert len(table.rows) == 2  # of the other benchmark and of the newest race, which knows no x any more
 
 
 def test_promises_are_shown_with_their_limits():
