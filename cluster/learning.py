@@ -93,10 +93,13 @@ def actor_setups(
 
 
 def learner_threads(experiment: BaseExperiment) -> int:
-    """In lockstep actors rest while the learner works, and it may have every core; in peek it has its share."""
+    """Every core, since the learner is the longer part, and actors rest while it works or are ahead of it.
+
+    In peek without a look-ahead neither is so, and it has its share.
+    """
     if experiment.learner_threads is not None:
         return experiment.learner_threads
-    is_shared = experiment.topology == "ray" and experiment.schedule == "peek"
+    is_shared = experiment.topology == "ray" and experiment.schedule == "peek" and experiment.look_ahead_batches == 0
     return experiment.learner_cpus if is_shared else len(os.sched_getaffinity(0))
 
 

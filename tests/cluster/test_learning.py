@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,4 +78,6 @@ def test_threads_of_the_learner(tiny: Tiny) -> None:
     assert learner_threads(tiny(learner_threads=None)) == cores
     assert learner_threads(tiny(learner_threads=None, topology="ray")) == cores
     peek = {"learner_threads": None, "schedule": "peek", "topology": "ray"}
-    assert learner_threads(tiny(learner_cpus=3, **peek)) == 3
+    looks_ahead = tiny(learner_cpus=cores + 1, **peek)
+    assert learner_threads(looks_ahead) == cores
+    assert learner_threads(replace(looks_ahead, meta=replace(looks_ahead.meta, n=0))) == cores + 1
