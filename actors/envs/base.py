@@ -73,7 +73,7 @@ class Environment(Protocol):
         ...
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
-        """Step all B environments once. What it returns is the caller's to keep: no later step writes to it."""
+        """Step all B environments once."""
         ...
 
     def close(self) -> None:

@@ -279,22 +279,6 @@ def test_non_finite_first_observation_names_the_reset():
         collect(pool, acting(network, theta), 0, length=5)
 
 
-class Reusing(Faulty):
-    """Snake that writes every observation to one buffer."""
-
-    def step(self, action):
-        step = super().step(action)
-        self._buffer = step.observation if self._time == 1 else self._buffer.copy_(step.observation)
-        return step._replace(observation=self._buffer)
-
-
-def test_an_observation_buffer_that_is_used_twice_is_a_fault():
-    pool = Pool(Reusing("reward", 0.0, -2, index=0), 0)
-    network, theta = parameters(pool.environment.spec, SMALL_SNAKE_CNN)
-    with pytest.raises(EnvironmentFault, match=r"Snake-3x4: two steps returned the same observation buffer"):
-        collect(pool, acting(network, theta), 0, length=2)
-
-
 def test_fault_reaches_the_caller_of_an_actor(monkeypatch):
     monkeypatch.setattr(rollout, "make_environment", lambda *_: Faulty("reward", float("nan"), 7, index=3))
     actor = Actor(replace(SETUP, lookahead="continue", batch_size=4))
