@@ -185,24 +185,16 @@ def scaling(result: Result) -> list[Table]:
 
 def _predicted(label: str, rows: Sequence[Result]) -> Table:
     """Both schedules against actors; of peek's several settings the first."""
-    by_actors: dict[int, dict[str, Result]] = {}
-    for row in rows:
-        by_actors.setdefault(row["actors"], {}).setdefault(row["schedule"], row)
-    cells = [
-        (
-            actors,
-            *(
-                cell
-                for schedule in ("lockstep", "peek")
-                for cell in (
-                    float(row[schedule]["real_frames_per_second"]),
-                    f"{row[schedule]['learner_idle_share']:.0%}",
-                )
-            ),
-        )
-        for actors, row in by_actors.items()
+
+    def cells(row: Result) -> tuple[float, str]:
+        return float(row["real_frames_per_second"]), f"{row['learner_idle_share']:.0%}"
+
+    first = {(row["schedule"], row["actors"]): row for row in reversed(rows)}
+    lines = [
+        (actors, *cells(first["lockstep", actors]), *cells(first["peek", actors]))
+        for actors in dict.fromkeys(row["actors"] for row in rows)
     ]
-    return Table((f"{label}: actors", "lockstep, real steps/s", "learner idle", "peek", "learner idle"), cells)
+    return Table((f"{label}: actors", "lockstep, real steps/s", "learner idle", "peek", "learner idle"), lines)
 
 
 def _broadcasts(nodes: Result) -> Table:

@@ -83,10 +83,10 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 and (row["benchmark"], row["hardware"]) == (benchmark, newest["hardware"])
                 and label in row["ratios"]
             ]
+            cells: tuple[object, str] = ("", "first here")
             if before:
                 change = value / before[-1] - 1.0
-                text = f"{change:+.0%}" if change >= -WORSE else f"**{change:+.0%}: worse**"
-            cells = (before[-1], text) if before else ("", "first here")
+                cells = before[-1], f"{change:+.0%}" if change >= -WORSE else f"**{change:+.0%}: worse**"
             lines.append((benchmark, label, value, *cells, f"{newest['utc'][:10]} {newest['commit'][:7]}"))
     return Table(("benchmark", "ratio, more is better", "now", "before", "change", "measured"), lines)
 
