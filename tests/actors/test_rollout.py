@@ -174,6 +174,20 @@ def test_behaviour_log_probability_is_of_the_published_policy(config, network_sp
         torch.testing.assert_close(trajectory.behaviour_log_prob.double().view(-1, 1), log_probs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("lookahead_step", [0, 1])
+def test_an_actor_acts_under_the_snapshot_that_it_is_given(lookahead_step):
+    actor = Actor(SETUP)
+    network, _ = parameters(spec_of(SNAKE), SMALL_SNAKE_CNN)
+    for version in (3, 4):
+        fresh = snapshot_of(SETUP, version, seed=version)
+        snapshot = fresh._replace(theta=4 * fresh.theta)  # whose policies are far from one another
+        trajectory = actor.rollout(snapshot, lookahead_step).trajectory
+        logits = network.apply(snapshot.theta, trajectory.observation[:-1].flatten(0, 1), ("logits",))["logits"]
+        log_probs = torch.log_softmax(logits, -1).gather(-1, trajectory.action.view(-1, 1)).view(5, 8)
+        torch.testing.assert_close(trajectory.behaviour_log_prob, log_probs, rtol=1e-4, atol=1e-4)
+        assert trajectory.policy_version == version
+
+
 @pytest.mark.parametrize(
     ("config", "network_spec", "length", "rollouts"),
     [(SNAKE, SMALL_SNAKE_CNN, 7, 20), (PONG, SMALL_NATURE_CNN, 5, 12), (BREAKOUT, SMALL_NATURE_CNN, 40, 10)],
