@@ -384,3 +384,27 @@ def test_a_pair_starts_with_a_fair_coin_for_both():
 def test_a_pair_is_of_two_players_with_two_actions(shape, actions):
     with pytest.raises(ConfigurationError, match=r"^network = .*: sees one-hot states \(5,\) and moves two players"):
         build_network(MemoryOnePair(), shape, actions, False)
+
+
+def test_parameters_of_first_order_keep_their_gradient_and_lose_its_derivative():
+    network = build_network(SnakeCnn(channels=4, policy_hidden=8, value_hidden=8), (4, 4, 5), 4, True)
+    theta = network.init(torch.Generator().manual_seed(0)).requires_grad_()
+    observation = torch.rand(3, 4, 4, 5, generator=torch.Generator().manual_seed(1))
+    critics = network.own_parameters_of_critics
+
+    def derivatives(network):
+        heads = network.apply(theta, observation, ("logits", "value"))
+        loss = heads["logits"].square().sum() + heads["value"].square().sum()
+        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.sum(), theta)
+        return gradient, network.layout.unflatten(second)
+
+    gradient, whole = derivatives(network)
+    same_gradient, cut = derivatives(network.with_first_order(critics))
+    assert torch.equal(same_gradient, gradient)
+    used = [name for name in critics if not name.startswith("outer_value.")]
+    assert used
+    assert all(whole[name].abs().sum() > 0 and cut[name].abs().sum() == 0 for name in used)
+    rest = set(network.layout.names) - set(critics)
+    assert rest
+    assert all(torch.equal(cut[name], whole[name]) for name in rest)
