@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from actors import policy
-from actors.envs import EnvironmentConfig, make_environment
-from actors.envs.base import Environment, EnvironmentSpec, EnvironmentStep
-from actors.rollout import name_fault
+from metagrad.actors import policy
+from metagrad.actors.envs import EnvironmentConfig, make_environment
+from metagrad.actors.envs.base import Environment, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.rollout import name_fault
 from metagrad.errors import require
 from metagrad.networks import Network
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from actors.envs import EnvironmentConfig, make_environment
-from actors.envs.atari import AtariConfig, make_atari_view
-from actors.envs.snake import SnakeConfig
-from actors.envs.snake_render import render
-from actors.evaluate import Player
+from metagrad.actors.envs import EnvironmentConfig, make_environment
+from metagrad.actors.envs.atari import AtariConfig, make_atari_view
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.envs.snake_render import render
+from metagrad.actors.evaluate import Player
 from metagrad.errors import ConfigurationError, require
 from metagrad.networks import Network
 

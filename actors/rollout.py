@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from actors import policy
-from actors.envs import EnvironmentConfig, make_environment
-from actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
+from metagrad.actors import policy
+from metagrad.actors.envs import EnvironmentConfig, make_environment
+from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
 from metagrad.networks import NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 

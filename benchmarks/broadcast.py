@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from actors.rollout import Actor, ActorSetup
 from benchmarks.harness import Timing, interleave, summary
-from cluster.ray_actors import RayActors
-from cluster.run_config import FaultConfig
-from cluster.slots import Slot
+from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.rollout import Actor, ActorSetup
+from metagrad.cluster.ray_actors import RayActors
+from metagrad.cluster.run_config import FaultConfig
+from metagrad.cluster.slots import Slot
 from metagrad.networks import Mlp
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 

@@ -25,15 +25,15 @@ from typing import Any
 
 import torch
 
-from actors import policy
-from actors.envs import make_environment
-from actors.rollout import Actor, probe
 from benchmarks.alternative import Alternative, alternative
 from benchmarks.end_to_end_ours import EXPERIMENTS, chosen, ours
 from benchmarks.harness import at_least, interleave, summary, torch_threads
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from learner.batch import merge
+from metagrad.actors import policy
+from metagrad.actors.envs import make_environment
+from metagrad.actors.rollout import Actor, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
+from metagrad.learner.batch import merge
 from metagrad.types import WeightSnapshot
 
 ALTERNATIVES = ("rllib", "sample_factory")

@@ -17,12 +17,12 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.end_to_end_group import Window, answering, run_in_group, seconds_at_most
-from cluster import launch
-from cluster.config import Experiment
-from cluster.plot import logged_scalars
-from cluster.run_config import Schedule
-from experiments.atari import atari
-from experiments.snake import snake_6x6
+from metagrad.cluster import launch
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.run_config import Schedule
+from metagrad.experiments.atari import atari
+from metagrad.experiments.snake import snake_6x6
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 

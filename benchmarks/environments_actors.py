@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.envs import make_environment
-from actors.envs.snake import SnakeConfig
 from benchmarks.harness import Timing
-from cluster.memory import keep_freed_memory
+from metagrad.actors.envs import make_environment
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.memory import keep_freed_memory
 
 
 def step_shares(orders: "Connection[Any, Any]", seed: int) -> None:

@@ -4,7 +4,7 @@ The process is bound to one core, has one thread of torch and one of the pool, a
 
 * `bare`: the pool's own `step` with random actions, nothing kept; the settings are those of our environment.
 * `environment`: ours with the same actions.
-* `loop without policy`: `actors.rollout.collect` in rollouts of 5 steps, with actions drawn at random.
+* `loop without policy`: `metagrad.actors.rollout.collect` in rollouts of 5 steps, with actions drawn at random.
 * `bare and forward`: the bare pool alternating with a bare forward pass of the Nature network (policy head alone,
   float32, pixels scaled in the weights) on what it showed; plain and channels_last. The faster is the loop's floor.
 * `loop`: `collect` with the Nature network.
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actors.envs import AtariConfig, make_environment
-from actors.envs.atari import game_seeds
-from actors.envs.atari_pools import POOLS
-from actors.envs.base import EnvironmentSpec
-from actors.policy import Decision, Policy, sample
-from actors.rollout import Pool, collect
 from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
 from benchmarks.harness import interleave, one_core
 from benchmarks.rates import Program, compare
-from cluster.memory import keep_freed_memory
+from metagrad.actors.envs import AtariConfig, make_environment
+from metagrad.actors.envs.atari import game_seeds
+from metagrad.actors.envs.atari_pools import POOLS
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.policy import Decision, Policy, sample
+from metagrad.actors.rollout import Pool, collect
+from metagrad.cluster.memory import keep_freed_memory
 from metagrad.networks import NatureCnn, build_network
 
 GAMES = 32

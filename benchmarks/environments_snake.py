@@ -7,7 +7,7 @@ observation [B, side, side, 5] of the same planes at every step of each. How oft
 must agree. What differs: the other two also say which actions are possible; Jumanji's loop is compiled with its steps,
 ours goes through Python; EnvPool spends a step on a restart, and is credited with it.
 
-`in the loop` is ours on one thread in `actors.rollout.collect`, rollouts of 5 steps with the policy network.
+`in the loop` is ours on one thread in `metagrad.actors.rollout.collect`, rollouts of 5 steps with the policy network.
 """
 
 import math
@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actors.envs import make_environment
-from actors.envs.base import Environment
-from actors.envs.snake import SnakeConfig
-from actors.policy import sample
-from actors.rollout import Pool, collect
 from benchmarks.alternative import Alternative, alternative
 from benchmarks.environments_actors import Actors, snake_actors
 from benchmarks.harness import interleave, torch_threads
 from benchmarks.rates import Program, compare
-from cluster.memory import keep_freed_memory
+from metagrad.actors.envs import make_environment
+from metagrad.actors.envs.base import Environment
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.policy import sample
+from metagrad.actors.rollout import Pool, collect
+from metagrad.cluster.memory import keep_freed_memory
 from metagrad.networks import SnakeCnn, build_network
 
 ROLLOUT_LENGTH = 5  # of the papers' Snake and Atari experiments

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from actors.rollout import Actor, ActorSetup, State, probe
-from cluster.learning import Assignment, learn
-from cluster.ray_actors import RayActors
-from cluster.rollout_actor import create
-from cluster.run_config import BaseExperiment
-from cluster.slots import Slot
-from cluster.stop import StopRequest
-from cluster.transport import Actors
+from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.cluster.learning import Assignment, learn
+from metagrad.cluster.ray_actors import RayActors
+from metagrad.cluster.rollout_actor import create
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.slots import Slot
+from metagrad.cluster.stop import StopRequest
+from metagrad.cluster.transport import Actors
 
 
 class Rows:

@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.harness import summary
-from cluster import launch
-from cluster.plot import logged_scalars
-from cluster.run_config import BaseExperiment
-from experiments import EXPERIMENTS
+from metagrad.cluster import launch
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.experiments import EXPERIMENTS
 
 _UPDATES = {"snake-6x6": 60, "demo": 30, "atari": 8}
 WARM_UP = 2

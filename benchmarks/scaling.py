@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from actors.rollout import Actor, probe
 from benchmarks import broadcast
 from benchmarks.broadcast import Broadcast
 from benchmarks.extrapolation import Atari, waiting_predicted
@@ -32,12 +31,13 @@ from benchmarks.harness import at_most, interleave, summary, torch_threads
 from benchmarks.queueing import Lockstep, Pace, Peek, Point, Rollouts, errors, fit_lockstep, fit_peek
 from benchmarks.raylets import on_raylets
 from benchmarks.waiting import WaitingConfig
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from cluster.placement import rollout_bytes
-from cluster.ray_session import ANY_ROOM, ray_session
-from cluster.run_config import Schedule
-from experiments.snake import demo
+from metagrad.actors.rollout import Actor, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
+from metagrad.cluster.placement import rollout_bytes
+from metagrad.cluster.ray_session import ANY_ROOM, ray_session
+from metagrad.cluster.run_config import Schedule
+from metagrad.experiments.snake import demo
 from metagrad.networks import Mlp
 from metagrad.types import WeightSnapshot
 

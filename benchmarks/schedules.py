@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from actors.rollout import Actor, probe
 from benchmarks.harness import Timing, interleave, summary, torch_threads
 from benchmarks.pipeline import WARM_UP, updates_of
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from cluster.run_config import Schedule
-from experiments.atari import atari
-from experiments.snake import demo
-from learner.batch import merge
+from metagrad.actors.rollout import Actor, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
+from metagrad.cluster.run_config import Schedule
+from metagrad.experiments.atari import atari
+from metagrad.experiments.snake import demo
+from metagrad.learner.batch import merge
 from metagrad.types import Trajectory, WeightSnapshot
 
 SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")

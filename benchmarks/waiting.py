@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actors.envs.base import EnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from metagrad.errors import require
 
 ACTION_NAMES = ("left", "right")

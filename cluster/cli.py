@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.commands import (
+from metagrad.cluster.commands import (
     EvalOptions,
     LogsOptions,
     PlanOptions,
@@ -22,14 +22,14 @@ from cluster.commands import (
     TrainOptions,
     sibling,
 )
-from cluster.config_json import to_json
-from cluster.extensions import load_extension, with_extensions
-from cluster.options import parse
-from cluster.run_config import BaseExperiment
-from cluster.studies import Study, StudyStopped, default_folder, reproduce
-from experiments import EXPERIMENTS, STUDIES
-from learner.storage import CannotWrite
+from metagrad.cluster.config_json import to_json
+from metagrad.cluster.extensions import load_extension, with_extensions
+from metagrad.cluster.options import parse
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.studies import Study, StudyStopped, default_folder, reproduce
 from metagrad.errors import ConfigurationError, require
+from metagrad.experiments import EXPERIMENTS, STUDIES
+from metagrad.learner.storage import CannotWrite
 
 _HELP = """\
 usage: metagrad [--help] [--version] [--import FILE.py] COMMAND …
@@ -125,9 +125,9 @@ def config_command(words: Sequence[str]) -> None:
 
 def train_command(words: Sequence[str]) -> None:
     """Train one experiment."""
-    from actors.record import has_pictures
-    from cluster.launch import default_run_dir, run
-    from cluster.run_folder import RunFolder
+    from metagrad.actors.record import has_pictures
+    from metagrad.cluster.launch import default_run_dir, run
+    from metagrad.cluster.run_folder import RunFolder
 
     experiment, rest = _split_experiment(words, "train")
     program = f"metagrad train {experiment.name}"
@@ -171,7 +171,7 @@ def reproduce_command(words: Sequence[str]) -> None:
 
 def eval_command(words: Sequence[str]) -> None:
     """Evaluate a run's newest checkpoint."""
-    from cluster.evaluation import evaluate_run
+    from metagrad.cluster.evaluation import evaluate_run
 
     require(
         bool(words) and (not words[0].startswith("-") or words[0] in ("-h", "--help")),
@@ -186,7 +186,7 @@ def eval_command(words: Sequence[str]) -> None:
 
 def plot_command(words: Sequence[str]) -> None:
     """Compare runs in one picture."""
-    from cluster.plot import plot_runs
+    from metagrad.cluster.plot import plot_runs
 
     options = parse(PlotOptions, words, None, "metagrad plot")
     require(bool(options.run_dirs), "run-dirs", "", "metagrad plot needs at least one run's folder", "name some")
@@ -196,7 +196,7 @@ def plot_command(words: Sequence[str]) -> None:
 
 def plan_command(words: Sequence[str]) -> None:
     """Say how a run would be laid out."""
-    from cluster.plan import plan
+    from metagrad.cluster.plan import plan
 
     experiment, rest = _split_experiment(words, "plan")
     options = parse(PlanOptions, rest, PlanOptions(experiment=experiment), f"metagrad plan {experiment.name}")
@@ -205,7 +205,7 @@ def plan_command(words: Sequence[str]) -> None:
 
 def submit_command(words: Sequence[str]) -> int:
     """Train one experiment as a job of a Ray cluster."""
-    from cluster.jobs import submit
+    from metagrad.cluster.jobs import submit
 
     experiment, rest = _split_experiment(words, "submit")
     program = f"metagrad submit {experiment.name}"
@@ -214,21 +214,21 @@ def submit_command(words: Sequence[str]) -> int:
 
 def status_command(words: Sequence[str]) -> None:
     """List the training jobs of a cluster, or show one."""
-    from cluster.jobs import status
+    from metagrad.cluster.jobs import status
 
     status(parse(StatusOptions, words, None, "metagrad status"))
 
 
 def logs_command(words: Sequence[str]) -> int:
     """Show what a job has printed."""
-    from cluster.jobs import logs
+    from metagrad.cluster.jobs import logs
 
     return logs(parse(LogsOptions, words, None, "metagrad logs"))
 
 
 def stop_command(words: Sequence[str]) -> int:
     """Stop a job with a checkpoint."""
-    from cluster.jobs import stop
+    from metagrad.cluster.jobs import stop
 
     return stop(parse(StopOptions, words, None, "metagrad stop"))
 

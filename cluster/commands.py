@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cluster.run_config import BaseExperiment
+from metagrad.cluster.run_config import BaseExperiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,18 +3,18 @@
 import dataclasses
 from dataclasses import dataclass
 
-from actors.envs.atari import AtariConfig
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, EnvironmentSpec
-from actors.envs.snake import SnakeConfig
-from cluster.run_config import BaseExperiment
-from learner.agent import build_agent
-from learner.algorithm import MetaGradientActorCritic
-from learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.meta_parameters import A2cParameters, MetaParametersConfig
-from learner.optimizer_config import OptimizerConfig
-from learner.vtrace_parameters import VtraceParameters, off_policy
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, EnvironmentSpec
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.run_config import BaseExperiment
 from metagrad.errors import require
+from metagrad.learner.agent import build_agent
+from metagrad.learner.algorithm import MetaGradientActorCritic
+from metagrad.learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
+from metagrad.learner.optimizer_config import OptimizerConfig
+from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
 from metagrad.networks import (
     ImpalaCnn,
     NatureCnn,

@@ -5,8 +5,8 @@ import inspect
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cluster.config import Experiment
-from cluster.run_config import BaseExperiment
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import BaseExperiment
 from metagrad.errors import require
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cluster.evaluator import Evaluator
-from cluster.events import EventLog
-from cluster.progress import Progress
-from cluster.run_config import BaseExperiment
-from cluster.run_folder import RunFolder
+from metagrad.cluster.evaluator import Evaluator
+from metagrad.cluster.events import EventLog
+from metagrad.cluster.progress import Progress
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
+    from metagrad.cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
 
 _EVALUATIONS_WAITING = 4
 

@@ -11,6 +11,6 @@ def main() -> int:
     take the cores from those that have work (17k instead of 25k). A value that is set already stands.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from cluster.cli import main as command_line  # loads torch, and with it OpenMP
+    from metagrad.cluster.cli import main as command_line  # loads torch, and with it OpenMP
 
     return command_line()

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from actors.evaluate import evaluate
-from actors.record import pictured, record
-from actors.rollout import probe
-from cluster.launch import check_fits, resolve_device, restore
-from cluster.run_folder import RunFolder
-from learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
-from learner.storage import Location, write_whole
+from metagrad.actors.evaluate import evaluate
+from metagrad.actors.record import pictured, record
+from metagrad.actors.rollout import probe
+from metagrad.cluster.launch import check_fits, resolve_device, restore
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
+from metagrad.learner.storage import Location, write_whole
 
 
 def evaluate_run(

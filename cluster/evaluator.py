@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec
-from actors.evaluate import evaluate
-from cluster.run_config import BaseExperiment
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.evaluate import evaluate
+from metagrad.cluster.run_config import BaseExperiment
 
 Scores = dict[str, float]
 _ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so many times a rollout's
@@ -133,7 +133,7 @@ class RayEvaluator:
         """
         import ray
 
-        from cluster.ray_faults import LOST_ACTOR, first_line, original_traceback
+        from metagrad.cluster.ray_faults import LOST_ACTOR, first_line, original_traceback
 
         done: list[tuple[int, Scores]] = []
         while self._pending:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.storage import CannotWrite, Location, RemotePath, names, write_whole, writing
+from metagrad.learner.storage import CannotWrite, Location, RemotePath, names, write_whole, writing
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 _SECONDS_BETWEEN_UPLOADS = 30.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from cluster.config_json import config_types
+from metagrad.cluster.config_json import config_types
 from metagrad.errors import require
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from cluster.job_client import JobView, LogInterrupted
+from metagrad.cluster.job_client import JobView, LogInterrupted
 from metagrad.errors import ConfigurationError
 
 _SECONDS_BETWEEN_LOOKS = 1.0

@@ -1,12 +1,14 @@
 """What travels with a job: the files of a working folder, the files of --import, and with --install metagrad itself."""
 
 import logging
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
+import metagrad
 from metagrad.errors import ConfigurationError, require
 
 MOST_BYTES = 100 * 2**20  # Ray's own limit is 512 MiB, and it finds out after it has read everything
@@ -16,7 +18,6 @@ _NEVER = (
     *("/runs", "/studies"),
     *(".env", ".netrc", ".ssh", ".aws", ".gnupg", ".kube", ".ray", "*.pem", "*.key"),  # of no use there, and secret
 )
-_CODE = ("metagrad", "actors", "learner", "cluster", "experiments", "benchmarks")
 _EXTENSIONS = "metagrad_extensions"  # folder in the job's working folder, for files from outside of the one here
 _SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the same files are the same archive, which Ray does not upload twice
 
@@ -61,7 +62,7 @@ def package(working_dir: Path, extensions: Sequence[Path], brings_metagrad: bool
     is_meant = root not in (Path.home().resolve(), Path(root.anchor))
     remedy = "change into the folder of the job's files, or name it"
     require(is_meant, "working-dir", str(working_dir), "all of it would travel with the job", remedy)
-    files = {path.relative_to(root).as_posix(): path for path in _within_limit(root, _walk(root, root, [], set()))}
+    files = {path.relative_to(root).as_posix(): path for path in _within_limit(root, _walk(root, root, [], ()))}
     places = []
     for extension in (path.resolve() for path in extensions):
         is_inside = extension.is_relative_to(root)
@@ -70,28 +71,33 @@ def package(working_dir: Path, extensions: Sequence[Path], brings_metagrad: bool
         places.append(place)
     texts = {}
     if brings_metagrad:
-        code = Path(__file__).resolve().parent.parent
-        own = {path.relative_to(code).as_posix(): path for name in _CODE for path in (code / name).rglob("*.py")}
-        files = files if "cluster/cli.py" in files else own | files
+        files = files if "metagrad/cluster/cli.py" in files else _own_code() | files
         name = f"metagrad-{version('metagrad')}.dist-info/METADATA"  # by which an installed package says its version
         texts[name] = f"Metadata-Version: 2.1\nName: metagrad\nVersion: {version('metagrad')}\n"
     return Package(files=files, texts=texts, extensions=tuple(places))
 
 
-def _walk(folder: Path, root: Path, inherited: list[Excluded], seen: set[Path]) -> Iterator[Path]:
-    """Files below a folder, in order; a folder that is linked into itself is entered once."""
+def _own_code() -> dict[str, Path]:
+    """The Python files of the metagrad that runs here; in a checkout some of its folders are links."""
+    code = Path(metagrad.__path__[0])
+    folders = (Path(folder) for folder, _, _ in os.walk(code, followlinks=True))
+    return {path.relative_to(code.parent).as_posix(): path for folder in folders for path in folder.glob("*.py")}
+
+
+def _walk(folder: Path, root: Path, inherited: list[Excluded], above: tuple[Path, ...]) -> Iterator[Path]:
+    """Files below a folder, in order; a link to a folder that it lies in is left out."""
     from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
 
-    if folder.resolve() in seen:
+    if folder.resolve() in above:
         return
-    seen.add(folder.resolve())
+    above = (*above, folder.resolve())
     own = get_excludes_from_ignore_files(folder, include_gitignore=True, logger=_SILENT)
     excluded = [*(inherited or [_get_excludes(root, list(_NEVER))]), *own]
     for path in sorted(folder.iterdir()):
         if any(is_excluded(path) for is_excluded in excluded):
             continue
         if path.is_dir():
-            yield from _walk(path, root, excluded, seen)
+            yield from _walk(path, root, excluded, above)
         elif path.is_file():
             yield path
 

@@ -13,14 +13,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from actors.rollout import probe
-from cluster.commands import LogsOptions, StatusOptions, StopOptions, SubmitOptions
-from cluster.extensions import extensions
-from cluster.job_client import JobClient, JobView, Submission, resolve_address
-from cluster.job_log import follow
-from cluster.job_package import package, pinned_requirements
-from learner.storage import location
+from metagrad.actors.rollout import probe
+from metagrad.cluster.commands import LogsOptions, StatusOptions, StopOptions, SubmitOptions
+from metagrad.cluster.extensions import extensions
+from metagrad.cluster.job_client import JobClient, JobView, Submission, resolve_address
+from metagrad.cluster.job_log import follow
+from metagrad.cluster.job_package import package, pinned_requirements
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.storage import location
 
 # In a job's metadata, where whoever may ask the cluster can read them.
 _EXPERIMENT, _RUN_DIR, _STOP_SECONDS = "metagrad_experiment", "metagrad_run_dir", "metagrad_stop_seconds"
@@ -29,7 +29,7 @@ _RAYS_STOP_SECONDS = 3  # between SIGTERM and SIGKILL, of a job that does not sa
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_NOTICE = 30.0  # for the cluster, beyond what the job is given
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_WITHOUT_INSTALLATION = "python -c 'import sys; from cluster.entry import main; sys.exit(main())'"
+_WITHOUT_INSTALLATION = "python -c 'import sys; from metagrad.cluster.entry import main; sys.exit(main())'"
 _TRAIN = re.compile(r"\bmetagrad\b.*\btrain\s+([\w.-]+)")  # of a job that `ray job submit` began
 _SUMMARY = re.compile(r"^\d+ updates, \d+ real frames in .*", re.MULTILINE)  # `metagrad train`, after its checkpoint
 _EXIT_CODE_OF_STOPPED = 143  # as of a command that SIGTERM ended

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from actors.envs.base import EnvironmentSpec
-from actors.rollout import Actor, ActorSetup, State, probe
-from cluster.driver_reports import DriverReports, driver_reports
-from cluster.evaluator import Evaluator, InlineEvaluator
-from cluster.learning import Assignment, actor_setups, learn, resolve_device, set_precision
-from cluster.progress import Progress
-from cluster.run_config import BaseExperiment
-from cluster.run_folder import RunFolder
-from cluster.stop import StopRequest
-from cluster.train import CHECKPOINT_PARTS
-from cluster.transport import Actors, ColocatedActors
-from learner.algorithm import Algorithm
-from learner.checkpoint import NoCheckpoint, Restored, paths, restore_newest
-from learner.storage import CannotWrite, Location
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.cluster.driver_reports import DriverReports, driver_reports
+from metagrad.cluster.evaluator import Evaluator, InlineEvaluator
+from metagrad.cluster.learning import Assignment, actor_setups, learn, resolve_device, set_precision
+from metagrad.cluster.progress import Progress
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.stop import StopRequest
+from metagrad.cluster.train import CHECKPOINT_PARTS
+from metagrad.cluster.transport import Actors, ColocatedActors
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.checkpoint import NoCheckpoint, Restored, paths, restore_newest
+from metagrad.learner.storage import CannotWrite, Location
 
 if TYPE_CHECKING:
-    from cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
+    from metagrad.cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
 
 __all__ = ["actor_setups", "check_fits", "default_run_dir", "resolve_device", "restore", "run"]
 
@@ -196,9 +196,9 @@ class _Run:
 
     def on_ray(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
         """The learner and its actors as Ray actors; a learner that dies goes on from the newest checkpoint."""
-        from cluster.ray_metrics import RayMetrics
-        from cluster.ray_session import ray_session
-        from cluster.supervise import Supervisor, demand
+        from metagrad.cluster.ray_metrics import RayMetrics
+        from metagrad.cluster.ray_session import ray_session
+        from metagrad.cluster.supervise import Supervisor, demand
 
         first = [None if restored is None else restored.tree]
 

@@ -8,13 +8,13 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.rollout import ActorSetup, State
-from cluster.learning import Assignment, learn
-from cluster.ray_actors import RayActors
-from cluster.reports import QueuedReports, Report
-from cluster.rollout_actor import MakeActor, Place, address_and_pid
-from cluster.slots import Slot
-from cluster.transport import Actors
+from metagrad.actors.rollout import ActorSetup, State
+from metagrad.cluster.learning import Assignment, learn
+from metagrad.cluster.ray_actors import RayActors
+from metagrad.cluster.reports import QueuedReports, Report
+from metagrad.cluster.rollout_actor import MakeActor, Place, address_and_pid
+from metagrad.cluster.slots import Slot
+from metagrad.cluster.transport import Actors
 
 
 class _Stop:
@@ -29,7 +29,7 @@ class Learner:
         self._stop = _Stop()
 
     def run(self, assignment: Assignment, handles: list[Any], make: MakeActor) -> dict[str, Any]:
-        """`cluster.learning.learn` on actors that the driver keeps."""
+        """`metagrad.cluster.learning.learn` on actors that the driver keeps."""
         experiment = assignment.experiment
 
         @contextmanager

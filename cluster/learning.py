@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from actors.envs import DeviceEnvironmentConfig
-from actors.envs.base import EnvironmentSpec
-from actors.rollout import ActorSetup, State
-from cluster.memory import keep_freed_memory
-from cluster.reports import Reports
-from cluster.run_config import BaseExperiment
-from cluster.train import Stop, Training
-from cluster.transport import Actors
+from metagrad.actors.envs import DeviceEnvironmentConfig
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.rollout import ActorSetup, State
+from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cluster.reports import Reports
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.train import Stop, Training
+from metagrad.cluster.transport import Actors
 from metagrad.errors import ConfigurationError, require
 
 OpenActors = Callable[[list[ActorSetup], Sequence[State] | None], AbstractContextManager[Actors]]

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from actors.envs.base import EnvironmentSpec
-from cluster.run_config import BaseExperiment
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.cluster.run_config import BaseExperiment
 
 
 class Node(NamedTuple):

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from actors.envs.base import EnvironmentSpec
-from actors.rollout import Actor, ActorSetup, probe
-from cluster.learning import actor_setups, learner_threads, resolve_device
-from cluster.placement import Node, Plan, Rates, make_plan, own_cpus, problems
-from cluster.run_config import BaseExperiment
-from learner.batch import merge
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.rollout import Actor, ActorSetup, probe
+from metagrad.cluster.learning import actor_setups, learner_threads, resolve_device
+from metagrad.cluster.placement import Node, Plan, Rates, make_plan, own_cpus, problems
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.learner.batch import merge
 from metagrad.types import Rollout, Trajectory, WeightSnapshot
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
     if experiment.topology == "colocated":
         return [here], "this machine, in one process without Ray"
     if not address:
-        from cluster.ray_session import OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
+        from metagrad.cluster.ray_session import OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
 
         wanted = own_cpus(experiment) + experiment.actors * experiment.actor_threads
         shared = f" for {wanted} CPUs: processes share them, and take longer than below" if wanted > cores else ""
@@ -60,7 +60,7 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
     import ray
     from ray._private.state import available_resources_per_node
 
-    from cluster.ray_session import ANY_ROOM, ray_session
+    from metagrad.cluster.ray_session import ANY_ROOM, ray_session
 
     with ray_session(ANY_ROOM):
         free = available_resources_per_node()

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cluster.config_json import differences, to_json
-from cluster.events import EVENT_FILE
-from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
-from cluster.run_folder import RunFolder
-from learner.storage import Location, RemotePath, location, names
+from metagrad.cluster.config_json import differences, to_json
+from metagrad.cluster.events import EVENT_FILE
+from metagrad.cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.storage import Location, RemotePath, location, names
 
 _RETURN = "episode/return_mean"
 _NOT_COMPARED = OPERATIONAL_FIELDS | {"seed", "actors", "description"}

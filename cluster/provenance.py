@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).resolve().parent.parent  # resolved: in a checkout metagrad/cluster is a link
 
 
 def provenance() -> dict[str, Any]:

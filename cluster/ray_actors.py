@@ -10,12 +10,12 @@ import ray
 from ray.exceptions import ActorUnavailableError
 from torch import Tensor
 
-from actors.rollout import State
-from cluster.ray_faults import LOST_ACTOR, first_line
-from cluster.rollout_actor import MakeActor, Published, versions
-from cluster.run_config import FaultConfig
-from cluster.slots import Order, Phase, Slot, rest_seconds, states_of, whom_to_ask
-from cluster.transport import Account
+from metagrad.actors.rollout import State
+from metagrad.cluster.ray_faults import LOST_ACTOR, first_line
+from metagrad.cluster.rollout_actor import MakeActor, Published, versions
+from metagrad.cluster.run_config import FaultConfig
+from metagrad.cluster.slots import Order, Phase, Slot, rest_seconds, states_of, whom_to_ask
+from metagrad.cluster.transport import Account
 from metagrad.errors import ConfigurationError
 from metagrad.types import Rollout, WeightSnapshot
 

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster import ray_session
-from cluster.ray_faults import LOST_TASK, first_line
-from cluster.studies import PartFailed, Parts, Record, Result, Settings, Study, execute
+from metagrad.cluster import ray_session
+from metagrad.cluster.ray_faults import LOST_TASK, first_line
+from metagrad.cluster.studies import PartFailed, Parts, Record, Result, Settings, Study, execute
 from metagrad.errors import require
 
 _RESTARTS = 3

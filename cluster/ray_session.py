@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ray
 from ray._private import worker as ray_worker
 
-from cluster.extensions import extensions
+from metagrad.cluster.extensions import extensions
 from metagrad.errors import ConfigurationError, require
 
 OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory

@@ -11,9 +11,9 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.rollout import Actor, ActorSetup, State
-from cluster.memory import keep_freed_memory
-from cluster.ray_faults import NotStarted
+from metagrad.actors.rollout import Actor, ActorSetup, State
+from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cluster.ray_faults import NotStarted
 from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import tyro
 
-from actors.envs.base import EnvironmentConfig, EnvironmentSpec
-from actors.rollout import Lookahead
-from learner.algorithm import Algorithm
+from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
+from metagrad.actors.rollout import Lookahead
 from metagrad.errors import require
+from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
 
 Schedule = Literal["lockstep", "peek"]

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.config_json import differences, from_json, to_json
-from cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
-from learner import checkpoint
-from learner.storage import CannotWrite, Location, RemotePath, location, reason, write_whole
+from metagrad.cluster.config_json import differences, from_json, to_json
+from metagrad.cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner import checkpoint
+from metagrad.learner.storage import CannotWrite, Location, RemotePath, location, reason, write_whole
 
 
 def as_bytes(tree: Any) -> bytes:

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from actors.rollout import ActorSetup, State
-from cluster.ray_faults import LOST_ACTOR, first_line
-from cluster.rollout_actor import Place
+from metagrad.actors.rollout import ActorSetup, State
+from metagrad.cluster.ray_faults import LOST_ACTOR, first_line
+from metagrad.cluster.rollout_actor import Place
 
 _ORDERS_AHEAD = 2  # per actor that streams: one that runs and one that waits, so that it never waits for the learner
 _BATCHES_AHEAD = 2  # ordered or arrived, and not yet used

@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from cluster.progress import Progress
-from cluster.provenance import provenance
-from cluster.stop import StopRequest
-from cluster.study_folder import Record, Result, Settings, as_json, held, read_parts, write_part, write_results
+from metagrad.cluster.progress import Progress
+from metagrad.cluster.provenance import provenance
+from metagrad.cluster.stop import StopRequest
+from metagrad.cluster.study_folder import Record, Result, Settings, as_json, held, read_parts, write_part, write_results
 from metagrad.errors import require
 
 __all__ = [
@@ -179,7 +179,7 @@ def _parts_on(
 ) -> Parts:
     if topology == "colocated":
         return colocated_parts(study, folder, missing)
-    from cluster.ray_parts import ray_parts  # Ray is imported only where the topology asks for it
+    from metagrad.cluster.ray_parts import ray_parts  # Ray is imported only where the topology asks for it
 
     return ray_parts(study, folder, missing, say)
 

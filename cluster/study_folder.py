@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.run_folder import RunFolder, write_json
+from metagrad.cluster.run_folder import RunFolder, write_json
 from metagrad.errors import ConfigurationError, require
 
 Settings = dict[str, Any]

@@ -14,18 +14,18 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.envs.base import EnvironmentSpec
-from cluster.driver_reports import DriverReports
-from cluster.evaluator import RayEvaluator
-from cluster.learner_process import start_learner
-from cluster.learning import Assignment
-from cluster.placement import own_cpus
-from cluster.ray_faults import first_line, original_traceback
-from cluster.ray_session import Demand
-from cluster.reports import replay
-from cluster.rollout_actor import MakeActor, create
-from cluster.run_config import BaseExperiment
-from cluster.train import Stop
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.cluster.driver_reports import DriverReports
+from metagrad.cluster.evaluator import RayEvaluator
+from metagrad.cluster.learner_process import start_learner
+from metagrad.cluster.learning import Assignment
+from metagrad.cluster.placement import own_cpus
+from metagrad.cluster.ray_faults import first_line, original_traceback
+from metagrad.cluster.ray_session import Demand
+from metagrad.cluster.reports import replay
+from metagrad.cluster.rollout_actor import MakeActor, create
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.train import Stop
 from metagrad.errors import require
 
 _SECONDS_TO_PLACE = 60.0

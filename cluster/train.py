@@ -6,13 +6,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cluster.reports import Reports
-from cluster.run_config import BaseExperiment
-from cluster.transport import Actors
-from learner.algorithm import Algorithm
-from learner.batch import merge
-from learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
-from learner.schedule import Batch, Lockstep, Peek
+from metagrad.cluster.reports import Reports
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.transport import Actors
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.batch import merge
+from metagrad.learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
+from metagrad.learner.schedule import Batch, Lockstep, Peek
 from metagrad.types import Rollout, WeightSnapshot
 
 _EPISODES_IN_MEAN = 512

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from actors.rollout import Actor, ActorSetup, State
+from metagrad.actors.rollout import Actor, ActorSetup, State
 from metagrad.types import Rollout, WeightSnapshot
 
 

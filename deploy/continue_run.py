@@ -14,10 +14,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from cluster.entry import main as metagrad
-from cluster.run_folder import RunFolder
-from learner import checkpoint
+from metagrad.cluster.entry import main as metagrad
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
+from metagrad.learner import checkpoint
 
 UNFINISHED = 75
 

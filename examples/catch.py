@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
-from cluster.config import Experiment
-from experiments.snake import snake_6x6
-from learner.meta_parameters import MetaParametersConfig
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
+from metagrad.cluster.config import Experiment
 from metagrad.errors import require
+from metagrad.experiments.snake import snake_6x6
+from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.losses import (
     LossMetrics,
     OuterObjective,

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from cluster.run_config import BaseExperiment
-from cluster.studies import Study
-from experiments import (
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.studies import Study
+from metagrad.experiments import (
     atari_study,
     compositional_bias,
     discounting_chain,
@@ -19,12 +19,12 @@ from experiments import (
     tabular_lirpg,
     tabular_maml,
 )
-from experiments.atari import atari
-from experiments.discounting_chain_training import discounting_chain as discounting_chain_experiment
-from experiments.ipd_training import ipd as ipd_experiment
-from experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
-from experiments.snake import demo, snake_6x6
-from experiments.snake_12x12 import snake_12x12
+from metagrad.experiments.atari import atari
+from metagrad.experiments.discounting_chain_training import discounting_chain as discounting_chain_experiment
+from metagrad.experiments.ipd_training import ipd as ipd_experiment
+from metagrad.experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
+from metagrad.experiments.snake import demo, snake_6x6
+from metagrad.experiments.snake_12x12 import snake_12x12
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "demo": demo,

@@ -1,11 +1,11 @@
 """Atari with three-step meta-gradients: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.3, Table 4."""
 
-from actors.envs.atari import AtariConfig
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from learner.config import MetaGradientConfig, OuterConfig
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.learner.config import MetaGradientConfig, OuterConfig
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import NatureCnn
 

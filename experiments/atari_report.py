@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cluster.studies import Result, Settings
-from experiments import atari_scores
-from experiments.atari_scores import Interval, human_normalised, stratified_bootstrap
-from experiments.paired import paired
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments import atari_scores
+from metagrad.experiments.atari_scores import Interval, human_normalised, stratified_bootstrap
+from metagrad.experiments.paired import paired
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
 
 RETURN = "episode/return_mean"
 ETA = ("eta/gamma", "eta/lambda", "eta/value_coefficient", "eta/entropy_coefficient")

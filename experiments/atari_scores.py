@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from actors.envs.atari_games import close_games
-from experiments.report import Array, interquartile_mean
+from metagrad.actors.envs.atari_games import close_games
 from metagrad.errors import require
+from metagrad.experiments.report import Array, interquartile_mean
 
 # Resampled scores held at a time: 32 MiB of float64.
 _SCORES_AT_ONCE = 2**22
@@ -93,7 +93,7 @@ def human_normalised(game: str, score: float) -> float:
     """Score on the scale on which random play is 0 and a human tester 1: (score - random) / (human - random).
 
     Args:
-        game: A key of `HUMAN_NORMALISATION`; not every game of `actors.envs.atari_games.GAMES` is one.
+        game: A key of `HUMAN_NORMALISATION`; not every game of `metagrad.actors.envs.atari_games.GAMES` is one.
         score: Raw return of a full-life episode, or a mean of them.
 
     Raises:

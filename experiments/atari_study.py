@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from actors.envs.atari_config import AtariBackend, AtariConfig
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from cluster.studies import Result, Settings, Study
-from experiments.atari import atari
-from experiments.atari_report import ETA, RETURN, report
-from experiments.training_runs import curves, evaluate_newest, train
+from metagrad.actors.envs.atari_config import AtariBackend, AtariConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.atari import atari
+from metagrad.experiments.atari_report import ETA, RETURN, report
+from metagrad.experiments.training_runs import curves, evaluate_newest, train
 from metagrad.surrogates import SurrogateName
 
 SEEDS = 5  # Figure 3

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.report import Array, Row, critical, mean_and_error
+from metagrad.experiments.report import Array, Row, critical, mean_and_error
 
 Relation = Literal["above", "similar"]
 Verdict = Literal["holds", "contradicted", "undecided"]

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cluster.studies import Result, Settings, Study
-from experiments.compositional_bias_report import report
-from experiments.tabular_estimators import (
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.diagnostics import add_samples, bias, cosine_accuracy, no_samples, pearson
+from metagrad.experiments.compositional_bias_report import report
+from metagrad.experiments.tabular_estimators import (
     ESTIMATORS,
     Estimation,
     copy_of,
@@ -28,7 +29,6 @@ from experiments.tabular_estimators import (
     mdp_stack,
     outer_loss,
 )
-from metagrad.diagnostics import add_samples, bias, cosine_accuracy, no_samples, pearson
 from metagrad.meta_gradient import outer_weights
 from metagrad.monte_carlo import LookAhead, independent, unroll_gradients
 from metagrad.tabular import TabularMdp, ascend, compositional_bias_bound, hessian_norm, maml_meta_gradient

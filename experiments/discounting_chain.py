@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from cluster.studies import Result, Settings, Study
-from experiments.discounting_chain_agents import Agent, advance, start
-from experiments.discounting_chain_problem import Objective, discounts, mean_return, sample_counts, tables
-from experiments.discounting_chain_report import ARMS, UPDATES, report
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.discounting_chain_agents import Agent, advance, start
+from metagrad.experiments.discounting_chain_problem import Objective, discounts, mean_return, sample_counts, tables
+from metagrad.experiments.discounting_chain_report import ARMS, UPDATES, report
 
 RECORD_EVERY = 50  # release: the last update of each 50
 SEEDS = 10  # Figure 2

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from experiments.discounting_chain_problem import (
+from metagrad.bootstrap import bootstrap_target, kl_divergence
+from metagrad.experiments.discounting_chain_problem import (
     LEARNING_RATE,
     META_LEARNING_RATE,
     OUTER_DISCOUNT,
@@ -28,7 +29,6 @@ from experiments.discounting_chain_problem import (
     init_policy,
     logits,
 )
-from metagrad.bootstrap import bootstrap_target, kl_divergence
 from metagrad.meta_gradient import OuterLoss, meta_gradient, outer_gradient
 from metagrad.optimizers import Adam, OptimizerState, Sgd, constant
 from metagrad.unroll import InnerProblem, inner_update

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from actors.envs.discounting_chain import HORIZON, NO_CONTEXT, PAYING_STEPS, chains, observe_state, reward_at
 from metagrad import autodiff
+from metagrad.actors.envs.discounting_chain import HORIZON, NO_CONTEXT, PAYING_STEPS, chains, observe_state, reward_at
 from metagrad.meta_parameters import MetaParameter
 
 BATCH_SIZE = 128  # Table 1; episodes

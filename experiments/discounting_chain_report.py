@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cluster.studies import Result, Settings
-from experiments.discounting_chain_agents import Meta
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.discounting_chain_agents import Meta
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
 
 UPDATES = 50_000  # release
 START_DISCOUNT = 0.95  # C.1

@@ -18,9 +18,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from actors.envs.discounting_chain import HORIZON, Chains, DiscountingChainConfig, chains
-from cluster.config import Experiment
-from experiments.discounting_chain_problem import (
+from metagrad import autodiff
+from metagrad.actors.envs.discounting_chain import HORIZON, Chains, DiscountingChainConfig, chains
+from metagrad.cluster.config import Experiment
+from metagrad.errors import require
+from metagrad.experiments.discounting_chain_problem import (
     BATCH_SIZE,
     DISCOUNT,
     ENTROPY_COEFFICIENT,
@@ -28,12 +30,10 @@ from experiments.discounting_chain_problem import (
     META_LEARNING_RATE,
     OUTER_DISCOUNT,
 )
-from experiments.discounting_chain_report import UPDATES
-from learner.config import MetaGradientConfig, OuterConfig
-from learner.meta_parameters import MetaParametersConfig, check_rates
-from learner.optimizer_config import AdamConfig, SgdConfig
-from metagrad import autodiff
-from metagrad.errors import require
+from metagrad.experiments.discounting_chain_report import UPDATES
+from metagrad.learner.config import MetaGradientConfig, OuterConfig
+from metagrad.learner.meta_parameters import MetaParametersConfig, check_rates
+from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.losses import LossMetrics, OuterObjective, forward, masked_mean, normalised
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
 from metagrad.networks import LinearPolicy, Network

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cluster.studies import Result, Settings, Study
-from experiments.hessian_bias_report import report
-from experiments.tabular_estimators import copy_of, mdp_stack
+from metagrad.cluster.studies import Result, Settings, Study
 from metagrad.diagnostics import add_samples, bias, cosine_accuracy, no_samples, pearson
+from metagrad.experiments.hessian_bias_report import report
+from metagrad.experiments.tabular_estimators import copy_of, mdp_stack
 from metagrad.meta_gradient import outer_weights
 from metagrad.monte_carlo import LookAhead, unroll_gradients
 from metagrad.optimizers import Sgd, constant

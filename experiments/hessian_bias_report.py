@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cluster.studies import Result, Settings
-from experiments.paired import claim_row, neighbours
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.paired import claim_row, neighbours
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
 
 
 class _Found(NamedTuple):

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cluster.studies import Result, Settings, Study
-from experiments.ipd_games import STATES, Ring, ValueTarget, fresh_games, other_code, rewards, value_gradient
-from experiments.ipd_report import report
-from experiments.lola import (
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.diagnostics import cosine_accuracy, pearson
+from metagrad.experiments.ipd_games import STATES, Ring, ValueTarget, fresh_games, other_code, rewards, value_gradient
+from metagrad.experiments.ipd_report import report
+from metagrad.experiments.lola import (
     BATCH_SIZE,
     RING_SIZE,
     Estimation,
@@ -23,7 +24,6 @@ from experiments.lola import (
     outer_loss,
     streams,
 )
-from metagrad.diagnostics import cosine_accuracy, pearson
 from metagrad.opponent_shaping import ShapingGradients, shaping_gradients
 from metagrad.optimizers import Adam, OptimizerState, constant
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from actors.envs.iterated_prisoners_dilemma import STATE_NAMES
-from cluster.studies import Result, Settings
-from experiments.paired import AGREES, Change, claim_row, neighbours, paired
-from experiments.report import Array, Row, mean_and_std, number
+from metagrad.actors.envs.iterated_prisoners_dilemma import STATE_NAMES
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.paired import AGREES, Change, claim_row, neighbours, paired
+from metagrad.experiments.report import Array, Row, mean_and_std, number
 
 COOPERATION, DEFECTION = -1.0, -2.0  # reward per step of both
 WITHIN = 0.02

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from actors.envs.iterated_prisoners_dilemma import OTHER_STATE, PAYOFF, START, STATE_NAMES
 from metagrad import network_modules
+from metagrad.actors.envs.iterated_prisoners_dilemma import OTHER_STATE, PAYOFF, START, STATE_NAMES
 from metagrad.diagnostics import effective_sample_size
 
 STATES, JOINT = len(STATE_NAMES), 4

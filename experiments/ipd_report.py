@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.studies import Result, Settings
-from experiments.ipd_claims import (
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.ipd_claims import (
     COMPOSITIONAL,
     HESSIAN,
     INNER,
@@ -24,7 +24,7 @@ from experiments.ipd_claims import (
     ring_rows,
     runs_of,
 )
-from experiments.report import Panel, line_panels, mean_and_std, write_report
+from metagrad.experiments.report import Panel, line_panels, mean_and_std, write_report
 
 INTRODUCTION = """{quick}Two players with five parameters each play 100 rounds of the iterated prisoner's dilemma
 (discount 0.96) and make {updates} updates at the same time. Each looks at one virtual gradient step of the other

@@ -7,15 +7,15 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from actors.envs.base import EnvironmentSpec
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.rollout import Lookahead
-from cluster.run_config import BaseExperiment
-from experiments.ipd import OUTER_LEARNING_RATE, UPDATES, VALUE_LEARNING_RATE
-from experiments.ipd_games import ValueTarget
-from experiments.lola import BATCH_SIZE, GAMMA, INNER_LEARNING_RATE, Estimation
-from experiments.lola_training import Lola
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.rollout import Lookahead
+from metagrad.cluster.run_config import BaseExperiment
 from metagrad.errors import require
+from metagrad.experiments.ipd import OUTER_LEARNING_RATE, UPDATES, VALUE_LEARNING_RATE
+from metagrad.experiments.ipd_games import ValueTarget
+from metagrad.experiments.lola import BATCH_SIZE, GAMMA, INNER_LEARNING_RATE, Estimation
+from metagrad.experiments.lola_training import Lola
 from metagrad.networks import MemoryOnePair, build_network
 from metagrad.optimizers import Adam, constant
 

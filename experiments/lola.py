@@ -7,7 +7,7 @@ parameters are the meta-parameters η, and the other's are θ of the inner probl
 An estimate has three places, as in the paper's tabular study: the value of the opponent's update, its derivative (the
 Hessian), and the outer gradient. Each is exact or from games; the first two also from a ring of older games.
 
-Shapes: N learners, B games, T steps; games as in `experiments.ipd_games`.
+Shapes: N learners, B games, T steps; games as in `metagrad.experiments.ipd_games`.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.2, A.2, G.2, and its released code.
 """
@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actors.envs.iterated_prisoners_dilemma import STEPS
-from experiments.ipd_games import (
+from metagrad.actors.envs.iterated_prisoners_dilemma import STEPS
+from metagrad.errors import require
+from metagrad.experiments.ipd_games import (
     JOINT,
     STATES,
     Games,
@@ -33,7 +34,6 @@ from experiments.ipd_games import (
     other_code,
     rewards,
 )
-from metagrad.errors import require
 from metagrad.monte_carlo import Sampler
 from metagrad.optimizers import Sgd, constant
 from metagrad.surrogates import dice, off_policy_dice

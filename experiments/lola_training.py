@@ -7,9 +7,10 @@ One update of both players' tables (θ₁, θ₂), for K looked-ahead updates of
     for each player p:               (θ_p, θ₋ₚ after K)       the player's own objective, and its table of values
 
 Games that an exact place needs none of are not played; the real ones always are. Both players look at the same real
-games, which leaves the mean of each one's estimate as it is. What is estimated, and how, is `experiments.lola`.
+games, which leaves the mean of each one's estimate as it is. `metagrad.experiments.lola` says what is
+estimated, and how.
 
-Shapes: tables of both players [2, 5], T steps, B games; games are codes as in `experiments.ipd_games`.
+Shapes: tables of both players [2, 5], T steps, B games; games are codes as in `metagrad.experiments.ipd_games`.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2 and Table 3. Deviation: the tables of values,
 which the release trains on outer games, learn from the real games where the outer gradient is exact and plays none.
@@ -23,11 +24,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from actors.envs.iterated_prisoners_dilemma import START, STATE_NAMES
-from experiments.ipd_games import JOINT, STATES, Games, ValueTarget, other_code, rewards, value_gradient
-from experiments.lola import Data, Estimation, inner_problem, outer_loss
-from learner.lookahead import Clock, Sample
-from learner.step import NonFinite, UpdateMetrics
+from metagrad.actors.envs.iterated_prisoners_dilemma import START, STATE_NAMES
+from metagrad.experiments.ipd_games import JOINT, STATES, Games, ValueTarget, other_code, rewards, value_gradient
+from metagrad.experiments.lola import Data, Estimation, inner_problem, outer_loss
+from metagrad.learner.lookahead import Clock, Sample
+from metagrad.learner.step import NonFinite, UpdateMetrics
 from metagrad.monte_carlo import Sampler
 from metagrad.networks import Network
 from metagrad.opponent_shaping import ShapingGradients, shaping_gradients

@@ -17,15 +17,15 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from actors.rollout import Actor, ActorSetup, State, probe
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from cluster.run_folder import write_json
-from learner.batch import merge
-from learner.checkpoint import checkpoint_path, load
-from learner.lookahead import estimate_meta_gradient
+from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
+from metagrad.cluster.run_folder import write_json
 from metagrad.diagnostics import Moments, add_samples, no_samples, standard_deviation
 from metagrad.errors import require
+from metagrad.learner.batch import merge
+from metagrad.learner.checkpoint import checkpoint_path, load
+from metagrad.learner.lookahead import estimate_meta_gradient
 from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def meta_gradient_samples(
     Args:
         experiment: the run's, with the estimator that is asked for: its `meta` (n, mix and κ, …), `lookahead` or
             optimizer's constants may be others than the run's.
-        checkpoint: what `learner.checkpoint.load` gives; it is not changed.
+        checkpoint: what `metagrad.learner.checkpoint.load` gives; it is not changed.
         count: number K of samples.
         seed: not negative; of all streams.
 

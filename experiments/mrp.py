@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from actors.envs.markov_reward_process import sample_rewards
-from cluster.studies import Result, Settings, Study
-from experiments.mrp_problem import (
+from metagrad.actors.envs.markov_reward_process import sample_rewards
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.mrp_problem import (
     BATCH_SIZE,
     START_DISCOUNT,
     MrpBatch,
@@ -27,8 +27,8 @@ from experiments.mrp_problem import (
     state_values,
     true_values,
 )
-from experiments.paired import AGREES, Change, claim_row, neighbours
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.paired import AGREES, Change, claim_row, neighbours
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
 from metagrad.meta_gradient import outer_weights
 from metagrad.monte_carlo import LookAhead, unroll_gradients
 from metagrad.unroll import inner_update

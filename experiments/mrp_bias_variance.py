@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.studies import Result, Settings, Study
-from experiments.mrp import UPDATES
-from experiments.mrp_errors import report
-from experiments.mrp_problem import (
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.diagnostics import Moments, add_samples, no_samples, standard_deviation
+from metagrad.experiments.mrp import UPDATES
+from metagrad.experiments.mrp_errors import report
+from metagrad.experiments.mrp_problem import (
     MrpBatch,
     batch_sampler,
     discounts,
@@ -22,7 +23,6 @@ from experiments.mrp_problem import (
     meta_optimizer,
     outer_loss,
 )
-from metagrad.diagnostics import Moments, add_samples, no_samples, standard_deviation
 from metagrad.meta_gradient import Estimator, meta_gradient, outer_gradient, outer_weights
 from metagrad.monte_carlo import LookAhead, in_chunks, unroll_gradients
 from metagrad.optimizers import OptimizerState

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actors.envs.markov_reward_process import EVEN_REWARD, STATES, observe_state, sample_rewards
+from metagrad.actors.envs.markov_reward_process import EVEN_REWARD, STATES, observe_state, sample_rewards
 from metagrad.monte_carlo import Sampler
 from metagrad.networks import ParameterLayout
 from metagrad.optimizers import Adam, Optimizer, constant

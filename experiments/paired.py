@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.report import Row, critical, mean_and_error, number
+from metagrad.experiments.report import Row, critical, mean_and_error, number
 
 AGREES = "as in the paper"
 OPPOSITE = "the opposite"

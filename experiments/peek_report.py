@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cluster.studies import Result, Settings
-from experiments.paired import paired
-from experiments.report import Array, Panel, Row, critical, line_panels, mean_and_std, number, write_report
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.paired import paired
+from metagrad.experiments.report import Array, Panel, Row, critical, line_panels, mean_and_std, number, write_report
 
 _INTRODUCTION = """\
 {what}, {environments} environments × 5 steps an update, {updates:,} updates. `lockstep` rolls out every looked-ahead

@@ -1,8 +1,8 @@
 """Studies `peek` and `peek-pong`: look-ahead in the stream of real rollouts against rollouts of its own.
 
 Schedule `lockstep` rolls every looked-ahead policy out; `peek` takes the rollouts of the next real updates in their
-place, with V-trace corrections (`learner.schedule`). What that does to returns at equal real frames, to time, and to
-the meta-gradient itself. No paper has it: "One Step at a Time", §4.2, asks for it.
+place, with V-trace corrections (`metagrad.learner.schedule`). What that does to returns at equal real frames, to time,
+and to the meta-gradient itself. No paper has it: "One Step at a Time", §4.2, asks for it.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.rollout import probe
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from cluster.run_config import CheckpointConfig, Schedule
-from cluster.studies import Result, Settings, Study
-from experiments.atari import atari
-from experiments.meta_gradient_probe import meta_gradient_samples, restarted
-from experiments.peek_report import PONG, SNAKE, report
-from experiments.snake import snake_6x6
-from experiments.training_runs import curves, evaluations, train
-from learner.batch import merge
-from learner.checkpoint import checkpoint_path, load
-from learner.lookahead import estimate_meta_gradient
-from learner.vtrace_parameters import VtraceParameters, off_policy
+from metagrad.actors.rollout import probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
+from metagrad.cluster.run_config import CheckpointConfig, Schedule
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.atari import atari
+from metagrad.experiments.meta_gradient_probe import meta_gradient_samples, restarted
+from metagrad.experiments.peek_report import PONG, SNAKE, report
+from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.training_runs import curves, evaluations, train
+from metagrad.learner.batch import merge
+from metagrad.learner.checkpoint import checkpoint_path, load
+from metagrad.learner.lookahead import estimate_meta_gradient
+from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
 from metagrad.meta_parameters import MetaParameter
 from metagrad.types import Trajectory, WeightSnapshot
 
@@ -97,7 +97,7 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
 
 
 def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:
-    """`experiments.atari`, Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
+    """Experiment `atari` on Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
     length = {
         "updates": 2 if is_quick else updates,
         "epoch": 2 if is_quick else PONG_EPOCH,

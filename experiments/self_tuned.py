@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from cluster.config import Experiment
-from experiments.atari import atari
-from experiments.snake import snake_6x6
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.optimizer_config import AdamConfig, RmsPropConfig
-from learner.vtrace_parameters import VtraceParameters
+from metagrad.cluster.config import Experiment
+from metagrad.experiments.atari import atari
+from metagrad.experiments.snake import snake_6x6
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
+from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn
 

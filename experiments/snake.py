@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from actors.envs.snake import SnakeConfig
-from cluster.config import Experiment
-from learner.config import MetaGradientConfig, OuterConfig
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig, RmsPropConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.config import Experiment
+from metagrad.learner.config import MetaGradientConfig, OuterConfig
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeCnn
 

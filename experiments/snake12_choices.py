@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.rollout import Lookahead
-from cluster.config import Experiment
-from cluster.plot import logged_scalars
-from cluster.run_config import CheckpointConfig
-from cluster.studies import Result, Settings, Study
-from experiments.meta_gradient_probe import probe_run
-from experiments.snake12_choices_report import report
-from experiments.snake12_study import ARMS, arm_experiment
-from experiments.snake_12x12 import EPS_ROOT, snake_12x12
-from experiments.training_runs import evaluate_newest, train
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig
+from metagrad.actors.rollout import Lookahead
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.meta_gradient_probe import probe_run
+from metagrad.experiments.snake12_choices_report import report
+from metagrad.experiments.snake12_study import ARMS, arm_experiment
+from metagrad.experiments.snake_12x12 import EPS_ROOT, snake_12x12
+from metagrad.experiments.training_runs import evaluate_newest, train
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 
 SEEDS = 2

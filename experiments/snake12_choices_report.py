@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cluster.studies import Result, Settings
-from experiments.meta_gradient_probe import normalised_std
-from experiments.paired import UNDECIDED, paired
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
-from experiments.snake12_report import META_PARAMETERS, PUBLISHED, TITLES
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.meta_gradient_probe import normalised_std
+from metagrad.experiments.paired import UNDECIDED, paired
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.snake12_report import META_PARAMETERS, PUBLISHED, TITLES
 
 BASELINE = 67.0  # return of 0 steps at the end of training (Table 1)
 FULL = {"t20": 8_000, "t5": 8_000}  # updates of the long runs; shorter ones say nothing about the paper's

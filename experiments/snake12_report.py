@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cluster.studies import Result, Settings
-from experiments.meta_gradient_probe import Normalised, normalised_std
-from experiments.paired import Change, claim_row, neighbours
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
-from experiments.snake_12x12 import UPDATES
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.meta_gradient_probe import Normalised, normalised_std
+from metagrad.experiments.paired import Change, claim_row, neighbours
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.snake_12x12 import UPDATES
 
 
 class Published(NamedTuple):

@@ -7,14 +7,14 @@ Figure 3.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from cluster.studies import Result, Settings, Study
-from experiments.meta_gradient_probe import probe_run
-from experiments.snake12_report import report
-from experiments.snake_12x12 import UPDATES, snake_12x12
-from experiments.training_runs import curves, evaluate_newest, train
-from learner.optimizer_config import AdamConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.meta_gradient_probe import probe_run
+from metagrad.experiments.snake12_report import report
+from metagrad.experiments.snake_12x12 import UPDATES, snake_12x12
+from metagrad.experiments.training_runs import curves, evaluate_newest, train
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_gradient import Estimator
 
 SEEDS = 3  # Table 1

@@ -1,10 +1,10 @@
 """Snake 12x12 of "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning"."""
 
-from actors.envs.snake import SnakeConfig
-from cluster.config import Experiment
-from learner.config import MetaGradientConfig, OuterConfig
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.config import Experiment
+from metagrad.learner.config import MetaGradientConfig, OuterConfig
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeTorsoCnn
 

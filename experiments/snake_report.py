@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cluster.studies import Result, Settings
-from experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
-from experiments.snake_published import (
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.snake_published import (
     ADVANTAGE_FROM,
     BIASED_ADVANTAGE,
     CENTRED_ADVANTAGE,

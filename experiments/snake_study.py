@@ -7,14 +7,14 @@ Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Va
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from cluster.studies import Result, Settings, Study
-from experiments.snake import snake_6x6
-from experiments.snake_report import EPOCH, report
-from experiments.training_runs import curves, evaluations, train
-from learner.config import BootstrapConfig
-from learner.meta_parameters import A2cParameters
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.snake_report import EPOCH, report
+from metagrad.experiments.training_runs import curves, evaluations, train
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.meta_parameters import A2cParameters
 
 SEEDS = 10  # Figure 3
 UPDATES = 29_346  # release: 201 epochs of 146 updates

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from actors.envs.tabular_mdp import START_STATE, TabularMdpConfig, cumulative_transition, random_mdp
 from metagrad import autodiff
+from metagrad.actors.envs.tabular_mdp import START_STATE, TabularMdpConfig, cumulative_transition, random_mdp
 from metagrad.errors import require
 from metagrad.meta_gradient import OuterLoss, outer_weights
 from metagrad.monte_carlo import LookAhead, Sampler, unroll_gradients

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.studies import Result, Settings, Study
-from experiments.claims import Claim, Point, differences, row
-from experiments.report import Row, line_panels, number, write_report
-from experiments.tabular_estimators import ESTIMATORS, PERMUTATIONS
-from experiments.tabular_sweeps import (
+from metagrad.cluster.studies import Result, Settings, Study
+from metagrad.experiments.claims import Claim, Point, differences, row
+from metagrad.experiments.report import Row, line_panels, number, write_report
+from metagrad.experiments.tabular_estimators import ESTIMATORS, PERMUTATIONS
+from metagrad.experiments.tabular_sweeps import (
     CAPTION,
     HOW_DECIDED,
     SHOWN,

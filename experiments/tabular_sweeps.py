@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.studies import Result, Settings
-from experiments.claims import Point
-from experiments.report import Array, Panel, Row, interquartile_mean, number
-from experiments.tabular_estimators import (
+from metagrad.cluster.studies import Result, Settings
+from metagrad.diagnostics import add_samples, cosine_accuracy, no_samples, pearson, standard_deviation
+from metagrad.experiments.claims import Point
+from metagrad.experiments.report import Array, Panel, Row, interquartile_mean, number
+from metagrad.experiments.tabular_estimators import (
     Estimation,
     copy_of,
     lirpg_gradients,
     maml_gradients,
     mdp_stack,
 )
-from metagrad.diagnostics import add_samples, cosine_accuracy, no_samples, pearson, standard_deviation
 from metagrad.tabular import TabularMdp, lirpg_meta_gradient, maml_meta_gradient
 
 Problem = Literal["maml", "lirpg"]

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from actors.evaluate import EvaluationResult, evaluate
-from actors.rollout import probe
-from cluster.launch import run
-from cluster.plot import logged_scalars
-from cluster.run_config import BaseExperiment
-from learner.checkpoint import load, paths, update_of
+from metagrad.actors.evaluate import EvaluationResult, evaluate
+from metagrad.actors.rollout import probe
+from metagrad.cluster.launch import run
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.learner.checkpoint import load, paths, update_of
 
 Curve = dict[str, list[int] | list[float]]  # "updates" and "values"
 Policy = Literal["sampled", "greedy"]

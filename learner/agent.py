@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.config import LearnerConfig, MetaGradientConfig
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.meta_parameters import A2cParameters, MetaParametersConfig
-from learner.vtrace_parameters import VtraceParameters
+from metagrad.learner.config import LearnerConfig, MetaGradientConfig
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
+from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_gradient import outer_weights
 from metagrad.meta_parameters import Declaration, hyperparameters

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.agent import Agent
-from learner.lookahead import Sample
-from learner.state import LearnerState, from_tree, init_state, misfit, to_tree
-from learner.step import UpdateMetrics, meta_update
+from metagrad.learner.agent import Agent
+from metagrad.learner.lookahead import Sample
+from metagrad.learner.state import LearnerState, from_tree, init_state, misfit, to_tree
+from metagrad.learner.step import UpdateMetrics, meta_update
 from metagrad.meta_parameters import learnt_names, shown
 from metagrad.networks import Network
 from metagrad.types import Trajectory

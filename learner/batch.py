@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.schedule import Batch
+from metagrad.learner.schedule import Batch
 from metagrad.types import Rollout, Trajectory
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from learner.storage import Location, Place, RemotePath, inside, names, write_whole, writing
+from metagrad.learner.storage import Location, Place, RemotePath, inside, names, write_whole, writing
 
 _NAME = re.compile(r"update-(\d+)\.pt")
 _PARTIAL = re.compile(r"update-(\d+)\.partial")

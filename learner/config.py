@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from learner.meta_parameters import MetaParametersConfig
-from learner.optimizer_config import AdamConfig, OptimizerConfig
 from metagrad.bootstrap import Direction, Matching, States
 from metagrad.errors import require
+from metagrad.learner.meta_parameters import MetaParametersConfig
+from metagrad.learner.optimizer_config import AdamConfig, OptimizerConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import Estimator
 from metagrad.surrogates import SurrogateName

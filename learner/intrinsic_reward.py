@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.meta_parameters import MetaParametersConfig, check_rates
 from metagrad.intrinsic_reward import intrinsic_loss, reward_weights
+from metagrad.learner.meta_parameters import MetaParametersConfig, check_rates
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter
 from metagrad.networks import Network, NetworkSpec

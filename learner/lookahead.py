@@ -11,9 +11,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.agent import Agent
-from learner.state import LearnerState
 from metagrad.bootstrap import BootstrapTarget, bootstrap_target, matching_loss
+from metagrad.learner.agent import Agent
+from metagrad.learner.state import LearnerState
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.optimizers import OptimizerState
 from metagrad.tape import Tape, recorded

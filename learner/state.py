@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.agent import Agent
+from metagrad.learner.agent import Agent
 from metagrad.meta_parameters import init_eta
 from metagrad.optimizers import OptimizerState
 from metagrad.types import Trajectory, WeightSnapshot

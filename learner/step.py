@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.agent import Agent
-from learner.lookahead import Clock, Sample, eta_gradient, look_ahead
-from learner.state import LearnerState
+from metagrad.learner.agent import Agent
+from metagrad.learner.lookahead import Clock, Sample, eta_gradient, look_ahead
+from metagrad.learner.state import LearnerState
 from metagrad.losses import LossMetrics
 from metagrad.meta_parameters import MetaVector, learnt_slices, shown
 from metagrad.unroll import InnerUpdate, inner_update

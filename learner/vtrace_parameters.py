@@ -6,8 +6,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
 from metagrad.errors import require
+from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
 from metagrad.networks import Network

@@ -3,6 +3,7 @@
 import os
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import beartype
@@ -38,7 +39,9 @@ def checked(function: F) -> F:
 
 # Every call of a function of the library checks types and shapes. Not typeguard 4: it cannot parse shape strings.
 # The hook takes the checker as an expression, hence the detour.
-install_import_hook(["metagrad", "actors", "learner"], f"sys.modules[{__name__!r}].checked")
+LIBRARY = [f"metagrad.{path.stem}" for path in (Path(__file__).parent.parent / "metagrad").glob("*.py")]
+CHECKED = [name for name in LIBRARY if name != "metagrad.__init__"] + ["metagrad.actors", "metagrad.learner"]
+install_import_hook(CHECKED, f"sys.modules[{__name__!r}].checked")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

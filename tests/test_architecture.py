@@ -10,7 +10,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("metagrad", "actors", "learner", "cluster", "experiments", "benchmarks")
+PARTS = ("actors", "learner", "cluster", "experiments")  # folders that metagrad/ links to
+PACKAGES = ("metagrad", *PARTS, "benchmarks")
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CODE = [path for path in MODULES if path.name != "__init__.py"]
 
@@ -114,11 +115,20 @@ def test_other_folders_are_not_packages(folder: str) -> None:
     assert not found, f"remove {found}: the folder would shadow the package of the same name"
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_imported_as_one_of_metagrad(part: str) -> None:
+    """No top-level name of ours but `metagrad` can meet a user's file or another package."""
+    link = ROOT / "metagrad" / part
+    assert link.is_symlink()
+    assert link.readlink() == Path("..", part)
+
+
 def test_every_package_is_listed_for_the_wheel() -> None:
     import tomllib
 
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    folders = {".".join(path.parent.parts) for path in MODULES}
+    shipped = {path.parent.parts for path in MODULES if path.parts[0] != "benchmarks"}
+    folders = {".".join(parts if parts[0] == "metagrad" else ("metagrad", *parts)) for parts in shipped}
     assert set(listed) == folders, "pyproject.toml [tool.setuptools] packages differs from the folders that hold code"
 
 
@@ -187,9 +197,9 @@ def f(config, hyper):
 
 def test_every_configuration_field_has_a_reader() -> None:
     import experiments  # and with it every file of ours that defines a configuration
-    from cluster.config_json import config_types
+    from metagrad.cluster.config_json import config_types
 
-    kinds = [kind for kind in config_types().values() if kind.__module__.partition(".")[0] in PACKAGES]
+    kinds = [kind for kind in config_types().values() if kind.__module__.startswith("metagrad.")]
     assert {type(make()) for make in experiments.EXPERIMENTS.values()} <= set(kinds)
     read = names_read(map(syntax, CODE))
     unread = sorted(

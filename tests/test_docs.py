@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
-from cluster.config_json import to_json
-from cluster.run_config import BaseExperiment
-from experiments import EXPERIMENTS
+from metagrad.cluster.cli import main
+from metagrad.cluster.config_json import to_json
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -2,13 +2,13 @@
 
 import torch
 
-from actors.envs.atari import AtariConfig
-from actors.envs.base import DeviceEnvironmentConfig, Environment, EnvironmentConfig
-from actors.envs.discounting_chain import DiscountingChainConfig
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from actors.envs.snake import SnakeConfig
-from actors.envs.tabular_mdp import TabularMdpConfig
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, Environment, EnvironmentConfig
+from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
 
 __all__ = [
     "AtariConfig",

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from actors.envs.atari_config import AtariBackend, AtariConfig
-from actors.envs.atari_pools import POOLS, SCREEN_HEIGHT, SCREEN_WIDTH, Pool, action_names
-from actors.envs.base import EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.atari_config import AtariBackend, AtariConfig
+from metagrad.actors.envs.atari_pools import POOLS, SCREEN_HEIGHT, SCREEN_WIDTH, Pool, action_names
+from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
 from metagrad.errors import require
 
 __all__ = ["AtariBackend", "AtariConfig", "AtariEnvironment", "make_atari", "make_atari_view"]

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from actors.envs.atari_games import GAMES, close_games
-from actors.envs.base import EnvironmentConfig
+from metagrad.actors.envs.atari_games import GAMES, close_games
+from metagrad.actors.envs.base import EnvironmentConfig
 from metagrad.errors import require
 
 if TYPE_CHECKING:
-    from actors.envs.atari import AtariEnvironment
+    from metagrad.actors.envs.atari import AtariEnvironment
 
 AtariBackend = Literal["envpool", "ale"]
 
@@ -77,6 +77,6 @@ class AtariConfig(EnvironmentConfig):
     ) -> "AtariEnvironment":
         """B games on the host, whatever the device."""
         del device
-        from actors.envs.atari import make_atari  # the backends, which checking a value does without
+        from metagrad.actors.envs.atari import make_atari  # the backends, which checking a value does without
 
         return make_atari(self, batch_size, seed, threads=threads, is_training=is_training)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from actors.envs.atari_config import AtariConfig
+from metagrad.actors.envs.atari_config import AtariConfig
 
 SCREEN_HEIGHT, SCREEN_WIDTH = 210, 160  # pixels of a colour view
 

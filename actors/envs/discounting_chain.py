@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from actors.envs.snapshots import checked_fields
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
 PAYING_STEPS = (1, 3, 10, 30, 100)  # bsuite

@@ -4,9 +4,9 @@ Shapes: B games stepped together, an asterisk for any number of leading dimensio
 first, so the same table serves both players: the game is symmetric, and whoever is "own" calls the other one "other".
 Nothing is random in the game.
 
-The game has two players, and an `actors.envs.base.Environment` takes one action and returns one reward: to actors it
-is one environment whose actions are those of both players together (`JointIteratedPrisonersDilemma`). Studies step the
-players apart (`IteratedPrisonersDilemma`).
+The game has two players, and an `Environment` takes one action and returns one reward: to actors it is one environment
+whose actions are those of both players together (`JointIteratedPrisonersDilemma`). Studies step the players apart
+(`IteratedPrisonersDilemma`).
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2.1 and Table 3. Deviation from its text: with the
 payoffs of G.2.1 action 0 is to defect and 1 to cooperate; the sentence below them says the opposite, the released code
@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from actors.envs.snapshots import checked_fields
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
 DEFECT, COOPERATE = 0, 1

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
 from torch import Tensor
 
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
-from actors.envs.snapshots import checked_fields
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
+from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
 ACTION_NAMES = ("up", "right", "down", "left")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.envs.atari import AtariConfig, AtariEnvironment, game_seeds, make_atari, make_atari_view
-from actors.envs.atari_pools import PoolStep
-from actors.envs.base import EnvironmentSpec
+from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, game_seeds, make_atari, make_atari_view
+from metagrad.actors.envs.atari_pools import PoolStep
+from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.errors import ConfigurationError
 
 BACKENDS = ("envpool", "ale")

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from actors.envs.atari_config import AtariConfig
+from metagrad.actors.envs.atari_config import AtariConfig
 from metagrad.errors import ConfigurationError
 
 
@@ -52,7 +52,7 @@ def test_a_configuration_needs_no_backend_and_refuses_an_unknown_one():
     # in a process of its own: nothing imported yet, and no checked signatures to refuse before the configuration does
     code = (
         "import sys\n"
-        "from actors.envs.atari import AtariConfig\n"
+        "from metagrad.actors.envs.atari import AtariConfig\n"
         "AtariConfig(game='Breakout')\n"
         "assert not {'envpool', 'ale_py', 'gymnasium'} & set(sys.modules)\n"
         "AtariConfig(backend='gym')"

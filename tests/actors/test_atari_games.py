@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from actors.envs.atari_games import GAMES, close_games
+from metagrad.actors.envs.atari_games import GAMES, close_games
 
 
 def folder(package: str) -> pathlib.Path:

@@ -5,9 +5,9 @@ import traceback
 import numpy as np
 import pytest
 
-from actors.envs import atari_pools
-from actors.envs.atari_config import AtariConfig
-from actors.envs.atari_pools import POOLS, action_names
+from metagrad.actors.envs import atari_pools
+from metagrad.actors.envs.atari_config import AtariConfig
+from metagrad.actors.envs.atari_pools import POOLS, action_names
 
 NOOP, FIRE = 0, 1
 BACKENDS = ("envpool", "ale")

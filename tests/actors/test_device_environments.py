@@ -6,14 +6,14 @@ import pkgutil
 import pytest
 import torch
 
-from actors import envs
-from actors.envs import DeviceEnvironmentConfig, make_environment
-from actors.envs.base import SnapshotEnvironment
-from actors.envs.discounting_chain import DiscountingChainConfig
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from actors.envs.snake import SnakeConfig
-from actors.envs.tabular_mdp import TabularMdpConfig
+from metagrad.actors import envs
+from metagrad.actors.envs import DeviceEnvironmentConfig, make_environment
+from metagrad.actors.envs.base import SnapshotEnvironment
+from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
 from metagrad.errors import ConfigurationError
 
 ROWS = {
@@ -58,12 +58,12 @@ def without_generator(snapshot):
 
 
 def test_every_device_environment_has_its_row():
-    for module in pkgutil.iter_modules(envs.__path__, "actors.envs."):
+    for module in pkgutil.iter_modules(envs.__path__, "metagrad.actors.envs."):
         importlib.import_module(module.name)
     kinds, waiting = set(), [DeviceEnvironmentConfig]
     while waiting:
         waiting += waiting.pop().__subclasses__()
-        kinds |= {kind.__name__ for kind in waiting if kind.__module__.startswith("actors.")}  # not other people's
+        kinds |= {kind.__name__ for kind in waiting if kind.__module__.startswith("metagrad.actors.")}
     assert {kind.__name__ for kind in ROWS} == kinds
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from actors.envs.discounting_chain import (
+from metagrad.actors.envs.discounting_chain import (
     PAYING_STEPS,
     DiscountingChain,
     DiscountingChainConfig,

@@ -4,11 +4,11 @@ import re
 import pytest
 import torch
 
-from actors import evaluate as evaluate_module
-from actors.envs import AtariConfig, SnakeConfig, make_environment
-from actors.envs.base import EnvironmentSpec, EnvironmentStep
-from actors.evaluate import MAX_ENVIRONMENTS, EvaluationResult, evaluate
-from actors.rollout import EnvironmentFault, probe
+from metagrad.actors import evaluate as evaluate_module
+from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
+from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
+from metagrad.actors.evaluate import MAX_ENVIRONMENTS, EvaluationResult, evaluate
+from metagrad.actors.rollout import EnvironmentFault, probe
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.envs.iterated_prisoners_dilemma import (
+from metagrad.actors.envs.iterated_prisoners_dilemma import (
     ACTION_NAMES,
     COOPERATE,
     DEFECT,

@@ -4,7 +4,7 @@ import typing
 import pytest
 import torch
 
-from actors.envs.markov_reward_process import (
+from metagrad.actors.envs.markov_reward_process import (
     MarkovRewardProcess,
     MarkovRewardProcessConfig,
     observe_state,

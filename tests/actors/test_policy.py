@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from actors import policy
+from metagrad.actors import policy
 from metagrad.networks import Mlp, SnakeCnn, build_network
 
 ACTIONS = 5

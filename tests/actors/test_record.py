@@ -3,14 +3,14 @@ import pytest
 import torch
 from PIL import Image
 
-from actors import record as record_module
-from actors.envs import AtariConfig, SnakeConfig, make_environment
-from actors.envs.atari import make_atari_view
-from actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from actors.envs.snake_render import render
-from actors.envs.tabular_mdp import TabularMdpConfig
-from actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, has_pictures, record
-from actors.rollout import probe
+from metagrad.actors import record as record_module
+from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
+from metagrad.actors.envs.atari import make_atari_view
+from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.envs.snake_render import render
+from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
+from metagrad.actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, has_pictures, record
+from metagrad.actors.rollout import probe
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
 

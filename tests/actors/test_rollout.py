@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from actors import policy, rollout
-from actors.envs import AtariConfig, SnakeConfig, make_environment
-from actors.envs.base import EnvironmentSpec, EnvironmentStep
-from actors.rollout import Actor, ActorSetup, EnvironmentFault, Pool, collect, probe
+from metagrad.actors import policy, rollout
+from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
+from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
+from metagrad.actors.rollout import Actor, ActorSetup, EnvironmentFault, Pool, collect, probe
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
 from metagrad.types import WeightSnapshot
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from actors.envs import snake
-from actors.envs.base import SnapshotEnvironment
-from actors.envs.snake import Snake, SnakeConfig
+from metagrad.actors.envs import snake
+from metagrad.actors.envs.base import SnapshotEnvironment
+from metagrad.actors.envs.snake import Snake, SnakeConfig
 from metagrad.errors import ConfigurationError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

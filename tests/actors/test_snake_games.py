@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.envs import snake
-from actors.envs.snake import Snake, SnakeConfig
+from metagrad.actors.envs import snake
+from metagrad.actors.envs.snake import Snake, SnakeConfig
 from metagrad.errors import ConfigurationError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.envs import snake
-from actors.envs.snake import SnakeConfig
+from metagrad.actors.envs import snake
+from metagrad.actors.envs.snake import SnakeConfig
 
 pytest.importorskip("jumanji")
 import jax

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.envs.snake_render import FRAME, FRUIT, HEAD, NECK, TAIL, render
+from metagrad.actors.envs.snake_render import FRAME, FRUIT, HEAD, NECK, TAIL, render
 from metagrad.errors import ConfigurationError
 
 SCALE = 32

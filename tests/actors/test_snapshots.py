@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from actors.envs.snapshots import checked_fields
+from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.errors import ConfigurationError
 
 EXPECTED = {"state": torch.zeros(3, dtype=torch.int64), "clock": torch.zeros(3)}

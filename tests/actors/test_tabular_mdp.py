@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from actors.envs.tabular_mdp import (
+from metagrad.actors.envs.tabular_mdp import (
     TabularMdp,
     TabularMdpConfig,
     advance,

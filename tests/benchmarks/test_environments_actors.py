@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from actors.envs.snake import SnakeConfig
 from benchmarks import environments_actors as subject
 from benchmarks.harness import Timing
+from metagrad.actors.envs.snake import SnakeConfig
 
 
 @pytest.fixture(scope="module")

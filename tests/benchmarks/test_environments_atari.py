@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from actors.envs import AtariConfig, make_environment
 from benchmarks import environments_atari as subject
+from metagrad.actors.envs import AtariConfig, make_environment
 from metagrad.networks import NatureCnn, build_network
 
 

@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from actors.envs.snake import SnakeConfig
 from benchmarks import environments_snake as subject
 from benchmarks.alternative import NotInstalled, interpreter
 from benchmarks.environments_snake import Counts
+from metagrad.actors.envs.snake import SnakeConfig
 
 SMALL = subject.SnakeCase(12, 64, steps=100, envpool_steps=50, loop_steps=5)
 

@@ -10,10 +10,10 @@ from benchmarks import fleet as fleet_module
 from benchmarks.broadcast import Broadcast
 from benchmarks.fleet import Fleet, Rows
 from benchmarks.waiting import WaitingConfig
-from cluster.config import Experiment
-from cluster.learning import Assignment
-from cluster.ray_session import Demand, ray_session
-from experiments.snake import demo
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learning import Assignment
+from metagrad.cluster.ray_session import Demand, ray_session
+from metagrad.experiments.snake import demo
 from metagrad.networks import Mlp
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.rollout import probe
 from benchmarks.meta_gradient_cases import FORMS, SETTINGS, STEPS, MetaUpdate
-from experiments.atari import atari
-from experiments.snake import snake_6x6
+from metagrad.actors.rollout import probe
+from metagrad.experiments.atari import atari
+from metagrad.experiments.snake import snake_6x6
 
 EXPERIMENTS = {"nature": atari, "snake": snake_6x6}
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import pipeline
-from experiments import EXPERIMENTS
+from metagrad.experiments import EXPERIMENTS
 
 
 def test_shares_of_a_run_add_up_to_one():

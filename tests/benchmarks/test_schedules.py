@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import schedules
 from benchmarks.harness import Timing
-from cluster.config import Experiment
-from experiments import EXPERIMENTS
+from metagrad.cluster.config import Experiment
+from metagrad.experiments import EXPERIMENTS
 
 
 def test_what_phases_allow_is_of_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.envs.snake import SnakeConfig
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from experiments import EXPERIMENTS
-from learner.checkpoint import restore_newest
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import SnakeCnn
 
 

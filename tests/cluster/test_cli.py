@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.cli import COMMANDS, main
-from cluster.config import Experiment
-from cluster.config_json import from_json
-from cluster.run_config import BaseExperiment
-from cluster.studies import Study
-from experiments import EXPERIMENTS, STUDIES
+from metagrad.cluster.cli import COMMANDS, main
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.config_json import from_json
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.studies import Study
+from metagrad.experiments import EXPERIMENTS, STUDIES
 
 Capture = pytest.CaptureFixture[str]
 TINY = (

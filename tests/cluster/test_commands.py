@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import commands
-from cluster.commands import SubmitOptions, sibling
-from experiments import EXPERIMENTS
+from metagrad.cluster import commands
+from metagrad.cluster.commands import SubmitOptions, sibling
+from metagrad.experiments import EXPERIMENTS
 
 OPTIONS = [kind for name, kind in vars(commands).items() if name.endswith("Options")]
 

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from actors.envs.atari import AtariConfig
-from actors.envs.snake import SnakeConfig
-from actors.rollout import probe
-from cluster.config import Experiment
-from experiments import EXPERIMENTS
-from learner.config import BootstrapConfig
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import SgdConfig
-from learner.vtrace_parameters import VtraceParameters
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.rollout import probe
+from metagrad.cluster.config import Experiment
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import SgdConfig
+from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Head, ImpalaCnn, LinearPolicy, Mlp, NatureCnn, NetworkSpec, SnakeCnn, SnakeTorsoCnn
 

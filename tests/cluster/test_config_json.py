@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from actors.envs.base import Environment, EnvironmentConfig
-from actors.envs.snake import SnakeConfig
-from cluster.config import Experiment
-from cluster.config_json import config_types, differences, from_json, to_json
-from cluster.run_config import BaseExperiment, EvaluationConfig
-from experiments import EXPERIMENTS
-from learner.meta_parameters import A2cParameters, MetaParametersConfig
-from learner.optimizer_config import AdamConfig, SgdConfig
+from metagrad.actors.envs.base import Environment, EnvironmentConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.config_json import config_types, differences, from_json, to_json
+from metagrad.cluster.run_config import BaseExperiment, EvaluationConfig
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
+from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.networks import Mlp
 
 Tiny = Callable[..., Experiment]

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cluster.config import Experiment
-from cluster.driver_reports import driver_reports
-from cluster.plot import logged_scalars
-from cluster.progress import Progress
-from cluster.run_config import CheckpointConfig
-from cluster.run_folder import RunFolder
-from learner.checkpoint import load, paths
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.driver_reports import driver_reports
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.progress import Progress
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.run_folder import RunFolder
+from metagrad.learner.checkpoint import load, paths
 
 Tiny = Callable[..., Experiment]
 

@@ -7,7 +7,7 @@ import pytest
 PROGRAM = """
 import os, sys
 sys.argv[1:] = ["--version"]
-from cluster.entry import main
+from metagrad.cluster.entry import main
 assert "torch" not in sys.modules
 code = main()
 print(os.environ["OMP_WAIT_POLICY"], code)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.envs.discounting_chain import DiscountingChainConfig
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from actors.envs.tabular_mdp import TabularMdpConfig
-from cluster.config import Experiment
-from cluster.config_json import from_json, to_json
-from cluster.evaluation import evaluate_run
-from cluster.launch import actor_setups, run
-from cluster.options import parse
+from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.config_json import from_json, to_json
+from metagrad.cluster.evaluation import evaluate_run
+from metagrad.cluster.launch import actor_setups, run
+from metagrad.cluster.options import parse
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, SnakeCnn
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cluster.config import Experiment
-from cluster.evaluation import evaluate_run
-from cluster.launch import run
-from cluster.plot import logged_scalars
-from cluster.run_config import CheckpointConfig
-from learner.checkpoint import paths
-from learner.storage import Location, location
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.evaluation import evaluate_run
+from metagrad.cluster.launch import run
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.run_config import CheckpointConfig
 from metagrad.errors import ConfigurationError
+from metagrad.learner.checkpoint import paths
+from metagrad.learner.storage import Location, location
 
 Tiny = Callable[..., Experiment]
 

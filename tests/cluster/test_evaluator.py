@@ -8,11 +8,11 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from actors.rollout import probe
-from cluster import evaluator
-from cluster.config import Experiment
-from cluster.evaluator import InlineEvaluator, RayEvaluator, score
-from cluster.run_config import EvaluationConfig, FaultConfig
+from metagrad.actors.rollout import probe
+from metagrad.cluster import evaluator
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.evaluator import InlineEvaluator, RayEvaluator, score
+from metagrad.cluster.run_config import EvaluationConfig, FaultConfig
 
 Tiny = Callable[..., Experiment]
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.envs.base import EnvironmentConfig
-from actors.rollout import probe
-from cluster import ray_session
-from cluster.cli import main
-from cluster.config import Experiment
-from cluster.config_json import config_types, from_json
-from cluster.extensions import extensions, load_extension, with_extensions
-from cluster.run_config import BaseExperiment
-from cluster.run_folder import RunFolder
-from experiments import EXPERIMENTS
-from learner.meta_parameters import MetaParametersConfig
+from metagrad.actors.envs.base import EnvironmentConfig
+from metagrad.actors.rollout import probe
+from metagrad.cluster import ray_session
+from metagrad.cluster.cli import main
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.config_json import config_types, from_json
+from metagrad.cluster.extensions import extensions, load_extension, with_extensions
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.meta_parameters import MetaParameter
 
 Capture = pytest.CaptureFixture[str]
@@ -36,10 +36,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from cluster.studies import Study
-from experiments.snake import snake_6x6
-from learner.meta_parameters import MetaParametersConfig
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.cluster.studies import Study
+from metagrad.experiments.snake import snake_6x6
+from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.losses import inner_loss
 from metagrad.meta_parameters import MetaParameter, MetaVector
 from metagrad.networks import Mlp
@@ -338,9 +338,9 @@ def test_a_name_in_two_files_is_refused(workplace: Path) -> None:
 
 
 def test_a_file_called_as_a_package_stands_in_for_nothing(workplace: Path) -> None:
-    import experiments
+    from metagrad import experiments
 
     (workplace / "experiments.py").write_text("EXPERIMENTS = {}")
     module = load_extension(workplace / "experiments.py")
-    assert sys.modules["experiments"] is experiments
+    assert sys.modules["metagrad.experiments"] is experiments
     assert extensions() == [module]

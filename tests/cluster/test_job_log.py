@@ -3,9 +3,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from cluster import job_log
-from cluster.job_client import JobView, LogInterrupted
-from cluster.job_log import follow
+from metagrad.cluster import job_log
+from metagrad.cluster.job_client import JobView, LogInterrupted
+from metagrad.cluster.job_log import follow
 from metagrad.errors import ConfigurationError
 
 LOG = "first\nsecond\nthird\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import job_package
-from cluster.job_package import package, pinned_requirements
+from metagrad.cluster import job_package
+from metagrad.cluster.job_package import package, pinned_requirements
 from metagrad.errors import ConfigurationError
 
 Write = Callable[..., Path]
@@ -73,11 +73,12 @@ def test_the_archive_depends_on_names_and_contents_alone(write: Write, tmp_path:
 def test_the_running_code_is_brought_along_unless_the_folder_has_its_own(write: Write, tmp_path: Path) -> None:
     write("plain/mine.py")
     packed = package(tmp_path / "plain", [], True)
-    assert {"mine.py", "cluster/entry.py", "metagrad/returns.py", "actors/envs/snake.py"} <= set(packed.files)
+    ours = {"metagrad/cluster/entry.py", "metagrad/returns.py", "metagrad/actors/envs/snake.py"}
+    assert ours | {"mine.py"} <= set(packed.files)
     assert all(place.endswith(".py") for place in packed.files)
     (place,) = packed.texts
     assert place == f"metagrad-{version('metagrad')}.dist-info/METADATA"
-    own = write("checkout/cluster/cli.py")
+    own = write("checkout/metagrad/cluster/cli.py")
     assert package(tmp_path / "checkout", [], True).files == {"cluster/cli.py": own}
 
 

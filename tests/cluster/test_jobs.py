@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import experiments
-from cluster import jobs
-from cluster.cli import main
-from cluster.commands import SubmitOptions
-from cluster.job_client import Address, JobView, Submission, UnknownJob
-from cluster.jobs import entrypoint, experiment_words, runtime_env
+from metagrad import experiments
+from metagrad.cluster import jobs
+from metagrad.cluster.cli import main
+from metagrad.cluster.commands import SubmitOptions
+from metagrad.cluster.job_client import Address, JobView, Submission, UnknownJob
+from metagrad.cluster.jobs import entrypoint, experiment_words, runtime_env
 from metagrad.errors import ConfigurationError
 
 Capture = pytest.CaptureFixture[str]

@@ -7,15 +7,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.envs.atari import AtariConfig
-from cluster.config import Experiment
-from cluster.evaluation import evaluate_run
-from cluster.launch import actor_setups, default_run_dir, resolve_device, run
-from cluster.learning import set_precision
-from cluster.run_config import CheckpointConfig
-from cluster.run_folder import RunFolder
-from learner.checkpoint import load, paths
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.evaluation import evaluate_run
+from metagrad.cluster.launch import actor_setups, default_run_dir, resolve_device, run
+from metagrad.cluster.learning import set_precision
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
+from metagrad.learner.checkpoint import load, paths
 from metagrad.networks import NatureCnn
 
 Tiny = Callable[..., Experiment]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from actors.rollout import Actor, probe
-from cluster import learner_process
-from cluster.config import Experiment
-from cluster.learner_process import Learner
-from cluster.learning import Assignment
-from cluster.transport import ColocatedActors
+from metagrad.actors.rollout import Actor, probe
+from metagrad.cluster import learner_process
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learner_process import Learner
+from metagrad.cluster.learning import Assignment
+from metagrad.cluster.transport import ColocatedActors
 
 Tiny = Callable[..., Experiment]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from actors.rollout import ActorSetup, State, probe
-from cluster.config import Experiment
-from cluster.learning import Assignment, actor_setups, learn, learner_threads
-from cluster.reports import QueuedReports
-from cluster.transport import Actors, ColocatedActors
+from metagrad.actors.rollout import ActorSetup, State, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learning import Assignment, actor_setups, learn, learner_threads
+from metagrad.cluster.reports import QueuedReports
+from metagrad.cluster.transport import Actors, ColocatedActors
 
 Tiny = Callable[..., Experiment]
 

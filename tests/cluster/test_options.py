@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from cluster.config import Experiment
-from cluster.options import parse
-from experiments import EXPERIMENTS
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.options import parse
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import EXPERIMENTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

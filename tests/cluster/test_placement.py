@@ -7,11 +7,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from actors.envs.snake import SnakeConfig
-from actors.rollout import Actor, ActorSetup, probe
-from cluster.config import Experiment
-from cluster.learning import actor_setups
-from cluster.placement import (
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.rollout import Actor, ActorSetup, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learning import actor_setups
+from metagrad.cluster.placement import (
     Node,
     Rates,
     make_plan,
@@ -22,7 +22,7 @@ from cluster.placement import (
     saturating_actors,
     update_seconds,
 )
-from cluster.run_config import EvaluationConfig
+from metagrad.cluster.run_config import EvaluationConfig
 from metagrad.types import Trajectory, WeightSnapshot
 
 Tiny = Callable[..., Experiment]

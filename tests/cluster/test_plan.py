@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import ray
 
-from actors.envs.snake import SnakeConfig
-from actors.rollout import Actor, probe
-from cluster import plan as page
-from cluster.cli import main
-from cluster.config import Experiment
-from cluster.placement import Node, Rates, make_plan
-from cluster.plan import describe, find_nodes, measure
-from experiments import EXPERIMENTS
-from learner.algorithm import MetaGradientActorCritic
-from learner.config import BootstrapConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.rollout import Actor, probe
+from metagrad.cluster import plan as page
+from metagrad.cluster.cli import main
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.placement import Node, Rates, make_plan
+from metagrad.cluster.plan import describe, find_nodes, measure
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.algorithm import MetaGradientActorCritic
+from metagrad.learner.config import BootstrapConfig
 
 SPEC = probe(SnakeConfig(rows=3, columns=3, time_limit=20))
 Tiny = Callable[..., Experiment]
@@ -96,7 +96,7 @@ def test_nodes_of_a_cluster_have_what_is_free_of_them(tiny: Tiny, monkeypatch: p
         {"NodeID": "3", "NodeManagerAddress": "c", "Alive": False, "Resources": {}},
     ]
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr("cluster.ray_session.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("metagrad.cluster.ray_session.ray_session", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(ray, "nodes", lambda: listed)
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: {"2": {"CPU": 1.0}, "1": {}})
     found, where = find_nodes(tiny(topology="ray"))

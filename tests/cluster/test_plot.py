@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from cluster.plot import group_runs, join, plot_runs, read_scalars
-from cluster.run_folder import RunFolder
-from experiments import EXPERIMENTS
-from learner.storage import RemotePath, write_whole
+from metagrad.cluster.plot import group_runs, join, plot_runs, read_scalars
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.storage import RemotePath, write_whole
 
 
 def write_run(folder, seed, critic="outer", offset=0.0):

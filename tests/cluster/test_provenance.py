@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.provenance import commit, hardware, provenance
+from metagrad.cluster.provenance import commit, hardware, provenance
 
 
 def git(folder: Path, *words: str) -> str:

@@ -20,19 +20,19 @@ import ray
 import torch
 from rich.console import Console
 
-from actors.envs.base import EnvironmentStep
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.rollout import Actor, ActorSetup, EnvironmentFault
-from cluster import ray_session
-from cluster.config import Experiment
-from cluster.launch import run
-from cluster.plot import logged_scalars
-from cluster.ray_actors import ActorsLost
-from cluster.run_config import CheckpointConfig, EvaluationConfig, FaultConfig
-from cluster.supervise import LearnerLost
-from experiments import EXPERIMENTS
-from learner.config import BootstrapConfig
+from metagrad.actors.envs.base import EnvironmentStep
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.rollout import Actor, ActorSetup, EnvironmentFault
+from metagrad.cluster import ray_session
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import run
+from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.ray_actors import ActorsLost
+from metagrad.cluster.run_config import CheckpointConfig, EvaluationConfig, FaultConfig
+from metagrad.cluster.supervise import LearnerLost
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import EXPERIMENTS
+from metagrad.learner.config import BootstrapConfig
 from metagrad.types import Rollout, WeightSnapshot
 
 Tiny = Callable[..., Experiment]

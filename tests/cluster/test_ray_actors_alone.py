@@ -19,15 +19,15 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from actors.rollout import ActorSetup
-from cluster import ray_actors, slots
-from cluster.config import Experiment
-from cluster.learning import actor_setups
-from cluster.ray_actors import ActorsLost, RayActors
-from cluster.ray_faults import NotStarted
-from cluster.rollout_actor import Place, Published
-from cluster.run_config import FaultConfig
-from cluster.slots import Phase, Slot
+from metagrad.actors.rollout import ActorSetup
+from metagrad.cluster import ray_actors, slots
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learning import actor_setups
+from metagrad.cluster.ray_actors import ActorsLost, RayActors
+from metagrad.cluster.ray_faults import NotStarted
+from metagrad.cluster.rollout_actor import Place, Published
+from metagrad.cluster.run_config import FaultConfig
+from metagrad.cluster.slots import Phase, Slot
 from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 

@@ -16,8 +16,8 @@ import ray
 import torch
 from rich.console import Console
 
-from cluster import ray_parts, ray_session
-from cluster.studies import PartFailed, Study, StudyStopped, reproduce
+from metagrad.cluster import ray_parts, ray_session
+from metagrad.cluster.studies import PartFailed, Study, StudyStopped, reproduce
 from metagrad.errors import ConfigurationError
 
 

@@ -8,9 +8,9 @@ import pytest
 import ray
 from ray._private import worker as ray_worker
 
-from cluster.config import Experiment
-from cluster.ray_session import ray_session
-from cluster.supervise import demand
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.ray_session import ray_session
+from metagrad.cluster.supervise import demand
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]

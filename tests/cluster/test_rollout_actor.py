@@ -8,10 +8,10 @@ import pytest
 import ray
 import torch
 
-from actors.rollout import Actor, ActorSetup
-from cluster.config import Experiment
-from cluster.learning import actor_setups
-from cluster.rollout_actor import Published, RolloutActor, versions
+from metagrad.actors.rollout import Actor, ActorSetup
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learning import actor_setups
+from metagrad.cluster.rollout_actor import Published, RolloutActor, versions
 from metagrad.errors import ConfigurationError
 from metagrad.networks import build_network
 

@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from actors.envs.base import EnvironmentSpec
-from actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from cluster.config import Experiment
-from cluster.run_config import (
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import (
     OPERATIONAL_FIELDS,
     BaseExperiment,
     CheckpointConfig,
     EvaluationConfig,
     FaultConfig,
 )
-from learner.algorithm import Algorithm
 from metagrad.errors import ConfigurationError
+from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import Mlp
 
 Tiny = Callable[..., Experiment]

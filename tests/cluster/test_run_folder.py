@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from cluster.run_folder import RunFolder
-from learner.checkpoint import restore_newest
-from learner.storage import CannotWrite, Location, location, names
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
+from metagrad.learner.checkpoint import restore_newest
+from metagrad.learner.storage import CannotWrite, Location, location, names
 
 Tiny = Callable[..., Experiment]
 

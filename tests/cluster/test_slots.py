@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from cluster import slots
-from cluster.rollout_actor import Place
-from cluster.slots import Order, Phase, Slot, rest_seconds
+from metagrad.cluster import slots
+from metagrad.cluster.rollout_actor import Place
+from metagrad.cluster.slots import Order, Phase, Slot, rest_seconds
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from cluster.stop import StopRequest
+from metagrad.cluster.stop import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

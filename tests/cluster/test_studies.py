@@ -17,8 +17,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.run_folder import RunFolder
-from cluster.studies import PartFailed, Study, StudyStopped, default_folder, reproduce
+from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.studies import PartFailed, Study, StudyStopped, default_folder, reproduce
 from metagrad.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -289,7 +289,7 @@ import sys
 sys.modules["ray"] = None
 from pathlib import Path
 from rich.console import Console
-from cluster.studies import Study, reproduce
+from metagrad.cluster.studies import Study, reproduce
 study = Study(
     name="toy", description="", seeds=1, parts=lambda seeds, _: {str(seed): {} for seed in range(seeds)},
     run_part=lambda _: {}, report=lambda folder, *_: (folder / "report.md").touch(),

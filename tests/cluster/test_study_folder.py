@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.run_folder import RunFolder
-from cluster.study_folder import as_json, held, read_parts, write_part, write_results
+from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.study_folder import as_json, held, read_parts, write_part, write_results
 from metagrad.errors import ConfigurationError
 
 SETTINGS = {"seed": 0, "power": [2, 3]}

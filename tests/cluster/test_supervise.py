@@ -9,12 +9,12 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from cluster import supervise
-from cluster.config import Experiment
-from cluster.learning import Assignment
-from cluster.ray_faults import original_traceback
-from cluster.run_config import EvaluationConfig
-from cluster.supervise import LearnerLost, Supervisor, demand
+from metagrad.cluster import supervise
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.learning import Assignment
+from metagrad.cluster.ray_faults import original_traceback
+from metagrad.cluster.run_config import EvaluationConfig
+from metagrad.cluster.supervise import LearnerLost, Supervisor, demand
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]

@@ -14,20 +14,20 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from actors.envs.base import EnvironmentSpec
-from actors.rollout import Actor, EnvironmentFault, probe
-from cluster.config import Experiment
-from cluster.evaluation import evaluate_run
-from cluster.launch import check_fits, run
-from cluster.run_config import BaseExperiment, CheckpointConfig
-from cluster.run_folder import RunFolder
-from cluster.train import CHECKPOINT_PARTS
-from learner import algorithm
-from learner.algorithm import Algorithm
-from learner.checkpoint import paths, update_of
-from learner.config import BootstrapConfig
-from learner.step import NonFinite, Sample, UpdateMetrics, meta_update
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.rollout import Actor, EnvironmentFault, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.evaluation import evaluate_run
+from metagrad.cluster.launch import check_fits, run
+from metagrad.cluster.run_config import BaseExperiment, CheckpointConfig
+from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.train import CHECKPOINT_PARTS
 from metagrad.errors import ConfigurationError
+from metagrad.learner import algorithm
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.checkpoint import paths, update_of
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.step import NonFinite, Sample, UpdateMetrics, meta_update
 from metagrad.networks import Network, build_network
 from metagrad.types import WeightSnapshot
 

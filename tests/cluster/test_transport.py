@@ -6,10 +6,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from actors.rollout import Actor, ActorSetup
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from cluster.transport import Account, ColocatedActors
+from metagrad.actors.rollout import Actor, ActorSetup
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
+from metagrad.cluster.transport import Account, ColocatedActors
 from metagrad.networks import build_network
 from metagrad.types import WeightSnapshot
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from actors.envs.base import EnvironmentStep
-from actors.envs.snake import Snake, SnakeConfig
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from experiments import EXPERIMENTS as OURS
+from metagrad.actors.envs.base import EnvironmentStep
+from metagrad.actors.envs.snake import Snake, SnakeConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.experiments import EXPERIMENTS as OURS
 from metagrad.networks import SnakeCnn
 
 

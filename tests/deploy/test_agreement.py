@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster.options import parse
-from cluster.supervise import demand
-from experiments import EXPERIMENTS
+from metagrad.cluster.options import parse
+from metagrad.cluster.supervise import demand
+from metagrad.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

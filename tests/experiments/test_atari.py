@@ -1,4 +1,4 @@
-from experiments.atari import atari
+from metagrad.experiments.atari import atari
 from metagrad.networks import NatureCnn
 
 

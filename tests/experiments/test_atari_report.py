@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import atari_report
-from experiments.atari_report import ETA, RETURN, TITLES, curve_of, games_of, normalised_of, report, scores_of
-from experiments.atari_scores import HUMAN_NORMALISATION
+from metagrad.experiments import atari_report
+from metagrad.experiments.atari_report import ETA, RETURN, TITLES, curve_of, games_of, normalised_of, report, scores_of
+from metagrad.experiments.atari_scores import HUMAN_NORMALISATION
 
 GAMES = ("Qbert", "Alien")
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from actors.envs.atari_games import GAMES
-from experiments import atari_scores
-from experiments.atari_scores import (
+from metagrad.actors.envs.atari_games import GAMES
+from metagrad.errors import ConfigurationError
+from metagrad.experiments import atari_scores
+from metagrad.experiments.atari_scores import (
     HUMAN_NORMALISATION,
     Interval,
     human_normalised,
@@ -20,7 +21,6 @@ from experiments.atari_scores import (
     optimality_gap,
     stratified_bootstrap,
 )
-from metagrad.errors import ConfigurationError
 
 AGGREGATES = [iqm, median, mean, optimality_gap]
 Aggregate = Callable[[np.ndarray], np.ndarray]

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config_json import differences
-from experiments.atari import atari
-from experiments.atari_scores import HUMAN_NORMALISATION
-from experiments.atari_study import ALE_STUDY, ARMS, GAMES, QUICK_GAMES, STUDY, part_experiment, run_part
+from metagrad.cluster.config_json import differences
+from metagrad.experiments.atari import atari
+from metagrad.experiments.atari_scores import HUMAN_NORMALISATION
+from metagrad.experiments.atari_study import ALE_STUDY, ARMS, GAMES, QUICK_GAMES, STUDY, part_experiment, run_part
 
 SETTINGS = {"game": "Qbert", "arm": "mgrl", "seed": 1, "updates": 2, "environments": 2, "log_every": 1}
 TINY = SETTINGS | {"episodes": 1, "backend": "envpool"}

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import compositional_bias as study
-from experiments.tabular_estimators import Estimation, copy_of, data_sampler, maml_gradients, mdp_stack, sampled_loss
+from metagrad.experiments import compositional_bias as study
+from metagrad.experiments.tabular_estimators import (
+    Estimation,
+    copy_of,
+    data_sampler,
+    maml_gradients,
+    mdp_stack,
+    sampled_loss,
+)
 from metagrad.tabular import ascend, compositional_bias_bound, hessian_norm, maml_meta_gradient
 
 SETTINGS = {"mdp": 1, "field": "trajectories", "base": {"learning_rate": 3.0, "steps": 2}, "values": [2, 32]}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from experiments import discounting_chain as study
-from experiments.discounting_chain_agents import Agent, advance, start
-from experiments.discounting_chain_problem import Objective, discounts, mean_return, sample_counts, tables
+from metagrad.experiments import discounting_chain as study
+from metagrad.experiments.discounting_chain_agents import Agent, advance, start
+from metagrad.experiments.discounting_chain_problem import Objective, discounts, mean_return, sample_counts, tables
 
 
 def test_parts_are_five_agents_with_ten_seeds_and_two_variants() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.envs.discounting_chain import PAYING_STEPS, DiscountingChain, DiscountingChainConfig
-from experiments import discounting_chain_agents as agents
-from experiments import discounting_chain_problem as chain
 from metagrad import autodiff
+from metagrad.actors.envs.discounting_chain import PAYING_STEPS, DiscountingChain, DiscountingChainConfig
+from metagrad.experiments import discounting_chain_agents as agents
+from metagrad.experiments import discounting_chain_problem as chain
 from metagrad.meta_parameters import hyperparameters, init_eta
 
 F64 = torch.float64

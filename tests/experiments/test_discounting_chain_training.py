@@ -13,19 +13,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from actors import policy
-from actors.envs.discounting_chain import DiscountingChain, DiscountingChainConfig, chains
-from actors.rollout import Pool, collect
-from cluster.evaluation import evaluate_run
-from cluster.launch import run
-from experiments import discounting_chain_agents as agents
-from experiments import discounting_chain_problem as chain
-from experiments.discounting_chain_training import DiscountingChainExperiment, discounting_chain, true_values
-from learner.agent import Agent, build_agent
-from learner.config import BootstrapConfig
-from learner.lookahead import estimate_meta_gradient
-from learner.state import LearnerState, init_state
+from metagrad.actors import policy
+from metagrad.actors.envs.discounting_chain import DiscountingChain, DiscountingChainConfig, chains
+from metagrad.actors.rollout import Pool, collect
+from metagrad.cluster.evaluation import evaluate_run
+from metagrad.cluster.launch import run
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import discounting_chain_agents as agents
+from metagrad.experiments import discounting_chain_problem as chain
+from metagrad.experiments.discounting_chain_training import DiscountingChainExperiment, discounting_chain, true_values
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.lookahead import estimate_meta_gradient
+from metagrad.learner.state import LearnerState, init_state
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.networks import LinearPolicy, build_network
 from metagrad.types import Trajectory, WeightSnapshot

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.envs.discounting_chain import DiscountingChainConfig
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from cluster.config import Experiment
-from cluster.launch import run
-from experiments import EXPERIMENTS
+from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import run
+from metagrad.experiments import EXPERIMENTS
 
 SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes there
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},

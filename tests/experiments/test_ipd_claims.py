@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import ipd_claims as claims
-from experiments.ipd import ARMS, PROBES
+from metagrad.experiments import ipd_claims as claims
+from metagrad.experiments.ipd import ARMS, PROBES
 
 
 def run(arm, reward, seed=0, probe=0.5):

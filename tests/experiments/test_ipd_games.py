@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemma, IteratedPrisonersDilemmaConfig
-from experiments.ipd_games import (
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemma, IteratedPrisonersDilemmaConfig
+from metagrad.experiments.ipd_games import (
     Ring,
     exact_value,
     fresh_games,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ipd
-from experiments.ipd_report import PANELS, SMOOTHED, correlation_panels, report, reward_panels, runs_of
+from metagrad.experiments import ipd
+from metagrad.experiments.ipd_report import PANELS, SMOOTHED, correlation_panels, report, reward_panels, runs_of
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.rollout import probe
-from cluster.cli import main
-from cluster.evaluation import evaluate_run
-from cluster.launch import run
-from cluster.plot import logged_scalars, plot_runs
-from experiments.ipd_training import LolaExperiment, ipd
-from learner.algorithm import Algorithm
-from learner.checkpoint import restore_newest
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.rollout import probe
+from metagrad.cluster.cli import main
+from metagrad.cluster.evaluation import evaluate_run
+from metagrad.cluster.launch import run
+from metagrad.cluster.plot import logged_scalars, plot_runs
 from metagrad.errors import ConfigurationError
+from metagrad.experiments.ipd_training import LolaExperiment, ipd
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import MemoryOnePair
 
 EXACT = {"inner": "exact", "outer": "exact"}

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from experiments.ipd_games import Games, Ring, exact_value, fresh_games, joint_log_prob
-from experiments.lola import (
+from metagrad.errors import ConfigurationError
+from metagrad.experiments.ipd_games import Games, Ring, exact_value, fresh_games, joint_log_prob
+from metagrad.experiments.lola import (
     RING_SIZE,
     Data,
     Estimation,
@@ -17,7 +18,6 @@ from experiments.lola import (
     outer_loss,
     streams,
 )
-from metagrad.errors import ConfigurationError
 from metagrad.opponent_shaping import shaping_gradients
 
 EXACT = Estimation(value="exact", outer="exact")

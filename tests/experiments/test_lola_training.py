@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors import policy
-from actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from actors.rollout import Pool, collect
-from experiments.ipd_games import (
+from metagrad.actors import policy
+from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
+from metagrad.actors.rollout import Pool, collect
+from metagrad.experiments.ipd_games import (
     STATES,
     Games,
     exact_value,
@@ -19,9 +19,9 @@ from experiments.ipd_games import (
     rewards,
     value_gradient,
 )
-from experiments.lola import Estimation, dice_objective
-from experiments.lola_training import Lola, LolaState, codes
-from learner.step import NonFinite
+from metagrad.experiments.lola import Estimation, dice_objective
+from metagrad.experiments.lola_training import Lola, LolaState, codes
+from metagrad.learner.step import NonFinite
 from metagrad.networks import MemoryOnePair, build_network
 from metagrad.optimizers import Adam, Sgd, constant
 from metagrad.types import Trajectory, WeightSnapshot

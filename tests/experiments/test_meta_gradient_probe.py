@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors import policy
-from actors.envs.snake import Snake, SnakeConfig, SnakeState, make_board, observe_state, step_state
-from actors.rollout import Actor, probe
-from cluster.config import Experiment
-from cluster.launch import actor_setups
-from experiments import meta_gradient_probe as page
-from experiments.snake_12x12 import snake_12x12
-from learner.checkpoint import save
-from learner.config import MetaGradientConfig, OuterConfig
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig, SgdConfig
-from learner.schedule import Batch
+from metagrad.actors import policy
+from metagrad.actors.envs.snake import Snake, SnakeConfig, SnakeState, make_board, observe_state, step_state
+from metagrad.actors.rollout import Actor, probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.launch import actor_setups
 from metagrad.errors import ConfigurationError
+from metagrad.experiments import meta_gradient_probe as page
+from metagrad.experiments.snake_12x12 import snake_12x12
+from metagrad.learner.checkpoint import save
+from metagrad.learner.config import MetaGradientConfig, OuterConfig
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
+from metagrad.learner.schedule import Batch
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp

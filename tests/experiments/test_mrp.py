@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.studies import Result, Settings
-from experiments import mrp
-from experiments import mrp_problem as problem
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments import mrp
+from metagrad.experiments import mrp_problem as problem
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.optimizers import OptimizerState
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import mrp_errors as errors
-from experiments.mrp_bias_variance import STUDY
+from metagrad.experiments import mrp_errors as errors
+from metagrad.experiments.mrp_bias_variance import STUDY
 
 
 def test_errors_are_averages_over_the_chosen_states() -> None:

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config_json import differences
-from cluster.transport import ColocatedActors
-from experiments.atari import atari
-from experiments.peek_study import LEARNT, NS, PONG_STUDY, STUDY, peek_experiment, peek_samples, run_part
-from experiments.snake import snake_6x6
-from experiments.training_runs import checkpoints, train
-from learner import lookahead
-from learner.checkpoint import checkpoint_path, load
-from learner.vtrace_parameters import off_policy
+from metagrad.cluster.config_json import differences
+from metagrad.cluster.transport import ColocatedActors
+from metagrad.experiments.atari import atari
+from metagrad.experiments.peek_study import LEARNT, NS, PONG_STUDY, STUDY, peek_experiment, peek_samples, run_part
+from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.training_runs import checkpoints, train
+from metagrad.learner import lookahead
+from metagrad.learner.checkpoint import checkpoint_path, load
+from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.types import Trajectory, WeightSnapshot
 
 TINY = {"n": 2, "seed": 1, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}

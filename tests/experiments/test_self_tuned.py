@@ -4,16 +4,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from actors.envs.atari import AtariConfig
-from actors.envs.base import EnvironmentSpec
-from cluster.config import Experiment
-from cluster.config_json import differences, from_json, to_json
-from experiments.atari import atari
-from experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
-from experiments.snake import snake_6x6
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.lookahead import Sample
-from learner.vtrace_parameters import VtraceParameters
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.config_json import differences, from_json, to_json
+from metagrad.experiments.atari import atari
+from metagrad.experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
+from metagrad.experiments.snake import snake_6x6
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.lookahead import Sample
+from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import action_log_prob, forward
 from metagrad.meta_parameters import learnt_slices
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn, Network

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from experiments.snake import demo, snake_6x6
+from metagrad.experiments.snake import demo, snake_6x6
 from metagrad.networks import SnakeCnn
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.studies import Result, Settings
-from experiments import snake12_choices_report as page
-from experiments.snake12_choices import NAMES, STUDY, VARIANTS, probed_estimators, variant_experiment
+from metagrad.cluster.studies import Result, Settings
+from metagrad.experiments import snake12_choices_report as page
+from metagrad.experiments.snake12_choices import NAMES, STUDY, VARIANTS, probed_estimators, variant_experiment
 
 Parts = dict[str, tuple[Settings, Result]]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from actors.rollout import probe
-from experiments import snake12_study as study
-from experiments.meta_gradient_probe import meta_gradient_moments
-from experiments.snake_12x12 import UPDATES, snake_12x12
-from learner.checkpoint import checkpoint_path, load
+from metagrad.actors.rollout import probe
+from metagrad.experiments import snake12_study as study
+from metagrad.experiments.meta_gradient_probe import meta_gradient_moments
+from metagrad.experiments.snake_12x12 import UPDATES, snake_12x12
+from metagrad.learner.checkpoint import checkpoint_path, load
 
 TINY: dict[str, Any] = {
     "updates": 4,

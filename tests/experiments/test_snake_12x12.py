@@ -1,9 +1,9 @@
 import pytest
 
-from actors.envs.snake import SnakeConfig
-from experiments.snake_12x12 import snake_12x12
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.experiments.snake_12x12 import snake_12x12
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_gradient import outer_weights
 from metagrad.networks import SnakeTorsoCnn
 

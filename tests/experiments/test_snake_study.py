@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.envs.snake import SnakeConfig
-from cluster.config_json import differences
-from experiments import snake_study
-from experiments.snake import snake_6x6
-from experiments.snake_study import ARMS, STUDY, arm_experiment, run_part
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cluster.config_json import differences
+from metagrad.experiments import snake_study
+from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.snake_study import ARMS, STUDY, arm_experiment, run_part
 
 TINY = {"arm": "bmg-outer", "seed": 3, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
 

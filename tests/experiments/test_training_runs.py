@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from actors.envs.snake import SnakeConfig
-from actors.evaluate import evaluate
-from actors.rollout import probe
-from cluster.config import Experiment
-from cluster.run_config import CheckpointConfig
-from experiments.snake import snake_6x6
-from experiments.training_runs import checkpoints, curves, evaluate_newest, evaluations, train
-from learner import algorithm
-from learner.checkpoint import load, paths, update_of
-from learner.step import meta_update
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.evaluate import evaluate
+from metagrad.actors.rollout import probe
+from metagrad.cluster.config import Experiment
+from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.training_runs import checkpoints, curves, evaluate_newest, evaluations, train
+from metagrad.learner import algorithm
+from metagrad.learner.checkpoint import load, paths, update_of
+from metagrad.learner.step import meta_update
 from metagrad.networks import Mlp
 
 CPU = torch.device("cpu")

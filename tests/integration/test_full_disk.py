@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster import cli
-from learner.checkpoint import paths, restore_newest, update_of
-from learner.storage import CannotWrite
+from metagrad.cluster import cli
+from metagrad.learner.checkpoint import paths, restore_newest, update_of
+from metagrad.learner.storage import CannotWrite
 
 Metagrad = Callable[..., Any]
 Words = tuple[str, ...]

@@ -8,14 +8,14 @@ import pytest
 
 # Printed by the run itself, after its updates 200 and 2,000.
 MEASURING = """
-import learner.algorithm, learner.step
+import metagrad.learner.algorithm, metagrad.learner.step
 def measured(agent, state, sample):
-    result = learner.step.meta_update(agent, state, sample)
+    result = metagrad.learner.step.meta_update(agent, state, sample)
     if result[0].update in (200, 2000):
         status = open("/proc/self/status").read()
         print("\\nVmRSS at", result[0].update, status.split("VmRSS:")[1].split()[0], "kB", flush=True)
     return result
-learner.algorithm.meta_update = measured
+metagrad.learner.algorithm.meta_update = measured
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from learner.checkpoint import checkpoint_path, paths, restore_newest, update_of
+from metagrad.learner.checkpoint import checkpoint_path, paths, restore_newest, update_of
 
 Metagrad = Callable[..., Any]
 Words = tuple[str, ...]
@@ -143,14 +143,14 @@ def test_ctrl_c_on_a_ray_run_leaves_a_checkpoint_and_no_process(
 
 
 FAILING_LEARNER = """
-import learner.algorithm, learner.step
+import metagrad.learner.algorithm, metagrad.learner.step
 updates = [0]
 def failing_update(*args):
     updates[0] += 1
     if updates[0] == 8:
         raise RuntimeError("the learner's own")
-    return learner.step.meta_update(*args)
-learner.algorithm.meta_update = failing_update
+    return metagrad.learner.step.meta_update(*args)
+metagrad.learner.algorithm.meta_update = failing_update
 """
 
 

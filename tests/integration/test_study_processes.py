@@ -15,8 +15,8 @@ Metagrad = Callable[..., Any]
 TOY = """
 import time
 from pathlib import Path
-import experiments
-from cluster.studies import Study
+from metagrad import experiments
+from metagrad.cluster.studies import Study
 
 GO = Path({go!r})
 

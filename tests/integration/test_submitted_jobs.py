@@ -25,7 +25,7 @@ TINY = (
 )
 CORRIDOR = """\
 from dataclasses import replace
-from experiments import EXPERIMENTS as OURS
+from metagrad.experiments import EXPERIMENTS as OURS
 EXPERIMENTS = {"mine": lambda: replace(OURS["demo"](), name="mine", description="Mine", updates=3)}
 """
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agent import Agent, build_agent
-from learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
-from learner.meta_parameters import A2cParameters
-from learner.optimizer_config import AdamConfig
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.types import Trajectory, WeightSnapshot

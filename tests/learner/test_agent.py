@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner import agent as agent_module
-from learner.agent import Agent, build_agent
-from learner.config import BootstrapConfig, LearnerConfig
-from learner.lookahead import estimate_meta_gradient
-from learner.meta_parameters import A2cParameters
-from learner.state import init_state
-from learner.vtrace_parameters import off_policy
+from metagrad.learner import agent as agent_module
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import BootstrapConfig, LearnerConfig
+from metagrad.learner.lookahead import estimate_meta_gradient
+from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.state import init_state
+from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_parameters import hyperparameters
 from metagrad.networks import Mlp, SnakeCnn, build_network

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from learner.agent import Agent
-from learner.algorithm import Algorithm, MetaGradientActorCritic, State
-from learner.checkpoint import load, save
-from learner.config import BootstrapConfig
-from learner.state import init_state
-from learner.step import meta_update
+from metagrad.learner.agent import Agent
+from metagrad.learner.algorithm import Algorithm, MetaGradientActorCritic, State
+from metagrad.learner.checkpoint import load, save
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.state import init_state
+from metagrad.learner.step import meta_update
 
 CPU = torch.device("cpu")
 MakeAgent = Callable[..., Agent]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import merge
+from metagrad.learner.batch import merge
 from metagrad.types import Episodes, Rollout, Trajectory
 
 CPU = torch.device("cpu")

@@ -7,8 +7,17 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from learner.checkpoint import NoCheckpoint, Unreadable, checkpoint_path, load, paths, restore_newest, save, update_of
-from learner.storage import CannotWrite, Location, inside, location, names
+from metagrad.learner.checkpoint import (
+    NoCheckpoint,
+    Unreadable,
+    checkpoint_path,
+    load,
+    paths,
+    restore_newest,
+    save,
+    update_of,
+)
+from metagrad.learner.storage import CannotWrite, Location, inside, location, names
 
 TREE = {"theta": torch.arange(4.0), "count": 3, "names": ["a"], "nothing": None, "nested": {"x": 1.5, "ok": True}}
 

@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
-from learner.config import BootstrapConfig, MetaGradientConfig, OuterConfig
-from learner.optimizer_config import AdamConfig
 from metagrad.bootstrap import Matching
 from metagrad.errors import ConfigurationError
+from metagrad.learner.config import BootstrapConfig, MetaGradientConfig, OuterConfig
+from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.losses import OuterObjective
 
 ADAM = AdamConfig(learning_rate=0.1)

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from learner.agent import Agent, build_agent
-from learner.config import LearnerConfig
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.state import from_tree, init_state, misfit, to_tree
-from learner.step import meta_update
 from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import intrinsic_loss, reward_network
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import LearnerConfig
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.state import from_tree, init_state, misfit, to_tree
+from metagrad.learner.step import meta_update
 from metagrad.losses import outer_loss
 from metagrad.meta_parameters import MetaParameter, MetaVector, hyperparameters, learnt_names, learnt_slices, shown
 from metagrad.networks import Mlp, build_network

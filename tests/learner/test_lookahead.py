@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner import lookahead
-from learner.agent import Agent
-from learner.checkpoint import load, save
-from learner.config import BootstrapConfig
-from learner.lookahead import Clock, estimate_meta_gradient, look_ahead
-from learner.state import LearnerState, from_tree, init_state, to_tree
-from learner.step import NonFinite, meta_update
+from metagrad.learner import lookahead
+from metagrad.learner.agent import Agent
+from metagrad.learner.checkpoint import load, save
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.lookahead import Clock, estimate_meta_gradient, look_ahead
+from metagrad.learner.state import LearnerState, from_tree, init_state, to_tree
+from metagrad.learner.step import NonFinite, meta_update
 from metagrad.types import Trajectory, WeightSnapshot
 
 MakeAgent = Callable[..., Agent]

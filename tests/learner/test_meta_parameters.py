@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agent import Agent, build_agent
-from learner.config import LearnerConfig
-from learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
-from learner.state import init_state
-from learner.step import meta_update
 from metagrad.errors import ConfigurationError
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import LearnerConfig
+from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
+from metagrad.learner.state import init_state
+from metagrad.learner.step import meta_update
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter, MetaVector, hyperparameters
 from metagrad.networks import Network

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from learner.checkpoint import load, save
-from learner.metrics import EpisodeStatistics, EpisodeWindow, IntervalMean, RunningVariance
+from metagrad.learner.checkpoint import load, save
+from metagrad.learner.metrics import EpisodeStatistics, EpisodeWindow, IntervalMean, RunningVariance
 
 GENERATOR = np.random.default_rng(0)
 

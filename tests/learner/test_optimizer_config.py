@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from learner.optimizer_config import AdamConfig, RmsPropConfig, SgdConfig
 from metagrad.errors import ConfigurationError
+from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig, SgdConfig
 from metagrad.optimizers import Adam, ClipByGlobalNorm, RmsProp, Sgd
 
 NAN = float("nan")

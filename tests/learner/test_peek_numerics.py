@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.agent import Agent, build_agent
-from learner.config import LearnerConfig
-from learner.lookahead import estimate_meta_gradient
-from learner.optimizer_config import SgdConfig
-from learner.schedule import Batch, Peek
-from learner.state import LearnerState, init_state
-from learner.step import meta_update
-from learner.vtrace_parameters import off_policy
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import LearnerConfig
+from metagrad.learner.lookahead import estimate_meta_gradient
+from metagrad.learner.optimizer_config import SgdConfig
+from metagrad.learner.schedule import Batch, Peek
+from metagrad.learner.state import LearnerState, init_state
+from metagrad.learner.step import meta_update
+from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.networks import Mlp, Network, build_network
 from metagrad.types import Trajectory, WeightSnapshot
 

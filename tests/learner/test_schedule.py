@@ -9,14 +9,14 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from learner.agent import build_agent
-from learner.config import BootstrapConfig, LearnerConfig
-from learner.intrinsic_reward import IntrinsicRewardParameters
-from learner.schedule import Batch, Lockstep, Peek
-from learner.state import init_state
-from learner.step import meta_update
-from learner.vtrace_parameters import off_policy
 from metagrad.errors import ConfigurationError
+from metagrad.learner.agent import build_agent
+from metagrad.learner.config import BootstrapConfig, LearnerConfig
+from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.learner.schedule import Batch, Lockstep, Peek
+from metagrad.learner.state import init_state
+from metagrad.learner.step import meta_update
+from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network

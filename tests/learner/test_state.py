@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from learner.agent import Agent
-from learner.checkpoint import load, save
-from learner.state import from_tree, init_state, to_tree
-from learner.step import meta_update
+from metagrad.learner.agent import Agent
+from metagrad.learner.checkpoint import load, save
+from metagrad.learner.state import from_tree, init_state, to_tree
+from metagrad.learner.step import meta_update
 
 MakeAgent = Callable[..., Agent]
 CPU = torch.device("cpu")

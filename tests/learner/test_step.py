@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from learner.agent import Agent
-from learner.state import LearnerState, init_state
-from learner.step import NonFinite, meta_update
+from metagrad.learner.agent import Agent
+from metagrad.learner.state import LearnerState, init_state
+from metagrad.learner.step import NonFinite, meta_update
 from metagrad.meta_gradient import outer_weights, reference_meta_gradient
 from metagrad.optimizers import OptimizerState
 from metagrad.types import Trajectory, WeightSnapshot
@@ -181,7 +181,10 @@ def test_graphs_are_kept_only_where_a_product_needs_them(
         gradients.append(update.step.gradient)
         return update
 
-    for module in ("learner.step", "learner.lookahead"):  # where there is a look-ahead, and where there is none
+    for module in (
+        "metagrad.learner.step",
+        "metagrad.learner.lookahead",
+    ):  # where there is a look-ahead, and where there is none
         monkeypatch.setattr(f"{module}.inner_update", recorded)
     agent = make_agent(**{"n": 3} | changes)
     meta_update(agent, init_state(agent, 0, CPU), sampler)
@@ -283,6 +286,6 @@ def test_a_meta_gradient_that_is_no_number_is_named_before_the_meta_parameter_th
     make_agent: MakeAgent, sampler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = make_agent(n=1)
-    monkeypatch.setattr("learner.step.eta_gradient", lambda *_: torch.tensor([1.0, torch.nan]))
+    monkeypatch.setattr("metagrad.learner.step.eta_gradient", lambda *_: torch.tensor([1.0, torch.nan]))
     with pytest.raises(NonFinite, match=r"^meta_gradient/entropy_coefficient became nan at update 1$"):
         meta_update(agent, init_state(agent, 0, CPU), sampler)

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from learner.agent import Agent, build_agent
-from learner.config import LearnerConfig
-from learner.state import init_state
-from learner.step import meta_update
-from learner.vtrace_parameters import VtraceParameters
 from metagrad.errors import ConfigurationError
+from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.config import LearnerConfig
+from metagrad.learner.state import init_state
+from metagrad.learner.step import meta_update
+from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter, hyperparameters, learnt_names, shown
 from metagrad.networks import Mlp, build_network
 from metagrad.surrogates import SURROGATES
