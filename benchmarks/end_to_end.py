@@ -16,7 +16,6 @@ The floor is what no arrangement of the same arithmetic can beat: environment, i
 each alone on one core, added up and shared out over the cores without a wait.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,6 +32,7 @@ from metagrad.actors.envs import make_environment
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.launch import actor_setups
+from metagrad.cores import usable_cores
 from metagrad.learner.batch import merge
 from metagrad.types import WeightSnapshot
 
@@ -191,4 +191,4 @@ def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
         repeats = 1 if quick else 5
         floors = {name: partial(seconds_per_decision, chosen(name, quick), repeats) for name in names if name in AT_N_0}
         answers, terms = measured(systems | runs, floors, rounds)
-    return result_of(answers, terms, len(os.sched_getaffinity(0)))
+    return result_of(answers, terms, usable_cores())

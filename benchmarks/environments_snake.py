@@ -11,7 +11,6 @@ ours goes through Python; EnvPool spends a step on a restart, and is credited wi
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -31,6 +30,7 @@ from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.policy import sample
 from metagrad.actors.rollout import Pool, collect
 from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cores import usable_cores
 from metagrad.networks import SnakeCnn, build_network
 
 ROLLOUT_LENGTH = 5  # of the papers' Snake and Atari experiments
@@ -223,7 +223,7 @@ def jumanji_programs(cases: list[SnakeCase], device_counts: list[int]) -> Iterat
 def measure_snake(cases: list[SnakeCase], rounds: int, alone: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """Results by label, and versions of the alternatives. This process keeps freed memory, as an actor's does."""
     keep_freed_memory()
-    threads = sorted({1, len(os.sched_getaffinity(0))})
+    threads = sorted({1, usable_cores()})
     with snake_actors(max(threads)) as actors, jumanji_programs(cases, [] if alone else threads) as jumanji:
         results = {case.label: measure_case(case, rounds, threads, actors, jumanji) for case in cases}
         versions = next((program.versions for program in jumanji.values()), {})

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metagrad.cores import usable_cores
+
 MIN_ROUNDS = 5  # below it a quartile says nothing
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # for a process whose peak memory is measured: see in_fresh_process
@@ -203,7 +205,7 @@ def machine_record() -> dict[str, Any]:
             versions[package] = "absent"
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "load_average_1min": os.getloadavg()[0],

@@ -7,7 +7,6 @@ from CPU seconds on one thread, where each schedule has its own L, since V-trace
 lockstep leaves cores idle; never more than all cores' CPU seconds in an update of lockstep over those of peek.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.launch import actor_setups
 from metagrad.cluster.run_config import Schedule
+from metagrad.cores import usable_cores
 from metagrad.experiments.atari import atari
 from metagrad.experiments.snake import demo
 from metagrad.learner.batch import merge
@@ -122,7 +122,7 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
         with torch_threads(1):
             cpu = cpu_seconds(interleave(arithmetic(case), 1 if quick else rounds), case.n)
         runs = _runs(case, rounds, quick)
-        bound = ratio_at_most(case, runs, cpu, len(os.sched_getaffinity(0)))
+        bound = ratio_at_most(case, runs, cpu, usable_cores())
         result[case.label] = runs | cpu | {"ratio_at_most": bound}
     ratios = {f"peek over lockstep, {name}": case["peek_over_lockstep"]["median"] for name, case in result.items()}
     return {"schedules": result, "ratios": ratios}

@@ -12,6 +12,7 @@ from metagrad.actors.record import pictured, record
 from metagrad.actors.rollout import probe
 from metagrad.cluster.launch import check_fits, resolve_device, restore
 from metagrad.cluster.run_folder import RunFolder
+from metagrad.cores import default_threads
 from metagrad.errors import ConfigurationError, require
 from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
 from metagrad.learner.storage import Location, write_whole
@@ -36,7 +37,7 @@ def evaluate_run(
         tree = _tree_of(folder, update)
         check_fits(checkpoint_path(folder.checkpoints, update), tree, experiment, algorithm)
     state = algorithm.from_tree(tree["learner"], device)
-    threads = experiment.learner_threads or torch.get_num_threads()
+    threads = experiment.learner_threads or default_threads()
     torch.set_num_threads(threads)
     result = evaluate(algorithm.network, state.theta, experiment.env, episodes, seed, is_greedy, device, threads)
     kind = "greedy" if is_greedy else "sampled"

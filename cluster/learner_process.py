@@ -1,7 +1,9 @@
 """The learner as a Ray actor: it trains in one thread and answers the driver in another."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,6 +17,7 @@ from metagrad.cluster.reports import QueuedReports, Report
 from metagrad.cluster.rollout_actor import MakeActor, Place, address_and_pid
 from metagrad.cluster.slots import Slot
 from metagrad.cluster.transport import Actors
+from metagrad.cores import default_threads, usable_cores
 
 
 class _Stop:
@@ -47,7 +50,7 @@ class Learner:
                 experiment.environments // experiment.environments_of_an_actor,
             )
 
-        return learn(assignment, open_actors, self._reports, self._stop)
+        return learn(assignment, open_actors, self._reports, self._stop, threads_of_node())
 
     @ray.method(concurrency_group="control")
     def fetch(self, seconds: float) -> list[Report]:
@@ -62,6 +65,21 @@ class Learner:
     @ray.method(concurrency_group="control")
     def place(self) -> Place:
         return Place(*address_and_pid(), is_started=True)
+
+
+def threads_of_node() -> int:
+    """Threads that the learner may have here: the cores of its node, at most as many as Ray counts CPUs there.
+
+    OMP_NUM_THREADS is asked where somebody has set it, for the node or for the job. Where nobody has, Ray sets it to
+    the CPUs of the process alone, and the learner uses those of its actors while they rest.
+    """
+    context = ray.get_runtime_context()
+    (node,) = (each for each in ray.nodes() if each["NodeID"] == context.get_node_id())
+    of_raylet = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    of_job = context.runtime_env.get("env_vars", {})
+    is_set = "OMP_NUM_THREADS" in of_job or any(x.startswith(b"OMP_NUM_THREADS=") for x in of_raylet)
+    cores = default_threads() if is_set else usable_cores()
+    return max(1, min(cores, int(node["Resources"].get("CPU", 0))))
 
 
 def start_learner(group: PlacementGroup, cpus: int, gpus: int) -> Any:

@@ -1,6 +1,5 @@
 """A learner's whole life, in whatever process: state, actors, training loop; what it has to say goes to reports."""
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from metagrad.cluster.reports import Reports
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.train import Stop, Training
 from metagrad.cluster.transport import Actors
+from metagrad.cores import default_threads
 from metagrad.errors import ConfigurationError, require
 
 OpenActors = Callable[[list[ActorSetup], Sequence[State] | None], AbstractContextManager[Actors]]
@@ -92,19 +92,23 @@ def actor_setups(
     ]
 
 
-def learner_threads(experiment: BaseExperiment) -> int:
-    """Every core, since the learner is the longer part, and actors rest while it works or are ahead of it.
+def learner_threads(experiment: BaseExperiment, available: int) -> int:
+    """All that are available, since the learner is the longer part, and actors rest while it works or are ahead of it.
 
-    In peek without a look-ahead neither is so, and it has its share.
+    In peek without a look-ahead neither is so, and it has its share. What the experiment says comes first.
     """
     if experiment.learner_threads is not None:
         return experiment.learner_threads
     is_shared = experiment.topology == "ray" and experiment.schedule == "peek" and experiment.look_ahead_batches == 0
-    return experiment.learner_cpus if is_shared else len(os.sched_getaffinity(0))
+    return min(experiment.learner_cpus, available) if is_shared else available
 
 
-def learn(assignment: Assignment, open_actors: OpenActors, reports: Reports, stop: Stop) -> dict[str, Any]:
+def learn(
+    assignment: Assignment, open_actors: OpenActors, reports: Reports, stop: Stop, threads: int | None = None
+) -> dict[str, Any]:
     """Train until the updates are done or somebody asks to stop; the summary, which is also reported if it fails.
+
+    `threads` are those that this process may have, `default_threads` where nobody says.
 
     Raises:
         ConfigurationError: no such device here, or actors that cannot run where they are.
@@ -114,7 +118,7 @@ def learn(assignment: Assignment, open_actors: OpenActors, reports: Reports, sto
     device = resolve_device(experiment.device)
     set_precision(experiment.allows_tf32, device)
     keep_freed_memory()
-    torch.set_num_threads(learner_threads(experiment))
+    torch.set_num_threads(learner_threads(experiment, threads or default_threads()))
     algorithm = experiment.algorithm(assignment.spec)
     if checkpoint is None:
         state, states = algorithm.init(experiment.seed, device), None

@@ -15,6 +15,7 @@ from metagrad.actors.rollout import Actor, ActorSetup, probe
 from metagrad.cluster.learning import actor_setups, learner_threads, resolve_device
 from metagrad.cluster.placement import Node, Plan, Rates, make_plan, own_cpus, problems
 from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cores import default_threads, usable_cores
 from metagrad.learner.batch import merge
 from metagrad.types import Rollout, Trajectory, WeightSnapshot
 
@@ -45,7 +46,7 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
         ConfigurationError: no cluster at RAY_ADDRESS.
     """
     address = os.environ.get("RAY_ADDRESS")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     here = Node("this machine", cores, torch.cuda.device_count(), memory_bytes=memory)
     if experiment.topology == "colocated":
@@ -106,7 +107,7 @@ def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, i
 
     state, _ = algorithm.update(state, sample)  # under `sequential` the first one asks for a batch more than the others
     own, single = (_rollout_seconds(dataclasses.replace(setup, batch_size=b), asked[0]) for b in (setup.batch_size, 1))
-    torch.set_num_threads(learner_threads(experiment))
+    torch.set_num_threads(learner_threads(experiment, default_threads()))
     asked_before = len(asked)
     seconds, after = _quickest(lambda: algorithm.update(state, sample)[0])
     updates, batches = after.update - state.update, (len(asked) - asked_before) / _REPETITIONS

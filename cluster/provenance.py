@@ -1,7 +1,6 @@
 """What a result was made with and on: versions, commit, processor. No names of machines or people."""
 
 import functools
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from metagrad.cores import usable_cores
 
 _ROOT = Path(__file__).resolve().parent.parent  # resolved: in a checkout metagrad/cluster is a link
 
@@ -51,5 +52,5 @@ def hardware(cpu_info: Path) -> str:
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return f"{model}, {cores} core{'s' if cores != 1 else ''}"

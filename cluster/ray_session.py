@@ -12,6 +12,7 @@ import ray
 from ray._private import worker as ray_worker
 
 from metagrad.cluster.extensions import extensions
+from metagrad.cores import usable_cores
 from metagrad.errors import ConfigurationError, require
 
 OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
@@ -47,7 +48,7 @@ def ray_session(demand: Demand) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
         ray.init(
             address="local",
-            num_cpus=max(demand.wanted, len(os.sched_getaffinity(0))),
+            num_cpus=max(demand.wanted, usable_cores()),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             logging_level=logging.ERROR,

@@ -101,8 +101,9 @@ class BaseExperiment(ABC):
     """True: products and convolutions of the learner on a GPU may round their factors to TF32, 10 bits for 23, which is
     several times as fast; False: float32 throughout."""
     learner_threads: int | None = None
-    """CPU threads of the learner; None: all cores of its machine, since actors rest while it works or are ahead of it,
-    and learner_cpus under Ray in peek without a look-ahead, where neither is so."""
+    """CPU threads of the learner; None: all cores that it may use, since actors rest while it works or are ahead of
+    it, and learner_cpus under Ray in peek without a look-ahead, where neither is so. It may use those of its affinity
+    mask, at most its container's CPU quota, OMP_NUM_THREADS and the CPUs that Ray counts on its node."""
     log_every: int = 10
     """Updates between two rows of scalars."""
     learner_cpus: int = 1

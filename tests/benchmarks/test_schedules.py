@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +36,7 @@ def test_schedules_are_run_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedules, "one_run", one_run)
     monkeypatch.setattr(schedules, "arithmetic", lambda _: {name: int for name in ("rollouts", "lockstep", "peek")})
     monkeypatch.setattr(schedules, "interleave", lambda cases, _: {name: [Timing(9.0, 1.0)] for name in cases})
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(schedules, "usable_cores", lambda: 2)
     result = schedules.run(rounds=2, quick=False)["schedules"]
     assert asked[:4] == [("demo", "lockstep", 1), ("demo", "peek", 1)] * 2
     assert asked[-1] == ("atari", "peek", 3)

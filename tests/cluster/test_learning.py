@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from metagrad.actors.rollout import ActorSetup, State, probe
+from metagrad.cluster import learning
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.learning import Assignment, actor_setups, learn, learner_threads
 from metagrad.cluster.reports import QueuedReports
@@ -73,11 +73,32 @@ def test_actors_of_another_life_have_streams_of_their_own(tiny: Tiny) -> None:
 
 
 def test_threads_of_the_learner(tiny: Tiny) -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert learner_threads(tiny(learner_threads=7)) == 7
-    assert learner_threads(tiny(learner_threads=None)) == cores
-    assert learner_threads(tiny(learner_threads=None, topology="ray")) == cores
+    assert learner_threads(tiny(learner_threads=7), 3) == 7
+    assert learner_threads(tiny(learner_threads=None), 3) == 3
+    assert learner_threads(tiny(learner_threads=None, topology="ray"), 3) == 3
     peek = {"learner_threads": None, "schedule": "peek", "topology": "ray"}
-    looks_ahead = tiny(learner_cpus=cores + 1, **peek)
-    assert learner_threads(looks_ahead) == cores
-    assert learner_threads(replace(looks_ahead, meta=replace(looks_ahead.meta, n=0))) == cores + 1
+    looks_ahead = tiny(learner_cpus=2, **peek)
+    assert learner_threads(looks_ahead, 3) == 3
+    alone = replace(looks_ahead, meta=replace(looks_ahead.meta, n=0))
+    assert learner_threads(alone, 3) == 2
+    assert learner_threads(alone, 1) == 1
+
+
+@pytest.mark.parametrize(("threads", "used"), [(None, 3), (2, 2)])
+def test_a_learner_has_the_threads_that_are_there(
+    threads: int | None, used: int, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(learning, "default_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    experiment = tiny(learner_threads=None, updates=2)
+
+    @contextmanager
+    def nothing(_setups: Any, _states: Any) -> Iterator[Any]:
+        raise RuntimeError("threads are set")
+        yield
+
+    assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None)
+    with pytest.raises(RuntimeError, match="threads are set"):
+        learn(assignment, nothing, QueuedReports(), Stop(), threads)
+    assert asked == [used]

@@ -27,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 def test_a_machine_alone_has_room_for_what_a_run_asks_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", None)  # Ray is not started
-    monkeypatch.setattr(page.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(page, "usable_cores", lambda: 2)
     ((here,), where) = find_nodes(tiny(topology="ray", actors=40, environments=40))
     assert here.cpus == 41
     assert re.search(r"this machine alone .* has 2 cores for 41 CPUs: processes share them", where)
