@@ -12,6 +12,9 @@ MAKEFLAGS += --no-builtin-rules
 .PHONY: help train reproduce test test-all lint format bench alternatives clean
 
 pip := .venv/bin/python -m pip --disable-pip-version-check
+packages := actors learner cluster experiments
+extras := aws,azure,gcs,s3
+version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 # An installation that was interrupted, lost its interpreter or was moved (scripts and the editable install hold
 # absolute paths) is made anew: without its stamps every rule below runs again.
@@ -33,11 +36,12 @@ test: .venv/.dev ## run the fast tests and the docstring examples: make test [AR
 test-all: .venv/.dev ## run every test: also slow, cluster and, with a CUDA device, gpu
 	.venv/bin/python -m pytest -m "" --timeout=1800 $(ARGS)
 
-lint: .venv/.dev ## check format, style, imports between packages, types, spelling, and docker/ and deploy/ against their schemas
+lint: .venv/.extras ## check format, style, imports, types, spelling, that the extras install, and docker/ and deploy/ against their schemas
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/mypy
+	.venv/bin/python -m compileall -q metagrad $(packages)
 	.venv/bin/codespell
 	.venv/bin/yamllint --strict docker deploy
 	.venv/bin/hadolint docker/Dockerfile
@@ -84,3 +88,9 @@ clean: ## remove .venv, .alternatives and every cache; runs stay
 	@touch .venv/.installing
 	$(pip) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@rm .venv/.installing && touch $@
+
+# Asks the registry, so only when pins or extras have changed, as the installation itself does.
+.venv/.extras: .venv/.dev
+	@$(pip) install --dry-run --quiet --constraint constraints.txt --no-build-isolation ".[$(extras)]" || { \
+		echo "the extras $(extras) do not install with the versions of constraints.txt, or no registry answers: see above" >&2; exit 1; }
+	@touch $@

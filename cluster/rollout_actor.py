@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from metagrad.actors.rollout import Actor, ActorSetup, State
@@ -41,8 +42,8 @@ class Place(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """What must agree between a learner and its actors."""
-    packages = {name: version(name) for name in ("metagrad", "ray", "torch", "numpy")}
+    """What must agree between a learner and its actors; torch 2.13.0+cpu and the 2.13.0 of a GPU node do."""
+    packages = {name: Version(version(name)).public for name in ("metagrad", "ray", "torch", "numpy")}
     return {"python": platform.python_version()} | packages
 
 

@@ -9,6 +9,7 @@ import ray
 import torch
 
 from metagrad.actors.rollout import Actor, ActorSetup
+from metagrad.cluster import rollout_actor
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.learning import actor_setups
 from metagrad.cluster.rollout_actor import Published, RolloutActor, versions
@@ -86,3 +87,26 @@ def test_states_go_on(setup: ActorSetup, fetched: list[Any]) -> None:
     one, other = first.rollout(published(0, 0), 0), second.rollout(published(0, 0), 0)
     assert np.array_equal(one.trajectory.observation, other.trajectory.observation)
     assert np.array_equal(one.trajectory.action, other.trajectory.action)
+
+
+@pytest.mark.usefixtures("fetched")
+@pytest.mark.parametrize("package", ["torch", "numpy", "ray", "metagrad"])
+@pytest.mark.parametrize(
+    ("learner", "node"), [("2.13.0+cpu", "2.13.0"), ("2.13.0", "2.13.0+cpu"), ("2.13.0+cu130", "2.13.0+cpu")]
+)
+def test_builds_of_one_version_work_together(
+    setup: ActorSetup, monkeypatch: pytest.MonkeyPatch, package: str, learner: str, node: str
+) -> None:
+    """A CPU worker of a GPU head: what the index of a build is called is no part of its version."""
+    real = rollout_actor.version
+
+    def installed(there: str) -> dict[str, str]:
+        monkeypatch.setattr(rollout_actor, "version", lambda name: there if name == package else real(name))
+        return versions()
+
+    expected = installed(learner)
+    installed(node)
+    RolloutActor().start(setup, Actor, None, expected)
+    installed("2.13.1+cpu")
+    with pytest.raises(ConfigurationError, match=rf"has {package} 2\.13\.1 where the learner has 2\.13\.0; "):
+        RolloutActor().start(setup, Actor, None, expected)

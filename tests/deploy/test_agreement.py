@@ -96,3 +96,26 @@ def test_commands_that_the_files_call_are_in_the_image(read: Callable[[str], Any
     assert installed == {"metagrad-continue", "metagrad-drain", "metagrad-ray-node"}
     assert read("docker/compose.yaml")["services"]["head"]["entrypoint"] == ["metagrad-ray-node"]
     assert "metagrad-drain" in (ROOT / "docker" / "ray_node.sh").read_text()
+
+
+def test_every_extra_is_pinned_and_resolved_by_lint() -> None:
+    extras = {name: packages for name, packages in PROJECT["project"]["optional-dependencies"].items() if name != "dev"}
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert {package for packages in extras.values() for package in packages} <= set(pinned)
+    asked = re.search(r"^extras := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert asked is not None
+    assert set(asked[1].split(",")) == extras.keys()
+
+
+def test_every_package_that_is_documented_is_an_extra() -> None:
+    """Where a page says to install something more, lint has resolved it."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    known = {package for name in extras if name != "dev" for package in extras[name]} | {
+        f".[{name}]" for name in extras
+    }
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docker").iterdir()]
+    paths += [path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".sh", ".md")]
+    text = "\n".join(path.read_text() for path in paths)
+    named = re.findall(r'pip install (?:-c constraints\.txt )?"?([\w.\[]*\w\]?)', text)
+    named += re.findall(r"--packages (\w+)", text) + re.findall(r'"(\w+)==…"', text)
+    assert {"s3fs", "boto3", ".[s3]"} <= set(named) <= known
