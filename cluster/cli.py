@@ -23,7 +23,7 @@ from metagrad.cluster.commands import (
     sibling,
 )
 from metagrad.cluster.config_json import to_json
-from metagrad.cluster.extensions import load_extension, with_extensions
+from metagrad.cluster.extensions import load_extension, made, with_extensions
 from metagrad.cluster.options import parse
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.studies import Study, StudyStopped, default_folder, reproduce
@@ -62,11 +62,11 @@ def _named(name: str, table: Mapping[str, Any], kind: str) -> None:
 
 
 def _experiments() -> dict[str, Callable[[], BaseExperiment]]:
-    return with_extensions(EXPERIMENTS, "EXPERIMENTS")
+    return with_extensions(EXPERIMENTS, "EXPERIMENTS", callable)
 
 
 def _studies() -> dict[str, Study]:
-    return with_extensions(STUDIES, "STUDIES")
+    return with_extensions(STUDIES, "STUDIES", lambda entry: isinstance(entry, Study))
 
 
 def experiment_named(name: str) -> BaseExperiment:
@@ -76,7 +76,7 @@ def experiment_named(name: str) -> BaseExperiment:
         ConfigurationError: no such experiment.
     """
     _named(name, _experiments(), "experiment")
-    return _experiments()[name]()
+    return made(name, _experiments()[name])
 
 
 def study_named(name: str) -> Study:
@@ -107,7 +107,7 @@ def _split_experiment(words: Sequence[str], command: str) -> tuple[BaseExperimen
 def list_command(words: Sequence[str]) -> None:
     """Print the experiments and the studies."""
     require(not words, "list", " ".join(words), "takes no options", "run metagrad list alone")
-    experiments = {name: make().description for name, make in _experiments().items()}
+    experiments = {name: made(name, make).description for name, make in _experiments().items()}
     studies = {name: study.description for name, study in _studies().items()}
     width = max(map(len, [*experiments, *studies]))
     for command, table in (("train EXPERIMENT", experiments), ("reproduce STUDY", studies)):

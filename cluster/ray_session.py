@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ray
 from ray._private import worker as ray_worker
 
-from metagrad.cluster.extensions import extensions
+from metagrad.cluster.ray_job import ray_job
 from metagrad.cores import usable_cores
 from metagrad.errors import ConfigurationError, require
 
@@ -53,9 +53,8 @@ def ray_session(demand: Demand) -> Iterator[None]:
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            **ray_job(),
         )
-    for module in extensions():
-        ray.cloudpickle.register_pickle_by_value(module)
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         with _without_obituaries():
@@ -94,7 +93,7 @@ def _check_room(demand: Demand) -> None:
 
 def _connect(address: str) -> None:
     try:
-        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False, **ray_job())
     except (ConnectionError, ValueError) as error:  # nobody there, or no address
         raise ConfigurationError(
             f"RAY_ADDRESS = {address!r}: cannot be connected to ({error}); start a cluster there, and for one with "

@@ -1,10 +1,22 @@
-"""The one error a person's input can raise."""
+"""The one error a person's input can raise, and how text of others comes into messages."""
 
 from typing import Any
 
 
+def printable(text: object) -> str:
+    """Text of others (names of files, a stranger's config.json, a job's metadata) for a terminal: one printable line.
+
+    What Python does not call printable is shown as its escape: control characters, line ends, marks that change the
+    direction of writing, and bytes of a file's name that are no text.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 class ConfigurationError(ValueError):
-    """A wrong name, value or combination, refused before anything starts."""
+    """A wrong name, value or combination, refused before anything starts; one line, whatever was put into it."""
+
+    def __init__(self, message: object):
+        super().__init__(printable(message))
 
 
 def require(condition: bool, field: str, value: Any, rule: str, remedy: str) -> None:

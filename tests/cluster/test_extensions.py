@@ -3,15 +3,15 @@
 Classes are found by walking subclasses, so every test unloads what it has imported.
 """
 
+import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import ray
 
 from metagrad.actors.envs.base import EnvironmentConfig
 from metagrad.actors.rollout import probe
@@ -19,7 +19,7 @@ from metagrad.cluster import ray_session
 from metagrad.cluster.cli import main
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.config_json import config_types, from_json
-from metagrad.cluster.extensions import extensions, load_extension, with_extensions
+from metagrad.cluster.extensions import _FINDER, extensions, load_extension, with_extensions
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
@@ -152,13 +152,16 @@ def subclasses(kind: type) -> list[type]:
 
 def unload() -> None:
     """As in a fresh process: no extension is imported, and its classes, which caches may hold, have another base."""
+    loaded = {*(module.__name__ for module in extensions()), *_FINDER.sources}
     for name in [module.__name__ for module in extensions()]:
-        module = sys.modules.pop(name)
-        if name in ray.cloudpickle.list_registry_pickle_by_value():
-            ray.cloudpickle.unregister_pickle_by_value(module)
+        del sys.modules[name]
+    for name in (*_FINDER.sources, *_FINDER.aliases):
+        sys.modules.pop(name, None)
+    _FINDER.sources.clear()
+    _FINDER.aliases.clear()
     for base in (BaseExperiment, EnvironmentConfig, MetaParametersConfig):
         for kind in subclasses(base):
-            if kind.__module__.startswith("metagrad_extension_"):
+            if kind.__module__ in loaded:
                 kind.__bases__ = (Orphan,)
 
 
@@ -238,7 +241,8 @@ def test_what_a_file_adds_is_listed_with_what_is_there(capsys: Capture) -> None:
 @pytest.mark.usefixtures("corridor")
 def test_two_files_are_imported_one_after_the_other(workplace: Path, capsys: Capture) -> None:
     (workplace / "more.py").write_text(
-        "import metagrad_extension_corridor as first\nEXPERIMENTS = {'again': first.corridor}"
+        "from dataclasses import replace\nimport metagrad_extension_corridor as first\n"
+        "EXPERIMENTS = {'again': lambda: replace(first.corridor(), name='again')}"
     )
     assert main(("--import", "corridor.py", "--import", "more.py", "list")) == 0
     printed = capsys.readouterr().out
@@ -247,12 +251,27 @@ def test_two_files_are_imported_one_after_the_other(workplace: Path, capsys: Cap
     assert [module.__name__ for module in extensions()] == ["metagrad_extension_corridor", "metagrad_extension_more"]
 
 
-def test_actors_and_parts_on_ray_get_what_a_file_defines_by_value(
-    corridor: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_actors_and_parts_on_ray_find_a_file_and_what_it_imports(
+    corridor: Path, workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Helpers are imported at once, late in a function, and from a package."""
+    text = CORRIDOR.replace("[place]", "[toy_place.same(place)]").replace("from data", "import toy_place\nfrom data", 1)
+    text = text.replace(
+        "        return Corridor(",
+        "        from toy_tools.late import batch\n        batch(self)\n        return Corridor(",
+    )
+    assert text.count("toy_place.same") == 1
+    corridor.write_text(text)
+    helpers = {"toy_place.py": "def same(x):\n    return x\n", "toy_tools/late.py": "from .deep import batch\n"}
+    helpers |= {"toy_tools/deep.py": "def batch(config):\n    assert config.rewards\n", "torch.py": "1 / 0"}
+    helpers |= {name: "1 / 0" for name in ("metagrad.py", "learner.py", "actors/__init__.py", "cluster/__init__.py")}
+    for name, content in helpers.items():
+        (workplace / name).parent.mkdir(exist_ok=True)
+        (workplace / name).write_text(content)
     load_extension(corridor)
     options = ("--lookahead", "fork", "--actors", "1")
-    corridor.unlink()  # nobody can import it again
+    for path in (corridor, *workplace.glob("toy_*.py"), *workplace.glob("toy_tools/*.py")):
+        path.unlink()  # nobody can import it again
     with ray_session.ray_session(ray_session.ANY_ROOM):
         monkeypatch.setattr(ray_session, "ray_session", lambda _demand: nullcontext())
         assert main((*TRAIN, "--topology", "ray", *options)) == 0
@@ -265,7 +284,7 @@ def test_actors_and_parts_on_ray_get_what_a_file_defines_by_value(
 
 
 def name_taken(kind: str) -> str:
-    return f"from experiments import {kind}\n{kind} = {{name: {kind}[name] for name in list({kind})[:1]}}\n"
+    return f"from metagrad.experiments import {kind}\n{kind} = {{name: {kind}[name] for name in list({kind})[:1]}}\n"
 
 
 @pytest.mark.parametrize(
@@ -313,15 +332,42 @@ def test_a_folder_is_no_file(workplace: Path) -> None:
         load_extension(workplace / "folder.py")
 
 
-@pytest.mark.parametrize("make_error", [lambda: "raise ZeroDivisionError", lambda: "x = ("])
-def test_an_error_in_a_file_is_its_own_and_leaves_nothing_behind(
-    workplace: Path, make_error: Callable[[], str]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\nraise ZeroDivisionError", "line 2 of broken.py: ZeroDivisionError"),
+        ("\n\n1 / 0", "line 3 of broken.py: ZeroDivisionError: division by zero"),
+        ("\nx = (", "line 2 of broken.py: SyntaxError: .* was never closed"),
+        ("x = 'a\0b'", r"\w+: source code string cannot contain null bytes"),
+        ("import sys\nsys.exit(3)", "line 2 of broken.py: SystemExit: 3"),
+        ("import no_such_module", "line 1 of broken.py: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("from . import toy_other", "line 1 of broken.py: ImportError: attempted relative import .*"),
+        ("def f():\n    f()\nf()", "line 2 of broken.py: RecursionError: .*"),
+        ("raise OSError('two\\nlines \\x1b[31m')", r"line 1 of broken.py: OSError: two lines \S*"),
+        ("import toy_bad", "line 2 of toy_bad.py: NameError: name 'no' is not defined"),
+        ("import toy_torn", "line 1 of toy_torn.py: SyntaxError: .*"),
+        ("import toy_cycle\nx = 1", "line 1 of toy_cycle.py: ImportError: cannot import name 'x' from partially .*"),
+        (
+            "from dataclasses import replace\nfrom metagrad.experiments import EXPERIMENTS as x\n\n"
+            "bad = replace(x['demo'](), updates=0)",
+            "line 4 of broken.py: updates = 0: must be at least 1; raise it",
+        ),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_file_is_one_line_with_its_own_line_and_leaves_nothing_behind(
+    workplace: Path, capsys: Capture, text: str, expected: str
 ) -> None:
     path = workplace / "broken.py"
-    path.write_text(CORRIDOR + make_error())
-    with pytest.raises((ZeroDivisionError, SyntaxError)):
-        main(("--import", "broken.py", "list"))
+    path.write_text(text)
+    (workplace / "toy_bad.py").write_text("\nno")
+    (workplace / "toy_torn.py").write_text("def")
+    (workplace / "toy_cycle.py").write_text("from broken import x")
+    line = refused(("--import", "broken.py", "list"), capsys)
+    remedy = "" if "updates" in text else "; correct the file"
+    assert re.fullmatch(f"metagrad: import = 'broken.py': {expected}{remedy}", line), line
+    assert line.isprintable()
     assert extensions() == []
+    assert not {"broken", "toy_bad", "toy_torn", "toy_cycle"} & set(sys.modules)
     path.write_text("EXPERIMENTS = {}")
     assert main(("--import", "broken.py", "--version")) == 0
 
@@ -333,8 +379,67 @@ def test_a_name_in_two_files_is_refused(workplace: Path) -> None:
     with pytest.raises(
         ConfigurationError, match=r"^.*second.py = 'mine': is a name in STUDIES already; choose another"
     ):
-        with_extensions({}, "STUDIES")
-    assert with_extensions({"ours": 0}, "EXPERIMENTS") == {"ours": 0}
+        with_extensions({}, "STUDIES", lambda _: True)
+    assert with_extensions({"ours": print}, "EXPERIMENTS", callable) == {"ours": print}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("EXPERIMENTS = [1]", r"\S*/odd.py EXPERIMENTS = \[1\]: must be a dictionary by name; .*"),
+        ("EXPERIMENTS = {1: print}", r"\S*/odd.py EXPERIMENTS = 1: must be a name of .*"),
+        ("EXPERIMENTS = {'../x': print}", r"\S*/odd.py EXPERIMENTS = '../x': must be a name of .*"),
+        ("EXPERIMENTS = {'toy': 1}", r"\S*/odd.py EXPERIMENTS\['toy'\] = 1: must be a function that returns .*"),
+        ("STUDIES = {'toy': 1}", r"\S*/odd.py STUDIES\['toy'\] = 1: must be a Study; .*"),
+        ("EXPERIMENTS = {'toy': lambda: 1}", r"EXPERIMENTS\['toy'\] = 1: must return an experiment; .*"),
+        ("EXPERIMENTS = {'toy': lambda a: 1}", r"EXPERIMENTS\['toy'\]: must be callable without arguments; .*"),
+        ("def f():\n    return 1 / 0\nEXPERIMENTS = {'toy': f}",
+         r"EXPERIMENTS\['toy'\]: line 2 of odd.py: ZeroDivisionError: division by zero; correct the file"),
+        ("from metagrad.experiments import EXPERIMENTS as x\nEXPERIMENTS = {'toy': x['demo']}",
+         r"EXPERIMENTS\['toy'\]\(\).name = 'demo': is called 'toy' in the table; give it the same name"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_another_type_is_refused_in_one_line(
+    workplace: Path, capsys: Capture, text: str, expected: str
+) -> None:
+    (workplace / "odd.py").write_text(text)
+    line = refused(("--import", "odd.py", "list"), capsys)
+    assert re.fullmatch(f"metagrad: {expected}", line), line
+
+
+def test_a_file_is_one_module_by_whatever_name_it_is_imported(workplace: Path) -> None:
+    """Two classes of one name would be refused, and `isinstance` would say no."""
+    (workplace / "toy_base.py").write_text(CORRIDOR)
+    (workplace / "toy_more.py").write_text("import toy_base\nimport toy_round\nEXPERIMENTS = {}")
+    (workplace / "toy_round.py").write_text("import toy_more")
+    (workplace / "toy_last.py").write_text("import metagrad_extension_toy_more as more, toy_base\nbase = more.toy_base")
+    more = load_extension(workplace / "toy_more.py")
+    base = load_extension(workplace / "toy_base.py")
+    last = load_extension(workplace / "toy_last.py")
+    assert more.toy_base is base is last.base is last.toy_base
+    assert more.toy_round.toy_more is more
+
+
+def test_helpers_of_one_name_in_two_folders_are_refused(workplace: Path, capsys: Capture) -> None:
+    for folder in ("a", "b"):
+        (workplace / folder).mkdir()
+        (workplace / folder / "toy_helper.py").write_text(f"name = '{folder}'")
+        (workplace / folder / f"env_{folder}.py").write_text("import toy_helper")
+    line = refused(("--import", "a/env_a.py", "--import", "b/env_b.py", "list"), capsys)
+    expected = "imports toy_helper, and another file of that name has been imported; rename one of them"
+    assert line == f"metagrad: import = 'b/env_b.py': {expected}"
+
+
+def test_nothing_else_of_the_folder_can_be_imported(workplace: Path, capsys: Capture) -> None:
+    for name in ("random", "torch", "types", "ray", "rich"):
+        (workplace / f"{name}.py").write_text("1 / 0")
+    (workplace / "toy_unasked.py").touch()
+    (workplace / "env.py").write_text("import random, torch, types, ray, rich\nx = random.random(), torch.zeros(1)")
+    path = list(sys.path)
+    load_extension(workplace / "env.py")
+    assert sys.path == path
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("toy_unasked")
 
 
 def test_a_file_called_as_a_package_stands_in_for_nothing(workplace: Path) -> None:
