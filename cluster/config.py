@@ -59,12 +59,6 @@ class Experiment(BaseExperiment):
             f"use --updates {annealing} or fewer, or raise --optimizer.annealing-updates",
         )
         n = self.meta.n
-        target = self.meta.bootstrap.updates
-        meta_updates = self.updates if self.meta.strategy == "discard" else self.updates // max(1, n)
-        rule = f"the target's step size would be 0 after {annealing} of its own updates (optimizer.annealing_updates)"
-        remedy = f"use --optimizer.annealing-updates {target * meta_updates} or more, or a target of 1 update"
-        is_annealed_away = annealing is not None and target * meta_updates > annealing
-        require(not is_annealed_away, "meta.bootstrap.updates", target, rule, remedy)
         require(
             self.meta.strategy == "discard" or self.updates % n == 0,
             "updates",

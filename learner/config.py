@@ -19,7 +19,8 @@ class BootstrapConfig:
     """A bootstrapped target in the place of the outer loss (BMG): the look-ahead should have come where it is."""
 
     updates: int = 0
-    """Updates from θₙ to the target, the last one on the outer loss; 0: no target, the outer loss itself."""
+    """Updates from θₙ to the target; 0: no target, the outer loss itself. The last one is on the outer loss, with an
+    optimizer state of its own that persists; those before it go on with the inner optimizer's."""
     direction: Direction = "target||online"
     """Which KL divergence between the policies is the distance; the papers' is target||online."""
     value_coefficient: float = 0.0

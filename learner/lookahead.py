@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from metagrad.bootstrap import BootstrapTarget, bootstrap_target, matching_loss
+from metagrad.bootstrap import BootstrapTarget, LastUpdate, bootstrap_target, matching_loss
 from metagrad.learner.agent import Agent
 from metagrad.learner.state import LearnerState
 from metagrad.meta_gradient import meta_gradient, outer_gradient
@@ -47,7 +47,7 @@ class LookAhead(NamedTuple):
     metrics: dict[str, Tensor]  # scalars by name
     last_batch: Trajectory  # sampled at θₙ
     version: int  # of the last snapshot that was published
-    target_optimizer: OptimizerState  # of the bootstrapped target, which has one of its own
+    target_optimizer: OptimizerState  # of the last update of a bootstrapped target
 
 
 def look_ahead(agent: Agent, state: LearnerState, sample: Sample, clock: Clock) -> LookAhead:
@@ -100,10 +100,11 @@ def _bootstrapped(agent: Agent, state: LearnerState, ahead: LookAhead, sample: S
         agent.problem,
         lambda x, trajectory: agent.outer_loss(x, state.eta, trajectory),
         theta,
-        state.target_optimizer,
+        ahead.last.state,
         state.eta,
         bootstrap.updates,
         sampled,
+        LastUpdate(agent.problem.optimizer, state.target_optimizer),
     )
     batch = sampled(target.theta, bootstrap.updates)
     matched = outer_gradient(

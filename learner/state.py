@@ -21,7 +21,7 @@ class LearnerState(NamedTuple):
     optimizer: OptimizerState
     eta: Float[Tensor, "M"]
     meta_optimizer: OptimizerState
-    target_optimizer: OptimizerState  # of the bootstrapped target, where there is one: it goes on from update to update
+    target_optimizer: OptimizerState  # of the last update of a bootstrapped target: it goes on from target to target
     carry: Trajectory | None  # sequential: the outer batch, which is the next window's first inner batch
 
     def snapshot(self) -> WeightSnapshot:

@@ -2,15 +2,19 @@
 
 The target θ̃ goes on from θₙ for L further updates, the last of them on the outer loss, and is a constant from there on:
 
-    θₙ = θ̃₀ → … → θ̃_L = θ̃ ,    θ̃ⱼ₊₁ = A'(θ̃ⱼ, s̃ⱼ, ∇θ L(θ̃ⱼ, η; τ̃ⱼ)) for j < L-1,  on ∇θ L'(θ̃ⱼ; τ̃ⱼ) for j = L-1
+    θₙ = θ̃₀ → … → θ̃_L = θ̃ ,    (θ̃ⱼ₊₁, s̃ⱼ₊₁) = A(θ̃ⱼ, s̃ⱼ, ∇θ L(θ̃ⱼ, η; τ̃ⱼ), η) for j < L-1, with s̃₀ = sₙ
+                                 (θ̃, s'') = A'(θ̃_L-1, s', ∇θ L'(θ̃_L-1; τ̃_L-1), η)
     J = m(⊥θ̃, θₙ; τ')
+
+The first L-1 updates go on with the look-ahead's optimizer. The last one has an optimizer A' whose state s' persists
+from one target to the next; or it goes on as well, with A' = A and s' = s̃_L-1.
 
 So the meta-gradient is the ordinary one with θ ↦ m(⊥θ̃, θ; τ') in the place of the outer loss: a closure over θ̃ (or over
 a batch that holds it) is the `OuterLoss` that `outer_gradient` takes, and the adjoint pass is the same. θ̃ is never kept
 as the learner's parameters.
 
 Source: Flennerhag et al. (2021), "Bootstrapped Meta-Learning", §3; "Debiasing Meta-Gradient RL by Learning the Outer
-Value Function", §2 and Figure 1b.
+Value Function", §2 and Figure 1b, and its released code, whose optimizers these are.
 """
 
 import math
@@ -27,7 +31,7 @@ from metagrad.errors import require
 from metagrad.losses import masked_mean
 from metagrad.meta_gradient import OuterLoss
 from metagrad.networks import Head, Network
-from metagrad.optimizers import OptimizerState
+from metagrad.optimizers import Optimizer, OptimizerState
 from metagrad.types import Trajectory
 from metagrad.unroll import InnerProblem, Loss, inner_update
 
@@ -60,8 +64,15 @@ class Matching:
         )
 
 
+class LastUpdate(NamedTuple):
+    """What makes the target's last update: an optimizer with a state of its own."""
+
+    optimizer: Optimizer
+    state: OptimizerState
+
+
 class BootstrapTarget(NamedTuple):
-    """θ̃ without a graph, the target optimizer's state after it, and the outer loss that the last update descended."""
+    """θ̃ without a graph, the state of the last update's optimizer after it, and the outer loss that it descended."""
 
     theta: Float[Tensor, "P"]
     state: OptimizerState
@@ -76,7 +87,7 @@ class MatchingMetrics(NamedTuple):
     value_distance: Float[Tensor, ""]  # squared returns; 0 where values are not matched
 
 
-def bootstrap_target(
+def bootstrap_target(  # noqa: PLR0913 (an inner update's arguments and what makes a target of it)
     problem: InnerProblem,
     outer_loss: OuterLoss,
     theta: Float[Tensor, "P"],
@@ -84,22 +95,23 @@ def bootstrap_target(
     eta: Float[Tensor, "M"],
     updates: int,
     sampler: TargetSampler,
+    last: LastUpdate | None = None,
 ) -> BootstrapTarget:
     """L further updates from θₙ: the first L-1 on the inner loss, the last on the outer loss.
 
     Nothing here carries a derivative: neither θₙ, nor η, which the first L-1 losses and a learnt learning rate read.
 
     Args:
-        problem: inner loss of the first L-1 updates, and the optimizer of all L. It may be another optimizer than the
-            look-ahead's (`problem._replace(optimizer=…)`): the debiasing paper's release takes plain SGD on the
-            Discounting Chain, and on Snake an RMSProp of its own. `problem.derivative` is not looked at.
+        problem: inner loss and optimizer of the first L-1 updates, those of the look-ahead. `problem.derivative` is not
+            looked at.
         outer_loss: of the last update.
         theta: θₙ, unchanged.
-        state: of the target's optimizer. Either one of its own that persists, given back with the target (Snake's
-            release), or the look-ahead's at θₙ to go on from, or a fresh one.
+        state: of the look-ahead's optimizer at θₙ.
         eta: η.
         updates: L ≥ 1.
         sampler: fresh data for each update.
+        last: optimizer of the last update, with a state that persists: give back the target's for the next one (the
+            debiasing paper's release on Snake, an RMSProp). None: the last update goes on like those before it.
 
     Raises:
         ConfigurationError: L < 1.
@@ -108,11 +120,12 @@ def bootstrap_target(
     """
     require(updates >= 1, "bootstrap.updates", updates, "a target is at least one update away", "choose 1 or more")
     inner = InnerProblem(problem.loss, problem.optimizer)
-    last = InnerProblem(_without_eta(outer_loss), problem.optimizer)
     for j in range(updates - 1):
         update = inner_update(inner, theta, state, eta, sampler(theta, j), keep_graph=False)
         theta, state = update.theta, update.state
-    update = inner_update(last, theta, state, eta, sampler(theta, updates - 1), keep_graph=False)
+    optimizer, state = last or LastUpdate(problem.optimizer, state)
+    outer = InnerProblem(_without_eta(outer_loss), optimizer)
+    update = inner_update(outer, theta, state, eta, sampler(theta, updates - 1), keep_graph=False)
     return BootstrapTarget(update.theta, update.state, update.loss, update.metrics)
 
 

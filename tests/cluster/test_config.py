@@ -30,14 +30,6 @@ PEEK = {"schedule": "peek"}
     ("changes", "field"),
     [
         ({"updates": 6, "optimizer": SgdConfig(learning_rate=0.1, annealing_updates=5)}, "updates"),
-        (
-            {
-                "updates": 6,
-                "optimizer": SgdConfig(learning_rate=0.1, annealing_updates=11),
-                "meta": {"bootstrap": BootstrapConfig(updates=2)},
-            },
-            "meta.bootstrap.updates",
-        ),
         ({"updates": 7, "meta": {"n": 3, "strategy": "sequential"}}, "updates"),
         ({"lookahead": "fork", "meta": {"n": 0}}, "lookahead"),
         ({"lookahead": "separate", "meta": {"strategy": "sequential"}}, "lookahead"),

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from metagrad import autodiff
-from metagrad.bootstrap import Matching, bootstrap_target, kl_divergence, matching_loss
+from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, kl_divergence, matching_loss
 from metagrad.errors import ConfigurationError
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_gradient import meta_gradient, outer_gradient, reference_meta_gradient
@@ -47,17 +47,17 @@ class Setting:
         self.n, self.updates, self.matching = n, updates, matching or Matching()
         self.eta = init_eta(DECLARATION, torch.float64)
         self.problem = InnerProblem(self.inner_loss, OPTIMIZERS[optimizer])
-        self.target_problem = InnerProblem(self.inner_loss, OPTIMIZERS[target])
+        self.target_optimizer = OPTIMIZERS[target]
         many = [make_trajectory(generator, STEPS, BATCH, shape, ACTIONS) for _ in range(n + updates + 1)]
         self.batches, self.target_batches, self.matching_batch = many[:n], many[n:-1], many[-1]
         self.theta = self.network.init(generator).to(torch.float64)
         self.theta += 0.1 * torch.randn(self.theta.shape, generator=generator, dtype=torch.float64)
         self.state = self.problem.optimizer.init(self.theta)
-        self.target_state = self.target_problem.optimizer.init(self.theta)
+        self.target_state = self.target_optimizer.init(self.theta)
         for _ in range(WARM_UP):
             update = inner_update(self.problem, self.theta, self.state, self.eta, self.matching_batch, keep_graph=False)
             self.theta, self.state = update.theta, update.state
-            self.target_state = self.target(self.theta, self.eta).state
+            self.target_state = self.target(self.theta, self.state, self.eta).state
 
     def inner_loss(self, theta, eta, batch):
         hyper = hyperparameters(DECLARATION, eta)
@@ -66,15 +66,16 @@ class Setting:
     def outer_loss(self, theta, batch):
         return outer_loss(self.network, theta, batch, OUTER)
 
-    def target(self, theta, eta):
+    def target(self, theta, state, eta):
         return bootstrap_target(
-            self.target_problem,
+            self.problem,
             self.outer_loss,
             theta,
-            self.target_state,
+            state,
             eta,
             self.updates,
             lambda _theta, j: self.target_batches[j],
+            LastUpdate(self.target_optimizer, self.target_state),
         )
 
     def match(self, theta, target):
@@ -86,23 +87,24 @@ class Setting:
             update = inner_update(self.problem, theta, state, eta, batch, keep_graph)
             theta, state = update.theta, update.state
             tape.append(update.step)
-        return theta, tape
+        return theta, state, tape
 
     def objective(self, eta):
         """J(η), the target computed anew; only its values are used, `freeze` holds the target at the base point."""
-        theta, _ = self.look_ahead(eta)
-        target = self.target(theta, eta).theta
+        theta, state, _ = self.look_ahead(eta)
+        target = self.target(theta, state, eta).theta
         with torch.no_grad():
             return self.match(theta, target)[0]
 
     def adjoint(self, product, wants_theta=False):
-        theta, tape = self.look_ahead(self.eta, product == "retain")
-        target = self.target(theta, self.eta).theta
+        theta, state, tape = self.look_ahead(self.eta, product == "retain")
+        target = self.target(theta, state, self.eta).theta
         outer = outer_gradient(lambda theta, _batch: self.match(theta, target), theta, None).gradient
         return meta_gradient(self.problem, tape, [None] * (self.n - 1) + [outer], product, wants_theta)
 
     def reference(self):
-        target = self.target(self.look_ahead(self.eta)[0], self.eta).theta
+        theta, state, _ = self.look_ahead(self.eta)
+        target = self.target(theta, state, self.eta).theta
         return reference_meta_gradient(
             self.problem,
             lambda theta, _batch: self.match(theta, target),
@@ -177,7 +179,7 @@ def test_matching_loss_observation_by_observation(setting, direction, value_coef
     valid = problem.matching_batch.valid.clone()
     valid[0, 1] = False  # a first row that only resets
     problem.matching_batch = problem.matching_batch._replace(valid=valid)
-    target = problem.target(problem.theta, problem.eta).theta
+    target = problem.target(problem.theta, problem.state, problem.eta).theta
     theta = problem.theta.clone().requires_grad_()
     loss, metrics = problem.match(theta, target)
     expected = slow_matching(problem.network, theta, target, problem.matching_batch, problem.matching)
@@ -235,33 +237,80 @@ def test_the_target_is_stopped_where_every_constant_is(setting, monkeypatch):
 @pytest.mark.parametrize("updates", [1, 2, 3])
 @pytest.mark.parametrize("target", list(OPTIMIZERS))
 def test_target_is_made_of_plain_updates_bitwise(setting, updates, target):
-    problem = setting(updates=updates, target=target)
-    optimizer = problem.target_problem.optimizer
-    theta, state = problem.theta, problem.target_state
+    problem = setting(updates=updates, optimizer="adam", target=target)
+    theta, moving = problem.theta, problem.state
     for batch in problem.target_batches[:-1]:
         leaf = theta.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(problem.inner_loss(leaf, problem.eta, batch)[0], leaf)
-        theta, state = optimizer.update(gradient, state, theta, problem.eta)
+        theta, moving = problem.problem.optimizer.update(gradient, moving, theta, problem.eta)
     outer = outer_gradient(problem.outer_loss, theta, problem.target_batches[-1])
-    theta, state = optimizer.update(outer.gradient, state, theta, problem.eta)
+    theta, state = problem.target_optimizer.update(outer.gradient, problem.target_state, theta, problem.eta)
 
-    actual = problem.target(problem.theta, problem.eta)
+    actual = problem.target(problem.theta, problem.state, problem.eta)
     assert torch.equal(actual.theta, theta)
-    assert actual.state.count == state.count == problem.target_state.count + updates
+    assert actual.state.count == state.count == problem.target_state.count + 1
     assert all(torch.equal(x, y) for x, y in zip(actual.state.moments, state.moments, strict=True))
     assert torch.equal(actual.outer_loss, outer.loss)
     assert torch.equal(actual.metrics, outer.metrics)
+
+
+def test_without_an_optimizer_of_its_own_the_last_update_goes_on(setting):
+    problem = setting(updates=3, optimizer="adam")
+    arguments = (problem.problem, problem.outer_loss, problem.theta, problem.state, problem.eta)
+    target = bootstrap_target(*arguments, 3, lambda _theta, j: problem.target_batches[j])
+    before = bootstrap_target(*arguments, 1, lambda _theta, _j: problem.target_batches[0])  # one update, from θₙ
+    assert before.state.count == problem.state.count + 1
+    assert target.state.count == problem.state.count + 3
+    problem.updates, problem.target_optimizer, problem.target_state = 1, problem.problem.optimizer, problem.state
+    problem.target_batches = problem.target_batches[:1]
+    same = problem.target(problem.theta, problem.state, problem.eta)
+    assert torch.equal(before.theta, same.theta), "with one update it is the state that decides"
+
+
+@pytest.mark.parametrize(("n", "updates"), [(1, 1), (1, 2), (1, 3), (2, 2)])
+def test_the_whole_graph_in_the_papers_notation(setting, n, updates):
+    """Debiasing paper's release: L - 1 inner updates with the look-ahead's RMSProp, one outer with a ν of its own."""
+    problem = setting(n=n, updates=updates, optimizer="rmsprop", target="rmsprop")
+    alpha, rho, eps = 0.02, 0.9, 1e-8
+
+    def rmsprop(theta, nu, gradient):
+        nu = rho * nu + (1 - rho) * gradient**2
+        return theta - alpha * gradient / (nu + eps) ** 0.5, nu
+
+    eta = problem.eta.clone().requires_grad_()
+    theta, (nu,) = problem.theta.clone().requires_grad_(), problem.state.moments
+    for tau in problem.batches:
+        (gradient,) = torch.autograd.grad(problem.inner_loss(theta, eta, tau)[0], theta, create_graph=True)
+        theta, nu = rmsprop(theta, nu, gradient)
+    target = theta
+    for tau in problem.target_batches[:-1]:
+        (gradient,) = torch.autograd.grad(problem.inner_loss(target, eta, tau)[0], target, create_graph=True)
+        target, nu = rmsprop(target, nu, gradient)
+    (gradient,) = torch.autograd.grad(problem.outer_loss(target, problem.target_batches[-1])[0], target)
+    target, own_nu = rmsprop(target, problem.target_state.moments[0], gradient)
+    pi, pi_target = (
+        torch.log_softmax(
+            problem.network.apply(x, problem.matching_batch.observation[:-1].flatten(0, 1), ("logits",))["logits"], -1
+        )
+        for x in (theta, target.detach())
+    )
+    kl = (pi_target.exp() * (pi_target - pi)).sum(-1)
+    (expected,) = torch.autograd.grad(kl[problem.matching_batch.valid.flatten()].mean(), eta)
+    theta, state, _ = problem.look_ahead(problem.eta)
+    assert_relative(problem.target(theta, state, problem.eta).state.moments[0], own_nu.detach(), 1e-12)
+    for product in ("retain", "recompute"):
+        assert_relative(problem.adjoint(product).eta, expected, 1e-12)
 
 
 def test_target_is_pure_and_has_no_graph(setting):
     problem = setting(updates=3, target="adam")
     theta, eta = problem.theta.clone().requires_grad_(), problem.eta.clone().requires_grad_()
     before = [x.clone() for x in (theta, eta, *problem.target_state.moments)]
-    target = problem.target(theta, eta)
+    target = problem.target(theta, problem.state, eta)
     results = (target.theta, target.outer_loss, *target.state.moments)
     assert not any(x.requires_grad for x in results)
     assert all(torch.equal(x, y) for x, y in zip((theta, eta, *problem.target_state.moments), before, strict=True))
-    assert torch.equal(problem.target(theta, eta).theta, target.theta)
+    assert torch.equal(problem.target(theta, problem.state, eta).theta, target.theta)
 
 
 def test_every_update_of_the_target_has_its_own_batch(setting):
@@ -271,12 +320,12 @@ def test_every_update_of_the_target_has_its_own_batch(setting):
         seen.append((theta, j))
         return problem.target_batches[j]
 
-    arguments = (problem.target_problem, problem.outer_loss, problem.theta, problem.target_state, problem.eta)
+    arguments = (problem.problem, problem.outer_loss, problem.theta, problem.state, problem.eta)
     target = bootstrap_target(*arguments, 3, sampler)
     assert [j for _, j in seen] == [0, 1, 2]
     problem.updates = 1
     problem.outer_loss = lambda theta, batch: problem.inner_loss(theta, problem.eta, batch)
-    first = problem.target(problem.theta, problem.eta).theta
+    first = problem.target(problem.theta, problem.state, problem.eta).theta
     assert torch.equal(seen[0][0], problem.theta)
     assert torch.equal(seen[1][0], first), "sampled with the parameters that the update starts from"
     assert not torch.equal(seen[2][0], target.theta)
@@ -426,4 +475,4 @@ def test_a_target_needs_an_update(setting, updates):
     problem = setting(updates=1)
     problem.updates = updates
     with pytest.raises(ConfigurationError, match=r"bootstrap\.updates"):
-        problem.target(problem.theta, problem.eta)
+        problem.target(problem.theta, problem.state, problem.eta)
