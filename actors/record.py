@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ PALETTE_PICTURES = 16  # pictures that the common palette is made from
 class RecordedEpisode(NamedTuple):
     """What was recorded."""
 
-    path: Path
+    gif: bytes
     episode_return: float  # raw rewards of the game, undiscounted
     length: int  # steps in which the policy acted
     is_complete: bool  # False: cut at `max_steps`, and `episode_return` with it
@@ -63,21 +63,18 @@ def record(
     network: Network,
     theta: Float[Tensor, "P"],
     config: EnvironmentConfig,
-    path: Path,
     seed: int,
     is_greedy: bool,
     max_steps: int = MAX_STEPS,
 ) -> RecordedEpisode:
-    """Play one full-life episode on the CPU and write it to `path`, a looped GIF in real time (GIFs count in 10 ms).
+    """Play one full-life episode on the CPU and make a looped GIF of it, in real time (GIFs count in 10 ms).
 
     A longer episode is cut at `max_steps` environment steps, which `is_complete` tells. Snake's last picture is the one
-    before the last move, since the board that follows is already the next episode's. The folder is made if need be.
+    before the last move, since the board that follows is already the next episode's.
 
-    Raises ConfigurationError: no pictures, another suffix than .gif, no step to record, a negative seed.
+    Raises ConfigurationError: no pictures, no step to record, a negative seed.
     """
     shown = pictured(config)
-    rule, remedy = "recordings are GIF files", f"write to {path.with_suffix('.gif')}"
-    require(path.suffix.lower() == ".gif", "path", str(path), rule, remedy)
     require(max_steps >= 1, "max_steps", max_steps, "at least 1", "give the steps to record")
     require(seed >= 0, "seed", seed, "not negative", "use 0 or more")
     environment_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
@@ -90,9 +87,9 @@ def record(
             episode = _play_atari(shown, player, environment_seed, max_steps)
             milliseconds, scale = 10 * round(100 * shown.frame_skip / FRAMES_PER_SECOND), 2
     frames = list(episode)
-    _write_gif(path, [frame.picture for frame in frames], milliseconds, scale)
+    gif = _gif([frame.picture for frame in frames], milliseconds, scale)
     episode_return = sum(frame.raw_reward for frame in frames)
-    return RecordedEpisode(path, episode_return, sum(frame.valid for frame in frames), frames[-1].is_episode_end)
+    return RecordedEpisode(gif, episode_return, sum(frame.valid for frame in frames), frames[-1].is_episode_end)
 
 
 def _play_snake(config: SnakeConfig, player: Player, seed: int, max_steps: int) -> Iterator[_Frame]:
@@ -130,8 +127,8 @@ def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) 
             observation = step.observation
 
 
-def _write_gif(path: Path, pictures: list[NDArray[np.uint8]], milliseconds: int, scale: int) -> None:
-    """Write pictures as a looped GIF, each for `milliseconds` (a multiple of 10), magnified `scale` times."""
+def _gif(pictures: list[NDArray[np.uint8]], milliseconds: int, scale: int) -> bytes:
+    """Pictures as a looped GIF, each for `milliseconds` (a multiple of 10), magnified `scale` times."""
     # One palette for all: colours do not flicker, and only what moves differs from picture to picture.
     sample = np.concatenate(pictures[:: max(1, len(pictures) // PALETTE_PICTURES)])
     palette = Image.fromarray(sample).quantize(255)  # one entry is left for "as before"
@@ -141,11 +138,13 @@ def _write_gif(path: Path, pictures: list[NDArray[np.uint8]], milliseconds: int,
         image = Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
         return image.resize(size, Image.Resampling.NEAREST)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = BytesIO()
     reduced(pictures[0]).save(
-        path,
+        content,
+        format="GIF",
         save_all=True,
         append_images=(reduced(picture) for picture in pictures[1:]),
         duration=[milliseconds] * (len(pictures) - 1) + [LAST_MILLISECONDS],
         loop=0,
     )
+    return content.getvalue()

@@ -20,6 +20,7 @@ from metagrad.cluster.commands import (
     StopOptions,
     SubmitOptions,
     TrainOptions,
+    quoted,
     sibling,
 )
 from metagrad.cluster.config_json import to_json
@@ -27,9 +28,9 @@ from metagrad.cluster.extensions import load_extension, made, with_extensions
 from metagrad.cluster.options import parse
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.studies import Study, StudyStopped, default_folder, reproduce
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import ConfigurationError, printable, require
 from metagrad.experiments import EXPERIMENTS, STUDIES
-from metagrad.learner.storage import CannotWrite
+from metagrad.learner.storage import CannotWrite, lasting, location
 
 _HELP = """\
 usage: metagrad [--help] [--version] [--import FILE.py] COMMAND …
@@ -133,6 +134,8 @@ def train_command(words: Sequence[str]) -> None:
     program = f"metagrad train {experiment.name}"
     options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
     run_dir = options.run_dir
+    if run_dir is not None:
+        lasting(run_dir)
     if options.resume:
         require(run_dir is not None, "run-dir", None, "--resume needs the folder to continue", "add --run-dir DIR")
         assert run_dir is not None
@@ -142,7 +145,7 @@ def train_command(words: Sequence[str]) -> None:
             "experiment",
             experiment.name,
             f"the run in {run_dir} is of {stored.name}",
-            f"run metagrad train {stored.name} --resume --run-dir {run_dir}",
+            f"run metagrad train {quoted(stored.name)} --resume --run-dir {quoted(run_dir)}",
         )
         options = parse(TrainOptions, rest, TrainOptions(experiment=stored), program)
     run_dir = run_dir or str(default_run_dir(options.experiment))
@@ -152,10 +155,10 @@ def train_command(words: Sequence[str]) -> None:
     lines = (
         f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
-        f'look at it: {sibling("tensorboard")} --logdir "{run_dir}"',
-        f'play it:    {sibling("metagrad")} eval "{run_dir}"{recorded}',
+        f"look at it: {quoted(sibling('tensorboard'))} --logdir {quoted(run_dir)}",
+        f"play it:    {quoted(sibling('metagrad'))} eval {quoted(run_dir)}{recorded}",
     )
-    print("\n".join(lines))
+    print("\n".join(map(printable, lines)))
 
 
 def reproduce_command(words: Sequence[str]) -> None:
@@ -164,7 +167,12 @@ def reproduce_command(words: Sequence[str]) -> None:
     study = study_named(words[0])
     default = ReproduceOptions(seeds=study.seeds)
     options = parse(ReproduceOptions, words[1:], default, f"metagrad reproduce {study.name}")
-    folder = options.run_dir or default_folder(study, options.quick)
+    folder = default_folder(study, options.quick)
+    if options.run_dir is not None:
+        named = location(lasting(options.run_dir))
+        require(isinstance(named, Path), "run-dir", options.run_dir, "a study's folder is a path", "name one")
+        assert isinstance(named, Path)
+        folder = named
     console = Console(stderr=False)
     reproduce(study, folder, options.seeds, options.quick, options.topology, console, options.updates)
 
@@ -181,7 +189,9 @@ def eval_command(words: Sequence[str]) -> None:
         "name the folder that metagrad train printed",
     )
     options = parse(EvalOptions, words, None, "metagrad eval")
-    evaluate_run(options.run_dir, options.update, options.episodes, options.seed, options.greedy, options.record)
+    run_dir = lasting(options.run_dir)
+    how = (options.update, options.episodes, options.seed, options.greedy, options.record)
+    evaluate_run(run_dir, *how, options.output)
 
 
 def plot_command(words: Sequence[str]) -> None:
@@ -190,8 +200,8 @@ def plot_command(words: Sequence[str]) -> None:
 
     options = parse(PlotOptions, words, None, "metagrad plot")
     require(bool(options.run_dirs), "run-dirs", "", "metagrad plot needs at least one run's folder", "name some")
-    plot_runs(options.run_dirs, options.output)
-    print(f"written: {options.output}")
+    plot_runs([lasting(run_dir) for run_dir in options.run_dirs], options.output)
+    print(f"written: {printable(options.output)}")
 
 
 def plan_command(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The options of every command, as frozen dataclasses: what `metagrad COMMAND --help` shows."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +32,7 @@ class ReproduceOptions:
     """A small version that takes minutes at most: it shows that things work, not the paper's numbers."""
     updates: int | None = None
     """Shorten the training runs of a deep study to this many updates each; None: the paper's number."""
-    run_dir: Path | None = None
+    run_dir: str | None = None
     """The study's folder; None: studies/STUDY, with --quick studies/STUDY-quick."""
     topology: Literal["ray", "colocated"] = "ray"
     """Parts as Ray tasks, on a cluster where RAY_ADDRESS names one, or one after another here, without Ray."""
@@ -49,7 +50,9 @@ class EvalOptions:
     """Of the evaluation's own environments and policy; the same seed plays the same episodes."""
     greedy: bool = False
     """Take the likeliest action instead of sampling."""
-    record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF into the run folder.")] = False
+    record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF beside the result.")] = False
+    output: str | None = None
+    """Where the result goes: a folder, or a file that ends in .json; None: the run folder, which has to be writable."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +60,8 @@ class PlotOptions:
     """Draw returns and learnt meta-parameters of runs; runs that differ in their seed alone share a line."""
 
     run_dirs: tyro.conf.Positional[tuple[str, ...]]
-    output: Path = Path("runs.png")
-    """The picture to write: .png, .pdf or .svg."""
+    output: str = "runs.png"
+    """The picture to write, a path or a URL: .png, .pdf or .svg."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,3 +139,8 @@ def sibling(program: str) -> str:
     """A program of the environment that this one was started from."""
     path = Path(sys.argv[0]).with_name(program)
     return str(path) if path.is_file() else program
+
+
+def quoted(place: str) -> str:
+    """A path or URL as a shell takes it, and as no option of the command it is given to."""
+    return shlex.quote(f"./{place}" if place.startswith("-") else place)

@@ -1,7 +1,8 @@
 """Evaluate a run: its newest checkpoint, in environments of their own."""
 
 import json
-import tempfile
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,32 @@ from metagrad.actors.rollout import probe
 from metagrad.cluster.launch import check_fits, resolve_device, restore
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.cores import default_threads
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import ConfigurationError, printable, require
 from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
-from metagrad.learner.storage import Location, write_whole
+from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, reason, write_whole
 
 
 def evaluate_run(
-    run_dir: str | Location, update: int | None, episodes: int, seed: int, is_greedy: bool, wants_recording: bool
+    run_dir: str | Location,
+    update: int | None,
+    episodes: int,
+    seed: int,
+    is_greedy: bool,
+    wants_recording: bool,
+    output: str | None = None,
 ) -> None:
-    """Print and store (evaluation-….json in the run folder) raw full-life returns of the newest, or one, checkpoint."""
+    """Print and store raw full-life returns of the newest, or one, checkpoint.
+
+    Results go into the run folder as evaluation-….json, with the recording beside them as episode-….gif. `output` names
+    another folder for both, or, where it ends in .json, the file itself: the recording then has its name with .gif.
+    """
     require(episodes >= 1, "episodes", episodes, "must be at least 1", "raise it")
     require(0 <= seed < 2**63, "seed", seed, "must lie in [0, 2^63)", "use a smaller non-negative integer")
     folder = RunFolder(run_dir)
     experiment = folder.experiment()
     if wants_recording:
         pictured(experiment.env)  # refused before anything is played
+    places = _places(folder, output)
     device = resolve_device("cpu")
     spec = probe(experiment.env)
     algorithm = experiment.algorithm(spec)
@@ -56,24 +68,67 @@ def evaluate_run(
         "returns": list(result.returns),
         "lengths": list(result.lengths),
     }
-    name = f"{state.update:09d}-{kind}-seed{seed}"
-    path = folder.path / f"evaluation-{name}.json"
+    path, picture = places(f"{state.update:09d}-{kind}-seed{seed}")
     write_whole(path, (json.dumps(report) + "\n").encode())
-    print(f"written: {path}")
+    print(f"written: {printable(path)}")
     if wants_recording:
-        with tempfile.TemporaryDirectory() as scratch:
-            video = Path(scratch, "episode.gif")
-            episode = record(algorithm.network, state.theta, experiment.env, video, seed, is_greedy)
-            picture = folder.path / f"episode-{name}.gif"
-            write_whole(picture, video.read_bytes())
-        print(f"written: {picture} (return {episode.episode_return:g}, {episode.length} steps)")
+        episode = record(algorithm.network, state.theta, experiment.env, seed, is_greedy)
+        write_whole(picture, episode.gif)
+        print(f"written: {printable(picture)} (return {episode.episode_return:g}, {episode.length} steps)")
+
+
+def _places(folder: RunFolder, output: str | None) -> Callable[[str], tuple[Location, Location]]:
+    """Where the result and the recording of an evaluation of this name go.
+
+    Raises:
+        ConfigurationError: nothing can be written there, before anything is played.
+    """
+    if output is not None and output.endswith(".json"):
+        result = chosen(output, "output")
+        picture = inside(_parent(result), f"{result.name.removesuffix('.json')}.gif")
+        _require_writable(_parent(result), "output")
+        return lambda name: (result, picture)
+    if output is None:
+        into, field = folder.path, "run-dir"
+    else:
+        into, field = _real(location(lasting(output, "output"), "output")), "output"
+    _require_writable(into, field)
+    return lambda name: (inside(into, f"evaluation-{name}.json"), inside(into, f"episode-{name}.gif"))
+
+
+def _parent(place: Location) -> Location:
+    return RemotePath(place.url.rpartition("/")[0]) if isinstance(place, RemotePath) else place.parent
+
+
+def _real(place: Location) -> Location:
+    """The user's own links followed."""
+    return place if isinstance(place, RemotePath) else Path(os.path.realpath(place))
+
+
+def _require_writable(folder: Location, field: str) -> None:
+    if isinstance(folder, RemotePath):  # only an upload would tell
+        return
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{field} = {str(folder)!r}: cannot be written ({reason(error)}); name another"
+        ) from error
+    remedy = "name another one" if field == "output" else "add --output FOLDER"
+    require(is_writable, field, str(folder), "is no folder that can be written", remedy)
 
 
 def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:
     path = checkpoint_path(folder.checkpoints, update)
-    held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
-    require(path.exists(), "update", update, "has no checkpoint in this run", f"choose one of {held}")
     try:
+        held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
         return load(path)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"update = {update}: has no checkpoint in this run; choose one of {held or 'another run'}"
+        ) from error
     except Unreadable as error:
         raise ConfigurationError(f"update = {update}: cannot be read ({error}); choose another of {held}") from error
+    except OSError as error:
+        raise ConfigurationError(f"update = {update}: cannot be read ({reason(error)}); choose another run") from error

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from metagrad.learner import local_files
 from metagrad.learner.storage import CannotWrite, Location, RemotePath, names, write_whole, writing
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
@@ -101,9 +102,9 @@ class EventLog:
         self._file = self._folder / name
         self._content = BytesIO()  # of the whole file at a URL
         self._is_changed = False
-        self._write([{"file_version": "brain.Event:2"}])
+        self._write([{"file_version": "brain.Event:2"}], is_new=True)
 
-    def _write(self, events: Sequence[dict[str, Any]]) -> None:
+    def _write(self, events: Sequence[dict[str, Any]], is_new: bool = False) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -112,7 +113,7 @@ class EventLog:
         for event in events:
             records.write(Event(wall_time=now, **event).SerializeToString())
         if isinstance(self._file, Path):
-            _append_whole(self._file, row.getvalue())
+            self._append(self._file, row.getvalue(), is_new)
             return
         self._content.write(row.getvalue())
         self._is_changed = True
@@ -122,15 +123,15 @@ class EventLog:
         elif self._clock() - self._uploaded_at >= _SECONDS_BETWEEN_UPLOADS:
             self.flush()
 
-
-def _append_whole(path: Path, data: bytes) -> None:
-    """Append all of it or nothing."""
-    with writing(path), path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            written = 0
-            while written < len(data):
-                written += file.write(data[written:])
-        except OSError:
-            file.truncate(before)
-            raise
+    def _append(self, path: Path, row: bytes, is_new: bool) -> None:
+        with writing(path):
+            try:
+                local_files.append_whole(path, row, is_new)
+            except FileNotFoundError:
+                if is_new:
+                    raise
+            else:
+                return
+        self._begin_file()  # somebody has removed it: the rows go on in another one
+        assert isinstance(self._file, Path)
+        self._append(self._file, row, is_new=False)

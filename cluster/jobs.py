@@ -20,7 +20,7 @@ from metagrad.cluster.job_client import JobClient, JobView, Submission, resolve_
 from metagrad.cluster.job_log import follow
 from metagrad.cluster.job_package import package, pinned_requirements
 from metagrad.errors import ConfigurationError, require
-from metagrad.learner.storage import location
+from metagrad.learner.storage import lasting
 
 # In a job's metadata, where whoever may ask the cluster can read them.
 _EXPERIMENT, _RUN_DIR, _STOP_SECONDS = "metagrad_experiment", "metagrad_run_dir", "metagrad_stop_seconds"
@@ -106,7 +106,7 @@ def _check(options: SubmitOptions, job_id: str, run_dir: str) -> None:
     is_placed = run_dir.startswith(("/", "~/")) or "://" in run_dir
     rule, remedy = "would lie in the job's working folder, which the cluster deletes", "use an absolute path or a URL"
     require(is_placed, "run-dir", run_dir, rule, remedy)
-    location(run_dir)
+    lasting(run_dir)
     options.experiment.algorithm(probe(options.experiment.env))
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.cluster.checkpoint_parts import misfit
 from metagrad.cluster.driver_reports import DriverReports, driver_reports
 from metagrad.cluster.evaluator import Evaluator, InlineEvaluator
 from metagrad.cluster.learning import Assignment, actor_setups, learn, resolve_device, set_precision
@@ -23,11 +24,10 @@ from metagrad.cluster.progress import Progress
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.cluster.stop import StopRequest
-from metagrad.cluster.train import CHECKPOINT_PARTS
 from metagrad.cluster.transport import Actors, ColocatedActors
 from metagrad.errors import ConfigurationError, require
 from metagrad.learner.algorithm import Algorithm
-from metagrad.learner.checkpoint import NoCheckpoint, Restored, paths, restore_newest
+from metagrad.learner.checkpoint import NoCheckpoint, Restored, paths, restore_newest, update_of
 from metagrad.learner.storage import CannotWrite, Location
 
 if TYPE_CHECKING:
@@ -62,10 +62,7 @@ def check_fits(path: Location, tree: dict[str, Any], experiment: BaseExperiment,
     Raises:
         ConfigurationError: it is one.
     """
-    missing = [part for part in CHECKPOINT_PARTS if part not in tree]
-    wrong = missing[0] if missing else algorithm.misfit(tree["learner"])
-    if wrong is None and len(tree["actors"]) != experiment.actors:
-        wrong = "actors"
+    wrong = misfit(tree, update_of(path), experiment, algorithm)
     rule = "is not as this run has it: the checkpoint is of another run or of another version of metagrad"
     require(wrong is None, "checkpoint", str(path), f"its {wrong} {rule}", "remove it, or restore the run's own")
 

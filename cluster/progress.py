@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from metagrad.errors import printable
+
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
@@ -30,12 +32,12 @@ class Progress:
 
     def say(self, message: str) -> None:
         """One message that stays."""
-        self._console.print(Text(message), soft_wrap=True)  # Text: a path's [brackets] are no markup
+        self._console.print(Text(printable(message)), soft_wrap=True)  # Text: a path's [brackets] are no markup
 
     def begin(self, message: str) -> None:
         """What the line says until the first update is done; terminals only."""
         if self._live is not None:
-            self._live.update(Text(message))
+            self._live.update(Text(printable(message)))
 
     def show(
         self,
@@ -49,7 +51,7 @@ class Progress:
         """The run as of now."""
         returns = "-" if return_mean is None else f"{return_mean:.2f}"
         learnt = "  ".join(f"{name} {value:.4f}" for name, value in eta.items())
-        line = (
+        line = printable(
             f"update {update}/{self._updates}  {frames_per_second:,.0f} frames/s  return {returns}  "
             f"{learnt}  lag {lag:g}"
         )

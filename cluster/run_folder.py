@@ -1,13 +1,16 @@
 """A run's folder, on a path or at a URL: config.json, TensorBoard events, checkpoints/, summary.json.
 
-A folder on a path is locked by the process that trains in it. At a URL there are no locks. A new run claims
-config.json, whose upload fails where one is there already. Whoever trains puts its name into holder.json; who finds
-another name there, since somebody has continued the run meanwhile, writes no more.
+A folder on a path is locked by the process that trains in it, which writes no more once another folder has taken its
+place. At a URL there are no locks. A new run claims config.json, whose upload fails where one is there already. Whoever
+trains puts its name into holder.json; who finds another name there, since somebody has continued the run meanwhile,
+writes no more.
+
+The folder may be a stranger's. The user may name it by a link, but what is in it leads nowhere else: links, pipes and
+devices under the names of a run's files are refused (`metagrad.learner.local_files`).
 """
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -20,8 +23,20 @@ from typing import Any
 from metagrad.cluster.config_json import differences, from_json, to_json
 from metagrad.cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from metagrad.errors import ConfigurationError, require
-from metagrad.learner import checkpoint
-from metagrad.learner.storage import CannotWrite, Location, RemotePath, location, reason, write_whole
+from metagrad.learner import checkpoint, local_files
+from metagrad.learner.storage import (
+    CannotWrite,
+    Location,
+    RemotePath,
+    exists,
+    location,
+    read_bytes,
+    reason,
+    remove,
+    write_whole,
+)
+
+_SECONDS_OF_A_WRITE = 3600.0  # evaluations write beside a run: what is older was left by a process that died
 
 
 def as_bytes(tree: Any) -> bytes:
@@ -38,6 +53,17 @@ def write_json(path: Location, tree: Any) -> None:
     write_whole(path, as_bytes(tree))
 
 
+def read_json(path: Location) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: there is none, it is a link, a pipe or the like, or larger than any of ours.
+        ValueError: it is no JSON.
+        RecursionError: it is one without end.
+    """
+    return json.loads(read_bytes(path).decode("utf-8"))
+
+
 class RunFolder:
     """Places of a run, `pathlib.Path` or `RemotePath`, and the files in it."""
 
@@ -47,7 +73,9 @@ class RunFolder:
         Raises:
             ConfigurationError: a URL with credentials in it, or one that nothing here can open.
         """
-        self.path = location(path)
+        named = location(path)
+        # The user's own link, runs/latest say, is followed here and now, and no other.
+        self.path = Path(os.path.realpath(named)) if isinstance(named, Path) and os.path.islink(named) else named
         self.checkpoints = self.path / "checkpoints"
         self._config = self.path / "config.json"
         self._summary = self.path / "summary.json"
@@ -61,7 +89,7 @@ class RunFolder:
             ConfigurationError: nobody can tell, since its name is too long, say.
         """
         with self._refusing("cannot be read"):
-            return self._config.exists()
+            return exists(self._config)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -76,22 +104,17 @@ class RunFolder:
             finally:
                 self._let_go()
             return
-        with self._refusing("cannot be written"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigurationError(
-                    f"run-dir = {str(self.path)!r}: another process is working in it; "
-                    "wait until it ends, or choose another folder"
-                ) from error
-            except OSError:  # a file system without locks: there nobody can tell
-                pass
+        with contextlib.ExitStack() as files:
+            with self._refusing("cannot be written"):
+                try:
+                    files.enter_context(local_files.held(self.path))
+                    local_files.remove_partial(self.path, _SECONDS_OF_A_WRITE)
+                except BlockingIOError as error:
+                    raise ConfigurationError(
+                        f"run-dir = {str(self.path)!r}: another process is working in it; "
+                        "wait until it ends, or choose another folder"
+                    ) from error
             yield
-        finally:
-            os.close(descriptor)
 
     def open_new(self, experiment: BaseExperiment) -> None:
         """Claim the folder for a new run.
@@ -108,7 +131,7 @@ class RunFolder:
         )
         with self._refusing("cannot be written"):
             require(
-                not self.checkpoints.exists(),
+                not exists(self.checkpoints),
                 "run-dir",
                 str(self.path),
                 "holds checkpoints of another run",
@@ -127,7 +150,7 @@ class RunFolder:
 
     def withdraw(self) -> None:
         """Undo `open_new`: the folder may be claimed again, and goes where nothing else is in it."""
-        self._config.unlink()
+        remove(self._config)
         if isinstance(self.path, Path):
             with contextlib.suppress(OSError):  # not empty: it was there before
                 self.path.rmdir()
@@ -140,13 +163,12 @@ class RunFolder:
         """
         require(self.has_run(), "run-dir", str(self.path), "holds no run (no config.json)", "name a run's folder")
         try:
-            tree = json.loads(self._config.read_text(encoding="utf-8"))
-            experiment = from_json(tree)
+            experiment = from_json(read_json(self._config))
         except ConfigurationError:
             raise
-        except (OSError, ValueError, TypeError, RecursionError) as error:  # not JSON, not text, or fields missing
+        except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:  # no text, fields missing, …
             raise ConfigurationError(
-                f"run-dir = {str(self.path)!r}: its config.json cannot be read ({error}); restore that file"
+                f"run-dir = {str(self.path)!r}: its config.json cannot be read ({reason(error)}); restore that file"
             ) from error
         require(
             isinstance(experiment, BaseExperiment),
@@ -205,12 +227,12 @@ class RunFolder:
     def _let_go(self) -> None:
         if self._own_id is not None and self._other_holder() is None:
             with contextlib.suppress(OSError):  # the run is over: a name that is left says nothing wrong
-                self._holder.unlink(missing_ok=True)
+                remove(self._holder)
 
     def _other_holder(self) -> str | None:
         """Who has this run at a URL, unless it is this process."""
         try:
-            holder = json.loads(self._holder.read_text(encoding="utf-8"))
+            holder = read_json(self._holder)
             if holder["id"] == self._own_id:
                 return None
             return f"process {holder['process']} on {holder['host']} continues this run since {holder['since']}"

@@ -6,6 +6,7 @@ A study that was interrupted continues from the parts that are there: they are d
 """
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -119,6 +120,9 @@ def reproduce(
     assert all(_FILE_NAME.fullmatch(name) for name in asked), f"part names of {study.name}: {list(asked)}"
     command = f"metagrad reproduce {study.name} --seeds {seeds}{' --quick' if is_quick else ''}"
     command += "".join(f" --updates {each}" for each in length)
+    folder = (
+        Path(os.path.realpath(folder)) if os.path.islink(folder) else folder
+    )  # the user's own; none in it is followed
     with held(folder), Progress(console, len(asked)) as progress:
         progress.say(f"study folder: {folder}")
         done = read_parts(folder, study.name, asked)

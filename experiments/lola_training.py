@@ -28,6 +28,7 @@ from metagrad.actors.envs.iterated_prisoners_dilemma import START, STATE_NAMES
 from metagrad.experiments.ipd_games import JOINT, STATES, Games, ValueTarget, other_code, rewards, value_gradient
 from metagrad.experiments.lola import Data, Estimation, inner_problem, outer_loss
 from metagrad.learner.lookahead import Clock, Sample
+from metagrad.learner.plain_data import is_finite, is_like
 from metagrad.learner.step import NonFinite, UpdateMetrics
 from metagrad.monte_carlo import Sampler
 from metagrad.networks import Network
@@ -201,7 +202,7 @@ class Lola:
     def misfit(self, tree: Any) -> str | None:
         for name, expected in self.to_tree(self.init(0, torch.device("cpu"))).items():
             found: Any = tree.get(name) if isinstance(tree, dict) else None
-            if type(found) is not type(expected) or (isinstance(expected, Tensor) and found.shape != expected.shape):
+            if not is_like(found, expected) or (name in ("theta", "values") and not is_finite(found)):
                 return name
         return None
 

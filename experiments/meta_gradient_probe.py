@@ -4,7 +4,6 @@ checkpoint ─► θ, η, optimizer states ────────────�
            └► games, with random streams of the sample's own ─► look-ahead ─► ∂J/∂η ─► moments      (K times)
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,12 +19,13 @@ from torch import Tensor
 from metagrad.actors.rollout import Actor, ActorSetup, State, probe
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.launch import actor_setups
-from metagrad.cluster.run_folder import write_json
+from metagrad.cluster.run_folder import read_json, write_json
 from metagrad.diagnostics import Moments, add_samples, no_samples, standard_deviation
 from metagrad.errors import require
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
 from metagrad.learner.lookahead import estimate_meta_gradient
+from metagrad.learner.storage import exists
 from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
@@ -114,17 +114,16 @@ def probe_run(
     Returns:
         By name: "updates" [P], "mean" and "std" [P, M].
     """
-    (folder / "probes").mkdir(exist_ok=True)
     found: dict[str, dict[str, Any]] = {name: {"updates": [], "mean": [], "std": []} for name in estimators}
     for update in updates:
         for name, experiment in estimators.items():
             path = folder / "probes" / f"{name}-update{update}-samples{count}.json"
-            if not path.exists():
+            if not exists(path):
                 checkpoint = load(checkpoint_path(folder / "checkpoints", update))
                 moments = meta_gradient_moments(experiment, checkpoint, count, seed)
                 rows = {"mean": moments.mean, "std": standard_deviation(moments)}
                 write_json(path, {key: [float(f"{x:.6g}") for x in row.tolist()] for key, row in rows.items()})
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             for key, value in ({"updates": update} | kept).items():
                 found[name][key].append(value)
     return found

@@ -1,13 +1,15 @@
 """What the studies' reports share: a page with a table "paper | ours", plots of curves with bands, statistics."""
 
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from metagrad.cluster.run_folder import read_json
+from metagrad.learner.storage import write_whole
 
 Array = NDArray[np.float64]
 
@@ -66,15 +68,13 @@ def write_report(
     blocks = [f"# {title}", introduction.strip()]
     results = folder / "results.json"
     if results.exists():
-        blocks += _made_by(json.loads(results.read_text(encoding="utf-8")))
+        blocks += _made_by(read_json(results))
     blocks += ["## Paper and ours", markdown_table(Row._fields, rows)]
     if figures:
         blocks += ["## Figures", *(f"![{caption}]({name})\n\n*{caption}*" for name, caption in figures)]
     listed = "\n".join(f"- {sentence}" for sentence in differences)
     blocks += ["## Where ours differs", listed or "Nowhere in the table."]
-    partial = folder / "report.partial"
-    partial.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "report.md")
+    write_whole(folder / "report.md", ("\n\n".join(blocks) + "\n").encode())
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -121,11 +121,13 @@ def line_panels(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
             for axis, panel in zip(axes.flat, panels, strict=False):
                 _draw(axis, panel, labels)
             _add_legends(figure, axes.flat, panels)
-            figure.savefig(path, dpi=110)
+            drawn, small = BytesIO(), BytesIO()
+            figure.savefig(drawn, dpi=110)
         finally:
             pyplot.close(figure)
-    with Image.open(path) as picture:  # lines in a few colours: a palette takes a quarter of the bytes
-        picture.convert("RGB").quantize(128).save(path, optimize=True)
+    with Image.open(drawn) as picture:  # lines in a few colours: a palette takes a quarter of the bytes
+        picture.convert("RGB").quantize(128).save(small, format="PNG", optimize=True)
+    write_whole(path, small.getvalue())
 
 
 def _add_legends(figure: Any, axes: Iterable[Any], panels: Sequence[Panel]) -> None:

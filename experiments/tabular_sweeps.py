@@ -5,6 +5,7 @@ A part scores every estimator, permutation and value of a sweep on one MDP, with
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from metagrad.experiments.tabular_estimators import (
     maml_gradients,
     mdp_stack,
 )
+from metagrad.learner.storage import write_whole
 from metagrad.tabular import TabularMdp, lirpg_meta_gradient, maml_meta_gradient
 
 Problem = Literal["maml", "lirpg"]
@@ -160,22 +162,23 @@ def curves_of(sweeps: Sequence[Sweep], done: dict[str, tuple[Settings, Result]])
 
 def write_numbers(path: Path, all_curves: dict[str, Curves]) -> None:
     """Every number behind the figures: mean, median, IQM and standard deviation over the MDPs."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(
-            ["sweep", "x", "estimator", "permutation", "metric", "mdps", "mean", "median", "iqm", "std", "low", "high"]
-        )
-        for name, curves in all_curves.items():
-            for metric, of_pair in curves.of.items():
-                for (estimator, permutation), values in of_pair.items():
-                    for x, column in zip(curves.x, values.T, strict=True):
-                        std = column.std(ddof=1) if len(column) > 1 else 0.0
-                        middle = (column.mean(), np.median(column), float(interquartile_mean(column)))
-                        numbers = (*middle, std, column.min(), column.max())
-                        table.writerow(
-                            [name, f"{x:g}", estimator, permutation, metric, len(column)]
-                            + [f"{each:.6g}" for each in numbers]
-                        )
+    content = StringIO()
+    table = csv.writer(content, lineterminator="\n")
+    table.writerow(
+        ["sweep", "x", "estimator", "permutation", "metric", "mdps", "mean", "median", "iqm", "std", "low", "high"]
+    )
+    for name, curves in all_curves.items():
+        for metric, of_pair in curves.of.items():
+            for (estimator, permutation), values in of_pair.items():
+                for x, column in zip(curves.x, values.T, strict=True):
+                    std = column.std(ddof=1) if len(column) > 1 else 0.0
+                    middle = (column.mean(), np.median(column), float(interquartile_mean(column)))
+                    numbers = (*middle, std, column.min(), column.max())
+                    table.writerow(
+                        [name, f"{x:g}", estimator, permutation, metric, len(column)]
+                        + [f"{each:.6g}" for each in numbers]
+                    )
+    write_whole(path, content.getvalue().encode())
 
 
 def panel(curves: Curves, metric: Metric, estimator: str, permutations: Sequence[str], is_median: bool) -> Panel:

@@ -19,6 +19,7 @@ from metagrad.cluster.launch import run
 from metagrad.cluster.plot import logged_scalars
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.learner.checkpoint import load, paths, update_of
+from metagrad.learner.storage import remove
 
 Curve = dict[str, list[int] | list[float]]  # "updates" and "values"
 Policy = Literal["sampled", "greedy"]
@@ -33,7 +34,7 @@ def train(experiment: BaseExperiment, folder: Path) -> dict[str, Any]:
     """
     for path in paths(folder / "checkpoints"):
         if update_of(path) < experiment.updates and update_of(path) % experiment.checkpoint.every:
-            path.unlink()
+            remove(path)
     is_resumed = bool(paths(folder / "checkpoints"))
     if folder.exists() and not is_resumed:  # ended before its first checkpoint
         shutil.rmtree(folder)

@@ -1,15 +1,31 @@
-"""Checkpoints: atomic files of plain data, the newest k kept, loaded without executing anything from them."""
+"""Checkpoints: atomic files of plain data, the newest k kept, checked whole, loaded without executing anything."""
 
 import io
+import pickle
 import re
-from typing import Any, NamedTuple
+import zipfile
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 
-from metagrad.learner.storage import Location, Place, RemotePath, inside, names, write_whole, writing
+from metagrad.errors import printable
+from metagrad.learner import local_files
+from metagrad.learner.storage import (
+    Location,
+    Place,
+    RemotePath,
+    inside,
+    names,
+    opened,
+    reason,
+    remove,
+    write_whole,
+    writing,
+)
 
-_NAME = re.compile(r"update-(\d+)\.pt")
-_PARTIAL = re.compile(r"update-(\d+)\.partial")
+_NAME = re.compile(r"update-(\d{9,18})\.pt")
+_MAX_BYTES = 16 * 2**30
+_LOOKS = 20  # at a folder whose newest checkpoint goes, since newer ones come, while it is being read
 
 
 class Restored(NamedTuple):
@@ -22,6 +38,9 @@ class Restored(NamedTuple):
 
 class Unreadable(ValueError):
     """A file is no whole checkpoint, or holds more than data; the message is one line with its name and the reason."""
+
+    def __init__(self, path: Location, why: str):
+        super().__init__(printable(f"{path.name}: {why}"))
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -41,9 +60,10 @@ def save(folder: Place, update: int, tree: dict[str, Any], keep: int) -> Place:
     torch.save(tree, content)
     write_whole(path, content.getvalue())
     with writing(folder):
-        cut_off = [inside(folder, name) for name in names(folder) if _PARTIAL.fullmatch(name)]  # with their process
-        for old in [*cut_off, *paths(folder)[:-keep]]:
-            old.unlink(missing_ok=True)
+        if not isinstance(folder, RemotePath):
+            local_files.remove_partial(folder, older_than=0.0)  # nobody else writes there
+        for old in paths(folder)[:-keep]:
+            remove(old)
     return path
 
 
@@ -58,8 +78,12 @@ def update_of(path: Location) -> int:
 
 
 def paths(folder: Place) -> list[Place]:
-    """Checkpoints of a folder, oldest first."""
-    return [inside(folder, name) for name in sorted(names(folder)) if _NAME.fullmatch(name)]
+    """Checkpoints of a folder, oldest first.
+
+    Raises:
+        OSError: the folder is a link, say, or cannot be looked into.
+    """
+    return sorted((inside(folder, name) for name in names(folder) if _NAME.fullmatch(name)), key=update_of)
 
 
 def restore_newest(folder: Location) -> Restored:
@@ -68,27 +92,64 @@ def restore_newest(folder: Location) -> Restored:
     Raises:
         NoCheckpoint: there is none, or none can be read; the message names each file and why.
     """
-    unreadable: list[str] = []
-    for path in reversed(paths(folder)):
+    for _ in range(_LOOKS):
+        unreadable: list[str] = []
         try:
-            return Restored(load(path), path, tuple(unreadable))
-        except Unreadable as error:
-            unreadable.append(str(error))
+            found = paths(folder)
+        except OSError as error:
+            raise NoCheckpoint(f"no readable checkpoint in {folder} ({reason(error)})") from error
+        try:
+            for path in reversed(found):
+                try:
+                    return Restored(load(path), path, tuple(unreadable))
+                except Unreadable as error:
+                    unreadable.append(str(error))
+        except FileNotFoundError:  # a run that goes on has just put a newer one in its place
+            continue
+        break
     raise NoCheckpoint(f"no readable checkpoint in {folder}" + "".join(f"; {line}" for line in unreadable))
 
 
 def load(path: Location) -> dict[str, Any]:
-    """Content of one checkpoint; `weights_only` refuses anything that would run code.
+    """Content of one checkpoint, after all of it was checked; `weights_only` refuses anything that would run code.
 
     Raises:
+        FileNotFoundError: there is no such file.
         Unreadable: the file is damaged, or no checkpoint.
     """
     try:
-        file = io.BytesIO(path.read_bytes()) if isinstance(path, RemotePath) else path
-        tree: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise anything at all
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise Unreadable(f"{path.name}: {lines[0][:200]}") from error
+        with opened(path, _MAX_BYTES) as file:
+            _check_whole(path, file)
+            file.seek(0)
+            tree = torch.load(cast(BinaryIO, file), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Unreadable:
+        raise
+    except OSError as error:
+        raise Unreadable(path, reason(error)) from error
+    except pickle.UnpicklingError as error:
+        raise Unreadable(path, "holds more than plain data, and nothing of it was executed") from error
+    except Exception as error:  # whatever an unpickler makes of content that no run has written
+        raise Unreadable(path, f"holds no checkpoint ({type(error).__name__} while it was read)") from error
     if not isinstance(tree, dict):
-        raise Unreadable(f"{path.name}: holds no checkpoint but a {type(tree).__name__}")
+        raise Unreadable(path, f"holds no checkpoint but a {type(tree).__name__}")
     return tree
+
+
+def _check_whole(path: Location, file: io.BufferedIOBase) -> None:
+    """Every byte of content against its checksum, which `torch.load` does not look at."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            size = file.seek(0, io.SEEK_END)
+            if not is_plain or sum(entry.file_size for entry in entries) > size:  # it would grow while it is read
+                raise Unreadable(path, "is no checkpoint: its content is compressed")
+            damaged = archive.testzip()
+    except Unreadable:
+        raise
+    except Exception as error:  # damaged headers make zipfile raise anything at all
+        raise Unreadable(path, "is cut off, damaged or no checkpoint at all") from error
+    if damaged is not None:
+        raise Unreadable(path, f"is damaged: {damaged} is not what its checksum says")

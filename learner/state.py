@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad.learner.agent import Agent
+from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
 from metagrad.meta_parameters import init_eta
 from metagrad.optimizers import OptimizerState
 from metagrad.types import Trajectory, WeightSnapshot
@@ -56,22 +57,16 @@ def to_tree(state: LearnerState) -> dict[str, Any]:
 
 
 def misfit(tree: Any, agent: Agent) -> str | None:
-    """Name of the first entry of a tree whose shapes are not those that `to_tree` gives for this agent; None: fits."""
+    """Name of the first entry of a tree that is not as `to_tree` gives it for this agent; None: fits."""
     expected = to_tree(init_state(agent, 0, torch.device("cpu")))
     for name, entry in expected.items():
         if not isinstance(tree, dict) or name not in tree:
             return name
-        if isinstance(entry, dict | Tensor) and _shapes(tree[name]) != _shapes(entry):
+        found = tree[name]
+        fits = (found is None or is_trajectory(found)) if name == "carry" else is_like(found, entry)
+        if not fits or (name in ("theta", "eta") and not is_finite(found)):
             return name
     return None
-
-
-def _shapes(entry: Any) -> Any:
-    if isinstance(entry, dict):
-        return {name: _shapes(x) for name, x in entry.items()}
-    if isinstance(entry, list):
-        return [_shapes(x) for x in entry]
-    return entry.shape if isinstance(entry, Tensor) else type(entry)
 
 
 def from_tree(tree: dict[str, Any], device: torch.device) -> LearnerState:

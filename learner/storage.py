@@ -1,7 +1,8 @@
 """Where a run's files lie: a path of this machine, or a URL of an fsspec file system (s3://, gs://, …).
 
-A file is written whole or not at all. On a path it is written beside its place, synced and renamed; on an object store
-the upload itself is what makes it appear. The packages of the file systems (s3fs, gcsfs, …) are the user's to install.
+A file is written whole or not at all. On a path it is written beside its place, synced and renamed
+(`metagrad.learner.local_files`, which also keeps links and pipes of strangers out); on an object store the upload
+itself is what makes it appear. The packages of the file systems (s3fs, gcsfs, …) are the user's to install.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,13 +19,20 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
-from metagrad.errors import ConfigurationError
+from metagrad.errors import ConfigurationError, printable, require
+from metagrad.learner import local_files
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(.*)", re.DOTALL)  # what pathlib makes of a URL
 _PASSWORD = re.compile(r"[^/@]*:.*@", re.DOTALL)  # a secret key may hold slashes
 # They have no folders; making one would mean making the bucket, which a misspelt name should not.
 _OBJECT_STORES = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "ocilake", "tos", "tosfs"))
+# A run there is lost with the process, or they are views of other file systems, which are named by themselves.
+_NO_PLACE = frozenset(
+    "memory data reference cached blockcache filecache simplecache dir generic root async_wrapper asyncwrapper zip tar "
+    "libarchive git github gist dask pyscript".split()
+)
+MAX_TEXT_BYTES = 64 * 2**20  # of a JSON file: a study of the paper's length has 4 MiB of results
 _ERRNO = ((FileNotFoundError, errno.ENOENT), (FileExistsError, errno.EEXIST), (PermissionError, errno.EACCES))
 
 
@@ -37,11 +46,11 @@ class CannotWrite(OSError):
         match self.errno:
             case errno.ENOSPC | errno.EDQUOT:
                 remedy = "free some space there and continue"
-            case errno.EBUSY:
+            case errno.EBUSY | errno.ESTALE:
                 remedy = "this process ends without writing there"
             case _:
                 remedy = "mend that and continue"
-        return f"{self.filename}: cannot be written ({self.strerror}); {remedy}"
+        return printable(f"{self.filename}: cannot be written ({self.strerror}); {remedy}")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -72,8 +81,10 @@ class RemotePath:
             return False
         return True
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, limit: int | None = None) -> bytes:
         with self._opened() as (files, path):
+            if limit is not None and (files.info(path).get("size") or 0) > limit:
+                raise OSError(errno.EFBIG, f"it is larger than {limit / 2**20:g} MiB")
             content: bytes = files.cat_file(path)
         return content
 
@@ -127,36 +138,75 @@ def inside(folder: Place, name: str) -> Place:
     return cast(Place, folder / name)
 
 
-def location(place: str | Location) -> Location:
+def location(place: str | Location, field: str = "run-dir") -> Location:
     """What a person named: a path of this machine, also as file://, or a URL.
 
     Raises:
-        ConfigurationError: a URL with credentials in it, of an unknown kind, of several file systems, or of one whose
-            package is not installed.
+        ConfigurationError: nothing, or a URL with credentials in it, of an unknown kind, of several file systems, or of
+            one whose package is not installed; `field` is what the message calls it.
     """
     if isinstance(place, RemotePath):
         return place
     text = str(place)
+    require(bool(text), field, text, "names nothing", "name a path or a URL")
+    require("\0" not in text, field, text, "holds a null byte, which no path can", "leave it out")
     if "::" in text and "://" in text:
-        raise _refusal(f"{text.partition(':')[0]}:…", "is a chain of file systems", "name the last one's URL alone")
+        raise _refusal(
+            field, f"{text.partition(':')[0]}:…", "is a chain of file systems", "name the last one's URL alone"
+        )
     url = _URL.fullmatch(text)
     if url is None:
         lost = _URL_AS_PATH.fullmatch(text)
         if lost is not None and lost[1] in fsspec.available_protocols():
             remedy = f"a training run's is written {lost[1]}://{_masked(lost[2])}, a study's is a path"
-            raise _refusal(f"{lost[1]}:/{_masked(lost[2])}", "is a URL that was read as a path", remedy)
+            raise _refusal(field, f"{lost[1]}:/{_masked(lost[2])}", "is a URL that was read as a path", remedy)
         with contextlib.suppress(RuntimeError):  # "~somebody", and there is nobody of that name
             return Path(place).expanduser()
         return Path(place)
     protocol, rest = url[1], url[2]
+    is_local = protocol in ("file", "local")
+    require(bool(rest if is_local else rest.strip("/")), field, text, "names nothing there", "add a path")
     if _masked(rest) != rest:
         rule = "holds credentials, which logs and listings would show"
         remedy = "leave them to the environment, or to the file system's own configuration file"
-        raise _refusal(f"{protocol}://{_masked(rest)}", rule, remedy)
-    if protocol in ("file", "local"):
+        raise _refusal(field, f"{protocol}://{_masked(rest)}", rule, remedy)
+    if is_local:
         return Path(rest)
-    _require_file_system(protocol, text)
+    _require_file_system(field, protocol, text)
     return RemotePath(text.rstrip("/"))
+
+
+def lasting(place: str, field: str = "run-dir") -> str:
+    """The same name, of a place where files outlast this process.
+
+    Raises:
+        ConfigurationError: they would not, or `location` refuses the name.
+    """
+    found = location(place, field)
+    if isinstance(found, RemotePath):
+        protocol = found.url.partition("://")[0]
+        rule, remedy = f"{protocol}:// is no place where files stay", "use a path, s3://…, gs://… or the like"
+        require(protocol not in _NO_PLACE, field, place, rule, remedy)
+    return place
+
+
+def chosen(place: str, field: str) -> Location:
+    """Where a person wants one file written.
+
+    Raises:
+        ConfigurationError: that is a folder, no place where files stay, or one that nobody can look at.
+    """
+    found = location(lasting(place, field), field)
+    if isinstance(found, RemotePath):
+        return found
+    try:
+        is_folder = found.is_dir()  # the user's own link to one, too
+        folder = Path(os.path.realpath(found.parent))  # his own links to where it lies are followed, here and now
+        require(not folder.exists() or folder.is_dir(), field, place, f"{folder} is no folder", "name another place")
+    except OSError as error:
+        raise ConfigurationError(f"{field} = {place!r}: cannot be written ({reason(error)}); name another") from error
+    require(not is_folder, field, place, "is a folder", "name a file in it")
+    return folder / found.name
 
 
 def _masked(rest: str) -> str:
@@ -165,28 +215,82 @@ def _masked(rest: str) -> str:
     return _PASSWORD.sub("***@", path) + ("?***" if mark else "")
 
 
-def _require_file_system(protocol: str, text: str) -> None:
+def _require_file_system(field: str, protocol: str, text: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError as error:
         remedy = "use a path, s3://…, gs://… or another one that fsspec knows"
-        raise _refusal(text, f"no file system is known for {protocol}://", remedy) from error
+        raise _refusal(field, text, f"no file system is known for {protocol}://", remedy) from error
     except ImportError as error:
         package = known_implementations.get(protocol, {"class": protocol})["class"].partition(".")[0]
         package = f'"fsspec[{protocol}]"' if package == "fsspec" else package
-        raise _refusal(text, f"{protocol}:// needs a package that is missing", f"pip install {package}") from error
+        raise _refusal(
+            field, text, f"{protocol}:// needs a package that is missing", f"pip install {package}"
+        ) from error
 
 
-def _refusal(shown: str, rule: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"run-dir = {shown!r}: {rule}; {remedy}")
+def _refusal(field: str, shown: str, rule: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"{field} = {shown!r}: {rule}; {remedy}")
 
 
 def names(folder: Location) -> list[str]:
-    """Names of what lies in a folder; none where there is no such folder."""
+    """Names of what lies in a folder; none where there is no such folder.
+
+    Raises:
+        OSError: it is a link or a file, or cannot be looked into.
+    """
     try:
-        return folder.names() if isinstance(folder, RemotePath) else os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
+        return folder.names() if isinstance(folder, RemotePath) else local_files.names(folder)
+    except FileNotFoundError:
         return []
+
+
+def exists(place: Location) -> bool:
+    """True where anything is at this place, also a link that leads nowhere.
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    if isinstance(place, RemotePath):
+        return place.exists()
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def read_bytes(place: Location, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Content of a file.
+
+    Raises:
+        OSError: there is none, it is a link, a pipe or the like, or larger than `limit` bytes.
+    """
+    return place.read_bytes(limit) if isinstance(place, RemotePath) else local_files.read(place, limit)
+
+
+@contextlib.contextmanager
+def opened(place: Location, limit: int) -> Iterator[BufferedIOBase]:
+    """A file to read from, of which not all has to be in memory.
+
+    Raises:
+        OSError: as `read_bytes` does.
+    """
+    if isinstance(place, RemotePath):
+        yield BytesIO(place.read_bytes(limit))
+        return
+    with local_files.opened(place, limit) as file:
+        yield file
+
+
+def remove(place: Location) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        OSError: it is a folder, or cannot be removed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        place.unlink() if isinstance(place, RemotePath) else local_files.remove(place)
 
 
 def reason(error: BaseException) -> str:
@@ -217,24 +321,4 @@ def write_whole(place: Location, data: bytes) -> None:
         if isinstance(place, RemotePath):
             place.write_bytes(data)
         else:
-            _write_beside_and_rename(place, data)
-
-
-def _write_beside_and_rename(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            local_files.write_whole(place, data)

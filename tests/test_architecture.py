@@ -15,7 +15,7 @@ PACKAGES = ("metagrad", *PARTS, "benchmarks")
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CODE = [path for path in MODULES if path.name != "__init__.py"]
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
 # Each entry says why. An entry that is no longer needed fails its test.

@@ -234,7 +234,7 @@ def test_a_run_is_trained_continued_and_played(trained: Path, capsys: Capture) -
     assert main((*SNAKE, "--run-dir", "a run", "--resume", "--updates", "6")) == 0
     printed = capsys.readouterr().out
     assert re.search(r"resumed from .*update-000000004.pt at update 4", printed)
-    assert '--logdir "a run"' in printed
+    assert "--logdir 'a run'" in printed
     summary = json.loads((trained / "summary.json").read_text())
     assert (summary["updates"], summary["frames_real"]) == (6, 72)
     stored = from_json(json.loads((trained / "config.json").read_text()))

@@ -1,4 +1,5 @@
 import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,33 +130,18 @@ def test_a_full_disk_loses_no_row_that_was_there(tmp_path: Path, monkeypatch: py
     log.scalars({"x": 1.0}, 10)
     log.flush()
 
-    class Full:
-        """The first half of what is written goes into the file."""
+    whole = os.write
 
-        def __init__(self, file: object):
-            self._file = file
-
-        def __enter__(self) -> "Full":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._file.close()  # type: ignore[attr-defined]
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._file, name)
-
-        def write(self, data: bytes) -> int:
-            if len(data) < 20:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return int(self._file.write(data[: len(data) // 2]))  # type: ignore[attr-defined]
-
-    whole = Path.open
+    def half(descriptor: int, data: bytes) -> int:
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(descriptor, data[: len(data) // 2])
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda path, *mode, **changes: Full(whole(path, *mode, **changes)))
+        patch.setattr(os, "write", half)
         patch.setattr(MemoryFileSystem, "pipe_file", refused)
         with pytest.raises(CannotWrite, match=r"tfevents.*: cannot be written \(No space left on device\); free"):
             write(log, 20)

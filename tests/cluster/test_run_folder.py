@@ -207,7 +207,7 @@ def test_files_are_replaced_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
     folder = RunFolder(tmp_path)
     folder.write_summary({"updates": 1})
 
-    def crash(*_args: object) -> None:
+    def crash(*_args: object, **_names: object) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:

@@ -25,7 +25,7 @@ from metagrad.cluster.train import CHECKPOINT_PARTS
 from metagrad.errors import ConfigurationError
 from metagrad.learner import algorithm
 from metagrad.learner.algorithm import Algorithm
-from metagrad.learner.checkpoint import paths, update_of
+from metagrad.learner.checkpoint import checkpoint_path, paths, update_of
 from metagrad.learner.config import BootstrapConfig
 from metagrad.learner.step import NonFinite, Sample, UpdateMetrics, meta_update
 from metagrad.networks import Network, build_network
@@ -329,7 +329,6 @@ def test_another_algorithm_trains_stops_continues_and_plays(
     assert scalars(tmp_path / "whole")["toy/growth"] == [2, 4, 6]
     evaluate_run(tmp_path / "parts", None, 2, 0, False, False)
     assert "update 6, sampled policy" in capsys.readouterr().out
+    path, tree = checkpoint_path(tmp_path, 6), {name: {} for name in CHECKPOINT_PARTS}
     with pytest.raises(ConfigurationError, match=r"its toy is not as this run has it"):
-        check_fits(
-            tmp_path, {name: {} for name in CHECKPOINT_PARTS}, experiment, experiment.algorithm(probe(experiment.env))
-        )
+        check_fits(path, tree, experiment, experiment.algorithm(probe(experiment.env)))

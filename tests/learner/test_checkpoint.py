@@ -17,7 +17,7 @@ from metagrad.learner.checkpoint import (
     save,
     update_of,
 )
-from metagrad.learner.storage import CannotWrite, Location, inside, location, names
+from metagrad.learner.storage import CannotWrite, Location, location, names
 
 TREE = {"theta": torch.arange(4.0), "count": 3, "names": ["a"], "nothing": None, "nested": {"x": 1.5, "ok": True}}
 
@@ -53,11 +53,11 @@ def test_the_newest_k_stay(folder: Location) -> None:
     assert restore_newest(folder).tree == {"update": 999_999_999}
 
 
-def test_what_a_killed_process_left_goes(folder: Location) -> None:
-    save(folder, 1, TREE, keep=1)
-    inside(folder, "update-000000002.partial").write_bytes(b"half")
-    save(folder, 3, TREE, keep=2)
-    assert sorted(names(folder)) == ["update-000000001.pt", "update-000000003.pt"]
+def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    save(tmp_path, 1, TREE, keep=1)
+    (tmp_path / ".0123456789abcdef.partial").write_bytes(b"half")
+    save(tmp_path, 3, TREE, keep=2)
+    assert sorted(names(tmp_path)) == ["update-000000001.pt", "update-000000003.pt"]
 
 
 def test_other_files_are_neither_read_nor_removed(tmp_path: Path) -> None:
@@ -79,25 +79,25 @@ def test_a_crash_before_the_rename_leaves_the_old_ones(
 ) -> None:
     save(tmp_path, 1, {"update": 1}, keep=1)
 
-    def crash(*_args: object) -> None:
+    def crash(*_args: object, **_names: object) -> None:
         raise OSError("no space left on device")
 
-    whole = Path.open
+    whole = os.fdopen
 
-    def open_and_fill(path: Path, mode: str) -> object:
-        file = whole(path, mode)
+    def open_and_fill(descriptor: int, mode: str) -> object:
+        file = whole(descriptor, mode)
         file.write(b"half")
         file.flush()
-        file.write = crash  # type: ignore[method-assign, assignment]
+        file.write = crash
         return file
 
     with monkeypatch.context() as patch:
         if crash_in == "write":
-            patch.setattr(Path, "open", open_and_fill)
+            patch.setattr(os, "fdopen", open_and_fill)
         elif crash_in == "fsync":
             patch.setattr(os, "fsync", crash)
         else:
-            patch.setattr(Path, "replace", crash)
+            patch.setattr(os, "replace", crash)
         with pytest.raises(CannotWrite, match=r"^/.*/update-000000002.pt: cannot be written \(no space left"):
             save(tmp_path, 2, {"update": 2}, keep=1)
     assert names(tmp_path) == ["update-000000001.pt"], "no partial file is left"

@@ -174,17 +174,17 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(
     place = tmp_path / "x.json"
     write_whole(place, b"before")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         match crash_in:
             case "write":
-                patch.setattr(Path, "open", full)
+                patch.setattr(os, "fdopen", full)
             case "fsync":
                 patch.setattr(os, "fsync", full)
             case _:
-                patch.setattr(Path, "replace", full)
+                patch.setattr(os, "replace", full)
         with pytest.raises(CannotWrite) as refused:
             write_whole(place, b"after")
     assert str(refused.value) == (

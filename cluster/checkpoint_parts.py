@@ -1,0 +1,107 @@
+"""What a checkpoint of a run has to hold, beside what only its algorithm knows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagrad.actors.envs import DeviceEnvironmentConfig
+from metagrad.actors.rollout import Actor
+from metagrad.cluster.learning import actor_setups
+from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.train import CHECKPOINT_PARTS, Counters
+from metagrad.cluster.transport import Account
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.plain_data import is_count, is_like, is_number, is_tensor, is_trajectory
+
+_SMALL = 4_096  # entries of what people can count: reasons, say
+
+
+def misfit(tree: dict[str, Any], update: int, experiment: BaseExperiment, algorithm: Algorithm[Any]) -> str | None:
+    """Name of the first part of a checkpoint that this experiment cannot have written after `update`; None: all fit."""
+    missing = [part for part in CHECKPOINT_PARTS if part not in tree]
+    if missing:
+        return missing[0]
+    wrong = algorithm.misfit(tree["learner"])
+    if wrong is not None:
+        return wrong
+    if tree["learner"]["update"] != update:
+        return "update"
+    checks = {
+        "device": tree["device"] in ("cpu", "cuda"),
+        "counters": _are_counters(tree["counters"]),
+        "account": _is_account(tree["account"]),
+        "episodes": _are_episodes(tree["episodes"]),
+        "window": _is_window(tree["window"]),
+        "actors": _are_actors(tree, experiment),
+    }
+    return next((part for part, fits in checks.items() if not fits), None)
+
+
+def _are_counters(found: Any) -> bool:
+    return is_like(found, Counters()._asdict()) and found["wall_seconds"] >= 0
+
+
+def _is_account(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("dropped"), dict) or len(found["dropped"]) > _SMALL:
+        return False
+    reasons = found["dropped"].items()
+    return is_like(found | {"dropped": {}}, Account().to_tree()) and all(
+        isinstance(reason, str) and is_count(steps) for reason, steps in reasons
+    )
+
+
+def _are_episodes(found: Any) -> bool:
+    if not isinstance(found, dict) or found.keys() != {"returns", "lengths", "count"} or not is_count(found["count"]):
+        return False
+    returns, lengths = found["returns"], found["lengths"]
+    if not isinstance(returns, list) or not isinstance(lengths, list):
+        return False
+    return len(returns) == len(lengths) <= found["count"] and all(map(is_number, [*returns, *lengths]))
+
+
+def _is_window(found: Any) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(batch, dict)
+        and batch.keys() == {"trajectory", "versions"}
+        and is_trajectory(batch["trajectory"])
+        and isinstance(batch["versions"], list)
+        and all(map(is_count, batch["versions"]))
+        for batch in found
+    )
+
+
+def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
+    found = tree["actors"]
+    if not isinstance(found, list) or len(found) != experiment.actors:
+        return False
+    are_plain = all(isinstance(state, dict) and all(map(is_tensor, state.values())) for state in found)
+    if not are_plain or not isinstance(experiment.env, DeviceEnvironmentConfig):
+        return are_plain
+    actor = Actor(actor_setups(experiment, torch.device("cpu"), 0)[0])
+    fresh = actor.state()
+    actor.close()
+    streams = {name for name in fresh if name.endswith("generator")}
+    games = {name: x for name, x in fresh.items() if name not in streams}
+    return all(
+        not state  # of an actor that was away
+        or (
+            state.keys() == fresh.keys()
+            and is_like({name: state[name] for name in games}, games)
+            and all(_is_stream(state[name], tree["device"]) for name in streams)
+        )
+        for state in found
+    )
+
+
+def _is_stream(found: Tensor, device: str) -> bool:
+    """True for a generator's state; of CUDA's only the form can be told here."""
+    if found.dtype is not torch.uint8 or found.dim() != 1:
+        return False
+    if device != "cpu":
+        return True
+    try:
+        torch.Generator().set_state(found)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,68 @@
+"""Whether what a checkpoint holds has the form that a run writes: same keys, types and shapes, and finite numbers."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagrad.types import Trajectory
+
+_FLAGS = ("is_terminal", "is_truncated", "valid")
+
+
+def is_like(found: Any, like: Any) -> bool:
+    """True for a tree of the form of `like`: its keys, the lengths of its lists, the shapes and types of its tensors.
+
+    Whole numbers are counts, and so not negative; others are finite.
+    """
+    if isinstance(like, dict):
+        return isinstance(found, dict) and found.keys() == like.keys() and all(is_like(found[k], like[k]) for k in like)
+    if isinstance(like, list):
+        return isinstance(found, list) and len(found) == len(like) and all(map(is_like, found, like))
+    if isinstance(like, Tensor):
+        return is_tensor(found) and (found.shape, found.dtype) == (like.shape, like.dtype)
+    if isinstance(like, float):
+        return is_number(found)
+    return is_count(found) if type(like) is int else type(found) is type(like)
+
+
+def is_tensor(found: Any) -> bool:
+    """True for an ordinary tensor with memory behind it."""
+    is_plain = type(found) is Tensor and found.layout is torch.strided and not found.is_quantized
+    return is_plain and found.device.type != "meta" and not found.requires_grad
+
+
+def is_count(found: Any) -> bool:
+    """True for 0 and what is counted from it."""
+    return type(found) is int and 0 <= found < 2**63
+
+
+def is_number(found: Any) -> bool:
+    """True for a finite number."""
+    return (type(found) is float and math.isfinite(found)) or (type(found) is int and abs(found) < 2**63)
+
+
+def is_finite(found: Tensor) -> bool:
+    """True where no component is NaN or infinite."""
+    return bool(torch.isfinite(found).all())
+
+
+def is_trajectory(found: Any) -> bool:
+    """True for a trajectory of whatever length and environment, as `_asdict` gives it."""
+    if not isinstance(found, dict) or found.keys() != set(Trajectory._fields):
+        return False
+    tensors = {name: x for name, x in found.items() if name != "policy_version"}
+    if not all(map(is_tensor, tensors.values())) or type(found["policy_version"]) is not int:
+        return False
+    shape = found["action"].shape
+    rows = [x.shape for name, x in tensors.items() if name != "observation"]
+    return (
+        len(shape) == 2
+        and all(row == shape for row in rows)
+        and found["observation"].shape[:2] == (shape[0] + 1, shape[1])
+        and all(found[name].dtype is torch.bool for name in _FLAGS)
+        and not found["action"].is_floating_point()
+        and found["reward"].is_floating_point()
+        and found["behaviour_log_prob"].is_floating_point()
+    )
