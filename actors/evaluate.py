@@ -1,6 +1,7 @@
 """Evaluation: full-life episodes in raw rewards, in environments of their own."""
 
 import math
+from collections.abc import Callable
 from contextlib import closing
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ from metagrad.networks import Network
 
 MAX_ENVIRONMENTS = 512  # the papers' evaluation batch (Snake)
 STEPS_BETWEEN_CHECKS = 16  # reads back from the device once in so many steps
+MAX_EPISODE_STEPS = 30_000  # more than any environment of ours allows; some of a user's may never end by themselves
+
+
+class EvaluationStopped(Exception):
+    """Somebody wanted it to end before all episodes had been played."""
 
 
 class EvaluationResult(NamedTuple):
@@ -25,6 +31,7 @@ class EvaluationResult(NamedTuple):
 
     returns: list[float]  # raw rewards of the game, undiscounted
     lengths: list[int]  # steps in which the policy acted
+    cut: int = 0  # episodes among them that were cut at `max_steps`, and their returns with them
 
     @property
     def mean(self) -> float:
@@ -55,6 +62,8 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
     device: torch.device,
     threads: int,
     environments: int | None = None,
+    max_steps: int = MAX_EPISODE_STEPS,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
     """Play full-life episodes in environments of their own; same arguments, same result bit for bit.
 
@@ -73,23 +82,28 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
         threads: threads of a C++ pool.
         environments: how many are stepped together, up to `episodes`; None: the fewest that need no more rounds than
             MAX_ENVIRONMENTS would.
+        max_steps: an episode that has not ended after so many steps is cut and counted as it is; where its environment
+            has to play another one, that is the rest of the same game.
+        is_stopped: asked every few steps.
 
     Raises:
-        ConfigurationError: episodes, seed or environments out of range.
+        ConfigurationError: episodes, seed, environments or max_steps out of range.
+        EvaluationStopped: `is_stopped` said so.
         EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
     """
     require(episodes >= 1, "episodes", episodes, "must be at least 1", "give the number of episodes to play")
     require(seed >= 0, "seed", seed, "must not be negative", "use 0 or more")
     is_batch = environments is None or 1 <= environments <= episodes
     require(is_batch, "environments", environments, f"must be 1 to {episodes}, the episodes", "leave it out")
+    require(max_steps >= 1, "max_steps", max_steps, "must be at least 1", "raise it")
     rounds = math.ceil(episodes / (environments or MAX_ENVIRONMENTS))
     batch_size = environments or math.ceil(episodes / rounds)
     environment_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     player = Player(network, theta.to(device), policy_seed, is_greedy)
     with closing(make_environment(config, batch_size, environment_seed, device, threads, False)) as environment:
-        totals = _play_rounds(environment, player, rounds)
-    returns, lengths = (total.flatten()[:episodes].tolist() for total in totals)
-    return EvaluationResult(returns, lengths)
+        totals = _play_rounds(environment, player, rounds, max_steps, is_stopped)
+    returns, lengths, is_cut = (total.flatten()[:episodes].tolist() for total in totals)
+    return EvaluationResult(returns, lengths, sum(is_cut))
 
 
 class Player:
@@ -109,18 +123,24 @@ class Player:
         return policy.sample(self._network, observation, self._generator).action
 
 
-def _play_rounds(environment: Environment, player: Player, rounds: int) -> tuple[Tensor, Tensor]:
-    """Returns and lengths [rounds, B] of the first `rounds` episodes of every environment."""
+def _play_rounds(
+    environment: Environment, player: Player, rounds: int, max_steps: int, is_stopped: Callable[[], bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns, lengths and whether they were cut [rounds, B] of the first `rounds` episodes of every environment."""
     spec = environment.spec
     index = torch.arange(spec.batch_size, device=spec.device)
     finished = torch.zeros_like(index)  # episodes, by environment
     # One row for every round, and one for what is played while others still have to finish.
     returns = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.float64, device=spec.device)
     lengths = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.int64, device=spec.device)
+    is_cut = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.bool, device=spec.device)
+    age = torch.zeros_like(index)  # steps of the episode that is being played
     observation = environment.reset()
     name_fault(spec, "observation", _is_finite(observation)[None], -1)
     steps_done = 0
     while bool((finished < rounds).any()):
+        if is_stopped():
+            raise EvaluationStopped
         is_finite = []
         for _ in range(STEPS_BETWEEN_CHECKS):
             step = environment.step(player.act(observation))
@@ -128,11 +148,15 @@ def _play_rounds(environment: Environment, player: Player, rounds: int) -> tuple
             row = finished.clamp(max=rounds)
             returns[row, index] += step.raw_reward
             lengths[row, index] += step.valid
-            finished += step.is_episode_end
+            age += 1
+            is_over = step.is_episode_end | (age >= max_steps)
+            is_cut[row, index] |= is_over & ~step.is_episode_end
+            finished += is_over
+            age *= ~is_over
             is_finite.append(_is_step_finite(step))
         _name_faults(spec, is_finite, steps_done)
         steps_done += STEPS_BETWEEN_CHECKS
-    return returns[:rounds], lengths[:rounds]
+    return returns[:rounds], lengths[:rounds], is_cut[:rounds]
 
 
 def _is_finite(observation: Shaped[Tensor, "B ..."]) -> Bool[Tensor, "B"]:

@@ -9,11 +9,12 @@ from metagrad.actors.envs import DeviceEnvironmentConfig
 from metagrad.actors.rollout import Actor
 from metagrad.cluster.learning import actor_setups
 from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.train import CHECKPOINT_PARTS, Counters
+from metagrad.cluster.train import CHECKPOINT_PARTS, Counters, Interval
 from metagrad.cluster.transport import Account
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.plain_data import is_count, is_like, is_number, is_tensor, is_trajectory
 
+_INTERVAL = {"means", "variance", "lags", "throughput", "is_row_partial", "is_evaluation_due"}
 _SMALL = 4_096  # entries of what people can count: reasons, say
 
 
@@ -34,6 +35,7 @@ def misfit(tree: dict[str, Any], update: int, experiment: BaseExperiment, algori
         "episodes": _are_episodes(tree["episodes"]),
         "window": _is_window(tree["window"]),
         "actors": _are_actors(tree, experiment),
+        "interval": "interval" not in tree or _is_interval(tree["interval"]),  # older versions have none
     }
     return next((part for part, fits in checks.items() if not fits), None)
 
@@ -69,6 +71,37 @@ def _is_window(found: Any) -> bool:
         and all(map(is_count, batch["versions"]))
         for batch in found
     )
+
+
+def _is_interval(found: Any) -> bool:
+    if not isinstance(found, dict) or found.keys() != _INTERVAL:
+        return False
+    means, variance, lags = found["means"], found["variance"], found["lags"]
+    are_means = isinstance(means, dict) and means.keys() == {"sums", "counts"}
+    return (
+        are_means
+        and all(isinstance(of_all, dict) and len(of_all) <= _SMALL for of_all in means.values())
+        and means["sums"].keys() == means["counts"].keys()
+        and all(isinstance(name, str) for name in means["sums"])
+        and all(type(total) is float for total in means["sums"].values())  # a user's algorithm may log NaN
+        and all(is_count(count) and count > 0 for count in means["counts"].values())
+        and _are_moments(variance)
+        and isinstance(lags, list)
+        and all(map(is_count, lags))
+        and is_like(found["throughput"], Interval()._asdict())
+        and isinstance(found["is_row_partial"], bool)
+        and isinstance(found["is_evaluation_due"], bool)
+    )
+
+
+def _are_moments(found: Any) -> bool:
+    if found == {}:
+        return True
+    if not isinstance(found, dict) or found.keys() != {"count", "mean", "m2"} or not is_count(found["count"]):
+        return False
+    mean, m2 = found["mean"], found["m2"]
+    are_vectors = all(is_tensor(x) and x.dtype is torch.float64 and x.dim() == 1 for x in (mean, m2))
+    return found["count"] > 0 and are_vectors and mean.shape == m2.shape
 
 
 def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:

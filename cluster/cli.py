@@ -25,7 +25,7 @@ from metagrad.cluster.commands import (
 )
 from metagrad.cluster.config_json import to_json
 from metagrad.cluster.extensions import load_extension, made, with_extensions
-from metagrad.cluster.options import parse
+from metagrad.cluster.options import parse, resumed
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.studies import Study, StudyStopped, default_folder, reproduce
 from metagrad.errors import ConfigurationError, printable, require
@@ -105,6 +105,29 @@ def _split_experiment(words: Sequence[str], command: str) -> tuple[BaseExperimen
     return experiment_named(words[0]), list(words[1:])
 
 
+def stored_experiment(run_dir: str, name: str) -> BaseExperiment:
+    """The experiment of the run in a folder, which --resume's options are changes of.
+
+    Raises:
+        NoRun: the folder holds no run.
+        ConfigurationError: it is of another experiment than the command line says, or cannot be read.
+    """
+    from metagrad.cluster.run_folder import RunFolder
+
+    folder = RunFolder(run_dir)
+    if not folder.has_run():
+        raise NoRun(f"run-dir = {run_dir!r}: holds no run (no config.json); name a run's folder")
+    stored = folder.experiment()
+    rule = f"the run in {run_dir} is of {stored.name}"
+    remedy = f"run metagrad train {quoted(stored.name)} --resume --run-dir {quoted(run_dir)}"
+    require(stored.name == name, "experiment", name, rule, remedy)
+    return stored
+
+
+class NoRun(ConfigurationError):
+    """A folder holds no run, as far as this machine can see."""
+
+
 def list_command(words: Sequence[str]) -> None:
     """Print the experiments and the studies."""
     require(not words, "list", " ".join(words), "takes no options", "run metagrad list alone")
@@ -128,27 +151,19 @@ def train_command(words: Sequence[str]) -> None:
     """Train one experiment."""
     from metagrad.actors.record import has_pictures
     from metagrad.cluster.launch import default_run_dir, run
-    from metagrad.cluster.run_folder import RunFolder
 
     experiment, rest = _split_experiment(words, "train")
     program = f"metagrad train {experiment.name}"
-    options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
-    run_dir = options.run_dir
-    if run_dir is not None:
-        lasting(run_dir)
-    if options.resume:
+    continued = resumed(rest)
+    if continued.run_dir is not None:
+        lasting(continued.run_dir)
+    if continued.resume:
+        run_dir = continued.run_dir
         require(run_dir is not None, "run-dir", None, "--resume needs the folder to continue", "add --run-dir DIR")
         assert run_dir is not None
-        stored = RunFolder(run_dir).experiment()
-        require(
-            stored.name == experiment.name,
-            "experiment",
-            experiment.name,
-            f"the run in {run_dir} is of {stored.name}",
-            f"run metagrad train {quoted(stored.name)} --resume --run-dir {quoted(run_dir)}",
-        )
-        options = parse(TrainOptions, rest, TrainOptions(experiment=stored), program)
-    run_dir = run_dir or str(default_run_dir(options.experiment))
+        experiment = stored_experiment(run_dir, experiment.name)
+    options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
+    run_dir = options.run_dir or str(default_run_dir(options.experiment))
     console = Console(stderr=False)
     summary = run(options.experiment, run_dir, options.resume, console)
     recorded = " --record" if has_pictures(options.experiment.env) else ""
@@ -191,7 +206,7 @@ def eval_command(words: Sequence[str]) -> None:
     options = parse(EvalOptions, words, None, "metagrad eval")
     run_dir = lasting(options.run_dir)
     how = (options.update, options.episodes, options.seed, options.greedy, options.record)
-    evaluate_run(run_dir, *how, options.output)
+    evaluate_run(run_dir, *how, options.output, options.max_steps)
 
 
 def plot_command(words: Sequence[str]) -> None:
@@ -215,11 +230,17 @@ def plan_command(words: Sequence[str]) -> None:
 
 def submit_command(words: Sequence[str]) -> int:
     """Train one experiment as a job of a Ray cluster."""
-    from metagrad.cluster.jobs import submit
+    from metagrad.cluster.jobs import submit, submit_words
 
     experiment, rest = _split_experiment(words, "submit")
     program = f"metagrad submit {experiment.name}"
-    return submit(parse(SubmitOptions, rest, SubmitOptions(experiment=experiment), program), rest)
+    continued, parsed = resumed(rest), rest
+    if continued.resume and continued.run_dir is not None:
+        try:
+            experiment = stored_experiment(continued.run_dir, experiment.name)
+        except NoRun:  # on the cluster's own disk: there the job compares the fields with the run's
+            parsed = submit_words(rest)
+    return submit(parse(SubmitOptions, parsed, SubmitOptions(experiment=experiment), program), rest)
 
 
 def status_command(words: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from metagrad.actors.evaluate import MAX_EPISODE_STEPS
 from metagrad.cluster.run_config import BaseExperiment
 
 
@@ -50,6 +51,8 @@ class EvalOptions:
     """Of the evaluation's own environments and policy; the same seed plays the same episodes."""
     greedy: bool = False
     """Take the likeliest action instead of sampling."""
+    max_steps: int = MAX_EPISODE_STEPS
+    """An episode that has not ended after so many steps is cut, and that is said."""
     record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF beside the result.")] = False
     output: str | None = None
     """Where the result goes: a folder, or a file that ends in .json; None: the run folder, which has to be writable."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from metagrad.cluster.evaluator import Evaluator
+from metagrad.cluster.evaluator import CUT, Evaluator
 from metagrad.cluster.events import EventLog
 from metagrad.cluster.progress import Progress
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.train import Start
 
 if TYPE_CHECKING:
     from metagrad.cluster.ray_metrics import RayMetrics  # imports Ray, which a colocated run does without
@@ -27,7 +28,7 @@ class DriverReports:
         experiment: BaseExperiment,
         folder: RunFolder,
         progress: Progress,
-        start_update: int,
+        start: Start,
         evaluator: Evaluator,
         metrics: "RayMetrics | None",
         files: ExitStack,
@@ -35,7 +36,7 @@ class DriverReports:
         self._experiment = experiment
         self._folder = folder
         self._progress = progress
-        self._start_update = start_update
+        self._start = start
         self._evaluator = evaluator
         self._metrics = metrics
         self._open = files
@@ -44,7 +45,7 @@ class DriverReports:
     @cached_property
     def _events(self) -> EventLog:
         """Begun with the first row, so that a run that never starts leaves nothing."""
-        return self._open.enter_context(EventLog(self._folder.path, self._start_update))
+        return self._open.enter_context(EventLog(self._folder.path, self._start.last_row))
 
     def say(self, message: str) -> None:
         self._progress.say(message)
@@ -72,12 +73,18 @@ class DriverReports:
             )
             return
         self._evaluator.submit(theta, update)
+        self.write_evaluations()
 
     def write_evaluations(self, seconds: float = 0.0) -> None:
         """Scores of evaluations that have ended."""
         for update, scores in self._evaluator.finished(seconds):
             self.scalars(scores, update)
-            self.say(f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}")
+            line = f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}"
+            if CUT in scores:
+                evaluation = self._experiment.evaluation
+                line += f"; {scores[CUT]:.0f} of {evaluation.episodes} episodes had not ended after "
+                line += f"{evaluation.max_steps} steps (evaluation.max_steps) and were cut"
+            self.say(line)
 
     def learner_restarted(self, reason: str) -> None:
         """This life is over, and another begins."""
@@ -86,7 +93,8 @@ class DriverReports:
             self._metrics.learner_restarted()
 
     def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
-        if "_events" in vars(self):  # a checkpoint never covers rows that are not there
+        # A checkpoint never covers rows that are not there, nor, once there is a later one, rows that were taken back.
+        if update > self._start.update or "_events" in vars(self):
             self._events.flush()
         self._folder.write_checkpoint(update, tree, self._experiment.checkpoint.keep)
 
@@ -101,17 +109,17 @@ def driver_reports(
     experiment: BaseExperiment,
     folder: RunFolder,
     progress: Progress,
-    start_update: int,
+    start: Start,
     evaluator: Evaluator,
     metrics: "RayMetrics | None" = None,
 ) -> Iterator[DriverReports]:
     """Reports into a folder, and to Ray's metrics where there are any.
 
-    Rows that an earlier life wrote after `start_update` are taken back, and evaluations that it asked for then are not
-    waited for.
+    Rows that an earlier life wrote after the start of this one are taken back, and evaluations that it asked for then
+    are not waited for.
     """
-    evaluator.withdraw(start_update)
+    evaluator.withdraw(start.update)
     with ExitStack() as files:
-        reports = DriverReports(experiment, folder, progress, start_update, evaluator, metrics, files)
+        reports = DriverReports(experiment, folder, progress, start, evaluator, metrics, files)
         yield reports
         reports.write_evaluations()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metagrad.actors.evaluate import evaluate
+from metagrad.actors.evaluate import MAX_EPISODE_STEPS, evaluate
 from metagrad.actors.record import pictured, record
 from metagrad.actors.rollout import probe
 from metagrad.cluster.launch import check_fits, resolve_device, restore
@@ -19,7 +19,7 @@ from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths
 from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, reason, write_whole
 
 
-def evaluate_run(
+def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure for one call would only hide it)
     run_dir: str | Location,
     update: int | None,
     episodes: int,
@@ -27,6 +27,7 @@ def evaluate_run(
     is_greedy: bool,
     wants_recording: bool,
     output: str | None = None,
+    max_steps: int = MAX_EPISODE_STEPS,
 ) -> None:
     """Print and store raw full-life returns of the newest, or one, checkpoint.
 
@@ -34,6 +35,7 @@ def evaluate_run(
     another folder for both, or, where it ends in .json, the file itself: the recording then has its name with .gif.
     """
     require(episodes >= 1, "episodes", episodes, "must be at least 1", "raise it")
+    require(max_steps >= 1, "max_steps", max_steps, "must be at least 1", "raise it")
     require(0 <= seed < 2**63, "seed", seed, "must lie in [0, 2^63)", "use a smaller non-negative integer")
     folder = RunFolder(run_dir)
     experiment = folder.experiment()
@@ -51,7 +53,10 @@ def evaluate_run(
     state = algorithm.from_tree(tree["learner"], device)
     threads = experiment.learner_threads or default_threads()
     torch.set_num_threads(threads)
-    result = evaluate(algorithm.network, state.theta, experiment.env, episodes, seed, is_greedy, device, threads)
+    policy = (algorithm.network, state.theta, experiment.env)
+    result = evaluate(*policy, episodes, seed, is_greedy, device, threads, max_steps=max_steps)
+    if result.cut:
+        print(f"{result.cut} of {episodes} episodes had not ended after {max_steps} steps (--max-steps) and were cut")
     kind = "greedy" if is_greedy else "sampled"
     print(
         f"update {state.update}, {kind} policy, seed {seed}: return {result.mean:.3f} "
@@ -67,14 +72,17 @@ def evaluate_run(
         "return_standard_error": result.standard_error if episodes > 1 else None,
         "returns": list(result.returns),
         "lengths": list(result.lengths),
+        "cut": result.cut,
+        "max_steps": max_steps,
     }
     path, picture = places(f"{state.update:09d}-{kind}-seed{seed}")
     write_whole(path, (json.dumps(report) + "\n").encode())
     print(f"written: {printable(path)}")
     if wants_recording:
-        episode = record(algorithm.network, state.theta, experiment.env, seed, is_greedy)
+        episode = record(*policy, seed, is_greedy)
         write_whole(picture, episode.gif)
-        print(f"written: {printable(picture)} (return {episode.episode_return:g}, {episode.length} steps)")
+        cut = "" if episode.is_complete else ", where it was cut: the game goes on"
+        print(f"written: {printable(picture)} (return {episode.episode_return:g}, {episode.length} steps{cut})")
 
 
 def _places(folder: RunFolder, output: str | None) -> Callable[[str], tuple[Location, Location]]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.actors.evaluate import evaluate
+from metagrad.actors.evaluate import EvaluationStopped, evaluate
 from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.stop import Stop
 
 Scores = dict[str, float]
 _ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so many times a rollout's
@@ -39,29 +40,56 @@ class Evaluator(Protocol):
         ...
 
 
-def score(experiment: BaseExperiment, spec: EnvironmentSpec, theta: Tensor) -> Scores:
-    """Scalars of one evaluation; always the same games, with random streams that no actor has."""
+CUT = "evaluation/cut_episodes"  # of `Scores`, where there are any
+
+
+def score(
+    experiment: BaseExperiment, spec: EnvironmentSpec, theta: Tensor, is_stopped: Callable[[], bool] = lambda: False
+) -> Scores:
+    """Scalars of one evaluation; always the same games, with random streams that no actor has.
+
+    Raises:
+        EvaluationStopped: `is_stopped` said so.
+    """
     config, network = experiment.evaluation, experiment.algorithm(spec).network
     cpu, seed, threads = torch.device("cpu"), experiment.seed + 1_000_003, experiment.actor_threads
-    result = evaluate(network, theta.cpu(), experiment.env, config.episodes, seed, config.is_greedy, cpu, threads)
+    result = evaluate(
+        network,
+        theta.cpu(),
+        experiment.env,
+        config.episodes,
+        seed,
+        config.is_greedy,
+        cpu,
+        threads,
+        max_steps=config.max_steps,
+        is_stopped=is_stopped,
+    )
     scores = {
         "evaluation/return_mean": result.mean,
         "evaluation/length_mean": sum(result.lengths) / len(result.lengths),
     }
+    scores |= {CUT: float(result.cut)} if result.cut else {}
     return scores | ({"evaluation/return_std": result.std} if config.episodes > 1 else {})
 
 
 class InlineEvaluator:
-    """Plays at once, and training waits."""
+    """Plays at once, and training waits; one that is stopped is left out, and that is said."""
 
     pending = 0
 
-    def __init__(self, experiment: BaseExperiment, spec: EnvironmentSpec):
+    def __init__(self, experiment: BaseExperiment, spec: EnvironmentSpec, stop: Stop, report: Callable[[str], None]):
         self._experiment, self._spec = experiment, spec
+        self._stop, self._report = stop, report
         self._done: list[tuple[int, Scores]] = []
 
     def submit(self, theta: Tensor, update: int) -> None:
-        self._done.append((update, score(self._experiment, self._spec, theta)))
+        try:
+            scores = score(self._experiment, self._spec, theta, lambda: self._stop.signal_name is not None)
+        except EvaluationStopped:
+            self._report(f"evaluation at update {update} stopped by {self._stop.signal_name}; --resume plays it again")
+            return
+        self._done.append((update, scores))
 
     def finished(self, seconds: float) -> list[tuple[int, Scores]]:
         del seconds

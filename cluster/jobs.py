@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -132,15 +132,21 @@ def entrypoint(options: SubmitOptions, words: Sequence[str], imported: Sequence[
 
 def experiment_words(words: Sequence[str]) -> list[str]:
     """Without the options of `submit` itself and their values; `words` have been parsed, so none stands alone."""
+    return [word for word, is_own in _owned(words) if not is_own]
+
+
+def submit_words(words: Sequence[str]) -> list[str]:
+    """The options of `submit` itself and their values alone."""
+    return [word for word, is_own in _owned(words) if is_own]
+
+
+def _owned(words: Sequence[str]) -> Iterator[tuple[str, bool]]:
     own = {field.name.replace("_", "-") for field in fields(SubmitOptions)} - {"experiment"}
-    kept: list[str] = []
     is_own = False
     for word in words:
         if word.startswith("--"):
             is_own = word[2:].partition("=")[0].replace("_", "-") in own
-        if not is_own:
-            kept.append(word)
-    return kept
+        yield word, is_own
 
 
 def status(options: StatusOptions) -> None:

@@ -6,6 +6,7 @@ Experiment ─► algorithm, actors ─► Training.run ─► summary.json
 """
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from metagrad.cluster.progress import Progress
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.cluster.stop import StopRequest
+from metagrad.cluster.train import Start, start_at, summary_before
 from metagrad.cluster.transport import Actors, ColocatedActors
 from metagrad.errors import ConfigurationError, require
 from metagrad.learner.algorithm import Algorithm
@@ -47,9 +49,10 @@ def restore(
     try:
         restored = restore_newest(folder.checkpoints)
     except NoCheckpoint as error:
-        raise ConfigurationError(
-            f"run-dir = {str(folder.path)!r}: {error}; start a new run in another folder"
-        ) from error
+        remedy = "train until the first one (--resume begins such a run at update 0)"
+        if paths(folder.checkpoints):
+            remedy = "restore one of them; moved out of the folder, --resume begins at update 0"
+        raise ConfigurationError(f"run-dir = {str(folder.path)!r}: {error}; {remedy}") from error
     for line in restored.unreadable:
         report(f"checkpoint unreadable, using {restored.path.name} instead: {line}")
     check_fits(restored.path, restored.tree, experiment, algorithm)
@@ -64,7 +67,7 @@ def check_fits(path: Location, tree: dict[str, Any], experiment: BaseExperiment,
     """
     wrong = misfit(tree, update_of(path), experiment, algorithm)
     rule = "is not as this run has it: the checkpoint is of another run or of another version of metagrad"
-    require(wrong is None, "checkpoint", str(path), f"its {wrong} {rule}", "remove it, or restore the run's own")
+    require(wrong is None, "checkpoint", str(path), f"its {wrong} {rule}", "put the run's own there")
 
 
 @contextmanager
@@ -75,19 +78,20 @@ def _opened(
     is_resumed: bool,
     report: Callable[[str], None],
 ) -> Iterator[Restored | None]:
-    """The run's folder, with the checkpoint to continue from; a new one is given back if the run is refused."""
-    if is_resumed:
-        with folder.held():
-            restored = restore(folder, experiment, algorithm, report)
+    """The run's folder, with the checkpoint to continue from; a new one is given back if nothing came of the run."""
+    with folder.held():
+        if is_resumed:
+            folder.require_same(experiment)  # before a checkpoint can be said to be another run's
+            has_checkpoint = bool(paths(folder.checkpoints))
+            restored = restore(folder, experiment, algorithm, report) if has_checkpoint else None
             folder.open_resumed(experiment)
             yield restored
-        return
-    with folder.held():
+            return
         folder.open_new(experiment)
         try:
             yield None
-        except ConfigurationError:  # a cluster that is too small or not there shows itself only now
-            folder.withdraw()
+        except BaseException:  # a cluster that is too small or not there shows itself only now
+            folder.withdraw_unbegun()
             raise
 
 
@@ -127,6 +131,8 @@ def run(
         progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
         if restored is not None:
             progress.say(f"resumed from {restored.path} at update {restored.tree['learner']['update']}")
+        elif is_resumed:
+            progress.say("this run has no checkpoint yet: it begins at update 0")
         this_run = _Run(experiment, spec, algorithm, folder, progress, stop)
         train = this_run.colocated if experiment.topology == "colocated" else this_run.on_ray
         try:
@@ -134,7 +140,7 @@ def run(
         except ConfigurationError:  # refused where it was to run: nothing was done
             raise
         except BaseException:
-            if this_run.summary:
+            if this_run.summary.get("updates"):
                 with suppress(CannotWrite):  # what ended the run is what has to be told
                     folder.write_summary(this_run.summary)
             raise
@@ -163,10 +169,10 @@ class _Run:
 
     @contextmanager
     def _reports(
-        self, start_update: int, evaluator: Evaluator, metrics: "RayMetrics | None" = None
+        self, start: Start, evaluator: Evaluator, metrics: "RayMetrics | None" = None
     ) -> Iterator[DriverReports]:
         experiment, folder, progress = self._experiment, self._folder, self._progress
-        with driver_reports(experiment, folder, progress, start_update, evaluator, metrics) as reports:
+        with driver_reports(experiment, folder, progress, start, evaluator, metrics) as reports:
             try:
                 yield reports
             finally:
@@ -186,10 +192,12 @@ class _Run:
                 actors.close()
 
         tree = None if restored is None else restored.tree
-        start_update = 0 if tree is None else tree["learner"]["update"]
         assignment = Assignment(experiment=experiment, spec=self._spec, checkpoint=tree)
-        with self._reports(start_update, InlineEvaluator(experiment, self._spec)) as reports:
+        with self._reports(start_at(tree), self._inline_evaluator()) as reports:
             learn(assignment, open_actors, reports, self._stop)
+
+    def _inline_evaluator(self) -> InlineEvaluator:
+        return InlineEvaluator(self._experiment, self._spec, self._stop, self._progress.say)
 
     def on_ray(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
         """The learner and its actors as Ray actors; a learner that dies goes on from the newest checkpoint."""
@@ -197,7 +205,8 @@ class _Run:
         from metagrad.cluster.ray_session import ray_session
         from metagrad.cluster.supervise import Supervisor, demand
 
-        first = [None if restored is None else restored.tree]
+        tree = None if restored is None else restored.tree
+        first = [tree]
 
         def newest_checkpoint() -> dict[str, Any] | None:
             if first:
@@ -207,22 +216,30 @@ class _Run:
             return restore(self._folder, self._experiment, self._algorithm, self._progress.say).tree
 
         with ray_session(demand(self._experiment)):
+            if self._stop.signal_name is not None:  # while Ray started
+                summary = summary_before(self._experiment, self._algorithm, tree)
+                self.summary = summary | {"stopped_by": self._stop.signal_name}
+                return
             supervisor = Supervisor(self._experiment, self._spec, make)
             try:
-                evaluator = supervisor.evaluator(self._progress.say) or InlineEvaluator(self._experiment, self._spec)
+                evaluator = supervisor.evaluator(self._progress.say) or self._inline_evaluator()
                 metrics = RayMetrics(self._experiment.name, self._folder.path.name)
-                supervisor.run(newest_checkpoint, lambda update: self._reports(update, evaluator, metrics), self._stop)
+                supervisor.run(newest_checkpoint, lambda start: self._reports(start, evaluator, metrics), self._stop)
                 self._finish_evaluations(evaluator)
             finally:
                 supervisor.close()
 
     def _finish_evaluations(self, evaluator: Evaluator) -> None:
         """The last ones outlast the training; a signal ends the waiting."""
-        with self._reports(self.summary["updates"], evaluator) as reports:
+        updates = self.summary["updates"]
+        with self._reports(Start(updates, updates), evaluator) as reports:
             while evaluator.pending and self._stop.signal_name is None:
                 reports.write_evaluations(seconds=0.5)
+            if evaluator.pending:
+                reports.say(f"{evaluator.pending} evaluations had not ended and are left out")
 
 
 def default_run_dir(experiment: BaseExperiment) -> Path:
-    """runs/<experiment>-seed<seed>-<time>."""
-    return Path("runs") / f"{experiment.name}-seed{experiment.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """runs/<experiment>-seed<seed>-<time>-<random>: runs that begin in the same second have folders of their own."""
+    began = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    return Path("runs") / f"{experiment.name}-seed{experiment.seed}-{began}"

@@ -13,7 +13,8 @@ from metagrad.actors.rollout import ActorSetup, State
 from metagrad.cluster.memory import keep_freed_memory
 from metagrad.cluster.reports import Reports
 from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.train import Stop, Training
+from metagrad.cluster.stop import Stop
+from metagrad.cluster.train import Training
 from metagrad.cluster.transport import Actors
 from metagrad.cores import default_threads
 from metagrad.errors import ConfigurationError, require

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import tyro
@@ -13,6 +14,7 @@ import tyro
 from metagrad.errors import ConfigurationError
 
 T = TypeVar("T")
+_CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
 
 
 def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
@@ -33,11 +35,28 @@ def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) 
     raise ConfigurationError(_one_line(complaint.getvalue(), words, program))
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run that a command continues, if any."""
+
+    run_dir: str | None = None
+    resume: bool = False
+
+
+def resumed(words: Sequence[str]) -> Resumed:
+    """What the words say of it; the others can be parsed only when the run's own experiment is known."""
+    others = [word for word in words if word not in ("--help", "-h")]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(Resumed, args=others, config=_CONFIG, return_unknown_args=True)[0]
+    except SystemExit:  # --run-dir without a value: the command's own options say so
+        return Resumed()
+
+
 def _tyro(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
     if default is None:
-        return tyro.cli(kind, args=words, prog=program, config=config)
-    return tyro.cli(kind, args=words, prog=program, config=config, default=default)
+        return tyro.cli(kind, args=words, prog=program, config=_CONFIG)
+    return tyro.cli(kind, args=words, prog=program, config=_CONFIG, default=default)
 
 
 @contextlib.contextmanager

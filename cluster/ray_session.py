@@ -2,16 +2,17 @@
 
 import logging
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from metagrad.cluster.ray_job import ray_job
+from metagrad.cluster.stop import children_left_alone
 from metagrad.cores import usable_cores
 from metagrad.errors import ConfigurationError, require
 
@@ -39,29 +40,43 @@ def ray_session(demand: Demand) -> Iterator[None]:
         ConfigurationError: no cluster at RAY_ADDRESS, or one with fewer CPUs or GPUs than must run together, so that
             they would wait for ever.
     """
-    # Ray takes SIGTERM over and dies of it; a run answers it with a checkpoint (cluster/stop.py).
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):  # empty is unset
         _check_reachable(address)
-        _connect(address)
+        with _signals_left_alone():
+            _connect(address)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run of ours reports to nobody
-        ray.init(
-            address="local",
-            num_cpus=max(demand.wanted, usable_cores()),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **ray_job(),
-        )
-    signal.signal(signal.SIGTERM, on_sigterm)
+        with _signals_left_alone():
+            ray.init(
+                address="local",
+                num_cpus=max(demand.wanted, usable_cores()),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **ray_job(),
+            )
     try:
         with _without_obituaries():
             _check_room(demand)
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Signals stay the run's, which answers them with a checkpoint (cluster/stop.py), also while Ray starts.
+
+    Ray would take SIGTERM over and end the process at once. What it starts here hears of no other signal.
+    """
+    take_over = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        with children_left_alone():
+            yield
+    finally:
+        ray_utils.set_sigterm_handler = take_over
 
 
 @contextmanager

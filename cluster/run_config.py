@@ -7,6 +7,7 @@ from typing import Any, Literal
 import tyro
 
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
+from metagrad.actors.evaluate import MAX_EPISODE_STEPS
 from metagrad.actors.rollout import Lookahead
 from metagrad.errors import require
 from metagrad.learner.algorithm import Algorithm
@@ -55,11 +56,18 @@ class EvaluationConfig:
     episodes: int = 64
     is_greedy: bool = False
     """True: the likeliest action; False: sampled ones."""
+    max_steps: int = MAX_EPISODE_STEPS
+    """An episode that has not ended after so many steps is cut, and that is said."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", self.every, "must be 0 (none) or more updates", "raise it")
         require(self.episodes >= 1, "evaluation.episodes", self.episodes, "must be at least 1", "raise it")
-        for name, is_default in (("episodes", self.episodes == 64), ("is_greedy", not self.is_greedy)):
+        require(self.max_steps >= 1, "evaluation.max_steps", self.max_steps, "must be at least 1", "raise it")
+        for name, is_default in (
+            ("episodes", self.episodes == 64),
+            ("is_greedy", not self.is_greedy),
+            ("max_steps", self.max_steps == MAX_EPISODE_STEPS),
+        ):
             rule, remedy = "says how to evaluate, and this run does not", "set evaluation.every or leave it out"
             require(is_default or self.every > 0, f"evaluation.{name}", getattr(self, name), rule, remedy)
 

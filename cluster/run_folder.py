@@ -16,11 +16,12 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from metagrad.cluster.config_json import differences, from_json, to_json
+from metagrad.cluster.events import EVENT_FILE
 from metagrad.cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from metagrad.errors import ConfigurationError, require
 from metagrad.learner import checkpoint, local_files
@@ -30,6 +31,7 @@ from metagrad.learner.storage import (
     RemotePath,
     exists,
     location,
+    names,
     read_bytes,
     reason,
     remove,
@@ -106,8 +108,10 @@ class RunFolder:
             return
         with contextlib.ExitStack() as files:
             with self._refusing("cannot be written"):
+                made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
                 try:
                     files.enter_context(local_files.held(self.path))
+                    files.callback(_remove_empty, made)
                     local_files.remove_partial(self.path, _SECONDS_OF_A_WRITE)
                 except BlockingIOError as error:
                     raise ConfigurationError(
@@ -131,7 +135,7 @@ class RunFolder:
         )
         with self._refusing("cannot be written"):
             require(
-                not exists(self.checkpoints),
+                not checkpoint.paths(self.checkpoints),
                 "run-dir",
                 str(self.path),
                 "holds checkpoints of another run",
@@ -149,11 +153,17 @@ class RunFolder:
             self._take()
 
     def withdraw(self) -> None:
-        """Undo `open_new`: the folder may be claimed again, and goes where nothing else is in it."""
+        """Undo `open_new`: the folder may be claimed again, and goes if `held` has made it."""
         remove(self._config)
-        if isinstance(self.path, Path):
-            with contextlib.suppress(OSError):  # not empty: it was there before
-                self.path.rmdir()
+        if isinstance(self.checkpoints, Path):
+            with contextlib.suppress(OSError):  # not there, or not empty
+                self.checkpoints.rmdir()
+
+    def withdraw_unbegun(self) -> None:
+        """`withdraw` where nothing came of the run: no checkpoint, no row, no summary."""
+        has_rows = any(EVENT_FILE.fullmatch(name) for name in names(self.path))
+        if not has_rows and not exists(self._summary) and not checkpoint.paths(self.checkpoints):
+            self.withdraw()
 
     def experiment(self) -> BaseExperiment:
         """The experiment of the run in this folder.
@@ -180,8 +190,8 @@ class RunFolder:
         assert isinstance(experiment, BaseExperiment)
         return experiment
 
-    def open_resumed(self, experiment: BaseExperiment) -> None:
-        """Take up the run in this folder; only how it is run may differ from what it was started with.
+    def require_same(self, experiment: BaseExperiment) -> None:
+        """Only how it is run may differ from what the run in this folder was started with.
 
         Raises:
             ConfigurationError: another field differs.
@@ -194,6 +204,14 @@ class RunFolder:
                 f"the run in {self.path} was started with {old!r}, which --resume cannot change",
                 "leave it out, or start another run",
             )
+
+    def open_resumed(self, experiment: BaseExperiment) -> None:
+        """Take up the run in this folder.
+
+        Raises:
+            ConfigurationError: `require_same`, or it cannot be written.
+        """
+        self.require_same(experiment)
         with self._refusing("cannot be written"):
             write_json(self._config, to_json(experiment))
             self._take()
@@ -257,3 +275,9 @@ class RunFolder:
             raise ConfigurationError(
                 f"run-dir = {str(self.path)!r}: {rule} ({reason(error)}); choose another folder"
             ) from error
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # something is in it, as it should be
+        for folder in folders:
+            folder.rmdir()

@@ -1,27 +1,76 @@
-"""Ctrl-C and SIGTERM as a wish that the training loop honours between two updates."""
+"""Signals that ask a run to end, as a wish that the training loop honours between two updates."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
+
+ASKING = (
+    signal.SIGINT,  # Ctrl-C
+    signal.SIGTERM,  # whoever takes the machine back
+    signal.SIGHUP,  # the terminal was closed
+    signal.SIGQUIT,  # Ctrl-\
+    signal.SIGUSR1,  # Slurm's and Grid Engine's warning
+    signal.SIGUSR2,  # LSF's and Grid Engine's
+    signal.SIGXCPU,  # the limit of CPU time
+    signal.SIGPWR,  # power fails
+)
+"""What a run answers with a checkpoint; unanswered, each of them would end the process at once."""
+
+
+class Stop(Protocol):
+    """Whether somebody wants the run to end."""
+
+    signal_name: str | None
 
 
 class StopRequest:
-    """Inside the context, the first SIGINT or SIGTERM asks for a stop; a second SIGINT interrupts at once."""
+    """Inside the context, the first signal of `ASKING` asks for a stop; a second SIGINT interrupts at once.
+
+    A signal that the process was started to ignore stays ignored, SIGINT and SIGTERM apart: under nohup, for example, a
+    closed terminal is no reason to end. Inside another StopRequest, what that one has heard already counts.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ASKING:
+            before = signal.getsignal(number)
+            if before is signal.SIG_IGN and number not in (signal.SIGINT, signal.SIGTERM):
+                continue
             self._previous[number] = signal.signal(number, self._handle)
+            outer = getattr(before, "__self__", None)
+            if isinstance(outer, StopRequest):
+                self.signal_name = self.signal_name or outer.signal_name
         return self
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.signal_name = self.signal_name or signal.Signals(number).name
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+
+
+def ignore_signals() -> None:
+    """Whatever asks for an end from here on changes nothing any more: the work is done, its exit code is known."""
+    for number in ASKING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def children_left_alone() -> Iterator[None]:
+    """Processes begun in here never see what asks this one to end, SIGTERM apart, with which it ends them.
+
+    A terminal sends its SIGQUIT and its own end (SIGHUP) to all processes of a run, and so may a scheduler.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(ASKING) - {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # and what has come meanwhile arrives

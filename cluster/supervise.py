@@ -5,12 +5,13 @@ driver ─ owns ─► RolloutActor × actors, evaluator          checkpoints, T
    └─ starts ─► Learner ┴─ reports, checkpoints ──────────────────┘
 """
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -25,12 +26,15 @@ from metagrad.cluster.ray_session import Demand
 from metagrad.cluster.reports import replay
 from metagrad.cluster.rollout_actor import MakeActor, create
 from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.train import Stop
+from metagrad.cluster.stop import Stop
+from metagrad.cluster.train import Start, start_at
 from metagrad.errors import require
 
 _SECONDS_TO_PLACE = 60.0
 _SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
-OpenReports = Callable[[int], AbstractContextManager[DriverReports]]  # of a life that begins after this update
+_SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: whoever asks does not wait for ever
+_SECONDS_UNTIL_SAID = 5.0
+OpenReports = Callable[[Start], AbstractContextManager[DriverReports]]
 
 
 class LearnerLost(RuntimeError):
@@ -45,6 +49,33 @@ def demand(experiment: BaseExperiment) -> Demand:
     gpus = 1 if experiment.device.startswith("cuda") else 0
     needs = f"with {experiment.actor_threads} threads each, and {own} CPUs for learner and evaluation"
     return Demand(least, wanted, gpus, experiment.actors, needs)
+
+
+class _NoAnswer(RuntimeError):
+    """The learner said nothing for too long."""
+
+
+def answer(reference: Any, patience: float, stop: Stop, say: Callable[[str], None]) -> Any:
+    """What the learner answers, waited for as long as `patience` says, in seconds, and less once a run is to end.
+
+    Raises:
+        _NoAnswer: nothing came.
+        RayActorError: its process was lost.
+    """
+    since = time.monotonic()
+    is_said = False
+    asked: float | None = None
+    while not ray.wait([reference], timeout=0.5)[0]:
+        now = time.monotonic()
+        if stop.signal_name is not None and asked is None:
+            asked = now
+        end = since + patience if asked is None else min(since + patience, asked + _SECONDS_OF_SILENCE_AT_THE_END)
+        if now > end:
+            raise _NoAnswer(f"no answer for {now - since:.0f} s")
+        if asked is not None and now > since + _SECONDS_UNTIL_SAID and not is_said:
+            say(f"{stop.signal_name}: the learner does not answer; the run ends without it in {end - now:.0f} s")
+            is_said = True
+    return ray.get(reference)
 
 
 class Supervisor:
@@ -97,7 +128,7 @@ class Supervisor:
 
         Args:
             newest_checkpoint: content of the newest readable one; None: there is none.
-            open_reports: where a life that begins after an update reports to.
+            open_reports: where a life that begins there reports to.
             stop: whether somebody wants the run to end.
 
         Raises:
@@ -107,12 +138,11 @@ class Supervisor:
         life = 0
         while True:
             checkpoint = newest_checkpoint()
-            start_update = 0 if checkpoint is None else checkpoint["learner"]["update"]
-            with open_reports(start_update) as reports:
+            with open_reports(start_at(checkpoint)) as reports:
                 assignment = Assignment(experiment=self._experiment, spec=self._spec, checkpoint=checkpoint, life=life)
                 try:
                     return self._follow(assignment, reports, stop)
-                except (RayActorError, GetTimeoutError) as error:
+                except (RayActorError, _NoAnswer) as error:
                     reason = first_line(error)
                     life += 1
                     if life > self._experiment.learner_restarts or stop.signal_name is not None:
@@ -133,9 +163,10 @@ class Supervisor:
                 if stop.signal_name is not None and not is_told:
                     learner.stop.remote(stop.signal_name)
                     is_told = True
-                replay(ray.get(learner.fetch.remote(0.5), timeout=patience), reports)
+                    reports.say(f"{stop.signal_name}: the run ends after the update at hand, with a checkpoint")
+                replay(answer(learner.fetch.remote(0.5), patience, stop, reports.say), reports)
                 reports.write_evaluations()
-            replay(ray.get(learner.fetch.remote(0.0), timeout=patience), reports)
+            replay(answer(learner.fetch.remote(0.0), patience, stop, reports.say), reports)
             with original_traceback():
                 summary: dict[str, Any] = ray.get(running)
             return summary

@@ -1,14 +1,15 @@
 """The training loop: sample, update, log, checkpoint, until the updates are done or somebody asks to stop."""
 
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metagrad.cluster.reports import Reports
 from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.transport import Actors
+from metagrad.cluster.stop import Stop
+from metagrad.cluster.transport import Account, Actors
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.batch import merge
 from metagrad.learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
@@ -19,18 +20,63 @@ _EPISODES_IN_MEAN = 512
 CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episodes", "window")
 
 
-class Stop(Protocol):
-    """Whether somebody wants the run to end."""
-
-    signal_name: str | None
-
-
 class Counters(NamedTuple):
     """What a run has used so far, over all its resumptions; frames are environment steps that were not resets."""
 
     frames_real: int = 0
     frames_lookahead: int = 0
     wall_seconds: float = 0.0
+
+
+class Interval(NamedTuple):
+    """What there is of the interval between two rows, beside the means."""
+
+    frames_real: int = 0
+    frames_lookahead: int = 0
+    seconds: float = 0.0
+
+
+class _NoActors(NamedTuple):
+    """Of a run that has not started: their account alone."""
+
+    account: Account
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on."""
+
+    update: int = 0
+    last_row: int = 0
+    """The last update whose rows stand; those of later ones are taken back."""
+
+
+def start_at(checkpoint: dict[str, Any] | None) -> Start:
+    """Where a run goes on with this checkpoint.
+
+    The row that its end left of a part of an interval is taken back: the run that goes on has none there.
+    """
+    if checkpoint is None:
+        return Start()
+    update: int = checkpoint["learner"]["update"]
+    is_row_partial = checkpoint.get("interval", {}).get("is_row_partial", False)
+    return Start(update, update - 1 if is_row_partial else update)
+
+
+def summary_before(
+    experiment: BaseExperiment, algorithm: Algorithm[Any], checkpoint: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Content of summary.json of a run that was stopped before it went on from here."""
+    device = torch.device("cpu")
+    if checkpoint is None:
+        state = algorithm.init(experiment.seed, device)
+    else:
+        state = algorithm.from_tree(checkpoint["learner"], device)
+    actors: Any = _NoActors(Account())
+    reports: Any = None
+    training = Training(experiment, algorithm, state, actors, reports)
+    if checkpoint is not None:
+        training.load(checkpoint)
+    return training.summary()
 
 
 class Training:
@@ -55,6 +101,9 @@ class Training:
         self._variance = RunningVariance()
         self._frames: list[tuple[Tensor, bool]] = []
         self._lags: list[int] = []
+        self._interval = Interval()
+        self._is_row_partial = False  # True: the last row, at this very update, is of a part of an interval
+        self._is_evaluation_due = False  # True: this update's evaluation is to be played when the run goes on
         self.schedule: Lockstep | Peek = Lockstep(self._ask)
         if experiment.schedule == "peek":
             self.schedule = Peek(
@@ -65,6 +114,8 @@ class Training:
         """Continue from a checkpoint's content; the states of learner and actors in it went to those already."""
         self.counters = Counters(**tree["counters"])
         self.episodes.load_tree(tree["episodes"])
+        if "interval" in tree:  # older checkpoints begin a new one
+            self._load_interval(tree["interval"])
         account = self.actors.account
         account.load_tree(tree["account"])
         if isinstance(self.schedule, Peek):
@@ -77,11 +128,13 @@ class Training:
         """Train until done or asked to stop; ends on a checkpoint of the last whole update."""
         started = since = time.monotonic()
         wall_before = self.counters.wall_seconds
-        frames_before = self.counters
         saved_at = logged_at = self.state.update
         every, log_every = self.experiment.checkpoint.every, self.experiment.log_every
         while self.state.update < self.experiment.updates and stop.signal_name is None:
-            update_before, held_before = self.state.update, self._held_batches()
+            if self._is_evaluation_due:
+                self._reports.evaluate(self.state.theta, self.state.update)
+            self._is_evaluation_due = self._is_row_partial = False
+            update_before, held_before, counters_before = self.state.update, self._held_batches(), self.counters
             self.state, metrics = self.algorithm.update(self.state, self.schedule.sample)
             used = held_before + len(self._frames) - self._held_batches()
             self.actors.account.consume(used * self.experiment.steps_per_rollout)
@@ -90,16 +143,24 @@ class Training:
             self._means.add(metrics.scalars)
             if metrics.meta_gradient:
                 self._variance.add(metrics.meta_gradient)
-            self.counters = self.counters._replace(wall_seconds=wall_before + time.monotonic() - started)
+            now = time.monotonic()
+            self.counters = self.counters._replace(wall_seconds=wall_before + now - started)
+            self._count_interval(counters_before, now - since)
+            since = now
+            is_whole = self.state.update // log_every > logged_at // log_every
+            self._is_row_partial = not is_whole and self.state.update >= self.experiment.updates
+            if is_whole or self._is_row_partial:
+                self._log()
+                logged_at = self.state.update
+            self._evaluate(update_before, stop)
             is_last = self.state.update >= self.experiment.updates or stop.signal_name is not None
-            if is_last or self.state.update // log_every > logged_at // log_every:
-                now = time.monotonic()
-                self._log(frames_before, now - since)
-                since, frames_before, logged_at = now, self.counters, self.state.update
-            self._evaluate(update_before)
+            if is_whole:
+                self._begin_interval()
             if self.state.update // every > saved_at // every and not is_last:
                 self.save()
                 saved_at = self.state.update
+        if stop.signal_name is not None and self._interval.seconds:
+            self._report_progress()
         self.save()
 
     def _ask(self, snapshot: WeightSnapshot, lookahead_step: int) -> Batch:
@@ -127,28 +188,67 @@ class Training:
             frames_real=self.counters.frames_real + real, frames_lookahead=self.counters.frames_lookahead + lookahead
         )
 
-    def _evaluate(self, update_before: int) -> None:
+    def _evaluate(self, update_before: int, stop: Stop) -> None:
         every = self.experiment.evaluation.every
         if every and self.state.update // every > update_before // every:
             self._reports.evaluate(self.state.theta, self.state.update)
+            # A signal may have cut it short; and what takes a row back takes back all of its update.
+            self._is_evaluation_due = stop.signal_name is not None or self._is_row_partial
 
-    def _log(self, before: Counters, seconds: float) -> None:
-        scalars = self._means.take()
-        real = (self.counters.frames_real - before.frames_real) / seconds
-        lookahead = (self.counters.frames_lookahead - before.frames_lookahead) / seconds
+    def _count_interval(self, before: Counters, seconds: float) -> None:
+        self._interval = Interval(
+            self._interval.frames_real + self.counters.frames_real - before.frames_real,
+            self._interval.frames_lookahead + self.counters.frames_lookahead - before.frames_lookahead,
+            self._interval.seconds + seconds,
+        )
+
+    def _begin_interval(self) -> None:
+        self._means.take()
+        self._variance.take()
+        self._lags = []
+        self._interval = Interval()
+
+    def _interval_tree(self) -> dict[str, Any]:
+        return {
+            "means": self._means.to_tree(),
+            "variance": self._variance.to_tree(),
+            "lags": list(self._lags),
+            "throughput": self._interval._asdict(),
+            "is_row_partial": self._is_row_partial,
+            "is_evaluation_due": self._is_evaluation_due,
+        }
+
+    def _load_interval(self, tree: dict[str, Any]) -> None:
+        self._means.load_tree(tree["means"])
+        self._variance.load_tree(tree["variance"])
+        self._lags = list(tree["lags"])
+        self._interval = Interval(**tree["throughput"])
+        self._is_row_partial = tree["is_row_partial"]
+        self._is_evaluation_due = tree["is_evaluation_due"] and self.experiment.evaluation.every > 0
+
+    def _frames_per_second(self) -> tuple[float, float]:
+        """Real and looked-ahead ones of this interval."""
+        seconds = self._interval.seconds or 1.0  # 0: nothing was done in it
+        return self._interval.frames_real / seconds, self._interval.frames_lookahead / seconds
+
+    def _mean_lag(self) -> float:
+        return sum(self._lags) / len(self._lags) if self._lags else 0.0
+
+    def _log(self) -> None:
+        scalars = self._means.means()
+        real, lookahead = self._frames_per_second()
         statistics = self.episodes.statistics()
         account = self.actors.account
-        lag = sum(self._lags) / len(self._lags) if self._lags else 0.0
         scalars |= {
             "throughput/real_frames_per_second": real,
             "throughput/lookahead_frames_per_second": lookahead,
-            "transport/lag_versions": lag,
+            "transport/lag_versions": self._mean_lag(),
             "transport/lag_max_versions": max(self._lags, default=0),
             "transport/in_flight_steps": account.in_flight,
             "transport/dropped_steps": account.dropped.total(),
             "transport/actors_restarted": account.actors_restarted,
         }
-        variance = self._variance.take()
+        variance = self._variance.variance()
         if variance is not None:
             scalars["meta_gradient/variance"] = variance
         if statistics.return_mean is not None:
@@ -159,10 +259,12 @@ class Training:
             scalars["episode/length_mean"] = statistics.length_mean
         self._reports.scalars(scalars, self.state.update)
         self._reports.lags(self._lags, self.state.update)
-        self._lags = []
-        learnt = self.algorithm.learnt(self.state)
-        self._reports.progress(self.state.update, real + lookahead, statistics.return_mean, learnt, lag)
+        self._report_progress()
         self._reports.summary(self.summary())
+
+    def _report_progress(self) -> None:
+        learnt, mean = self.algorithm.learnt(self.state), self.episodes.statistics().return_mean
+        self._reports.progress(self.state.update, sum(self._frames_per_second()), mean, learnt, self._mean_lag())
 
     def save(self) -> None:
         """Have a checkpoint of the present state written."""
@@ -174,6 +276,7 @@ class Training:
             "account": self.actors.account.to_tree(),
             "episodes": self.episodes.to_tree(),
             "window": self.schedule.to_tree(),
+            "interval": self._interval_tree(),
         }
         self._reports.checkpoint(self.state.update, tree)
 

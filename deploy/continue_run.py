@@ -3,8 +3,8 @@
 
     continue_run.py [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]
 
-is `metagrad train EXPERIMENT --run-dir RUN_DIR …`, with `--resume` where the folder holds a checkpoint. A run that was
-stopped before its first checkpoint begins anew. RUN_DIR is a path or, as for metagrad itself, a URL.
+is `metagrad train EXPERIMENT --run-dir RUN_DIR …`, with `--resume` where the folder holds a run, which one that was
+ended before its first checkpoint begins at update 0. RUN_DIR is a path or, as for metagrad itself, a URL.
 
 Exit codes are metagrad's, and 75 ("try again", EX_TEMPFAIL) for a run that was stopped in good order before its last
 update: a scheduler that looks at exit codes would take metagrad's 0 for the end of the work.
@@ -15,9 +15,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from metagrad.cluster.entry import main as metagrad
+from metagrad.cluster.stop import StopRequest
+
+if __name__ == "__main__":
+    StopRequest().__enter__()  # for the rest of the process: the scheduler may warn before torch is loaded
+
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
-from metagrad.learner import checkpoint
 
 UNFINISHED = 75
 
@@ -39,21 +43,14 @@ def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
 def command(words: Sequence[str], folder: RunFolder) -> list[str]:
     """Arguments of metagrad for the next attempt."""
     before, run_dir, experiment = split(words)
-    is_begun = folder.has_run()
-    if is_begun and not checkpoint.paths(folder.checkpoints):
-        with folder.held():  # refused where another process is in it, which just has no checkpoint yet
-            folder.withdraw()
-        is_begun = False
-    return [*before, "train", *experiment, "--run-dir", run_dir, *(["--resume"] if is_begun else [])]
+    resume = ["--resume"] if folder.has_run() else []
+    return [*before, "train", *experiment, "--run-dir", run_dir, *resume]
 
 
 def is_finished(folder: RunFolder) -> bool:
     """True where the summary says that the last update was made."""
-    config, summary = (json.loads((folder.path / name).read_text(encoding="utf-8")) for name in _FILES)
-    return bool(summary["updates"] >= config["updates"])
-
-
-_FILES = ("config.json", "summary.json")
+    summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    return bool(summary["updates"] >= folder.experiment().updates)
 
 
 def run(words: Sequence[str], train: Callable[[], int] = metagrad) -> int:

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,14 +20,27 @@ class IntervalMean:
     def add(self, scalars: dict[str, float]) -> None:
         """Count one update's scalars."""
         for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)  # checkpoints hold no numpy numbers
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """Means since the last call; starts anew."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        means = self.means()
         self.__init__()  # type: ignore[misc]
         return means
+
+    def means(self) -> dict[str, float]:
+        """Means since the last `take`."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+    def to_tree(self) -> dict[str, dict[str, float]]:
+        """Plain data for a checkpoint."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_tree(self, tree: dict[str, dict[str, float]]) -> None:
+        """Continue from `to_tree()`."""
+        self._sums = dict(tree["sums"])
+        self._counts = {name: int(count) for name, count in tree["counts"].items()}
 
 
 class EpisodeStatistics(NamedTuple):
@@ -91,5 +104,19 @@ class RunningVariance:
 
     def take(self) -> float | None:
         """Unbiased variance; None with fewer than two samples. Starts anew."""
-        moments, self._moments = self._moments, None
+        found = self.variance()
+        self._moments = None
+        return found
+
+    def variance(self) -> float | None:
+        """Unbiased variance since the last `take`; None with fewer than two samples."""
+        moments = self._moments
         return None if moments is None or moments.count < 2 else variance(moments).sum().item()
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {} if self._moments is None else self._moments._asdict()
+
+    def load_tree(self, tree: dict[str, Any]) -> None:
+        """Continue from `to_tree()`."""
+        self._moments = Moments(**tree) if tree else None

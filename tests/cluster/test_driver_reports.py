@@ -11,6 +11,7 @@ from metagrad.cluster.plot import logged_scalars
 from metagrad.cluster.progress import Progress
 from metagrad.cluster.run_config import CheckpointConfig
 from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.train import Start
 from metagrad.learner.checkpoint import load, paths
 
 Tiny = Callable[..., Experiment]
@@ -45,7 +46,7 @@ def text(console: Console) -> str:
 def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, tmp_path: Path) -> None:
     experiment, games = tiny(checkpoint=CheckpointConfig(every=1, keep=1)), Games()
     folder = RunFolder(tmp_path)
-    with Progress(console, 6) as progress, driver_reports(experiment, folder, progress, 0, games) as reports:
+    with Progress(console, 6) as progress, driver_reports(experiment, folder, progress, Start(), games) as reports:
         reports.say("hello")
         reports.learner_restarted("killed")
         reports.scalars({"loss/inner": 1.5}, 2)
@@ -65,7 +66,7 @@ def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, 
 
 def test_a_run_that_never_starts_leaves_nothing(tiny: Tiny, console: Console, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with Progress(console, 6) as progress, driver_reports(tiny(), folder, progress, 0, Games()) as reports:
+    with Progress(console, 6) as progress, driver_reports(tiny(), folder, progress, Start(), Games()) as reports:
         reports.say("refused")
     assert list(tmp_path.iterdir()) == []
 
@@ -76,7 +77,9 @@ def test_rows_behind_the_checkpoint_of_another_life_are_taken_back(
     for start_update, updates in ((0, (1, 2, 3)), (1, (2,))):
         with (
             Progress(console, 6) as progress,
-            driver_reports(tiny(), RunFolder(tmp_path), progress, start_update, Games()) as reports,
+            driver_reports(
+                tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), Games()
+            ) as reports,
         ):
             for update in updates:
                 reports.scalars({"a/b": start_update + update / 10}, update)
@@ -89,7 +92,10 @@ def test_evaluations_that_fall_behind_are_left_out_and_that_is_said(
     tiny: Tiny, console: Console, tmp_path: Path
 ) -> None:
     games, theta = Games(), torch.zeros(2)
-    with Progress(console, 6) as progress, driver_reports(tiny(), RunFolder(tmp_path), progress, 0, games) as reports:
+    with (
+        Progress(console, 6) as progress,
+        driver_reports(tiny(), RunFolder(tmp_path), progress, Start(), games) as reports,
+    ):
         for update in range(1, 7):
             reports.evaluate(theta, update)
         assert games.waiting == [1, 2, 3, 4]
@@ -107,7 +113,7 @@ def test_evaluations_beyond_the_checkpoint_of_another_life_are_asked_for_once(
     for start_update in (0, 1):
         with (
             Progress(console, 6) as progress,
-            driver_reports(tiny(), RunFolder(tmp_path), progress, start_update, games) as reports,
+            driver_reports(tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), games) as reports,
         ):
             for update in range(start_update + 1, 4):
                 reports.evaluate(theta, update)

@@ -27,7 +27,7 @@ def test_scores_are_of_the_same_games_each_time(tiny: Tiny) -> None:
     assert 0 < first["evaluation/length_mean"] <= 20
     one = replace(experiment, evaluation=EvaluationConfig(every=1, episodes=1))
     assert "evaluation/return_std" not in score(one, spec, theta), "one episode has no spread"
-    inline = InlineEvaluator(experiment, spec)
+    inline = InlineEvaluator(experiment, spec, SimpleNamespace(signal_name=None), [].append)
     inline.submit(theta, 9)
     inline.withdraw(7)
     inline.submit(theta, 7)

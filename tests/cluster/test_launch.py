@@ -138,7 +138,9 @@ def test_without_a_readable_checkpoint_there_is_nothing_to_continue(
     run(tiny(updates=2), tmp_path, False, console)
     for path in paths(tmp_path / "checkpoints"):
         path.write_bytes(b"")
-    with pytest.raises(ConfigurationError, match=r"^run-dir = .*no readable checkpoint.*; start a new run in another"):
+    with pytest.raises(
+        ConfigurationError, match=r"^run-dir = .*no readable checkpoint.*; restore one of them; moved out of"
+    ):
         run(tiny(updates=4), tmp_path, True, console)
 
 
@@ -160,7 +162,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     (path,) = paths(tmp_path / "checkpoints")
     torch.save(damage(load(path)), path)
     before = (tmp_path / "config.json").read_bytes()
-    message = rf"^checkpoint = .*update-000000002.pt': its {what}\w* is not as this run has it: .*; remove it"
+    message = rf"^checkpoint = .*update-000000002.pt': its {what}\w* is not as this run has it: .*; put the run's own"
     with pytest.raises(ConfigurationError, match=message):
         run(tiny(updates=4), tmp_path, True, console)
     for update in (None, 2):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from metagrad.cluster.config import Experiment
@@ -18,12 +19,13 @@ Tiny = Callable[..., Experiment]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What Ray was told; like Ray, its `init` takes SIGTERM over."""
+    """What Ray was told; like Ray, its `init` would take SIGTERM over."""
     recorded: list[Any] = []
 
     def init(**options: Any) -> None:
         recorded.append(options)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ray_utils.set_sigterm_handler(signal.SIG_IGN)
+        assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "a node of ours hears of it"
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
@@ -47,6 +49,7 @@ def test_sigterm_stays_the_runs_own(tiny: Tiny, calls: list[Any], handler: Any) 
     try:
         with ray_session(demand(tiny())):
             assert signal.getsignal(signal.SIGTERM) is handler
+            assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         assert calls
     finally:
         signal.signal(signal.SIGTERM, before)

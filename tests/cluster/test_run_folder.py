@@ -124,8 +124,9 @@ def test_a_withdrawn_claim_leaves_what_was_there(tiny: Tiny, tmp_path: Path, was
     if was_there:
         path.mkdir()
         (path / "notes.txt").write_text("mine")
-    folder.open_new(tiny())
-    folder.withdraw()
+    with folder.held():
+        folder.open_new(tiny())
+        folder.withdraw()
     assert path.exists() == was_there
     assert not folder.has_run()
     folder.open_new(tiny())

@@ -1,12 +1,23 @@
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
 
-from metagrad.cluster.stop import StopRequest
+from metagrad.cluster.stop import ASKING, StopRequest, children_left_alone, ignore_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in ASKING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ASKING)
 def test_the_first_signal_is_a_wish(number: signal.Signals) -> None:
     with StopRequest() as stop:
         assert stop.signal_name is None
@@ -34,3 +45,47 @@ def test_the_handlers_before_it_come_back_also_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="inside"):
         fail()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_what_was_ignored_from_the_start_stays_ignored() -> None:
+    """As under nohup; a shell's background jobs ignore SIGINT too, and there it is asked for all the same."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal_name is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_name == "SIGINT"
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_what_was_heard_before_a_run_began_stops_it() -> None:
+    with StopRequest() as outer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopRequest() as inner:
+            assert inner.signal_name == "SIGTERM"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert outer.signal_name == "SIGTERM"
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert (inner.signal_name, outer.signal_name) == ("SIGUSR1", None)
+        os.kill(os.getpid(), signal.SIGTERM)  # after the run, and before its process has ended
+        assert outer.signal_name == "SIGTERM"
+
+
+def test_a_signal_in_the_last_moment_changes_nothing() -> None:
+    ignore_signals()
+    for number in ASKING:
+        os.kill(os.getpid(), number)
+
+
+def test_children_hear_of_sigterm_alone_and_this_process_of_all() -> None:
+    program = "import signal; print(*sorted(int(x) for x in signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
+    with StopRequest() as stop:
+        with children_left_alone():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            child = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+        assert stop.signal_name == "SIGUSR1"
+    assert {int(x) for x in child.stdout.split()} == set(ASKING) - {signal.SIGTERM}

@@ -15,6 +15,7 @@ from metagrad.cluster.learning import Assignment
 from metagrad.cluster.ray_faults import original_traceback
 from metagrad.cluster.run_config import EvaluationConfig
 from metagrad.cluster.supervise import LearnerLost, Supervisor, demand
+from metagrad.cluster.train import Start
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]
@@ -67,8 +68,8 @@ class Lives:
         monkeypatch.setattr(self.supervisor, "_follow", follow)
 
     @contextmanager
-    def reports(self, start_update: int) -> Iterator[Any]:
-        self.started.append(start_update)
+    def reports(self, start: Start) -> Iterator[Any]:
+        self.started.append(start.update)
         yield SimpleNamespace(learner_restarted=self.said.append)
 
     def run(self, checkpoints: list[dict[str, Any] | None]) -> dict[str, Any]:

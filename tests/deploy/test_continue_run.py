@@ -1,15 +1,27 @@
 import json
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from metagrad.cluster.stop import ASKING
+
 TINY = (
     *("snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3"),
     *("--topology", "colocated", "--learner-threads", "1", "--log-every", "1"),
 )
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The command answers signals as long as its process lasts, which here is the tests' own."""
+    before = {number: signal.getsignal(number) for number in ASKING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -41,12 +53,23 @@ def test_a_run_that_was_stopped_asks_for_another_attempt(
     assert page.run([str(tmp_path / "run"), *TINY], lambda: 3) == 3
 
 
-def test_a_run_without_a_checkpoint_begins_anew(attempt: Callable[..., int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [None, "update-000000001.partial"])
+def test_a_run_without_a_checkpoint_begins_at_update_0(
+    attempt: Callable[..., int], tmp_path: Path, left: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed before its first one, or while it wrote that."""
+    folder = tmp_path / "run"
     assert attempt("--updates", "2") == 0
-    for path in (tmp_path / "run" / "checkpoints").iterdir():
+    for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    (tmp_path / "run" / "checkpoints").rmdir()
+    (folder / "summary.json").unlink()
+    if left is None:
+        (folder / "checkpoints").rmdir()
+    else:
+        (folder / "checkpoints" / left).write_bytes(b"PK")
     assert attempt("--updates", "3") == 0
+    assert "this run has no checkpoint yet: it begins at update 0" in capsys.readouterr().out
+    assert json.loads((folder / "summary.json").read_text())["updates"] == 3
 
 
 def test_a_missing_word_is_refused(script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
