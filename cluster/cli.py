@@ -173,7 +173,7 @@ def train_command(words: Sequence[str]) -> None:
         f"look at it: {quoted(sibling('tensorboard'))} --logdir {quoted(run_dir)}",
         f"play it:    {quoted(sibling('metagrad'))} eval {quoted(run_dir)}{recorded}",
     )
-    print("\n".join(map(printable, lines)))
+    print("\n".join(map(printable, lines if summary["updates"] else lines[:2])))  # else there is nothing to look at
 
 
 def reproduce_command(words: Sequence[str]) -> None:

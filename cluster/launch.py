@@ -136,7 +136,8 @@ def run(
         this_run = _Run(experiment, spec, algorithm, folder, progress, stop)
         train = this_run.colocated if experiment.topology == "colocated" else this_run.on_ray
         try:
-            train(restored, make)
+            if not this_run.is_stopped_before(restored):
+                train(restored, make)
         except ConfigurationError:  # refused where it was to run: nothing was done
             raise
         except BaseException:
@@ -216,9 +217,7 @@ class _Run:
             return restore(self._folder, self._experiment, self._algorithm, self._progress.say).tree
 
         with ray_session(demand(self._experiment)):
-            if self._stop.signal_name is not None:  # while Ray started
-                summary = summary_before(self._experiment, self._algorithm, tree)
-                self.summary = summary | {"stopped_by": self._stop.signal_name}
+            if self.is_stopped_before(restored):  # while Ray started
                 return
             supervisor = Supervisor(self._experiment, self._spec, make)
             try:
@@ -228,6 +227,14 @@ class _Run:
                 self._finish_evaluations(evaluator)
             finally:
                 supervisor.close()
+
+    def is_stopped_before(self, restored: Restored | None) -> bool:
+        """Whether somebody wants the run to end before it has started; the summary then is of what was done before."""
+        if self._stop.signal_name is None:
+            return False
+        summary = summary_before(self._experiment, self._algorithm, None if restored is None else restored.tree)
+        self.summary = summary | {"stopped_by": self._stop.signal_name}
+        return True
 
     def _finish_evaluations(self, evaluator: Evaluator) -> None:
         """The last ones outlast the training; a signal ends the waiting."""

@@ -28,9 +28,9 @@ Policy = Literal["sampled", "greedy"]
 def train(experiment: BaseExperiment, folder: Path) -> dict[str, Any]:
     """Train in `folder`, or go on with what is there; returns the summary.
 
-    It goes on from a regular checkpoint, after a multiple of `checkpoint.every` updates (which `log_every` divides): a
-    row that a signal or the end of a shorter run left between two of them holds means of a part of its interval. A
-    signal that stops the run is raised again once its checkpoint is written: the study has to know of it.
+    It goes on from a regular checkpoint, after a multiple of `checkpoint.every` updates, since a study evaluates and
+    probes all that there are. A signal that stops the run is raised again once its checkpoint is written: the study has
+    to know of it.
     """
     for path in paths(folder / "checkpoints"):
         if update_of(path) < experiment.updates and update_of(path) % experiment.checkpoint.every:

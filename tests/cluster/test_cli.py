@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -361,3 +362,58 @@ def test_help_shows_every_field(name: str, capsys: Capture, monkeypatch: pytest.
     expected = set(options(EXPERIMENTS[name]())) - {"name", "description"}  # what it is called is no option
     assert {"updates", "env.rows"} & expected
     assert expected <= shown
+
+
+ANNEALED = ("--optimizer.annealing-updates", "9")
+
+
+def test_options_of_a_resumption_are_changes_of_the_stored_run(workplace: Path, capsys: Capture) -> None:
+    """They are none of the experiment's own, with which these two do not go together."""
+    assert main((*SNAKE, *TINY, *ANNEALED, "--run-dir", "run")) == 0
+    capsys.readouterr()
+    assert_refused(
+        (*SNAKE, *TINY, "--updates", "5", "--optimizer.annealing-updates", "4"), "updates = 5: ", workplace, capsys
+    )
+    assert main((*SNAKE, "--run-dir=run", "--resume", "--updates", "6")) == 0
+    assert json.loads((workplace / "run" / "summary.json").read_text())["updates"] == 6
+    capsys.readouterr()
+    assert_refused(
+        (*SNAKE, "--run-dir", "run", "--resume", "--updates", "10"), "updates = 10: the step", workplace, capsys
+    )
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--actors", "4"), "actors = 4: .*was started with 2, which --resume cannot change; leave it out, or start"),
+        (("--network.channels", "8"), "network.channels = 8: .*was started with 32, which --resume cannot change"),
+        (("--outer.critic", "inner"), "outer.critic = 'inner': .*was started with 'outer', which --resume cannot"),
+    ],
+)
+def test_another_configuration_is_said_to_be_one(
+    words: Sequence[str], expected: str, workplace: Path, capsys: Capture
+) -> None:
+    assert_refused((*SNAKE, "--run-dir", "a run", "--resume", *words), expected, workplace, capsys)
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+def test_a_submitted_resumption_is_one_of_the_stored_run_too(
+    workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, is_here: bool
+) -> None:
+    """A folder on the cluster's own disk is none here: there the job compares."""
+    run_dir = str(workplace / ("run" if is_here else "there"))
+    if is_here:
+        assert main((*SNAKE, *TINY, *ANNEALED, "--run-dir", run_dir)) == 0
+    submitted: list[tuple[Any, Sequence[str]]] = []
+    monkeypatch.setattr("metagrad.cluster.jobs.submit", lambda *arguments: submitted.append(arguments) or 0)
+    own = ("--run-dir", run_dir, "--resume", "--address", "http://h:1")
+    words = (*own, "--updates", "60000", "--optimizer.annealing-updates", "70000")
+    if is_here:
+        words = (*own, "--updates", "9")
+        assert main(("submit", "snake-6x6", *own, "--updates", "10")) == 2
+        assert "updates = 10: the step size is 0 from update 9 on" in capsys.readouterr().err
+    assert main(("submit", "snake-6x6", *words)) == 0
+    ((options, kept),) = submitted
+    assert (options.run_dir, options.resume, options.address, list(kept)) == (run_dir, True, "http://h:1", list(words))
+    assert options.experiment.updates == (9 if is_here else EXPERIMENTS["snake-6x6"]().updates)

@@ -173,3 +173,15 @@ def test_every_checkpoint_plays_the_same_games(whole: Any) -> None:
     newest = evaluate_newest(tiny(), folder, EPISODES)
     assert newest.mean == pytest.approx(expected.evaluations["sampled"]["values"][-1], rel=1e-6)
     assert len(newest.returns) == EPISODES
+
+
+@pytest.mark.parametrize("update", [3, 5])
+def test_checkpoints_between_two_rows_lose_nothing_of_them(tmp_path: Path, update: int) -> None:
+    """As those of a probe after every 166 updates, with a row after every 50."""
+    experiment = tiny(log_every=4, checkpoint=CheckpointConfig(every=3, keep=1_000), updates=9)
+    train(experiment, tmp_path / "whole")
+    train(replace(experiment, updates=update), tmp_path / "run")
+    train(experiment, tmp_path / "run")
+    logged = ("norm/meta_gradient", "meta_gradient/variance", *LOGGED)
+    assert curves(tmp_path / "run", logged) == curves(tmp_path / "whole", logged)
+    assert curves(tmp_path / "run", logged)["norm/meta_gradient"]["updates"] == [4, 8, 9]
