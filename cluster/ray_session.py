@@ -12,7 +12,7 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from metagrad.cluster.ray_job import ray_job
-from metagrad.cluster.stop import children_left_alone
+from metagrad.cluster.stop import children_left_alone, sigterm_kept
 from metagrad.cores import usable_cores
 from metagrad.errors import ConfigurationError, require
 
@@ -68,15 +68,23 @@ def ray_session(demand: Demand) -> Iterator[None]:
 def _signals_left_alone() -> Iterator[None]:
     """Signals stay the run's, which answers them with a checkpoint (cluster/stop.py), also while Ray starts.
 
-    Ray would take SIGTERM over and end the process at once. What it starts here hears of no other signal.
+    Ray would take SIGTERM over twice, in Python and, while it connects, in C++, and end the process at once. What it
+    starts here hears of no other signal.
     """
-    take_over = ray_utils.set_sigterm_handler
+    take_over, connect = ray_utils.set_sigterm_handler, ray_worker.connect
+
+    def connected(*arguments: Any, **options: Any) -> Any:
+        with sigterm_kept():
+            return connect(*arguments, **options)
+
     ray_utils.set_sigterm_handler = lambda handler: None
+    ray_worker.connect = connected
     try:
         with children_left_alone():
             yield
     finally:
         ray_utils.set_sigterm_handler = take_over
+        ray_worker.connect = connect
 
 
 @contextmanager

@@ -161,9 +161,10 @@ class RunFolder:
 
     def withdraw_unbegun(self) -> None:
         """`withdraw` where nothing came of the run: no checkpoint, no row, no summary."""
-        has_rows = any(EVENT_FILE.fullmatch(name) for name in names(self.path))
-        if not has_rows and not exists(self._summary) and not checkpoint.paths(self.checkpoints):
-            self.withdraw()
+        with contextlib.suppress(OSError):  # gone, replaced or unreachable: what ended the run is what has to be told
+            has_rows = any(EVENT_FILE.fullmatch(name) for name in names(self.path))
+            if not has_rows and not exists(self._summary) and not checkpoint.paths(self.checkpoints):
+                self.withdraw()
 
     def experiment(self) -> BaseExperiment:
         """The experiment of the run in this folder.

@@ -74,3 +74,18 @@ def children_left_alone() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)  # and what has come meanwhile arrives
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """The handler of SIGTERM survives what replaces it in here, even below Python; what comes meanwhile arrives later.
+
+    No process may be begun in here: it would be deaf to SIGTERM.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

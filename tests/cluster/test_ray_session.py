@@ -19,16 +19,18 @@ Tiny = Callable[..., Experiment]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What Ray was told; like Ray, its `init` would take SIGTERM over."""
+    """What Ray was told; like Ray, its `init` would take SIGTERM over, twice."""
     recorded: list[Any] = []
 
     def init(**options: Any) -> None:
         recorded.append(options)
         ray_utils.set_sigterm_handler(signal.SIG_IGN)
+        ray_worker.connect()
         assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "a node of ours hears of it"
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_worker, "connect", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     monkeypatch.setattr(ray, "shutdown", lambda: recorded.append("shutdown"))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     return recorded

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metagrad.cluster.stop import ASKING, StopRequest, children_left_alone, ignore_signals
+from metagrad.cluster.stop import ASKING, StopRequest, children_left_alone, ignore_signals, sigterm_kept
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,12 @@ def test_children_hear_of_sigterm_alone_and_this_process_of_all() -> None:
             child = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
         assert stop.signal_name == "SIGUSR1"
     assert {int(x) for x in child.stdout.split()} == set(ASKING) - {signal.SIGTERM}
+
+
+def test_a_library_cannot_take_sigterm_over() -> None:
+    with StopRequest() as stop:
+        with sigterm_kept():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal_name is None
+        assert stop.signal_name == "SIGTERM"
