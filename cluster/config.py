@@ -82,10 +82,17 @@ class Experiment(BaseExperiment):
 
     def _check_network(self) -> None:
         _check_spec("network", self.network, self.env)
+        embedding = getattr(self.network, "gamma_embedding", None)
+        rule = "tells a critic the discount, and these losses have no hyper-parameter gamma"
+        is_told = embedding is None or hasattr(self.meta_parameters, "gamma")
+        require(is_told, "network.gamma_embedding", embedding, rule, "leave it out")
         for f in dataclasses.fields(self.meta_parameters):
             value = getattr(self.meta_parameters, f.name)
             if isinstance(value, NetworkSpec):
                 _check_spec(f"meta_parameters.{f.name}", value, self.env)
+                embedding = getattr(value, "gamma_embedding", None)
+                rule = "is for critics, and this network is none"
+                require(embedding is None, f"meta_parameters.{f.name}.gamma_embedding", embedding, rule, "leave it out")
         network = type(self.network).__name__
         has_critics = not isinstance(self.network, PolicyOnly)
         require(

@@ -19,7 +19,7 @@ from metagrad.experiments import (
     tabular_lirpg,
     tabular_maml,
 )
-from metagrad.experiments.atari import atari
+from metagrad.experiments.atari import atari, atari_released
 from metagrad.experiments.discounting_chain_training import discounting_chain as discounting_chain_experiment
 from metagrad.experiments.ipd_training import ipd as ipd_experiment
 from metagrad.experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
@@ -31,6 +31,7 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "snake-6x6": snake_6x6,
     "snake-12x12": snake_12x12,
     "atari": atari,
+    "atari-released": atari_released,
     "stacx": stacx,
     "stacx-impala": stacx_impala,
     "lirpg-atari": lirpg_atari,
@@ -44,6 +45,7 @@ STUDIES: dict[str, Study] = {
     for study in (
         tabular_maml.STUDY,
         tabular_lirpg.STUDY,
+        tabular_lirpg.RELEASED_STUDY,
         hessian_bias.STUDY,
         compositional_bias.STUDY,
         mrp.STUDY,

@@ -1,5 +1,7 @@
 """Atari with three-step meta-gradients: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.3, Table 4."""
 
+from dataclasses import replace
+
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.run_config import CheckpointConfig
@@ -31,4 +33,28 @@ def atari() -> Experiment:
         rollout_length=5,
         updates=125_000,
         checkpoint=CheckpointConfig(every=1_000),
+    )
+
+
+def atari_released() -> Experiment:
+    """`atari` as the paper's released code does it, where that differs from the paper.
+
+    All three updates of a window are real, and its outer batch is the next window's first one (`sequential`); the
+    critic is told the discount that its values are of, γ in the inner loss and γ' in the outer one, by 16 units and one
+    layer more; the clip's coefficient is a constant of the meta-gradient. Step sizes end as there, at 0 after 125,000
+    updates, of which the last two make no window of three.
+
+    Source: github.com/Benjamin-eecs/Theoretical-GMRL, `mgrl/`, run as its README says. Deviations: that of the
+    environments' time limits, which end episodes there, and here only cut them; NaN in a gradient, which becomes 0
+    there, and ends the run here.
+    """
+    base = atari()
+    return replace(
+        base,
+        name="atari-released",
+        description="Atari, atari as in the released code: sequential, critic told the discount, constant clip",
+        network=NatureCnn(hidden=512, gamma_embedding=16),
+        optimizer=replace(base.optimizer, is_clip_coefficient_constant=True),
+        meta=replace(base.meta, strategy="sequential"),
+        updates=124_998,
     )

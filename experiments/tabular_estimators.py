@@ -62,6 +62,8 @@ class Estimation:
     """Of the values: V^ = V_π + noise ε ‖V_π‖₂/S, ε ~ N(0, I) of each estimate."""
     is_noise_shared: bool = True
     """One ε for the B trajectories of an estimate, as if they had one learnt critic; else one for each."""
+    is_noise_scale_constant: bool = False
+    """True: ‖V_π‖₂ in the noise carries no derivative in the rewards (the release)."""
     inner_lambda: float = 1.0
     """λ of the inner updates' advantages; 1: bootstrapped T-step returns, which the outer ones always are."""
 
@@ -116,10 +118,18 @@ def copy_of(mdps: TabularMdp, index: int) -> TabularMdp:
     return mdps._replace(transition=mdps.transition[index], reward=mdps.reward[index], initial=mdps.initial[index])
 
 
-def noisy_values(mdp: TabularMdp, theta: Float[Tensor, "P"], noise: Float[Tensor, "S E"]) -> Float[Tensor, "S E"]:
-    """V^ = V_π + noise ‖V_π‖₂/S, an imperfect critic; constant in θ, differentiable in the rewards."""
+def noisy_values(
+    mdp: TabularMdp, theta: Float[Tensor, "P"], noise: Float[Tensor, "S E"], is_scale_constant: bool = False
+) -> Float[Tensor, "S E"]:
+    """V^ = V_π + noise ‖V_π‖₂/S, an imperfect critic; constant in θ, differentiable in the rewards.
+
+    With `is_scale_constant` V^ = V_π + noise ⊥‖V_π‖₂/S: the rewards reach it through V_π alone.
+    """
     value = state_values(mdp, autodiff.stop_gradient(theta)).unsqueeze(-1)
-    return value + noise * torch.linalg.vector_norm(value) / len(value)
+    scale = torch.linalg.vector_norm(value)
+    if is_scale_constant:
+        scale = autodiff.stop_gradient(scale)
+    return value + noise * scale / len(value)
 
 
 def sampled_loss(
@@ -129,6 +139,7 @@ def sampled_loss(
     data: Trajectories,
     estimator: EstimatorName,
     lambda_: float,
+    is_noise_scale_constant: bool = False,
 ) -> Float[Tensor, ""]:
     """-J as an estimator sees it, on R + φ (R where φ is empty); its value is not that of -J, its gradient is.
 
@@ -146,7 +157,9 @@ def sampled_loss(
     reward = mdp.reward.flatten().gather(0, pair).view_as(state)
     if estimator == "dice":
         return -dice(log_prob, reward, mdp.gamma)
-    value = noisy_values(mdp, theta, data.noise).expand(-1, state.shape[-1]).gather(0, data.state)
+    value = (
+        noisy_values(mdp, theta, data.noise, is_noise_scale_constant).expand(-1, state.shape[-1]).gather(0, data.state)
+    )
     never = torch.zeros_like(reward, dtype=torch.bool)
     advantage = lambda_returns(reward, value, never, never, mdp.gamma, lambda_) - value[:-1]
     return -discounted_objective(SURROGATES[estimator], log_prob, advantage, mdp.gamma)
@@ -160,7 +173,8 @@ def inner_problem(estimation: Estimation) -> InnerProblem:
             trajectories = data.value if place == VALUE else data.derivative
             if trajectories is None:
                 return exact_loss(theta, phi, data.mdp)
-            return sampled_loss(theta, phi, data.mdp, trajectories, estimation.estimator, estimation.inner_lambda), None
+            how = (estimation.estimator, estimation.inner_lambda, estimation.is_noise_scale_constant)
+            return sampled_loss(theta, phi, data.mdp, trajectories, *how), None
 
         return loss
 

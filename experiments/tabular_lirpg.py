@@ -2,9 +2,13 @@
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.1 (figures 1c, 1d) and G.1.4 (figure 7): AD and
 LVC, permutation ESE. Beyond the paper: DiCE and Loaded-DiCE there, and all permutations at one sample size.
+
+The study `tabular-lirpg-released` is the same with one quantity constant that the release detaches and the paper does
+not speak of: the scale ‖V_π‖₂ of the noise in the values, through which φ acts as well.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +68,13 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
     if is_quick:
         return parts("lirpg", SWEEPS, min(seeds, QUICK_MDPS), QUICK_TRIALS, is_quick)
     return parts("lirpg", SWEEPS, seeds, TRIALS, is_quick)
+
+
+def _released_parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
+    return {
+        name: settings | {"base": settings["base"] | {"is_noise_scale_constant": True}}
+        for name, settings in _parts(seeds, is_quick).items()
+    }
 
 
 def claims(found: dict[str, Curves]) -> list[Claim]:
@@ -150,7 +161,8 @@ INTRODUCTION = """
 LIRPG's meta-gradient ∂J_R(θ_K)/∂φ in random tabular MDPs (20 states, 5 actions, Dirichlet 0.001, discount 0.8, uniform
 θ₀, φ = 0): inner updates on the reward R + φ with generalised advantages (λ = 0.9), outer objective on R, held against
 the exact meta-gradient. ESE: exact inner values, sampled derivatives, exact outer gradient, as in all of the paper's
-runs. A correlation is that of one estimate, averaged over {trials} trials, one value per MDP.
+runs. A correlation is that of one estimate, averaged over {trials} trials, one value per MDP. The scale of the values'
+noise {scale}.
 
 {how}
 """
@@ -171,8 +183,10 @@ def _report(folder: Path, done: dict[str, tuple[Settings, Result]], is_quick: bo
         for each in summary_rows(found["permutations"], f"N = {PERMUTATIONS_AT}", all_pairs, (3,))
     ]
     title = f"Tabular LIRPG: a learnt intrinsic reward{' (quick version)' if is_quick else ''}"
-    trials = next(iter(done.values()))[0]["trials"]
-    introduction = INTRODUCTION.format(trials=trials, how=HOW_DECIDED)
+    settings = next(iter(done.values()))[0]
+    is_constant = settings["base"].get("is_noise_scale_constant", False)
+    scale = "carries no derivative in φ, as in the release" if is_constant else "is differentiated in φ"
+    introduction = INTRODUCTION.format(trials=settings["trials"], how=HOW_DECIDED, scale=scale)
     write_report(folder, title, introduction, rows, _draw(folder, found), differences(made))
 
 
@@ -183,4 +197,10 @@ STUDY = Study(
     parts=_parts,
     run_part=run_part,
     report=_report,
+)
+RELEASED_STUDY = replace(
+    STUDY,
+    name="tabular-lirpg-released",
+    description="tabular-lirpg with the scale of the value noise a constant, as in the released code",
+    parts=_released_parts,
 )

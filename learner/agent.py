@@ -11,7 +11,7 @@ from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_gradient import outer_weights
-from metagrad.meta_parameters import Declaration, hyperparameters
+from metagrad.meta_parameters import Declaration, Hyperparameters, hyperparameters
 from metagrad.networks import Network
 from metagrad.optimizers import Optimizer
 from metagrad.surrogates import SURROGATES
@@ -36,7 +36,11 @@ class Agent(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """L'(θ; τ') and the mean outer advantage; η is a constant here, which a biased baseline may look at."""
         hyper = hyperparameters(self.declaration, eta.detach())
-        return self.losses.outer_loss(self.network, theta, hyper, trajectory, self.outer)
+        return self.losses.outer_loss(self.network.under(self.outer.gamma), theta, hyper, trajectory, self.outer)
+
+    def inner_network(self, eta: Float[Tensor, "M"]) -> Network:
+        """The network as the inner loss sees it, with values under γ(η) where its critic is told the discount."""
+        return told_gamma(self.network, hyperparameters(self.declaration, eta))
 
 
 def build_agent(config: LearnerConfig, network: Network, observation_shape: tuple[int, ...], num_actions: int) -> Agent:
@@ -49,7 +53,8 @@ def build_agent(config: LearnerConfig, network: Network, observation_shape: tupl
     trained = network.with_first_order(_beyond_adjoints(config, network))
 
     def loss(theta: Tensor, eta: Tensor, batch: Any) -> tuple[Tensor, LossMetrics]:
-        return losses.inner_loss(trained, theta, hyperparameters(declaration, eta), batch, surrogate, outer)
+        hyper = hyperparameters(declaration, eta)
+        return losses.inner_loss(told_gamma(trained, hyper), theta, hyper, batch, surrogate, outer)
 
     return Agent(
         network=network,
@@ -61,6 +66,11 @@ def build_agent(config: LearnerConfig, network: Network, observation_shape: tupl
         meta=config.meta,
         meta_optimizer=config.meta.optimizer.build(),
     )
+
+
+def told_gamma(network: Network, hyper: Hyperparameters) -> Network:
+    """The network with inner values under γ, a constant there, where its critic is told the discount."""
+    return network.under(hyper["gamma"]) if network.is_conditioned else network
 
 
 # Their policy terms, and their outer losses, see critics as constants.

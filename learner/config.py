@@ -65,6 +65,9 @@ class MetaGradientConfig:
     product: Product = "retain"
     strategy: Literal["discard", "sequential"] = "discard"
     """discard: the first of n updates is real; sequential: all n are, with one meta-update for them."""
+    is_kept_state_constant: bool = False
+    """True: the moments at θ₁, which discard keeps, are constants of the meta-gradient (released Atari code of the
+    gradient-bias paper, which detaches them where it takes the snapshot that it goes back to)."""
     optimizer: AdamConfig
     bootstrap: BootstrapConfig = BootstrapConfig()
 
@@ -87,6 +90,14 @@ class MetaGradientConfig:
             "makes meta.n updates per meta-update and needs meta.n >= 1",
             "raise meta.n or use discard",
         )
+        rule = "needs a look-ahead beyond θ₁ that is discarded (meta.n >= 2, --meta.strategy discard)"
+        is_looked_beyond = self.n >= 2 and self.strategy == "discard"
+        is_constant = self.is_kept_state_constant
+        require(is_looked_beyond or not is_constant, "meta.is_kept_state_constant", is_constant, rule, "leave it out")
+        is_constant = self.optimizer.is_clip_coefficient_constant
+        rule = "belongs to the inner optimizer: nothing is differentiated through this one"
+        remedy = "leave it out, or set optimizer.is_clip_coefficient_constant"
+        require(not is_constant, "meta.optimizer.is_clip_coefficient_constant", is_constant, rule, remedy)
         updates = self.bootstrap.updates
         rule = "needs meta.n >= 1 updates that the target is beyond"
         require(self.n > 0 or not updates, "meta.bootstrap.updates", updates, rule, "raise meta.n")

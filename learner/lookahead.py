@@ -107,8 +107,9 @@ def _bootstrapped(agent: Agent, state: LearnerState, ahead: LookAhead, sample: S
         LastUpdate(agent.problem.optimizer, state.target_optimizer),
     )
     batch = sampled(target.theta, bootstrap.updates)
+    network = agent.inner_network(state.eta)
     matched = outer_gradient(
-        lambda x, trajectory: matching_loss(agent.network, x, target.theta, trajectory, bootstrap.matching),
+        lambda x, trajectory: matching_loss(network, x, target.theta, trajectory, bootstrap.matching),
         theta,
         batch,
     )
@@ -128,7 +129,15 @@ def _bootstrapped(agent: Agent, state: LearnerState, ahead: LookAhead, sample: S
 def eta_gradient(agent: Agent, ahead: LookAhead) -> Float[Tensor, "M"]:
     """∂J/∂η by one adjoint pass over the look-ahead, whose retained graphs it uses up."""
     meta = agent.meta
-    return meta_gradient(agent.problem, ahead.tape, ahead.outer_gradients, meta.product, trace=meta.mu).eta
+    constant_state = 1 if meta.is_kept_state_constant else None
+    return meta_gradient(
+        agent.problem,
+        ahead.tape,
+        ahead.outer_gradients,
+        meta.product,
+        trace=meta.mu,
+        constant_state=constant_state,
+    ).eta
 
 
 def estimate_meta_gradient(agent: Agent, state: LearnerState, sample: Sample) -> Float[Tensor, "M"]:

@@ -23,6 +23,9 @@ class _OptimizerConfig:
     """Linear decay of the step size to 0 over this many updates; None: constant."""
     max_gradient_norm: float | None = None
     """Global-norm clip of the gradient; None: no clip."""
+    is_clip_coefficient_constant: bool = False
+    """True: meta-gradients take the clip's coefficient for a constant (released Atari code of the gradient-bias paper);
+    False: they go through it."""
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
@@ -30,6 +33,11 @@ class _OptimizerConfig:
         updates, norm = self.annealing_updates, self.max_gradient_norm
         require(updates is None or updates > 0, "optimizer.annealing_updates", updates, "must be > 0", "use None")
         require(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "must be > 0", "use None for no clip")
+        is_constant, rule = self.is_clip_coefficient_constant, "is about a clip, and there is none"
+        remedy = "leave it out or set optimizer.max_gradient_norm"
+        require(
+            not is_constant or norm is not None, "optimizer.is_clip_coefficient_constant", is_constant, rule, remedy
+        )
 
     def _schedule(self) -> LearningRate:
         if self.annealing_updates is None:
@@ -39,7 +47,11 @@ class _OptimizerConfig:
     def _clipped(self, optimizer: Optimizer) -> Optimizer:
         if self.max_gradient_norm is None:
             return optimizer
-        return ClipByGlobalNorm(max_norm=self.max_gradient_norm, optimizer=optimizer)
+        return ClipByGlobalNorm(
+            max_norm=self.max_gradient_norm,
+            optimizer=optimizer,
+            is_coefficient_constant=self.is_clip_coefficient_constant,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

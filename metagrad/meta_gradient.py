@@ -81,6 +81,7 @@ def meta_gradient(
     product: Product,
     wants_theta: bool = False,
     trace: float | None = None,
+    constant_state: int | None = None,
 ) -> MetaGradient:
     """Adjoint pass over a tape; frees each retained graph as it goes.
 
@@ -94,6 +95,7 @@ def meta_gradient(
             an update on η; None: no approximation. μ = 1 is exact where ∇²L = 0; μ = 0 sees the last update before each
             outer loss alone. Source: Xu et al. (2018), "Meta-gradient RL"; "One Step at a Time" D.1. Deviation: the
             moments of the optimizer, which the papers' SGD lacks, decay alike.
+        constant_state: i of an optimizer state sᵢ that carries no derivative: σ ← 0 there. None: all of them do.
     """
     assert len(tape) == len(outer_gradients) >= 1, (len(tape), len(outer_gradients))
     last = outer_gradients[-1]
@@ -108,7 +110,7 @@ def meta_gradient(
         a, b, v, e0 = _update_adjoint(problem, step, adjoint, state_adjoint)
         if trace is not None:
             a, b = trace * adjoint, tuple(trace * x for x in b)
-        state_adjoint = b
+        state_adjoint = None if i == constant_state else b
         adjoint = None  # consumed: nothing of size P stays that the product, the peak of memory, does not need
         h, e = (_retained if product == "retain" else _recomputed)(problem, step, v, wants_h)
         d_eta = d_eta + e0 + e

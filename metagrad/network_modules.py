@@ -25,18 +25,46 @@ from metagrad.network_layers import (
 Head = Literal["logits", "value", "outer_value"]
 
 
+class ConditionedCritic(nn.Module):
+    """Value of features [N, F] under a discount γ, [N, 1].
+
+    Equation: w · ReLU(M [features; E γ + e] + m) + b with E γ + e in R^D.
+
+    Source: released Atari code of "A Theoretical Understanding of Gradient Bias in Meta-RL", D = 16.
+    """
+
+    def __init__(self, features: int, embedding: int):
+        super().__init__()
+        self.embedding = OrthogonalLinear(1, embedding, gain=1.0)
+        self.mixture = OrthogonalLinear(features + embedding, features)
+        self.value = OrthogonalLinear(features, 1, gain=1.0)
+
+    def forward(self, features: Tensor, discount: Float[Tensor, "1"] | float | None) -> Tensor:
+        rule = "has a critic for the values under any discount, and none was named"
+        require(discount is not None, "network", type(self).__name__, rule, "apply network.under(discount)")
+        embedded = self.embedding(torch.as_tensor(discount, dtype=features.dtype, device=features.device).view(1, 1))
+        mixed = self.mixture(torch.cat([features, embedded.expand(len(features), -1)], -1))
+        value: Tensor = self.value(torch.relu(mixed))
+        return value
+
+
 class SharedTorso(nn.Module):
     """Policy, inner-critic and outer-critic heads on the features of one torso."""
 
     def __init__(self, torso: nn.Sequential, logits: nn.Module, value: nn.Module, outer_value: nn.Module | None):
-        """Put together torso [N, …] -> [N, F], policy [N, F] -> [N, A] and critics [N, F] -> [N, 1]."""
+        """Put together torso [N, …] -> [N, F], policy [N, F] -> [N, A] and critics [N, F] -> [N, 1].
+
+        The inner critic may be a `ConditionedCritic`.
+        """
         super().__init__()
         self.torso = torso
         self.logits = logits
         self.value = value
         self.outer_value = outer_value
 
-    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+    def forward(
+        self, observation: Tensor, heads: Collection[Head], discount: Float[Tensor, "1"] | float | None = None
+    ) -> dict[Head, Tensor]:
         takes_bytes = isinstance(self.torso[0], PixelConv)
         features = observation if takes_bytes else observation.to(next(self.logits.parameters()).dtype)
         features = self.torso(features)
@@ -44,7 +72,8 @@ class SharedTorso(nn.Module):
         if "logits" in heads:
             outputs["logits"] = self.logits(features)
         if "value" in heads:
-            outputs["value"] = self.value(features).squeeze(-1)
+            conditions = (discount,) if isinstance(self.value, ConditionedCritic) else ()
+            outputs["value"] = self.value(features, *conditions).squeeze(-1)
         if "outer_value" in heads:
             assert self.outer_value is not None
             # The outer critic is trained on the torso's features without shaping them (debiasing paper, Figure 4).
@@ -75,12 +104,19 @@ class SeparateNetworks(nn.Module):
         return outputs
 
 
-def with_linear_heads(torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool) -> SharedTorso:
-    """Linear heads, orthogonal with gain .01 for the policy and 1 for the critics, on a torso of `features`."""
+def with_linear_heads(
+    torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool, gamma_embedding: int | None
+) -> SharedTorso:
+    """Linear heads, orthogonal with gain .01 for the policy and 1 for the critics, on a torso of `features`.
+
+    With a `gamma_embedding` the inner critic is a `ConditionedCritic`.
+    """
     return SharedTorso(
         torso,
         OrthogonalLinear(features, num_actions, gain=0.01),
-        OrthogonalLinear(features, 1, gain=1.0),
+        OrthogonalLinear(features, 1, gain=1.0)
+        if gamma_embedding is None
+        else ConditionedCritic(features, gamma_embedding),
         OrthogonalLinear(features, 1, gain=1.0) if has_outer_critic else None,
     )
 

@@ -6,6 +6,7 @@ behind a stop-gradient: it is trained alongside and changes nothing else. Those 
 are for losses that have their values from elsewhere, and asking them for one is an error.
 """
 
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ class NatureCnn:
     """
 
     hidden: int = 512
+    gamma_embedding: int | None = None
+    """Units that tell the inner critic which discount its values are of, before one more layer (the gradient-bias
+    paper's release: 16, for the inner loss γ and for the outer one γ'); None: it is not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +54,8 @@ class ImpalaCnn:
 
     hidden: int = 256
     width: int = 1
+    gamma_embedding: int | None = None
+    """As that of `NatureCnn`."""
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -94,6 +100,8 @@ class Mlp:
     """One hidden tanh layer shared by linear heads; flat observations."""
 
     hidden: int = 64
+    gamma_embedding: int | None = None
+    """As that of `NatureCnn`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +175,7 @@ class Network:
         """
         self._module = module
         self._first_order = frozenset(first_order)
+        self._discount: Tensor | float | None = None
         named = dict(module.named_parameters())
         self.layout = ParameterLayout(tuple(named), tuple(tuple(p.shape) for p in named.values()))
 
@@ -178,7 +187,22 @@ class Network:
 
     def with_first_order(self, names: Collection[str]) -> "Network":
         """The same network where gradients of these parameters carry no derivative."""
-        return Network(self._module, names)
+        other = copy.copy(self)
+        other._first_order = frozenset(names)
+        return other
+
+    @property
+    def is_conditioned(self) -> bool:
+        """True: the inner critic is told the discount that its values are of, by `under`."""
+        return isinstance(getattr(self._module, "value", None), modules.ConditionedCritic)
+
+    def under(self, discount: Float[Tensor, "1"] | float) -> "Network":
+        """The same network with inner values of this discount, a constant; itself where the critic is not told any."""
+        if not self.is_conditioned:
+            return self
+        told = copy.copy(self)
+        told._discount = autodiff.stop_gradient(discount) if isinstance(discount, Tensor) else discount
+        return told
 
     def init(self, generator: torch.Generator) -> Float[Tensor, "P"]:
         """Fresh θ, drawn on the CPU from `generator`."""
@@ -196,7 +220,18 @@ class Network:
         parameters = self.layout.unflatten(theta)
         for name in self._first_order:
             parameters[name] = autodiff.first_order(parameters[name])
-        return lambda observation, heads: functional_call(self._module, parameters, (observation, heads))
+        extra = (self._discount,) if self.is_conditioned else ()
+        return lambda observation, heads: functional_call(self._module, parameters, (observation, heads, *extra))
+
+
+def _hidden_torso(spec: NatureCnn | ImpalaCnn | Mlp, observation_shape: tuple[int, ...]) -> nn.Sequential:
+    match spec:
+        case NatureCnn():
+            return modules.nature_torso(observation_shape, spec.hidden)
+        case ImpalaCnn():
+            return modules.impala_torso(observation_shape, spec.channels, spec.hidden)
+        case Mlp():
+            return modules.mlp_torso(observation_shape, spec.hidden)
 
 
 def build_network(
@@ -211,12 +246,10 @@ def build_network(
         rule, remedy = "has no critics, an outer one neither", "use a network with critics, such as Mlp"
         require(not has_outer_critic, "network", type(spec).__name__, rule, remedy)
     match spec:
-        case NatureCnn():
-            torso = modules.nature_torso(observation_shape, spec.hidden)
-            return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))
-        case ImpalaCnn():
-            torso = modules.impala_torso(observation_shape, spec.channels, spec.hidden)
-            return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))
+        case NatureCnn() | ImpalaCnn() | Mlp():
+            torso = _hidden_torso(spec, observation_shape)
+            heads = (num_actions, has_outer_critic, spec.gamma_embedding)
+            return Network(modules.with_linear_heads(torso, spec.hidden, *heads))
         case SnakeCnn():
 
             def network(hidden: int, outputs: int) -> nn.Module:
@@ -230,9 +263,6 @@ def build_network(
             return Network(
                 modules.with_mlp_heads(torso, spec.features, spec.head_hidden, num_actions, has_outer_critic)
             )
-        case Mlp():
-            torso = modules.mlp_torso(observation_shape, spec.hidden)
-            return Network(modules.with_linear_heads(torso, spec.hidden, num_actions, has_outer_critic))
         case LinearPolicy():
             layer = modules.VarianceScalingLinear(math.prod(observation_shape), num_actions, spec.init_scale)
             return Network(modules.PolicyAlone(nn.Sequential(nn.Flatten(), layer)))

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad import autodiff
+
 LearningRate = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
 """Step count (0 for the first update) and η to a step size; it may depend on η to be learnt."""
 
@@ -157,6 +159,8 @@ class ClipByGlobalNorm:
 
     max_norm: float
     optimizer: Optimizer
+    is_coefficient_constant: bool = False
+    """True: the coefficient c carries no derivative, as where the norm is taken of detached gradients."""
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
         """The wrapped optimizer's state: clipping has none."""
@@ -169,6 +173,8 @@ class ClipByGlobalNorm:
         theta: Float[Tensor, "P"],
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_; c is not a constant."""
+        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_."""
         coefficient = (self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
+        if self.is_coefficient_constant:
+            coefficient = autodiff.stop_gradient(coefficient)
         return self.optimizer.update(gradient * coefficient, state, theta, eta)

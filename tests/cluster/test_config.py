@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,13 +13,21 @@ from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.config import BootstrapConfig
 from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.optimizer_config import SgdConfig
 from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Head, ImpalaCnn, LinearPolicy, Mlp, NatureCnn, NetworkSpec, SnakeCnn, SnakeTorsoCnn
 
 Tiny = Callable[..., Experiment]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithoutGamma(MetaParametersConfig):
+    """Losses without a discount."""
+
+    def inner_loss(self, *arguments: Any) -> Any:
+        raise NotImplementedError
 
 
 ATARI = {"env": AtariConfig(), "network": NatureCnn()}
@@ -41,6 +49,8 @@ PEEK = {"schedule": "peek"}
         (ATARI | {"network": SnakeCnn()}, "network"),
         (ATARI | {"network": SnakeTorsoCnn()}, "network"),
         ({"network": ImpalaCnn()}, "network"),
+        ({"network": Mlp(gamma_embedding=0)}, "network.gamma_embedding"),
+        ({"network": Mlp(gamma_embedding=4), "meta_parameters": WithoutGamma()}, "network.gamma_embedding"),
         ({"network": SnakeTorsoCnn()}, "env.rows, columns"),
         ({"network": SnakeTorsoCnn(), "env": SnakeConfig(rows=9, columns=3, time_limit=9)}, "env.rows, columns"),
         (ATARI | {"env": AtariConfig(frame_size=35)}, "env.frame_size"),
@@ -67,6 +77,7 @@ def with_reward_network(spec: NetworkSpec) -> IntrinsicRewardParameters:
     ("spec", "field"),
     [
         (Mlp(hidden=0), "meta_parameters.reward_network.hidden"),
+        (Mlp(gamma_embedding=4), "meta_parameters.reward_network.gamma_embedding"),
         (NatureCnn(), "meta_parameters.reward_network"),
         (SnakeTorsoCnn(), "env.rows, columns"),
     ],
@@ -122,13 +133,14 @@ def test_losses_that_correct_for_nothing_are_not_streamed_to(tiny: Tiny) -> None
 
 
 def test_each_experiment_is_streamed_to_or_refused_in_one_line() -> None:
-    refused = {"lirpg-atari", "lirpg-snake", "discounting-chain", "ipd"}
+    refused = {"lirpg-atari", "lirpg-snake", "discounting-chain", "ipd", "atari-released"}
     for name, make in EXPERIMENTS.items():
         if name not in refused:
             assert replace(make(), schedule="peek").learner.meta_parameters.corrects_off_policy
             continue
         with pytest.raises(
-            ConfigurationError, match=r"^(schedule|meta_parameters) = .*: .*; use (--schedule )?lockstep$"
+            ConfigurationError,
+            match=r"^(schedule|meta_parameters|meta.strategy) = .*: .*; use (--schedule |discard or )?lockstep$",
         ):
             replace(make(), schedule="peek")
 

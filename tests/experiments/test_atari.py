@@ -1,4 +1,9 @@
-from metagrad.experiments.atari import atari
+from dataclasses import replace
+
+import torch
+
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.experiments.atari import atari, atari_released
 from metagrad.networks import NatureCnn
 
 
@@ -11,3 +16,23 @@ def test_the_papers_settings() -> None:
     declaration = experiment.learner.meta_parameters.declaration((4, 84, 84), 6)
     assert all(parameter.is_learnt for parameter in declaration.values())
     assert not experiment.has_outer_critic
+
+
+def test_the_release_differs_from_the_paper_in_three_values() -> None:
+    released, paper = atari_released(), atari()
+    assert released.network == NatureCnn(hidden=512, gamma_embedding=16)
+    assert released.updates == 3 * (125_000 // 3)
+    as_in_the_paper = replace(
+        released,
+        name=paper.name,
+        description=paper.description,
+        network=paper.network,
+        updates=paper.updates,
+        optimizer=replace(released.optimizer, is_clip_coefficient_constant=False),
+        meta=replace(released.meta, strategy="discard"),
+    )
+    assert as_in_the_paper == paper
+    network = released.algorithm(
+        EnvironmentSpec(1, (4, 84, 84), torch.uint8, ("A",) * 6, torch.device("cpu"), "made up")
+    ).network
+    assert dict(zip(network.layout.names, network.layout.shapes, strict=True))["value.mixture.weight"] == (512, 528)

@@ -13,26 +13,32 @@ from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDil
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.launch import run
 from metagrad.experiments import EXPERIMENTS
+from metagrad.networks import NatureCnn
 
-SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes there
+SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes, or small networks
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
+    "atari-released": {"network": NatureCnn(hidden=8, gamma_embedding=2)},
     "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
 }
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_tiny_updates(name: str, tmp_path: Path) -> None:
+    experiment = EXPERIMENTS[name]()
+    is_sequential = isinstance(experiment, Experiment) and experiment.meta.strategy == "sequential"
+    updates = 3 if is_sequential else 2
     experiment = replace(
-        EXPERIMENTS[name](),
+        experiment,
         environments=2,
         rollout_length=2,
-        updates=2,
+        updates=updates,
         topology="colocated",
         learner_threads=1,
         **SHORT.get(name, {}),
     )
     summary = run(experiment, tmp_path, False, Console(file=StringIO()))
-    assert (summary["experiment"], summary["updates"]) == (name, 2)
-    assert summary["frames_real"] == 8
+    assert (summary["experiment"], summary["updates"]) == (name, updates)
+    assert summary["frames_real"] == 4 * (updates + is_sequential)  # the batch after the last update is real there
     looked_ahead = experiment.meta.n if isinstance(experiment, Experiment) else 2  # `ipd`: one for each player
+    looked_ahead *= not is_sequential
     assert summary["frames_lookahead"] == looked_ahead * 8

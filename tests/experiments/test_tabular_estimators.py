@@ -274,6 +274,29 @@ def test_noisy_values_are_constant_in_theta_and_follow_the_intrinsic_reward() ->
     torch.testing.assert_close(values(theta, 0.0 * phi), exact + noise[:, 0] * exact.norm() / 20)
 
 
+def test_the_noises_scale_may_be_a_constant() -> None:
+    mdp, theta, phi = te.copy_of(te.mdp_stack([7]), 0), logits(3, 1)[0], logits(4, 1)[0]
+    noise = torch.linspace(-1.0, 1.0, 20, dtype=F64).unsqueeze(-1)
+
+    def values(phi: Tensor, noise: Tensor = noise, is_constant: bool = True) -> Tensor:
+        return te.noisy_values(with_intrinsic_reward(mdp, phi), theta, noise, is_constant).squeeze(-1)
+
+    assert torch.equal(values(phi), values(phi, noise, False))
+    of_values = torch.func.jacrev(lambda x: values(x, 0.0 * noise))(phi)
+    assert torch.equal(torch.func.jacrev(values)(phi), of_values)
+    mdps = te.mdp_stack([7])
+    found = [
+        te.lirpg_gradients(Estimation(estimator="lvc", permutation="ESE", is_noise_scale_constant=x), mdps, 0)
+        for x in (False, True)
+    ]
+    assert (found[0] - found[1]).norm() > 1e-4 * found[0].norm()
+    without = [
+        te.maml_gradients(Estimation(estimator="lvc", permutation="ESE", is_noise_scale_constant=x), mdps, 0)
+        for x in (False, True)
+    ]
+    assert torch.equal(*without), "without a learnt reward there is nothing to differentiate"
+
+
 def test_data_depend_on_seed_place_and_step_alone() -> None:
     mdps, theta = te.mdp_stack([0, 1]), logits(5, 2)
     base = Estimation(estimator="ad", permutation="SSS", steps=2, trajectories=5)

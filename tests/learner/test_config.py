@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,17 @@ TARGET = BootstrapConfig(updates=1)
         (BootstrapConfig, {"direction": "online||target"}, "bootstrap.direction"),
         (BootstrapConfig, {"states": "first"}, "bootstrap.states"),
         (MetaGradientConfig, {"n": 0, "optimizer": ADAM, "bootstrap": TARGET}, "meta.bootstrap.updates"),
+        (MetaGradientConfig, {"n": 1, "optimizer": ADAM, "is_kept_state_constant": True}, "is_kept_state_constant"),
+        (
+            MetaGradientConfig,
+            {"n": 3, "optimizer": ADAM, "is_kept_state_constant": True, "strategy": "sequential"},
+            "is_kept_state_constant",
+        ),
+        (
+            MetaGradientConfig,
+            {"n": 3, "optimizer": replace(ADAM, max_gradient_norm=1.0, is_clip_coefficient_constant=True)},
+            "meta.optimizer.is_clip_coefficient_constant",
+        ),
         (
             MetaGradientConfig,
             {"n": 2, "optimizer": ADAM, "bootstrap": TARGET, "estimator": "mix"},

@@ -27,6 +27,7 @@ NAN = float("nan")
         (AdamConfig, {"learning_rate": 0.1, "annealing_updates": 0}, "annealing_updates"),
         (AdamConfig, {"learning_rate": 0.1, "max_gradient_norm": 0.0}, "max_gradient_norm"),
         (AdamConfig, {"learning_rate": 0.1, "max_gradient_norm": NAN}, "max_gradient_norm"),
+        (AdamConfig, {"learning_rate": 0.1, "is_clip_coefficient_constant": True}, "is_clip_coefficient_constant"),
         (AdamConfig, {"learning_rate": 0.1, "beta1": 1.0}, "beta1"),
         (AdamConfig, {"learning_rate": 0.1, "beta2": -0.1}, "beta2"),
     ],
