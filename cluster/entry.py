@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from metagrad.cluster.console import ConsoleGone, lasting_console
-from metagrad.cluster.stop import StopRequest, ignore_signals
+from metagrad.cluster.stop import StopRequest, ignore_signals, without_sigterm
 from metagrad.cores import default_threads
 
 _PRINTS_ONLY = ("", "list", "config", "plan", "status", "logs")
@@ -32,9 +32,10 @@ def main() -> int:
         StopRequest().__enter__()  # for the rest of the process
     try:
         with lasting_console(prints_only):
-            import torch
+            with without_sigterm():  # threads of theirs must not be given it (cluster/ray_session.py)
+                import torch
 
-            from metagrad.cluster.cli import main as command_line  # loads torch, and with it OpenMP
+                from metagrad.cluster.cli import main as command_line  # loads torch, and with it OpenMP
 
             torch.set_num_threads(default_threads())
             return command_line()

@@ -77,15 +77,25 @@ def children_left_alone() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_kept() -> Iterator[None]:
-    """The handler of SIGTERM survives what replaces it in here, even below Python; what comes meanwhile arrives later.
-
-    No process may be begun in here: it would be deaf to SIGTERM.
-    """
-    handler = signal.getsignal(signal.SIGTERM)
+def without_sigterm() -> Iterator[None]:
+    """Threads that are begun in here are never given SIGTERM; where it comes meanwhile it arrives later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """The handler of SIGTERM survives what replaces it in here, even below Python; what comes meanwhile arrives later.
+
+    No process may be begun in here: it would be deaf to SIGTERM. Threads that were begun outside of `without_sigterm`
+    can still be given the signal.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    with without_sigterm():
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, handler)

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -95,6 +96,6 @@ def test_a_library_cannot_take_sigterm_over() -> None:
     with StopRequest() as stop:
         with sigterm_kept():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             assert stop.signal_name is None
         assert stop.signal_name == "SIGTERM"
