@@ -1,4 +1,4 @@
-# Every target works on a fresh clone: it first makes .venv with the versions of constraints.txt, once.
+# Every target works on a fresh clone: it first makes .venv with the versions of constraints.txt, once. Images need none.
 # Paths are relative, so that the directory's name may hold a space.
 
 PYTHON ?= python3
@@ -6,14 +6,17 @@ EXPERIMENT ?= demo
 STUDY ?=
 ARGS ?=
 NAME ?=
+ENGINE ?= docker
+ACCELERATOR ?= cpu
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help train reproduce test test-all lint format bench alternatives clean
+.PHONY: help train reproduce test test-all lint format image test-image bench alternatives clean
 
 pip := .venv/bin/python -m pip --disable-pip-version-check
 packages := actors learner cluster experiments
 extras := aws,azure,gcs,s3
+image = metagrad:$(version)-$(ACCELERATOR)
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 # An installation that was interrupted, lost its interpreter or was moved (scripts and the editable install hold
@@ -51,6 +54,17 @@ lint: .venv/.extras ## check format, style, imports, types, spelling, that the e
 format: .venv/.dev ## rewrite the sources in the checked format
 	.venv/bin/ruff check --fix-only .
 	.venv/bin/ruff format .
+
+image: ## build the container image: make image [ACCELERATOR=cuda] [ENGINE=podman] [ARGS="--build-arg UID=1001"]
+	DOCKER_BUILDKIT=1 $(ENGINE) build --file docker/Dockerfile --tag "$(image)" --build-arg ACCELERATOR=$(ACCELERATOR) $(ARGS) .
+
+# As a stranger's cluster may confine it: its own user, nothing to write but /tmp and /runs, no capabilities, one CPU.
+confined = $(ENGINE) run --rm --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --cpus 1 \
+	--network none --shm-size 1g "$(image)"
+
+test-image: ## train three updates of demo in the image, and one of Atari, with as few rights as an engine can leave it
+	$(confined) train demo --updates 3
+	$(confined) train atari --env.game Pong --topology colocated --environments 2 --rollout-length 4 --updates 1 --learner-threads 1
 
 bench: .venv/.runtime alternatives ## measure, beside the alternatives, and render docs/performance.md: make bench [NAME=meta_gradient]
 	.venv/bin/python -m benchmarks $(or $(NAME),all) --record $(ARGS)

@@ -23,7 +23,7 @@ is_driver() {
         read -r interpreter && read -r script || return 1
         case ${interpreter##*/} in python*) ;; *) return 1 ;; esac
         case ${script##*/} in
-            metagrad-continue | continue_run.py) return 0 ;;
+            metagrad-continue) return 0 ;;
             metagrad) grep -qx train ;;
             -c) read -r code && case $code in *metagrad.cluster.entry*) grep -qx train ;; *) return 1 ;; esac ;;
             *) return 1 ;;

@@ -5,10 +5,11 @@
 #   metagrad-ray-node --address=head:6379 …
 set -eu
 
-node=""
+node="" is_stopped=""
 # shellcheck disable=SC2329 # the trap calls it
 stop() {
     trap '' TERM INT
+    is_stopped=yes
     [ -n "$node" ] || exit 143
     metagrad-drain || true
     kill -TERM "$node" 2>/dev/null || true
@@ -17,10 +18,11 @@ trap stop TERM INT
 ray start --block "$@" &
 node=$!
 
-# A signal ends the first wait; the second one is for the node itself.
+# A signal ends the first wait; the second one is for the node itself, which may have ended meanwhile.
 status=0
 wait "$node" || status=$?
-if kill -0 "$node" 2>/dev/null; then
+if [ -n "$is_stopped" ] && [ "$status" -gt 128 ]; then
+    status=0
     wait "$node" || status=$?
 fi
 exit "$status"

@@ -93,7 +93,8 @@ def test_the_time_to_go_is_longer_than_the_wait_for_checkpoints(read: Callable[[
 
 def test_commands_that_the_files_call_are_in_the_image(read: Callable[[str], Any]) -> None:
     installed = set(re.findall(r"^COPY --chmod=755 \S+ /opt/metagrad/bin/(\S+)$", DOCKERFILE, re.MULTILINE))
-    assert installed == {"metagrad-continue", "metagrad-drain", "metagrad-ray-node"}
+    assert installed == {"metagrad-drain", "metagrad-ray-node"}
+    assert PROJECT["project"]["scripts"].keys() == {"metagrad", "metagrad-continue"}
     assert read("docker/compose.yaml")["services"]["head"]["entrypoint"] == ["metagrad-ray-node"]
     assert "metagrad-drain" in (ROOT / "docker" / "ray_node.sh").read_text()
 

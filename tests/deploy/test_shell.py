@@ -1,6 +1,7 @@
 """The shell scripts with what they call replaced."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,30 +36,32 @@ def nodes(tmp_path: Path) -> Path:
         all="$*"
         while [[ "$1" == --* ]]; do shift; done
         [[ "$all" == *--overlap* ]] || sleep 60
-        [[ "$1" == rm || "$all" == *--cpus-per-task=4* ]] || exit 9
+        [[ "$all" == *--cpus-per-task=4* ]] || exit 9
         exec "$@\"""",
     )
     metagrad = tmp_path / "submitted" / ".venv" / "bin"
-    program(metagrad, "metagrad", "")
     program(
         metagrad,
         "ray",
         f"""
         if [ "$1" = status ]; then  # as real nodes, these are there a while after they were asked for
-            until [ "$(grep -c "^ray start" "{log}")" -ge 2 ]; do sleep 0.05; done
+            until [ "$({shutil.which("grep")} -c "^ray start" "{log}")" -ge 2 ]; do sleep 0.05; done
             printf " 1 node_x\\n 1 node_y\\n"; exit
         fi
         mkdir -p "{tmp_path / "ray"}"
+        echo "process $PPID" >> "{log}"
         sleep 60 & trap 'echo "ended $2" >> "{log}"; kill $!; exit' TERM; echo "ray $*" >> "{log}"; wait""",
     )
+    program(metagrad, "python", "echo 10.0.0.7")
     program(
         metagrad,
-        "python",
+        "metagrad-continue",
         f"""
-        if [ "$1" = -c ]; then echo "10.0.0.7"; exit; fi
-        echo "run $RAY_ADDRESS $RAY_AUTH_MODE ${{*:2}}" >> "{log}"
-        [ "$3" != broken ] || exit 3
-        [ "$3" != short ] || exit 0
+        echo "process $$" >> "{log}"
+        echo "run $RAY_ADDRESS $RAY_AUTH_MODE $*" >> "{log}"
+        [ "$2" != broken ] || exit 3
+        [ "$2" != short ] || exit 0
+        [ "$2" != deaf ] || exec sleep 60  # as Python before it has its handlers
         trap 'sleep 0.2; echo checkpoint >> "{log}"; kill $!; exit 75' TERM; sleep 60 & wait""",
     )
     (tmp_path / "token").write_text("secret")
@@ -113,6 +116,7 @@ def test_a_slurm_job_makes_a_cluster_and_ends_as_its_run(nodes: Path) -> None:
     for line in (head, worker):
         assert line.endswith(f" --num-cpus=4 --temp-dir={nodes / 'ray'} --block")
     assert not (nodes / "ray").exists()
+    assert (nodes / "submitted" / "deploy").exists() is False  # what pip installs is all that it needs
     assert "run 10.0.0.7:20246 token /runs/a short" in lines
     assert lines.count("ended --head") + sum(line.startswith("ended --address") for line in lines) == 2
     (nodes / "log").unlink()
@@ -122,24 +126,70 @@ def test_a_slurm_job_makes_a_cluster_and_ends_as_its_run(nodes: Path) -> None:
     assert (nodes / "ray").is_dir()  # with the logs
 
 
-def test_a_slurm_job_whose_time_is_up_writes_a_checkpoint_and_queues_again(nodes: Path) -> None:
-    job = sbatch(nodes, "/runs/a", "demo", "--seed", "1")
+@pytest.mark.parametrize(("experiment", "is_told"), [("demo", True), ("deaf", False)])
+def test_a_slurm_job_whose_time_is_up_queues_again(nodes: Path, experiment: str, is_told: bool) -> None:
+    """`is_told`: the run hears it and writes a checkpoint; the signal ends a Python that still starts."""
+    job = sbatch(nodes, "/runs/a", experiment, "--seed", "1")
     wait_for(nodes, "run ")
     job.send_signal(signal.SIGUSR1)
     output, _ = job.communicate(timeout=30)
-    assert job.returncode == 75, output
+    assert job.returncode == (75 if is_told else 143), output
     lines = log(nodes)
-    assert lines.index("checkpoint") < lines.index("ended --head") < lines.index("scontrol requeue 123")
+    assert lines.index("ended --head") < lines.index("scontrol requeue 123")
+    assert lines.index("checkpoint") < lines.index("ended --head") if is_told else "checkpoint" not in lines
+    assert not (nodes / "ray").exists()
 
 
-def test_a_slurm_job_that_is_cancelled_writes_a_checkpoint_and_stays_ended(nodes: Path) -> None:
+@pytest.mark.parametrize(("number", "code", "requeues"), [(signal.SIGUSR1, 75, True), (signal.SIGTERM, 0, False)])
+def test_a_slurm_job_is_told_before_its_cluster_is_there(
+    nodes: Path, number: signal.Signals, code: int, requeues: bool
+) -> None:
+    program(nodes / "fakes", "grep", "echo 1")  # of the two nodes, one never joins
+    job = sbatch(nodes, "/runs/a", "demo")
+    wait_for(nodes, "ray start")
+    job.send_signal(number)
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == code, output
+    assert ("scontrol requeue 123" in log(nodes)) == requeues
+    assert not any(line.startswith("run ") for line in log(nodes))
+
+
+def test_a_slurm_job_that_cannot_be_queued_again_says_so(nodes: Path) -> None:
+    program(nodes / "fakes", "scontrol", 'if [ "$1" = show ]; then printf "a\\nb\\n"; else exit 1; fi')
     job = sbatch(nodes, "/runs/a", "demo")
     wait_for(nodes, "run ")
-    job.send_signal(signal.SIGTERM)
-    job.communicate(timeout=30)
+    job.send_signal(signal.SIGUSR1)
+    output, _ = job.communicate(timeout=30)
     assert job.returncode == 75
-    assert "checkpoint" in log(nodes)
+    assert "metagrad: job 123 cannot be queued again; call the same sbatch anew" in output
+
+
+@pytest.mark.parametrize("experiment", ["demo", "deaf"])
+def test_a_slurm_job_that_is_stopped_is_no_failure(nodes: Path, experiment: str) -> None:
+    job = sbatch(nodes, "/runs/a", experiment)
+    wait_for(nodes, "run ")
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=30)
+    assert job.returncode == 0
+    assert "metagrad: stopped as asked; the same sbatch goes on" in output
+    assert ("checkpoint" in log(nodes)) == (experiment == "demo")
     assert not any(line.startswith("scontrol") for line in log(nodes))
+
+
+def test_the_nodes_of_a_cancelled_slurm_job_clean_up_by_themselves(nodes: Path) -> None:
+    """Slurm sends SIGTERM to every process, and starts no further one that could remove anything."""
+    job = sbatch(nodes, "/runs/a", "demo")
+    wait_for(nodes, "run ")
+    job.kill()
+    for line in log(nodes):
+        if line.startswith("process "):
+            os.kill(int(line.split()[1]), signal.SIGTERM)
+    job.communicate(timeout=30)
+    wait_for(nodes, "ended --head")
+    end = time.monotonic() + 30
+    while (nodes / "ray").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_a_slurm_job_whose_head_does_not_start_is_refused_at_once(nodes: Path) -> None:
@@ -260,25 +310,26 @@ def test_draining_gives_up_in_time_and_says_so(tmp_path: Path) -> None:
         process.stdout.close()
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_node_drains_before_its_ray_is_told_to_stop(tmp_path: Path, ends: bool) -> None:
-    """`ends`: Ray ends by itself; otherwise the container is stopped."""
+@pytest.mark.parametrize("ends", ["by itself", "when told", "while draining"])
+def test_a_node_drains_before_its_ray_is_told_to_stop(tmp_path: Path, ends: str) -> None:
     log = tmp_path / "log"
-    program(tmp_path, "metagrad-drain", f'sleep 0.3; echo drained >> "{log}"; exit 1')
-    started = f'echo "ray $*" >> "{log}"'
+    early = f'kill -TERM $(cat "{tmp_path}/pid"); ' if ends == "while draining" else ""
+    program(tmp_path, "metagrad-drain", f'{early}sleep 0.3; echo drained >> "{log}"; exit 1')
+    started = f'echo $$ > "{tmp_path}/pid"; echo "ray $*" >> "{log}"'
     stopped = f"""trap 'echo "ended" >> "{log}"; kill $!; exit 4' TERM"""
-    program(tmp_path, "ray", f"{started}; exit 5" if ends else f"{stopped}; sleep 60 & {started}; wait")
+    alone = f"{started}; exit 5"
+    program(tmp_path, "ray", alone if ends == "by itself" else f"{stopped}; sleep 60 & {started}; wait")
     node = subprocess.Popen(
         [str(ROOT / "docker" / "ray_node.sh"), "--head", "--port=6379"],
         env=dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
     try:
         wait_for(tmp_path, "ray start")
-        if not ends:
+        if ends != "by itself":
             node.send_signal(signal.SIGTERM)
-        assert node.wait(timeout=30) == (5 if ends else 4)
+        assert node.wait(timeout=30) == (5 if ends == "by itself" else 4)
     finally:
         node.kill()
         node.wait()
-    rest = [] if ends else ["drained", "ended"]
+    rest = {"by itself": [], "when told": ["drained", "ended"], "while draining": ["ended", "drained"]}[ends]
     assert log.read_text().splitlines() == ["ray start --block --head --port=6379", *rest]

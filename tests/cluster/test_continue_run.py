@@ -1,12 +1,14 @@
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from metagrad.cluster import continue_run
 from metagrad.cluster.stop import ASKING
 
 TINY = (
@@ -25,10 +27,9 @@ def signals() -> Iterator[None]:
 
 
 @pytest.fixture
-def attempt(script: Callable[[str], ModuleType], tmp_path: Path) -> Callable[..., int]:
+def attempt(tmp_path: Path) -> Callable[..., int]:
     """(words) -> exit code of one attempt at the run in tmp_path/run."""
-    page = script("continue_run")
-    return lambda *words: page.run([str(tmp_path / "run"), *TINY, *words])
+    return lambda *words: continue_run.run([str(tmp_path / "run"), *TINY, *words])
 
 
 def test_it_begins_a_run_and_then_goes_on_with_it(attempt: Callable[..., int], tmp_path: Path) -> None:
@@ -37,20 +38,17 @@ def test_it_begins_a_run_and_then_goes_on_with_it(attempt: Callable[..., int], t
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["updates"] == 4
 
 
-def test_a_run_that_was_stopped_asks_for_another_attempt(
-    script: Callable[[str], ModuleType], tmp_path: Path, attempt: Callable[..., int]
-) -> None:
+def test_a_run_that_was_stopped_asks_for_another_attempt(tmp_path: Path, attempt: Callable[..., int]) -> None:
     assert attempt("--updates", "2") == 0
-    page = script("continue_run")
     summary = tmp_path / "run" / "summary.json"
 
     def stopped() -> int:
         summary.write_text(json.dumps(json.loads(summary.read_text()) | {"updates": 1}))
         return 0
 
-    assert page.run([str(tmp_path / "run"), *TINY], stopped) == page.UNFINISHED == 75
+    assert continue_run.run([str(tmp_path / "run"), *TINY], stopped) == continue_run.UNFINISHED == 75
     assert "--resume" in sys.argv
-    assert page.run([str(tmp_path / "run"), *TINY], lambda: 3) == 3
+    assert continue_run.run([str(tmp_path / "run"), *TINY], lambda: 3) == 3
 
 
 @pytest.mark.parametrize("left", [None, "update-000000001.partial"])
@@ -72,8 +70,22 @@ def test_a_run_without_a_checkpoint_begins_at_update_0(
     assert json.loads((folder / "summary.json").read_text())["updates"] == 3
 
 
-def test_a_missing_word_is_refused(script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
-    page = script("continue_run")
+def test_a_missing_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["run"], ["--import", "a.py", "run"], ["--seed", "1", "x"]):
-        assert page.run(words) == 2
-        assert capsys.readouterr().err.startswith("metagrad: usage: continue_run.py")
+        assert continue_run.run(words) == 2
+        assert capsys.readouterr().err.startswith("metagrad: usage: metagrad-continue")
+
+
+HEARD = """
+import os, signal, sys
+from metagrad.cluster import continue_run, stop
+assert "torch" not in sys.modules
+continue_run.run = lambda words: os.kill(os.getpid(), signal.SIGUSR1) or int(os.environ["OMP_WAIT_POLICY"] == "PASSIVE")
+sys.exit(continue_run.main())
+"""
+
+
+def test_it_listens_before_torch_is_loaded() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", HEARD], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")

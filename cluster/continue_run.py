@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""Begin a training run or go on with it, whichever is due: the same command for a scheduler's every attempt.
+"""`metagrad-continue` begins a training run or goes on with it: the same command for a scheduler's every attempt.
 
-    continue_run.py [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]
+    metagrad-continue [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]
 
 is `metagrad train EXPERIMENT --run-dir RUN_DIR …`, with `--resume` where the folder holds a run, which one that was
 ended before its first checkpoint begins at update 0. RUN_DIR is a path or, as for metagrad itself, a URL.
@@ -11,17 +10,17 @@ update: a scheduler that looks at exit codes would take metagrad's 0 for the end
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from metagrad.cluster.entry import main as metagrad
 from metagrad.cluster.stop import StopRequest
-
-if __name__ == "__main__":
-    StopRequest().__enter__()  # for the rest of the process: the scheduler may warn before torch is loaded
-
-from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from metagrad.cluster.run_folder import RunFolder
 
 UNFINISHED = 75
 
@@ -36,18 +35,18 @@ def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
     while words[before : before + 1] == ["--import"]:
         before += 2
     if len(words) < before + 2 or words[before].startswith("-"):
-        raise ConfigurationError("usage: continue_run.py [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]")
+        raise ConfigurationError("usage: metagrad-continue [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]")
     return list(words[:before]), words[before], list(words[before + 1 :])
 
 
-def command(words: Sequence[str], folder: RunFolder) -> list[str]:
+def command(words: Sequence[str], folder: "RunFolder") -> list[str]:
     """Arguments of metagrad for the next attempt."""
     before, run_dir, experiment = split(words)
     resume = ["--resume"] if folder.has_run() else []
     return [*before, "train", *experiment, "--run-dir", run_dir, *resume]
 
 
-def is_finished(folder: RunFolder) -> bool:
+def is_finished(folder: "RunFolder") -> bool:
     """True where the summary says that the last update was made."""
     summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
     return bool(summary["updates"] >= folder.experiment().updates)
@@ -55,6 +54,8 @@ def is_finished(folder: RunFolder) -> bool:
 
 def run(words: Sequence[str], train: Callable[[], int] = metagrad) -> int:
     """The exit code of one attempt."""
+    from metagrad.cluster.run_folder import RunFolder  # loads torch
+
     try:
         folder = RunFolder(split(words)[1])
         sys.argv = ["metagrad", *command(words, folder)]
@@ -65,5 +66,8 @@ def run(words: Sequence[str], train: Callable[[], int] = metagrad) -> int:
     return UNFINISHED if code == 0 and not is_finished(folder) else code
 
 
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+def main() -> int:
+    """The command; it listens for signals before torch is loaded, since a scheduler may warn that early."""
+    StopRequest().__enter__()  # for the rest of the process
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return run(sys.argv[1:])
