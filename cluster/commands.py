@@ -94,11 +94,15 @@ class SubmitOptions:
     """Continue the run in --run-dir from its newest checkpoint."""
     working_dir: Path = Path(".")
     """Folder whose files travel with the job, and with them changes to a checkout of metagrad: without what .gitignore
-    and .rayignore name, .git, virtual environments, caches, runs/, studies/ and files named like secrets."""
+    and .rayignore name, .git, caches, runs/ and studies/, and without virtual environments, files named like secrets
+    and links that lead out of it, which are listed."""
     install: bool = False
     """Bring metagrad and, through pip, its packages in the versions used here; otherwise the nodes have them."""
     packages: tuple[str, ...] = ()
     """Further packages for pip, with --install: those that a file of yours imports, or s3fs for a run folder on S3."""
+    job_env: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE, once for each variable of the job and all its processes; NAME alone takes the value from here, so
+    that no shell remembers it. Values travel in the job's files and are in no log, listing or dashboard."""
     stop_seconds: int = 300
     """How long `metagrad stop` lets the run take over its last update and checkpoint before it is killed."""
     entrypoint_num_cpus: float = 0.0

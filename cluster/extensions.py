@@ -2,7 +2,7 @@
 
 Such a file may import modules that lie beside it. They and the file itself are found here by their names, and nothing
 else of that folder is: it is never put on Python's path. Ray's workers find them likewise, from the text that was read
-here (`worker_setup`), so no other machine needs the files.
+here (`known`), so no other machine needs the files.
 """
 
 import ast
@@ -147,7 +147,8 @@ def extensions() -> list[ModuleType]:
 def files_of(module: ModuleType) -> list[Path]:
     """An imported file, and those beside it that it imports, directly or not."""
     own = Path(str(module.__file__))
-    return [own, *(Path(source.path) for _, source in _beside(own))]
+    beside = [Path(source.path) for _, source in _beside(own)]
+    return [own, *filter(_is_file, beside)]
 
 
 def _beside(file: Path) -> list[tuple[str, _Source]]:
@@ -213,19 +214,22 @@ def _is_elsewhere(name: str, modules: Mapping[str, _Source]) -> bool:
     return bool(origins) and str(origins[0]) != modules[name].path
 
 
-def worker_setup() -> dict[str, Any]:
-    """What `ray.init` is given as its runtime_env, so that workers find the files of --import; empty without any."""
-    sources, aliases = dict(_FINDER.sources), dict(_FINDER.aliases)
-    if not sources:
-        return {}
+class Known(NamedTuple):
+    """What another process needs in order to import the same files."""
 
-    def know_extensions() -> None:
-        from metagrad.cluster import extensions
+    sources: dict[str, _Source]
+    aliases: dict[str, str]
 
-        extensions._FINDER.sources, extensions._FINDER.aliases = sources, aliases
-        extensions._FINDER.install()
 
-    return {"worker_process_setup_hook": know_extensions}
+def known() -> Known:
+    """All that can be imported by name here."""
+    return Known(dict(_FINDER.sources), dict(_FINDER.aliases))
+
+
+def learn(given: Known) -> None:
+    """Be able to import, in another process, what `known` says of the first."""
+    _FINDER.sources, _FINDER.aliases = given
+    _FINDER.install()
 
 
 def with_extensions(table: Mapping[str, T], attribute: str, is_entry: Callable[[Any], bool]) -> dict[str, T]:

@@ -1,80 +1,134 @@
 """What travels with a job: the files of a working folder, the files of --import, and with --install metagrad itself."""
 
-import logging
 import os
+import shlex
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
+from itertools import count
 from pathlib import Path
 
 import metagrad
+from metagrad.cluster.job_files import is_executable, read, travelling
 from metagrad.errors import ConfigurationError, require
 
-MOST_BYTES = 100 * 2**20  # Ray's own limit is 512 MiB, and it finds out after it has read everything
-MOST_FILES = 20_000
-_NEVER = (
-    *(".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
-    *("/runs", "/studies"),
-    *(".env", ".netrc", ".ssh", ".aws", ".gnupg", ".kube", ".ray", "*.pem", "*.key"),  # of no use there, and secret
-)
-_EXTENSIONS = "metagrad_extensions"  # folder in the job's working folder, for files from outside of the one here
+FOLDER = "folder"
+"""Where the files lie in the job's archive. Its top is first on Python's path in every process of the job."""
+VARIABLES = "variables.sh"
+"""Name in the archive of the file that sets the job's variables."""
+_EXTENSIONS = "metagrad_extensions"  # folder in the job's folder, for files from outside of the one here
 _SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the same files are the same archive, which Ray does not upload twice
-
-_SILENT = logging.getLogger("metagrad.silent")
-_SILENT.disabled = True
-
-Excluded = Callable[[Path], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Package:
-    """Files by their place in the job's working folder."""
+    """Files by their place in the job's folder, and what lies beside it."""
 
-    files: dict[str, Path]
-    texts: dict[str, str]
+    root: Path
+    files: Mapping[str, Path]
+    empty: tuple[str, ...]
+    """Folders without files."""
+    left_out: tuple[str, ...]
+    """What of the folder does not travel though nobody said so."""
+    code: Mapping[str, Path]
+    """metagrad's own files, at the archive's top."""
+    texts: Mapping[str, bytes]
     extensions: tuple[str, ...]
     """Places of the --import files, in their order."""
 
     def write(self, archive: Path) -> None:
-        """As a zip that depends on names and contents alone."""
+        """As a zip that depends on names, contents and executable bits alone.
+
+        Raises:
+            ConfigurationError: a file cannot be read any more.
+        """
+        placed = {f"{FOLDER}/{place}": path for place, path in self.files.items()} | dict(self.code)
+        folders = {f"{FOLDER}/", *(f"{FOLDER}/{place}/" for place in self.empty)}
         with zipfile.ZipFile(archive, "w") as opened:
-            for place in sorted([*self.files, *self.texts]):
-                content = self.files[place].read_bytes() if place in self.files else self.texts[place].encode()
-                entry = zipfile.ZipInfo(place, _SAME_TIME)
-                entry.external_attr = 0o644 << 16
+            for place in sorted({*placed, *self.texts, *folders}):
+                entry, content = zipfile.ZipInfo(place, _SAME_TIME), b""
+                if place in placed:
+                    content = read(self.root, place, placed[place])
+                    entry.external_attr = (0o755 if is_executable(placed[place]) else 0o644) << 16
+                else:
+                    content = self.texts.get(place, b"")
+                    entry.external_attr = (0o40755 if place in folders else 0o600) << 16
                 opened.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
 
-def package(working_dir: Path, extensions: Sequence[Path], brings_metagrad: bool) -> Package:
+def package(
+    working_dir: Path,
+    extensions: Sequence[Sequence[Path]],
+    brings_metagrad: bool,
+    variables: Mapping[str, str] | None = None,
+) -> Package:
     """Collect what a job needs.
 
     Args:
-        working_dir: whose files it sees in its current directory, which is also first on its Python path.
-        extensions: files of --import; one from elsewhere goes into a folder of its own.
+        working_dir: whose files it sees in its current directory.
+        extensions: files of --import, each with those beside it that it imports; from elsewhere they go into a folder
+            of their own.
         brings_metagrad: add the code that is running here, where the working folder has none.
+        variables: of the job's environment.
 
     Raises:
-        ConfigurationError: no such folder, one that is hardly meant, or more than `MOST_BYTES`.
+        ConfigurationError: no such folder, one that is hardly meant, too many or too large files, or one that cannot
+            travel.
     """
-    root = working_dir.resolve()
-    require(root.is_dir(), "working-dir", str(working_dir), "is no folder", "name the one whose files the job needs")
+    root = _root(working_dir)
+    found = travelling(root)
+    files = dict(found.files)
+    prefixes: dict[Path, str] = {}
+    places = [_place(root, files, prefixes, each) for each in extensions]
+    # A checkout of metagrad brings its own: as a package it must lie at the top.
+    code = {place: path for place, path in files.items() if place.startswith("metagrad/")}
+    if "metagrad/cluster/cli.py" not in code:
+        code = _own_code() if brings_metagrad else {}
+    texts = {}
+    if brings_metagrad:
+        name = f"metagrad-{version('metagrad')}.dist-info/METADATA"  # by which an installed package says its version
+        texts[name] = f"Metadata-Version: 2.1\nName: metagrad\nVersion: {version('metagrad')}\n".encode()
+    if variables:
+        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+        texts[VARIABLES] = os.fsencode("".join(lines))
+    asked = {place for place, path in files.items() if place not in found.files}
+    return Package(
+        root=root,
+        files=files,
+        empty=tuple(found.empty),
+        left_out=tuple(place for place in found.left_out if place not in asked),
+        code=code,
+        texts=texts,
+        extensions=tuple(places),
+    )
+
+
+def _root(working_dir: Path) -> Path:
+    try:
+        root = working_dir.resolve()
+        is_folder = root.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, links that lead to themselves
+        root, is_folder = working_dir, False
+    require(is_folder, "working-dir", str(working_dir), "is no folder", "name the one whose files the job needs")
     is_meant = root not in (Path.home().resolve(), Path(root.anchor))
     remedy = "change into the folder of the job's files, or name it"
     require(is_meant, "working-dir", str(working_dir), "all of it would travel with the job", remedy)
-    files = {path.relative_to(root).as_posix(): path for path in _within_limit(root, _walk(root, root, [], ()))}
-    places = []
-    for extension in (path.resolve() for path in extensions):
-        is_inside = extension.is_relative_to(root)
-        place = extension.relative_to(root).as_posix() if is_inside else f"{_EXTENSIONS}/{extension.name}"
-        files[place] = extension
-        places.append(place)
-    texts = {}
-    if brings_metagrad:
-        files = files if "metagrad/cluster/cli.py" in files else _own_code() | files
-        name = f"metagrad-{version('metagrad')}.dist-info/METADATA"  # by which an installed package says its version
-        texts[name] = f"Metadata-Version: 2.1\nName: metagrad\nVersion: {version('metagrad')}\n"
-    return Package(files=files, texts=texts, extensions=tuple(places))
+    return root
+
+
+def _place(root: Path, files: dict[str, Path], prefixes: dict[Path, str], extension: Sequence[Path]) -> str:
+    """Add a file of --import and those that it imports; where it lies in the job's folder."""
+    paths = [path.resolve() for path in extension]
+    own = paths[0].parent
+    if own.is_relative_to(root):
+        prefixes[own] = f"{own.relative_to(root).as_posix()}/".removeprefix("./")
+    elif own not in prefixes:
+        names = (f"{_EXTENSIONS}_{number}/" if number else f"{_EXTENSIONS}/" for number in count())
+        prefixes[own] = next(name for name in names if not any(place.startswith(name) for place in files))
+    places = [prefixes[own] + path.relative_to(own).as_posix() for path in paths]
+    files.update(zip(places, paths, strict=True))
+    return places[0]
 
 
 def _own_code() -> dict[str, Path]:
@@ -82,41 +136,6 @@ def _own_code() -> dict[str, Path]:
     code = Path(metagrad.__path__[0])
     folders = (Path(folder) for folder, _, _ in os.walk(code, followlinks=True))
     return {path.relative_to(code.parent).as_posix(): path for folder in folders for path in folder.glob("*.py")}
-
-
-def _walk(folder: Path, root: Path, inherited: list[Excluded], above: tuple[Path, ...]) -> Iterator[Path]:
-    """Files below a folder, in order; a link to a folder that it lies in is left out."""
-    from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
-
-    if folder.resolve() in above:
-        return
-    above = (*above, folder.resolve())
-    own = get_excludes_from_ignore_files(folder, include_gitignore=True, logger=_SILENT)
-    excluded = [*(inherited or [_get_excludes(root, list(_NEVER))]), *own]
-    for path in sorted(folder.iterdir()):
-        if any(is_excluded(path) for is_excluded in excluded):
-            continue
-        if path.is_dir():
-            yield from _walk(path, root, excluded, above)
-        elif path.is_file():
-            yield path
-
-
-def _within_limit(root: Path, paths: Iterator[Path]) -> list[Path]:
-    """The paths, unless they are too many or too large."""
-    sizes: dict[Path, int] = {}
-    total = 0
-    remedy = "name what the job does not need in .rayignore, or choose another --working-dir"
-    for path in paths:
-        sizes[path] = path.stat().st_size
-        total += sizes[path]
-        if total > MOST_BYTES:
-            largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:3]
-            shown = ", ".join(f"{path.relative_to(root)} ({sizes[path] / 2**20:.1f} MiB)" for path in largest)
-            rule = f"more than {MOST_BYTES / 2**20:.0f} MiB would travel with the job, among it {shown}"
-            raise ConfigurationError(f"working-dir = {str(root)!r}: {rule}; {remedy}")
-        require(len(sizes) <= MOST_FILES, "working-dir", str(root), f"holds more than {MOST_FILES:,} files", remedy)
-    return list(sizes)
 
 
 def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:

@@ -88,6 +88,8 @@ def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
     remedy = f"see {program} --help"
     if match := re.match(r"Unrecognized options?: ([^\s,]+)", text):
         field = match.group(1)
+        if not field.startswith("-"):
+            return f"{_masked(field)!r}: belongs to no option; {remedy}"
         known = re.findall(r"--[\w.-]+", "\n".join(body[2:]))
         close = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -118,8 +120,12 @@ def _placed(place: str, refusal: str) -> str:
 def _value_of(field: str, words: Sequence[str]) -> str:
     """What the command line gave for a field."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == field:
-            return following
-        if word.startswith(f"{field}="):
-            return word.partition("=")[2]
+        if word == field or word.startswith(f"{field}="):
+            value = following if word == field else word.partition("=")[2]
+            return _masked(value)
     return ""
+
+
+def _masked(value: str) -> str:
+    """Of a variable (NAME=VALUE) no value is shown, since it may be a secret."""
+    return re.sub(r"(?s)^([A-Za-z_]\w*)=.*", r"\1=…", value)

@@ -2,11 +2,17 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ray.job_config import JobConfig
 
-from metagrad.cluster.extensions import worker_setup
+from metagrad.cluster import extensions
+
+JOB_FOLDER = "METAGRAD_JOB_FOLDER"
+"""Variable of a submitted job: the folder below Ray's working folder that has the user's files."""
+JOB_VARIABLES = "METAGRAD_JOB_VARIABLES"
+"""Variable of a submitted job: the names of those that were given for it."""
 
 
 class _OwnPath(JobConfig):
@@ -25,4 +31,23 @@ class _OwnPath(JobConfig):
 
 def ray_job() -> dict[str, Any]:
     """Arguments of `ray.init`."""
-    return {"job_config": _OwnPath(), "runtime_env": worker_setup() or None}
+    begin = _beginning()
+    return {"job_config": _OwnPath(), "runtime_env": None if begin is None else {"worker_process_setup_hook": begin}}
+
+
+def _beginning() -> Callable[[], None] | None:
+    """What each worker does first: enter the job's folder, take its variables, find the files of --import."""
+    known = extensions.known()
+    folder = os.environ.get(JOB_FOLDER)
+    # Not in Ray's `env_vars`, which its dashboard shows and its agents log.
+    variables = {name: os.environ[name] for name in os.environ.get(JOB_VARIABLES, "").split()}
+    if folder is None and not known.sources:
+        return None
+
+    def begin() -> None:
+        if folder is not None:
+            os.chdir(folder)
+        os.environ.update(variables)
+        extensions.learn(known)
+
+    return begin

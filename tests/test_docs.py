@@ -50,7 +50,19 @@ def fields(config, prefix=""):
 
 def known_options() -> set[str]:
     names = {name for make in EXPERIMENTS.values() for name in fields(make())}
-    names |= {"resume", "run_dir", "episodes", "record", "output", "update", "greedy", "help", "version", "import"}
+    names |= {
+        "resume",
+        "run_dir",
+        "episodes",
+        "record",
+        "output",
+        "update",
+        "greedy",
+        "help",
+        "version",
+        "import",
+        "job_env",
+    }
     return {name.replace("_", "-").replace("lambda-", "lambda") for name in names}
 
 

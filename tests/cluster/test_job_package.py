@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster import job_package
+from metagrad.cluster import job_files
 from metagrad.cluster.job_package import package, pinned_requirements
 from metagrad.errors import ConfigurationError
 
@@ -48,7 +48,7 @@ def test_a_folder_that_is_linked_into_itself_travels_once(write: Write, tmp_path
 def test_imported_files_travel_even_if_they_are_ignored_or_elsewhere(write: Write, tmp_path: Path) -> None:
     inside, outside = write("work/mine/toy.py"), write("elsewhere/other.py")
     write("work/.gitignore", "mine\n")
-    packed = package(tmp_path / "work", [inside, outside], False)
+    packed = package(tmp_path / "work", [[inside], [outside]], False)
     assert packed.extensions == ("mine/toy.py", "metagrad_extensions/other.py")
     assert packed.files["mine/toy.py"] == inside
     assert packed.files["metagrad_extensions/other.py"] == outside
@@ -66,20 +66,29 @@ def test_the_archive_depends_on_names_and_contents_alone(write: Write, tmp_path:
     first, second, third = (archive.read_bytes() for archive in archives)
     assert first == second != third
     with zipfile.ZipFile(archives[0]) as opened:
-        assert opened.namelist() == ["data/table.csv", "mine.py"]
-        assert opened.read("mine.py") == b"a = 1"
+        assert opened.namelist() == ["folder/", "folder/data/table.csv", "folder/mine.py"]
+        assert opened.read("folder/mine.py") == b"a = 1"
 
 
 def test_the_running_code_is_brought_along_unless_the_folder_has_its_own(write: Write, tmp_path: Path) -> None:
     write("plain/mine.py")
     packed = package(tmp_path / "plain", [], True)
     ours = {"metagrad/cluster/entry.py", "metagrad/returns.py", "metagrad/actors/envs/snake.py"}
-    assert ours | {"mine.py"} <= set(packed.files)
-    assert all(place.endswith(".py") for place in packed.files)
+    assert list(packed.files) == ["mine.py"]
+    assert ours <= set(packed.code)
+    assert all(place.endswith(".py") for place in packed.code)
     (place,) = packed.texts
     assert place == f"metagrad-{version('metagrad')}.dist-info/METADATA"
-    own = write("checkout/metagrad/cluster/cli.py")
-    assert package(tmp_path / "checkout", [], True).files == {"cluster/cli.py": own}
+    own = write("checkout/cluster/cli.py")
+    (tmp_path / "checkout" / "metagrad").mkdir()
+    (tmp_path / "checkout" / "metagrad" / "cluster").symlink_to("../cluster")
+    for brings_metagrad in (True, False):
+        packed = package(tmp_path / "checkout", [], brings_metagrad)
+        assert packed.code == {"metagrad/cluster/cli.py": tmp_path / "checkout" / "metagrad" / "cluster" / "cli.py"}
+        assert set(packed.files) == {"cluster/cli.py", *packed.code}
+        assert packed.files["cluster/cli.py"] == own
+    write("other/metagrad/mine.py")
+    assert package(tmp_path / "other", [], False).code == {}, "somebody else's metagrad stands in for none"
 
 
 def test_a_folder_that_is_none_or_too_much_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +101,13 @@ def test_a_folder_that_is_none_or_too_much_is_refused(write: Write, monkeypatch:
         with pytest.raises(ConfigurationError, match=r"^working-dir = .*: all of it would travel with the job; "):
             package(root, [], False)
     monkeypatch.undo()
-    monkeypatch.setattr(job_package, "MOST_BYTES", 80)
+    monkeypatch.setattr(job_files, "MOST_BYTES", 80)
     with pytest.raises(
         ConfigurationError, match=r"large.csv \(0.0 MiB\)[^;]*; name what the job does not need in .ray"
     ):
         package(folder, [], False)
     monkeypatch.undo()
-    monkeypatch.setattr(job_package, "MOST_FILES", 1)
+    monkeypatch.setattr(job_files, "MOST_FILES", 1)
     with pytest.raises(ConfigurationError, match=r"holds more than 1 files; "):
         package(folder, [], False)
 

@@ -113,15 +113,17 @@ def test_a_job_trains_with_the_experiments_words_and_keeps_its_run(cluster: Fake
     job_id = submission.job_id
     assert re.fullmatch(r"demo-\d{8}-\d{6}-[0-9a-f]{6}", job_id)
     assert cluster.address == Address("http://other:1", "address")
-    command = f"exec metagrad train demo --updates 3 --meta.n=2 --seed 7 --run-dir '~/metagrad-runs/{job_id}'"
+    command = (
+        f"cd folder && exec metagrad train demo --updates 3 --meta.n=2 --seed 7 --run-dir '~/metagrad-runs/{job_id}'"
+    )
     assert submission.entrypoint == command
-    assert submission.runtime_env == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"}}
+    assert submission.runtime_env == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300", "METAGRAD_JOB_FOLDER": "folder"}}
     assert (submission.num_cpus, submission.num_gpus) == (0.0, 0.0)
-    assert cluster.files == {"mine.csv"}
+    assert cluster.files == {"folder/", "folder/mine.csv"}
     assert capsys.readouterr().out.splitlines() == [
         f"submitted: {job_id}",
         f"run folder: ~/metagrad-runs/{job_id} (on the head node)",
-        f"look at it: metagrad logs {job_id} --address http://other:1 --follow",
+        f"look at it: metagrad logs {job_id} --follow --address http://other:1",
         f"stop it:    metagrad stop {job_id} --address http://other:1",
     ]
 
@@ -146,16 +148,16 @@ def test_the_command_is_one_of_the_shell() -> None:
     run_dir = "s3://bucket/my run"
     command = entrypoint(options(resume=True), words, ["mine/toy one.py"], run_dir)
     expected = ["--import", "mine/toy one.py", "train", "demo", *words, "--run-dir", run_dir, "--resume"]
-    assert shlex.split(command) == ["exec", "metagrad", *expected]
+    assert shlex.split(command) == ["cd", "folder", "&&", "exec", "metagrad", *expected]
     brought = shlex.split(entrypoint(options(install=True), words, [], run_dir))
-    assert brought[:3] == ["exec", "python", "-c"]
-    assert subprocess.run([sys.executable, *brought[2:4], "--version"], capture_output=True, check=True, cwd="/").stdout
+    assert brought[:6] == ["cd", "folder", "&&", "exec", "python", "-P"]
+    assert subprocess.run([sys.executable, *brought[5:8], "--version"], capture_output=True, check=True, cwd="/").stdout
 
 
 def test_pip_is_asked_for_packages_only_where_they_are_to_be_installed() -> None:
     assert set(runtime_env(options())) == {"env_vars"}
     environment = runtime_env(options(install=True, packages=("s3fs==2026.9.0",), stop_seconds=60))
-    assert environment["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    assert environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     assert "s3fs==2026.9.0" in environment["pip"]["packages"]
 
 
@@ -241,7 +243,7 @@ def test_ctrl_c_while_following_leaves_the_job_running(cluster: FakeCluster, cap
     assert main(("logs", "one", "--follow", "--address", URL)) == 130
     assert cluster.stopping == {}
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"one goes on; look again with metagrad logs one --address {URL} --follow, "
+        f"one goes on; look again with metagrad logs one --follow --address {URL}, "
         f"end it with metagrad stop one --address {URL}"
     )
 
@@ -254,7 +256,7 @@ def test_a_job_is_stopped_with_its_checkpoint_and_says_how_to_continue(cluster: 
         "one: asked to stop; it has 60 s for its last update and its checkpoint",
         "3 updates, 36 real frames in 1 s",
         "run folder: ~/metagrad-runs/one",
-        f"continue it: metagrad submit demo --resume --run-dir '~/metagrad-runs/one' --address {URL}",
+        f"continue it: metagrad submit demo --resume --run-dir '~/metagrad-runs/one' --stop-seconds 60 --address {URL}",
     ]
     assert main(("stop", "one")) == 0
     assert capsys.readouterr().out == "one is over already (STOPPED)\n"
@@ -311,3 +313,94 @@ def test_a_log_that_went_with_its_node_has_no_last_line(cluster: FakeCluster, ca
     cluster.log = gone  # type: ignore[method-assign]
     assert main(("status",)) == 0
     assert capsys.readouterr().out.splitlines()[-1].rstrip().endswith("RUNNING")
+
+
+def test_variables_travel_in_the_jobs_files_and_their_values_are_shown_nowhere(
+    cluster: FakeCluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROM_HERE", "hidden one")
+    words = ("--job-env", "TOKEN=hidden=it's", "--job-env=FROM_HERE", "--seed", "1", "--submission-id", "one")
+    assert main(("submit", "demo", *words)) == 0
+    (submission,) = cluster.submissions
+    assert submission.entrypoint.startswith(". ./variables.sh && cd folder && exec metagrad train demo --seed 1 --run")
+    assert submission.runtime_env["env_vars"]["METAGRAD_JOB_VARIABLES"] == "TOKEN FROM_HERE"
+    assert "variables.sh" in cluster.files
+    assert main(("stop", "one")) == 0
+    shown = capsys.readouterr()
+    assert "--job-env TOKEN --job-env FROM_HERE" in shown.out
+    seen = (shown.out, shown.err, submission.entrypoint, submission.runtime_env, submission.metadata)
+    assert not any("hidden" in str(each) for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--job-env", "hidden"), "job-env = 'hidden': has no value here; use --job-env hidden=VALUE, or set .*"),
+        (("--job-env", "A-B=hidden"), "job-env = 'A-B=…': is no NAME=VALUE, .*"),
+        (("--job-env", "=hidden"), "job-env = '=…': is no NAME=VALUE, .*"),
+        (("--job-env", "A=hidden", "--job-env", "A=hidden"), "job-env = 'A=…': is given twice; give it once"),
+        (("--job-env", "A=hidden\0"), "job-env = 'A=…': holds a null byte; leave that out"),
+        (("--job-enf", "A=hidden"), "job-enf = 'A=…': is no field of this command; did you mean --job-env.*"),
+        (("--job-env", "A=1", "B=hidden"), "'B=…': belongs to no option; see metagrad submit demo --help"),
+    ],
+)
+def test_a_variable_that_is_refused_shows_no_value(
+    cluster: FakeCluster, capsys: Capture, words: tuple[str, ...], line: str
+) -> None:
+    assert main(("submit", "demo", *words)) == 2
+    refusal = capsys.readouterr().err
+    assert re.fullmatch(f"metagrad: {line}\n", refusal), refusal
+    assert "=hidden" not in refusal
+    assert cluster.submissions == []
+
+
+def test_what_stays_here_is_counted_and_named(cluster: FakeCluster, capsys: Capture) -> None:
+    for number in range(9):
+        Path(f"key{number}.pem").touch()
+    assert main(("submit", "demo")) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out:")]
+    names = ", ".join(f"key{number}.pem" for number in range(6))
+    assert line == f"left out:   9 of . (secrets, virtual environments, links out of the folder): {names}, …"
+    assert cluster.files == {"folder/"}
+
+
+def test_words_of_others_reach_no_terminal_and_no_shell(cluster: FakeCluster, capsys: Capture) -> None:
+    """A job's metadata is written by whoever may submit jobs."""
+    evil = "\x1b]52;c;eA==\x07\n; rm -rf ~"
+    words = {"metagrad_experiment": evil, "metagrad_run_dir": evil, "metagrad_stop_seconds": evil}
+    for job_id, continued in (
+        ("one", '["submit", "demo", "--run-dir", "; rm -rf ~"]'),
+        ("two", "rm -rf ~"),
+        ("x;y", "[1]"),
+    ):
+        cluster.add(job_id, log=f"{evil}\n{DONE}", metadata=words | {"metagrad_continue": continued}, message=evil)
+    for command in (("status",), ("status", "one"), ("logs", "one"), ("stop", "one"), ("stop", "two"), ("stop", "x;y")):
+        assert main(command) == 0
+        output = capsys.readouterr()
+        for line in (*output.out.split("\n"), *output.err.split("\n")):
+            assert line.isprintable(), line
+        continued = [line for line in output.out.splitlines() if line.startswith("continue it: ")]
+        assert continued == (
+            ["continue it: metagrad submit demo --run-dir '; rm -rf ~'"]
+            if command[-1] == "one" and command[0] == "stop"
+            else []
+        )
+    cluster.is_interrupted = True
+    cluster.add("x;y")
+    assert main(("logs", "x;y", "--follow", "--address", "http://h:1/$(id)")) == 130
+    assert "metagrad stop 'x;y' --address 'http://h:1/$(id)'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("metagrad train demo --run-dir '/data/my run'", "/data/my run"),
+        ("metagrad train demo --run-dir=/data/1 --seed 1", "/data/1"),
+        ('cd x && metagrad train demo --run_dir "/a b" --run-dir /c\\ d', "/c d"),
+        ("metagrad train demo --run-dir", ""),
+        ("metagrad train demo --run-dir /a 'torn", "/a"),
+        ("metagrad train demo", ""),
+    ],
+)
+def test_a_run_folder_is_read_off_a_shells_line(line: str, expected: str) -> None:
+    assert jobs._run_dir(JobView(job_id="one", state="RUNNING", entrypoint=line)) == expected

@@ -176,6 +176,87 @@ def test_a_job_is_stopped_with_a_checkpoint_and_continued(head: Head) -> None:
     assert not any(head.token.encode() in content for content in written)
 
 
+HOSTILE = (
+    "metagrad",
+    "actors",
+    "learner",
+    "cluster",
+    "experiments",
+    "torch",
+    "types",
+    "random",
+    "json",
+    "numpy",
+    "ray",
+)
+OWN = """\
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.experiments import EXPERIMENTS as OURS
+import own_helper
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnSnakeConfig(SnakeConfig):
+    def make(self, *words, **named):
+        import own_late
+        own_late.check()
+        return SnakeConfig.make(self, *words, **named)
+
+
+def own():
+    demo = OURS["demo"]()
+    env = OwnSnakeConfig(rows=3, columns=3, time_limit=demo.env.time_limit)
+    return replace(demo, name="own", description=own_helper.TEXT, env=env)
+
+
+EXPERIMENTS = {"own": own}
+"""
+LATE = """\
+import os
+from pathlib import Path
+
+
+def check():
+    if "METAGRAD_JOB_FOLDER" not in os.environ:  # where it is submitted
+        return
+    assert os.environ["OWN_TOKEN"] == "it's hidden"
+    assert Path("data/table.csv").read_text() == "1,2"
+    assert os.access("tool.sh", os.X_OK)
+    assert Path("empty").is_dir()
+"""
+
+
+def test_a_job_meets_nothing_of_its_folder_but_what_was_asked_for(head: Head) -> None:
+    """Its file, what that imports, data, variables; not the many names that would stand in for packages."""
+    work = head.home / "hostile"
+    for name in HOSTILE:
+        (work / name).mkdir(parents=True)
+        for path in (work / f"{name}.py", work / name / "__init__.py"):
+            path.write_text("raise RuntimeError('of the user')")
+    texts = {"own.py": OWN, "own_helper.py": "TEXT = 'Own'", "own_late.py": LATE, "tool.sh": "", ".env": "SECRET=1"}
+    for name, text in texts.items():
+        (work / name).write_text(text)
+    (work / "tool.sh").chmod(0o755)
+    (work / "data").mkdir()
+    (work / "data" / "table.csv").write_text("1,2")
+    (work / "empty").mkdir()
+    words = ("--import", "../hostile/own.py", "submit", "own", "--working-dir", "../hostile", *TINY, "--updates", "2")
+    words += ("--submission-id", "hostile", "--job-env", "OWN_TOKEN", "--follow")
+    code, out, complaint = head(*words, OWN_TOKEN="it's hidden")
+    assert (code, complaint) == (0, ""), out
+    assert "left out:   1 of ../hostile (secrets, " in out
+    assert "\n2 updates, 24 real frames in " in out
+    listed = head("job", "list", "--log-style", "record", program="ray")[1] + head("status", "hostile")[1]
+    assert "hostile" in listed
+    assert "hidden" not in out + listed
+    logged = [path for path in (head.home / "ray").rglob("*.log") if b"s hidden" in path.read_bytes()]
+    assert logged == []
+
+
 def test_rays_own_command_submits_too(head: Head) -> None:
     train = ("metagrad", "train", "demo", *TINY, "--updates", "2", "--run-dir", str(head.home / "plain"))
     words = ("job", "submit", "--submission-id", "plain", "--working-dir", ".", "--", *train)
