@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad.errors import require
 from metagrad.optimizers import OptimizerState
 from metagrad.tape import Tape, whole_step
 from metagrad.unroll import InnerProblem, Product, TapeStep
@@ -97,6 +98,9 @@ def meta_gradient(
             moments of the optimizer, which the papers' SGD lacks, decay alike.
         constant_state: i of an optimizer state sᵢ that carries no derivative: σ ← 0 there. None: all of them do.
     """
+    rule = f"is a state between two of the {len(tape)} updates, s₁ to sₙ₋₁"
+    is_between = constant_state is None or 1 <= constant_state < len(tape)
+    require(is_between, "constant_state", constant_state, rule, "leave it out, or look further ahead")
     assert len(tape) == len(outer_gradients) >= 1, (len(tape), len(outer_gradients))
     last = outer_gradients[-1]
     assert last is not None, "the last outer loss has a weight"

@@ -34,6 +34,7 @@ class LookAhead(NamedTuple):
     product: Product = "retain"
     trace: float | None = None  # μ of the accumulative trace
     wants_theta: bool = False  # also ∂J/∂θ₀
+    constant_state: int | None = None  # as in `meta_gradient`
 
 
 class UnrollGradients(NamedTuple):
@@ -73,7 +74,7 @@ def unroll_gradients(
         look_ahead: weights, product and approximation, as in `meta_gradient`.
         copies: N.
     """
-    weights, product, trace, wants_theta = look_ahead
+    weights, product, trace, wants_theta, constant_state = look_ahead
     theta, state, eta = start
     n = max((i for i, weight in enumerate(weights, start=1) if weight), default=0)
     if n == 0:
@@ -96,7 +97,7 @@ def unroll_gradients(
             if weight
             else None
         )
-    gradient = meta_gradient(many, tape, outer_gradients, product, wants_theta, trace)
+    gradient = meta_gradient(many, tape, outer_gradients, product, wants_theta, trace, constant_state)
     in_theta = None if gradient.theta is None else _split(gradient.theta, copies)
     return UnrollGradients(_split(gradient.eta, copies), in_theta)
 

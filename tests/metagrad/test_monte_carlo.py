@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from metagrad.errors import ConfigurationError
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_gradient import outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
@@ -202,3 +203,35 @@ def test_chunks_add_up(copies, at_once):
     chunks = list(in_chunks(copies, at_once))
     assert sum(chunks) == copies
     assert all(0 < chunk <= at_once for chunk in chunks)
+
+
+@pytest.mark.parametrize("product", ["retain", "recompute"])
+@pytest.mark.parametrize("optimizer", ["momentum", "rmsprop"])
+def test_a_constant_state_is_that_of_each_copy(optimizer, product):
+    setting, problem = Setting(3, 2), InnerProblem(regression, OPTIMIZERS[optimizer])
+    options = {"product": product}
+    many, free = (
+        setting.batched(problem, outer_weights("n-step", 3), 2, **options | choice).eta
+        for choice in ({"constant_state": 1}, {})
+    )
+    for k in range(2):
+        theta, eta = setting.theta.clone().requires_grad_(), setting.eta.clone().requires_grad_()
+        state = problem.optimizer.init(theta)
+        for i, batch in enumerate(setting.data[:-1]):
+            if i == 1:
+                state = state._replace(moments=tuple(moment.detach() for moment in state.moments))
+            loss = problem.loss(theta, eta, one_of(batch, k))[0]
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            theta, state = problem.optimizer.update(gradient, state, theta, eta)
+        (expected,) = torch.autograd.grad(plain(theta, one_of(setting.data[-1], k))[0], eta)
+        torch.testing.assert_close(many[k], expected, rtol=1e-10, atol=1e-15)
+        assert (many[k] - free[k]).norm() > 1e-3 * free[k].norm()
+
+
+@pytest.mark.parametrize("state", [-1, 0, 2])
+def test_a_constant_state_lies_between_two_updates(state):
+    setting, problem = Setting(2, 1), InnerProblem(regression, OPTIMIZERS["momentum"])
+    with pytest.raises(
+        ConfigurationError, match=rf"^constant_state = {state}: is a state between two of the 2 updates"
+    ):
+        setting.batched(problem, outer_weights("n-step", 2), 1, constant_state=state)
