@@ -134,7 +134,7 @@ def _play_rounds(
     returns = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.float64, device=spec.device)
     lengths = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.int64, device=spec.device)
     is_cut = torch.zeros(rounds + 1, spec.batch_size, dtype=torch.bool, device=spec.device)
-    age = torch.zeros_like(index)  # steps of the episode that is being played
+    age = torch.zeros_like(index)  # of the episode that is being played, in steps in which the policy acted
     observation = environment.reset()
     name_fault(spec, "observation", _is_finite(observation)[None], -1)
     steps_done = 0
@@ -148,7 +148,7 @@ def _play_rounds(
             row = finished.clamp(max=rounds)
             returns[row, index] += step.raw_reward
             lengths[row, index] += step.valid
-            age += 1
+            age += step.valid
             is_over = step.is_episode_end | (age >= max_steps)
             is_cut[row, index] |= is_over & ~step.is_episode_end
             finished += is_over

@@ -1,6 +1,6 @@
 """What a checkpoint of a run has to hold, beside what only its algorithm knows."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from metagrad.actors.envs import DeviceEnvironmentConfig
 from metagrad.actors.rollout import Actor
 from metagrad.cluster.learning import actor_setups
 from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.train import CHECKPOINT_PARTS, Counters, Interval
+from metagrad.cluster.train import CHECKPOINT_PARTS, Counters, Evaluation, Interval
 from metagrad.cluster.transport import Account
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.plain_data import is_count, is_like, is_number, is_tensor, is_trajectory
 
-_INTERVAL = {"means", "variance", "lags", "throughput", "is_row_partial", "is_evaluation_due"}
+_INTERVAL = {"means", "variance", "lags", "throughput", "is_row_partial", "evaluation"}
 _SMALL = 4_096  # entries of what people can count: reasons, say
 
 
@@ -90,7 +90,7 @@ def _is_interval(found: Any) -> bool:
         and all(map(is_count, lags))
         and is_like(found["throughput"], Interval()._asdict())
         and isinstance(found["is_row_partial"], bool)
-        and isinstance(found["is_evaluation_due"], bool)
+        and found["evaluation"] in get_args(Evaluation)
     )
 
 

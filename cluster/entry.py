@@ -21,14 +21,14 @@ def main() -> int:
     two cores: 43k instead of 46k frames/s of Snake, 34k with one thread); beside other busy processes spinning threads
     take the cores from those that have work (17k instead of 25k). A value that is set already stands.
 
-    A run listens for signals from its first moment, before torch is loaded, to its last: one that comes before it has
-    begun stops it at its beginning, and one that comes when it has ended changes nothing.
+    A run or a study listens for signals from its first moment, before torch is loaded, to its last: one that comes
+    before it has begun stops it at its beginning, and one that comes when it has ended changes nothing.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:]
     command = _command(words)
     prints_only = command in _PRINTS_ONLY or bool({"--help", "-h", "--version", "--follow"} & set(words))
-    if command == "train" and not prints_only:
+    if command in ("train", "reproduce") and not prints_only:
         StopRequest().__enter__()  # for the rest of the process
     try:
         with lasting_console(prints_only):

@@ -156,7 +156,7 @@ def _run_missing(
     stop = StopRequest() if topology == "ray" else _StopAtOnce()
     try:
         with stop, line, contextlib.closing(_parts_on(topology, study, folder, missing, progress.say)) as finished:
-            for item in finished:
+            for item in finished if stop.signal_name is None else ():  # else it was heard while torch was loaded
                 if item is not None:
                     name, record = item
                     write_part(folder, name, record)

@@ -1,7 +1,7 @@
 """The training loop: sample, update, log, checkpoint, until the updates are done or somebody asks to stop."""
 
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class _NoActors(NamedTuple):
     """Of a run that has not started: their account alone."""
 
     account: Account
+
+
+Evaluation = Literal["none", "done", "due"]  # of the newest update
 
 
 class Start(NamedTuple):
@@ -103,7 +106,7 @@ class Training:
         self._lags: list[int] = []
         self._interval = Interval()
         self._is_row_partial = False  # True: the last row, at this very update, is of a part of an interval
-        self._is_evaluation_due = False  # True: this update's evaluation is to be played when the run goes on
+        self._evaluation: Evaluation = "none"
         self.schedule: Lockstep | Peek = Lockstep(self._ask)
         if experiment.schedule == "peek":
             self.schedule = Peek(
@@ -130,10 +133,11 @@ class Training:
         wall_before = self.counters.wall_seconds
         saved_at = logged_at = self.state.update
         every, log_every = self.experiment.checkpoint.every, self.experiment.log_every
+        is_taken_back = self._evaluation == "done" and self._is_row_partial  # with the row, all of whose update goes
+        if (self._evaluation == "due" or is_taken_back) and self.state.update < self.experiment.updates:
+            self._evaluate(stop)
         while self.state.update < self.experiment.updates and stop.signal_name is None:
-            if self._is_evaluation_due:
-                self._reports.evaluate(self.state.theta, self.state.update)
-            self._is_evaluation_due = self._is_row_partial = False
+            self._is_row_partial = False
             update_before, held_before, counters_before = self.state.update, self._held_batches(), self.counters
             self.state, metrics = self.algorithm.update(self.state, self.schedule.sample)
             used = held_before + len(self._frames) - self._held_batches()
@@ -147,21 +151,32 @@ class Training:
             self.counters = self.counters._replace(wall_seconds=wall_before + now - started)
             self._count_interval(counters_before, now - since)
             since = now
-            is_whole = self.state.update // log_every > logged_at // log_every
-            self._is_row_partial = not is_whole and self.state.update >= self.experiment.updates
-            if is_whole or self._is_row_partial:
+            if self.state.update // log_every > logged_at // log_every:
                 self._log()
-                logged_at = self.state.update
-            self._evaluate(update_before, stop)
-            is_last = self.state.update >= self.experiment.updates or stop.signal_name is not None
-            if is_whole:
                 self._begin_interval()
+                logged_at = self.state.update
+            self._evaluation = "none"
+            evaluation_every = self.experiment.evaluation.every
+            if evaluation_every and self.state.update // evaluation_every > update_before // evaluation_every:
+                self._evaluate(stop)
+            is_last = self.state.update >= self.experiment.updates or stop.signal_name is not None
             if self.state.update // every > saved_at // every and not is_last:
                 self.save()
                 saved_at = self.state.update
-        if stop.signal_name is not None and self._interval.seconds:
-            self._report_progress()
+        self._finish(stop)
         self.save()
+
+    def _finish(self, stop: Stop) -> None:
+        """Say the rest: at the end a row of what is left of an interval; a run that is stopped goes on in it."""
+        if stop.signal_name is None and self._evaluation == "due":
+            self._evaluate(stop)
+        if not self._interval.seconds:
+            return
+        if stop.signal_name is not None:
+            self._report_progress()
+        elif not self._is_row_partial:
+            self._log()
+            self._is_row_partial = True
 
     def _ask(self, snapshot: WeightSnapshot, lookahead_step: int) -> Batch:
         return self._received(self.actors.sample(snapshot, lookahead_step), snapshot.version, lookahead_step > 0)
@@ -188,12 +203,9 @@ class Training:
             frames_real=self.counters.frames_real + real, frames_lookahead=self.counters.frames_lookahead + lookahead
         )
 
-    def _evaluate(self, update_before: int, stop: Stop) -> None:
-        every = self.experiment.evaluation.every
-        if every and self.state.update // every > update_before // every:
-            self._reports.evaluate(self.state.theta, self.state.update)
-            # A signal may have cut it short; and what takes a row back takes back all of its update.
-            self._is_evaluation_due = stop.signal_name is not None or self._is_row_partial
+    def _evaluate(self, stop: Stop) -> None:
+        self._reports.evaluate(self.state.theta, self.state.update)
+        self._evaluation = "done" if stop.signal_name is None else "due"  # a signal may have cut it short
 
     def _count_interval(self, before: Counters, seconds: float) -> None:
         self._interval = Interval(
@@ -215,7 +227,7 @@ class Training:
             "lags": list(self._lags),
             "throughput": self._interval._asdict(),
             "is_row_partial": self._is_row_partial,
-            "is_evaluation_due": self._is_evaluation_due,
+            "evaluation": self._evaluation,
         }
 
     def _load_interval(self, tree: dict[str, Any]) -> None:
@@ -224,7 +236,7 @@ class Training:
         self._lags = list(tree["lags"])
         self._interval = Interval(**tree["throughput"])
         self._is_row_partial = tree["is_row_partial"]
-        self._is_evaluation_due = tree["is_evaluation_due"] and self.experiment.evaluation.every > 0
+        self._evaluation = tree["evaluation"] if self.experiment.evaluation.every else "none"
 
     def _frames_per_second(self) -> tuple[float, float]:
         """Real and looked-ahead ones of this interval."""

@@ -7,7 +7,13 @@ import torch
 from metagrad.actors import evaluate as evaluate_module
 from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
 from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
-from metagrad.actors.evaluate import MAX_ENVIRONMENTS, EvaluationResult, evaluate
+from metagrad.actors.evaluate import (
+    MAX_ENVIRONMENTS,
+    MAX_EPISODE_STEPS,
+    EvaluationResult,
+    EvaluationStopped,
+    evaluate,
+)
 from metagrad.actors.rollout import EnvironmentFault, probe
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
@@ -64,7 +70,7 @@ class Scripted:
         self.was_closed = True
 
 
-def evaluate_scripted(monkeypatch, lengths, episodes, environments=None, fault=None):
+def evaluate_scripted(monkeypatch, lengths, episodes, environments=None, fault=None, **limits):
     made = []
 
     def make(config, batch_size, seed, device, threads, is_training):
@@ -76,7 +82,7 @@ def evaluate_scripted(monkeypatch, lengths, episodes, environments=None, fault=N
     network = build_network(Mlp(hidden=2), (2,), 2, has_outer_critic=False)
     theta = network.init(torch.Generator().manual_seed(0))
     try:
-        return evaluate(network, theta, SNAKE, episodes, 0, False, CPU, 1, environments)
+        return evaluate(network, theta, SNAKE, episodes, 0, False, CPU, 1, environments, **limits)
     finally:
         assert made[0].was_closed
 
@@ -117,6 +123,22 @@ def test_number_of_environments(monkeypatch, episodes, environments, batch_size)
     result = evaluate(network, theta, SNAKE, episodes, 0, True, CPU, 1, environments)
     assert sizes == [batch_size]
     assert len(result.returns) == len(result.lengths) == episodes
+
+
+def test_an_episode_that_does_not_end_is_cut_and_counted(monkeypatch):
+    lengths = [[10**9], [5], [20, 10**9], [30, 7]]  # 20 steps are allowed
+    result = evaluate_scripted(monkeypatch, lengths, episodes=8, environments=4, max_steps=20)
+    assert result.cut == 4, "twice the endless game, the second game of environment 2, the first one of 3"
+    assert result.lengths == [20, 4, 19, 20, 20, 4, 20, 9]
+    assert result.returns == [0.0, 100.0, 200.0, 1.0, 0.0, 101.0, 0.0, 299.0]
+    assert evaluate_scripted(monkeypatch, lengths[1:2], episodes=2, environments=1, max_steps=5).cut == 0
+    assert AtariConfig().max_episode_steps < MAX_EPISODE_STEPS
+
+
+def test_an_evaluation_can_be_stopped(monkeypatch):
+    asked = []
+    with pytest.raises(EvaluationStopped):
+        evaluate_scripted(monkeypatch, [[10**9]], episodes=1, is_stopped=lambda: asked.append(1) or len(asked) == 3)
 
 
 @pytest.mark.parametrize("fault", [("raw_reward", 3), ("observation", 3), ("raw_reward", 20), ("observation", 20)])
@@ -222,6 +244,7 @@ def test_statistics():
         ({"seed": -1}, "seed"),
         ({"environments": 0}, "environments"),
         ({"environments": 6}, "environments"),
+        ({"max_steps": 0}, "max_steps"),
     ],
 )
 def test_wrong_values_are_refused(wrong, field):

@@ -75,6 +75,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("interval.lags", [1.5], "interval"),
     ("interval.throughput", {}, "interval"),
     ("interval.is_row_partial", 1, "interval"),
+    ("interval.evaluation", "soon", "interval"),
     ("learner", None, "update"),
     ("learner.update", "6", "update"),
     ("learner.update", True, "update"),

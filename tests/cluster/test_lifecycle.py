@@ -97,6 +97,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Experiment], di
     [
         (2, 3, ("terminated", 5)),
         (2, 3, ("terminated", 6)),  # where an evaluation is due
+        (4, 6, ("terminated", 11)),  # in the last update
         (4, 3, ("switched off", 8)),  # behind the checkpoint of update 6, between the rows of 4 and 8
         (5, 4, ("shorter", 7)),  # its last row is of two updates
         (5, 4, ("shorter", 9)),  # the same, where an evaluation was due
