@@ -65,6 +65,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
 port=$((20000 + SLURM_JOB_ID % 6000 * 2))
 folder=/tmp/ray-$SLURM_JOB_ID
 export RAY_ADDRESS=$address:$port
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # a node ends after the run or together with it; Slurm waits 30 s for all of it
 
 # Ray on one node. The step removes its folder itself: of a job that is cancelled, Slurm starts no further step. It ends by
 # a signal that srun passes on (after SIGTERM srun kills): SIGUSR2, or SIGUSR1 where Ray's logs are of use.

@@ -1,7 +1,9 @@
 """What the files of docker/ and deploy/ say of each other and of the project is so."""
 
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +91,30 @@ def test_the_time_to_go_is_longer_than_the_wait_for_checkpoints(read: Callable[[
         pod = read(f"deploy/kuberay/{file}.yaml")["spec"]["headGroupSpec"]["template"]["spec"]
         _, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert pod["terminationGracePeriodSeconds"] > int(seconds)
+        (workers,) = read(f"deploy/kuberay/{file}.yaml")["spec"]["workerGroupSpecs"]
+        pod = workers["template"]["spec"]
+        program, stays = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert program == "sleep"
+        assert pod["terminationGracePeriodSeconds"] > int(stays)
+
+
+def test_a_job_that_anybody_stops_has_time_for_a_checkpoint(read: Callable[[str], Any]) -> None:
+    """KubeRay stops the job of a RayJob that is deleted, and Ray kills it 3 s later unless it is told otherwise."""
+    told = re.search(r"^    RAY_JOB_STOP_WAIT_TIME_S=(\d+) ", DOCKERFILE, re.MULTILINE)
+    assert told is not None
+    pod = read("deploy/kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["metagrad-drain", told[1]]
+
+
+def test_the_operator_may_ask_the_dashboard_however_it_was_installed(script: Callable[[str], ModuleType]) -> None:
+    """`app.kubernetes.io/name` is the Helm chart's alone."""
+    documents = script("check").documents(ROOT / "deploy/kuberay/support.yaml")
+    (policy,) = [document for document in documents if document["kind"] == "NetworkPolicy"]
+    _, operator = policy["spec"]["ingress"]
+    (asker,) = operator["from"]
+    assert asker["podSelector"] == {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
+    assert asker["namespaceSelector"] == {}
+    assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
 
 
 def test_commands_that_the_files_call_are_in_the_image(read: Callable[[str], Any]) -> None:
@@ -120,3 +146,21 @@ def test_every_package_that_is_documented_is_an_extra() -> None:
     named = re.findall(r'pip install (?:-c constraints\.txt )?"?([\w.\[]*\w\]?)', text)
     named += re.findall(r"--packages (\w+)", text) + re.findall(r'"(\w+)==…"', text)
     assert {"s3fs", "boto3", ".[s3]"} <= set(named) <= known
+
+
+@pytest.mark.parametrize("file", ["aws", "local"])
+def test_ray_up_refuses_an_ssh_user_who_could_not_hand_over_the_token(
+    read: Callable[[str], Any], tmp_path: Path, file: str
+) -> None:
+    """Otherwise the head starts, and everything ends in Ray's AuthenticationError."""
+    (line,) = read(f"deploy/ray-up/{file}.yaml")["initialization_commands"]
+    own = re.search(r"^ARG UID=(\d+)$", DOCKERFILE, re.MULTILINE)
+    assert own is not None
+    for uid, code in ((own[1], 0), ("1234", 1)):
+        (tmp_path / "id").write_text(f'#!/bin/sh\n[ "$1" = -u ] && echo {uid} || echo ann\n')
+        (tmp_path / "id").chmod(0o755)
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-c", f"true && ({line})"], env=environment, capture_output=True, text=True)
+        assert done.returncode == code
+        said = "metagrad: ssh_user = 'ann': has uid 1234, and the token's file must be its and the image's, 1000; build"
+        assert done.stderr.startswith(said) if code else done.stderr == ""
