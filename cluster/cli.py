@@ -28,7 +28,7 @@ from metagrad.cluster.extensions import load_extension, made, with_extensions
 from metagrad.cluster.options import parse, resumed
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.studies import Study, StudyStopped, default_folder, reproduce
-from metagrad.errors import ConfigurationError, printable, require
+from metagrad.errors import ConfigurationError, RunLost, printable, require
 from metagrad.experiments import EXPERIMENTS, STUDIES
 from metagrad.learner.storage import CannotWrite, lasting, location
 
@@ -189,7 +189,8 @@ def reproduce_command(words: Sequence[str]) -> None:
         assert isinstance(named, Path)
         folder = named
     console = Console(stderr=False)
-    reproduce(study, folder, options.seeds, options.quick, options.topology, console, options.updates)
+    length, patience = options.updates, options.wait_for_resources
+    reproduce(study, folder, options.seeds, options.quick, options.topology, console, length, patience)
 
 
 def eval_command(words: Sequence[str]) -> None:
@@ -283,8 +284,8 @@ _HAVE_NO_NAME_FIRST = ("eval", "plot", "status", "logs", "stop")  # their --help
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code.
 
-    0 done, 1 a disk was full, 2 refused before anything started, 130 interrupted at once, 130 or 143 a study stopped.
-    Any other fault keeps its traceback (exit code 1).
+    0 done, 1 a disk was full or Ray ended, 2 refused before anything started, 130 interrupted at once, 130 or 143 a
+    study stopped. Any other fault keeps its traceback (exit code 1).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -306,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case [command, *_]:
                 remedy = f"choose one of {', '.join(COMMANDS)}"
                 raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
-    except (ConfigurationError, CannotWrite) as error:  # a full disk, at whatever time: what was written before stands
+    except (ConfigurationError, CannotWrite, RunLost) as error:  # of the last two, what was written before stands
         print(f"metagrad: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     except StudyStopped as stopped:  # it has said so itself

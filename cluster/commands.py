@@ -37,6 +37,8 @@ class ReproduceOptions:
     """The study's folder; None: studies/STUDY, with --quick studies/STUDY-quick."""
     topology: Literal["ray", "colocated"] = "ray"
     """Parts as Ray tasks, on a cluster where RAY_ADDRESS names one, or one after another here, without Ray."""
+    wait_for_resources: float | None = None
+    """Seconds that the study waits, before it begins, for a CPU that others use (topology ray); None: an hour."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,8 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from metagrad.cluster.masking import has_credentials, masked, masked_address
+from metagrad.cluster.proxies import without_proxy
 from metagrad.errors import ConfigurationError, require
 
 _SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5.0, 60.0
@@ -86,11 +88,10 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
         parts = urlsplit(value)
         is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port or an IPv6 address that cannot be
-        raise ConfigurationError(f"{name} = {value.rpartition('@')[2]!r}: is no address; {remedy}") from None
-    if "@" in value:
-        shown = f"{parts.scheme}://***@{value.rpartition('@')[2]}"
-        rule = "holds credentials, which logs and listings would show"
-        raise ConfigurationError(f"{name} = {shown!r}: {rule}; leave them out, and use token authentication")
+        raise ConfigurationError(f"{name} = {masked_address(value)!r}: is no address; {remedy}") from None
+    rule = "holds credentials, which logs and listings would show"
+    secret_remedy = "leave them out, and use token authentication"
+    require(not has_credentials(value), name, masked_address(value), rule, secret_remedy)
     require(is_http, name, value, "is no http address of a Ray dashboard", remedy)
     return Address(value.rstrip("/"), name)
 
@@ -114,6 +115,7 @@ class JobClient:
         self.address = address
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.update(without_proxy(os.environ))
         with self._explained(), _api_server(address.url):
             try:
                 self._client = _Client(address.url)
@@ -180,7 +182,7 @@ class JobClient:
             async for text in self._client.tail_job_logs(job_id):
                 yield text
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            raise LogInterrupted(str(error)) from error
+            raise LogInterrupted(masked(str(error))) from error
 
     def _refusal(self, rule: str, remedy: str) -> ConfigurationError:
         return ConfigurationError(f"{self.address.field} = {self.address.url!r}: {rule}; {remedy}")
@@ -226,7 +228,7 @@ class JobClient:
         if status in ("404", "405"):
             return self._refusal("is no Ray dashboard with jobs", "name the dashboard of the cluster's head")
         remedy = "see dashboard.log and dashboard_agent.log on the cluster's head"
-        return self._refusal(f"the cluster cannot do that ({last[:200]})", remedy)
+        return self._refusal(f"the cluster cannot do that ({masked(last[:200])})", remedy)
 
 
 class UnknownJob(ConfigurationError):

@@ -95,10 +95,10 @@ def travelling(root: Path) -> Folder:
     Raises:
         ConfigurationError: one of its files cannot be read or has a name that cannot travel, or they are too many.
     """
-    from ray._private.runtime_env.packaging import _get_excludes
+    from metagrad.cluster.ray_private import excluded_by  # imports Ray
 
     found = Folder()
-    _Walk(root, found, _get_excludes(root, list(_GENERATED))).into(root, (), ())
+    _Walk(root, found, excluded_by(root, _GENERATED)).into(root, (), ())
     return found
 
 
@@ -176,10 +176,9 @@ class _Walk:
 
 
 def _ignored_by_files_in(folder: Path) -> list[Excluded]:
-    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+    from metagrad.cluster.ray_private import excluded_by_files_in
 
-    found: list[Excluded] = get_excludes_from_ignore_files(folder, include_gitignore=True, logger=_SILENT)
-    return found
+    return excluded_by_files_in(folder, _SILENT)
 
 
 @contextlib.contextmanager

@@ -219,8 +219,10 @@ class _Run:
         with ray_session(demand(self._experiment)):
             if self.is_stopped_before(restored):  # while Ray started
                 return
-            supervisor = Supervisor(self._experiment, self._spec, make)
+            supervisor = Supervisor(self._experiment, self._spec, make, self._progress.say, self._stop)
             try:
+                if self.is_stopped_before(restored):  # while it waited for resources
+                    return
                 evaluator = supervisor.evaluator(self._progress.say) or self._inline_evaluator()
                 metrics = RayMetrics(self._experiment.name, self._folder.path.name)
                 supervisor.run(newest_checkpoint, lambda start: self._reports(start, evaluator, metrics), self._stop)

@@ -19,6 +19,8 @@ from metagrad.cluster.slots import Slot
 from metagrad.cluster.transport import Actors
 from metagrad.cores import default_threads, usable_cores
 
+LEARNERS_BUNDLE = 1  # of a run's placement group; the first one is an actor's
+
 
 class _Stop:
     signal_name: str | None = None
@@ -83,8 +85,8 @@ def threads_of_node() -> int:
 
 
 def start_learner(group: PlacementGroup, cpus: int, gpus: int) -> Any:
-    """A learner process in the first bundle of its group, which keeps its room when it dies."""
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    """A learner process in its bundle of the run's group, which keeps its room when it dies."""
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=LEARNERS_BUNDLE)
     grouped: Any = ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
     remote = grouped(Learner).options(
         num_cpus=cpus,

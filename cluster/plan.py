@@ -59,12 +59,12 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
         where = f"this machine alone (RAY_ADDRESS is not set), which has {cores} cores{shared}"
         return [here._replace(cpus=max(wanted, cores), object_store_bytes=OBJECT_STORE_BYTES)], where
     import ray
-    from ray._private.state import available_resources_per_node
 
+    from metagrad.cluster.ray_private import free_by_node
     from metagrad.cluster.ray_session import ANY_ROOM, ray_session
 
     with ray_session(ANY_ROOM):
-        free = available_resources_per_node()
+        free = free_by_node()
         found = [_node(each, free.get(each["NodeID"], {})) for each in ray.nodes() if each["Alive"]]
     return sorted(found), f"the cluster at {address}"
 

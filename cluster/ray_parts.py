@@ -3,34 +3,42 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from metagrad.cluster import ray_session
+from metagrad.cluster import ray_session, ray_watch
 from metagrad.cluster.ray_faults import LOST_TASK, first_line
 from metagrad.cluster.studies import PartFailed, Parts, Record, Result, Settings, Study, execute
 from metagrad.errors import require
 
 _RESTARTS = 3
 _SECONDS_BETWEEN_LOOKS = 0.5
-_LOOKS_FOR_A_FREE_CPU = 6
+_SECONDS_TO_FIND_ROOM = 3.0  # what Ray counts as free lags behind by about a second
 
 
-def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Callable[[str], None]) -> Parts:
+def ray_parts(
+    study: Study, folder: Path, missing: dict[str, Settings], say: Callable[[str], None], wait_for_resources: float
+) -> Parts:
     """The parts in parallel, in the order in which they finish.
 
+    Args:
+        study: whose parts they are.
+        folder: the study's.
+        missing: settings of the parts, by their names.
+        say: told what is waited for.
+        wait_for_resources: seconds until one CPU at least has to be free.
+
     Raises:
-        ConfigurationError: no cluster at RAY_ADDRESS, or one without any CPU.
+        ConfigurationError: no cluster at RAY_ADDRESS, one without any CPU, or none that was free in time.
         PartFailed: a part raised, or its worker died too often; the others are cancelled.
+        ClusterLost: Ray itself ended; what had finished is kept.
     """
     with ray_session.ray_session(ray_session.ANY_ROOM):
-        _require_cpu()
-        if not _has_free_cpu():
-            say("every CPU of the cluster is in use; the parts start as soon as one is free")
+        yield from _wait_for_a_cpu(say, wait_for_resources)
         # Ray's own retries would repeat a part that runs out of memory for ever, and say nothing.
         task = ray.remote(_execute_on_worker).options(num_cpus=1, max_retries=0)
 
@@ -42,7 +50,10 @@ def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Cal
         try:
             while pending:
                 failure: PartFailed | None = None
-                for reference in _ready(list(pending)):
+                ready = _ready(list(pending))
+                if (lost := ray_watch.lost()) is not None:
+                    raise lost
+                for reference in ready:
                     name, outcome = pending.pop(reference), _outcome(reference)
                     losses[name] += isinstance(outcome, LOST_TASK)
                     if not isinstance(outcome, RayError):
@@ -57,7 +68,7 @@ def ray_parts(study: Study, folder: Path, missing: dict[str, Settings], say: Cal
                 yield None
                 _require_cpu()
         finally:
-            for reference in pending:
+            for reference in pending if ray_watch.lost() is None else ():
                 ray.cancel(reference, force=True)
 
 
@@ -82,13 +93,23 @@ def _outcome(reference: Any) -> Record | RayError:
     return record
 
 
-def _has_free_cpu() -> bool:
-    """False where none is free for a while: what Ray counts as free lags behind by about a second."""
-    for _ in range(_LOOKS_FOR_A_FREE_CPU):
-        if ray.available_resources().get("CPU", 0) >= 1:
-            return True
+def _wait_for_a_cpu(say: Callable[[str], None], limit: float) -> Generator[None]:
+    """Yield until a CPU is free, and say so where that takes a while."""
+    started, is_said = time.monotonic(), False
+    _require_cpu()
+    while ray.available_resources().get("CPU", 0) < 1:
+        waited = time.monotonic() - started
+        if waited > _SECONDS_TO_FIND_ROOM and not is_said:
+            say(f"every CPU of the cluster is in use; waiting for one, at most {limit:g} s (--wait-for-resources)")
+            is_said = True
+        rule = f"in that time none of the cluster's CPUs was free ({ray_session.free_resources()})"
+        remedy = "add nodes, wait for other runs to end, or wait longer"
+        require(waited <= max(limit, _SECONDS_TO_FIND_ROOM), "wait_for_resources", limit, rule, remedy)
+        if (lost := ray_watch.lost()) is not None:
+            raise lost
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return False
+        yield None
+        _require_cpu()
 
 
 def _require_cpu() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import ray
 import torch
 from packaging.version import Version
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from metagrad.actors.rollout import Actor, ActorSetup, State
@@ -133,16 +135,22 @@ def address_and_pid() -> tuple[str, int]:
     return ray.util.get_node_ip_address(), os.getpid()
 
 
-def create(count: int, threads: int) -> list[Any]:
+def create(count: int, threads: int, group: PlacementGroup | None = None) -> list[Any]:
     """Handles of so many actor processes, spread over the nodes; Ray brings a lost one up again where there is room.
 
-    They belong to the process that calls this: they outlive a learner, and end with the driver.
+    They belong to the process that calls this: they outlive a learner, and end with the driver. The first one has its
+    place in the run's placement group, so that a run which has found room has an actor.
     """
     grouped: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
-    remote = grouped(RolloutActor).options(
-        num_cpus=threads,
-        max_restarts=-1,
-        max_task_retries=0,
-        scheduling_strategy="SPREAD",
-    )
-    return [remote.remote() for _ in range(count)]
+    reserved = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0) if group else "SPREAD"
+    return [
+        grouped(RolloutActor)
+        .options(
+            num_cpus=threads,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD" if index else reserved,
+        )
+        .remote()
+        for index in range(count)
+    ]

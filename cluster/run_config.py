@@ -14,6 +14,7 @@ from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
 
 Schedule = Literal["lockstep", "peek"]
+SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +119,8 @@ class BaseExperiment(ABC):
     """CPUs of the cluster that the learner's process keeps from the actors (topology ray)."""
     learner_restarts: int = 0
     """How often a learner that died is started again from the newest checkpoint, its actors kept (topology ray)."""
+    wait_for_resources: float | None = None
+    """Seconds that a run waits, before it begins, for CPUs and a GPU that others use (topology ray); None: an hour."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     faults: FaultConfig = FaultConfig()
@@ -180,6 +183,7 @@ class BaseExperiment(ABC):
         require(self.learner_cpus >= 1, "learner_cpus", self.learner_cpus, "must be at least 1", "raise it")
         restarts = self.learner_restarts
         require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
+        check_wait_for_resources(self.wait_for_resources, self.topology)
         for field, value, default in (("learner_cpus", self.learner_cpus, 1), ("learner_restarts", restarts, 0)):
             rule = "is about the learner's own process, and colocated there is none"
             require(value == default or self.topology == "ray", field, value, rule, "use --topology ray")
@@ -209,6 +213,11 @@ class BaseExperiment(ABC):
         return self.look_ahead_batches + 4 if self.max_lag is None else self.max_lag
 
     @property
+    def resolved_wait_for_resources(self) -> float:
+        """`wait_for_resources` with its default, which studies have too."""
+        return SECONDS_TO_WAIT_FOR_RESOURCES if self.wait_for_resources is None else self.wait_for_resources
+
+    @property
     def environments_of_an_actor(self) -> int:
         """Environments that one actor steps together."""
         return self.environments_per_actor or self.environments // self.actors
@@ -219,10 +228,18 @@ class BaseExperiment(ABC):
         return self.environments * self.rollout_length
 
 
+def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "colocated"]) -> None:
+    """Refuse a time that is none, and any without a cluster to wait for."""
+    field, rule = "wait_for_resources", "must lie in [1, 2592000]"
+    require(seconds is None or 1 <= seconds <= 2_592_000, field, seconds, rule, "a month is the most")
+    rule = "is about a cluster's resources, and colocated there is none"
+    require(seconds is None or topology == "ray", field, seconds, rule, "use --topology ray, or leave it out")
+
+
 OPERATIONAL_FIELDS = frozenset(
     (
         *("updates", "topology", "device", "actor_threads", "learner_threads", "learner_cpus", "learner_restarts"),
-        *("log_every", "checkpoint", "evaluation", "faults"),
+        *("wait_for_resources", "log_every", "checkpoint", "evaluation", "faults"),
     )
 )
 """How and how long a run is run, not what it computes: these may change when it is resumed."""

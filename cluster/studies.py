@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from signal import Signals
 from types import FrameType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from rich.console import Console
 
 from metagrad.cluster.progress import Progress
 from metagrad.cluster.provenance import provenance
+from metagrad.cluster.run_config import SECONDS_TO_WAIT_FOR_RESOURCES, check_wait_for_resources
 from metagrad.cluster.stop import StopRequest
 from metagrad.cluster.study_folder import Record, Result, Settings, as_json, held, read_parts, write_part, write_results
 from metagrad.errors import require
@@ -73,6 +74,11 @@ class Study:
         return partial(self.run_part, folder=folder.absolute() / "work" / part)
 
 
+class _Where(NamedTuple):
+    topology: Literal["ray", "colocated"]
+    wait_for_resources: float
+
+
 class PartFailed(RuntimeError):
     """A part raised (its own error is the cause) or its worker kept dying."""
 
@@ -90,7 +96,7 @@ def default_folder(study: Study, is_quick: bool) -> Path:
     return Path("studies") / (f"{study.name}-quick" if is_quick else study.name)
 
 
-def reproduce(
+def reproduce(  # noqa: PLR0913 - an option each
     study: Study,
     folder: Path,
     seeds: int,
@@ -98,6 +104,7 @@ def reproduce(
     topology: Literal["ray", "colocated"],
     console: Console,
     updates: int | None = None,
+    wait_for_resources: float | None = None,
 ) -> None:
     """Compute the parts of a study that the folder does not hold yet, then write results.json and the report.
 
@@ -107,6 +114,8 @@ def reproduce(
         StudyStopped: SIGINT or SIGTERM; likewise.
     """
     require(seeds >= 1, "seeds", seeds, "must be at least 1", f"use --seeds {study.seeds} as the paper does")
+    check_wait_for_resources(wait_for_resources, topology)
+    patience = SECONDS_TO_WAIT_FOR_RESOURCES if wait_for_resources is None else wait_for_resources
     length = () if updates is None else (updates,)
     if length:
         rule, remedy = "this study has no training runs that could be shorter", "leave it out"
@@ -129,7 +138,7 @@ def reproduce(
         if done:
             progress.say(f"{len(done)} of {len(asked)} parts are there already")
         if len(done) < len(asked):
-            _run_missing(study, folder, asked, done, topology, progress, console.is_terminal)
+            _run_missing(study, folder, asked, done, _Where(topology, patience), progress, console.is_terminal)
         records = {name: done[name] for name in asked}
         head = {"study": study.name, "description": study.description, "command": command}
         results = write_results(folder, head | {"seeds": seeds, "is_quick": is_quick, "parts": records})
@@ -146,16 +155,17 @@ def _run_missing(
     folder: Path,
     asked: dict[str, Settings],
     done: dict[str, Record],
-    topology: Literal["ray", "colocated"],
+    where: _Where,
     progress: Progress,
     is_terminal: bool,
 ) -> None:
     """Run what is asked and not done; `done` grows with every part that finishes, as does the folder."""
     missing = {name: settings for name, settings in asked.items() if name not in done}
+    topology = where.topology
     line = _ProgressLine(progress, len(done), len(asked), is_terminal)
     stop = StopRequest() if topology == "ray" else _StopAtOnce()
     try:
-        with stop, line, contextlib.closing(_parts_on(topology, study, folder, missing, progress.say)) as finished:
+        with stop, line, contextlib.closing(_parts_on(where, study, folder, missing, progress.say)) as finished:
             for item in finished if stop.signal_name is None else ():  # else it was heard while torch was loaded
                 if item is not None:
                     name, record = item
@@ -175,17 +185,17 @@ def _run_missing(
 
 
 def _parts_on(
-    topology: Literal["ray", "colocated"],
+    where: _Where,
     study: Study,
     folder: Path,
     missing: dict[str, Settings],
     say: Callable[[str], None],
 ) -> Parts:
-    if topology == "colocated":
+    if where.topology == "colocated":
         return colocated_parts(study, folder, missing)
     from metagrad.cluster.ray_parts import ray_parts  # Ray is imported only where the topology asks for it
 
-    return ray_parts(study, folder, missing, say)
+    return ray_parts(study, folder, missing, say, where.wait_for_resources)
 
 
 def colocated_parts(study: Study, folder: Path, missing: dict[str, Settings]) -> Parts:

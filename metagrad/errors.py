@@ -1,4 +1,4 @@
-"""The one error a person's input can raise, and how text of others comes into messages."""
+"""The errors that are told in one line, and how text of others comes into messages."""
 
 from typing import Any
 
@@ -23,3 +23,7 @@ def require(condition: bool, field: str, value: Any, rule: str, remedy: str) -> 
     """Raise `ConfigurationError` in one line (field, value, rule, remedy) unless `condition` holds."""
     if not condition:
         raise ConfigurationError(f"{field} = {value!r}: {rule}; {remedy}")
+
+
+class RunLost(RuntimeError):
+    """What a run stands on has ended under it; its message is one line, and what was written before stands."""

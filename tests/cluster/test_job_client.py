@@ -104,7 +104,13 @@ def test_what_was_given_wins_over_the_environment(
         ("http://", {}, "address = 'http://': is no http address of a Ray dashboard; "),
         ("http://head:123456", {}, "address = 'http://head:123456': is no address; "),
         ("http://user:secret@head:1", {}, "address = 'http://***@head:1': holds credentials, "),
-        ("http://user:secret@head:123456", {}, "address = 'head:123456': is no address; "),
+        ("http://user:secret@head:123456", {}, "address = 'http://***@head:123456': is no address; "),
+        ("http://head:1/?token=secret", {}, "address = 'http://head:1/?***': holds credentials, "),
+        ("http://head:1#secret", {}, "address = 'http://head:1?***': holds credentials, "),
+        ("http://head:x/?token=secret", {}, "address = 'http://head:x/?***': is no address; "),
+        ("user:secret@head:1", {}, "address = '***@head:1': holds credentials, "),
+        (None, {"RAY_ADDRESS": "user:secret@head:1"}, "RAY_ADDRESS = '***@head:1': holds credentials, "),
+        (None, {"RAY_API_SERVER_ADDRESS": "http://head:1?secret"}, "RAY_API_SERVER_ADDRESS = 'http://head:1?***': "),
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_and_no_secret_shown(

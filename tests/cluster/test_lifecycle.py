@@ -15,7 +15,7 @@ import ray
 from rich.console import Console
 
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS, EvaluationResult
-from metagrad.cluster import evaluator, supervise
+from metagrad.cluster import evaluator, ray_private, supervise
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.evaluation import evaluate_run
 from metagrad.cluster.launch import default_run_dir, run
@@ -287,6 +287,7 @@ def test_a_run_that_is_stopped_while_ray_starts_can_be_continued(
     monkeypatch.setattr(ray, "init", lambda **_: terminated())
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray_private, "endpoints", dict)
     experiment = tiny(topology="ray")
     summary = run(experiment, tmp_path, False, console)
     assert (summary["updates"], summary["stopped_by"], summary["sampled"]) == (0, "SIGTERM", 0)

@@ -6,12 +6,14 @@ One embedded Ray serves the whole file. Injected faults are classes of this file
 import json
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from metagrad.cluster.plot import logged_scalars
 from metagrad.cluster.ray_actors import ActorsLost
 from metagrad.cluster.run_config import CheckpointConfig, EvaluationConfig, FaultConfig
 from metagrad.cluster.supervise import LearnerLost
+from metagrad.cluster.worker_prints import LINES_OF_A_PROCESS
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.config import BootstrapConfig
@@ -390,3 +393,85 @@ def test_an_actor_with_other_versions_is_refused_in_one_line(tiny: Tiny, console
         run(tiny(topology="ray", actors=1), tmp_path / "run", False, console, make)
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == [], "nothing has started"
+
+
+def descendants(pid: int) -> list[int]:
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
+def sockets_of(pids: list[int]) -> dict[str, int]:
+    """Inode -> process."""
+    found = {}
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                link = os.readlink(descriptor)
+                if link.startswith("socket:["):
+                    found[link[8:-1]] = pid
+    return found
+
+
+def open_to_the_network(sockets: dict[str, int]) -> list[tuple[IPv4Address | IPv6Address, int]]:
+    """(address, process) of each TCP socket that listens and each UDP socket, as the kernel lists them."""
+    found = []
+    for kind in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if rest[5] in sockets and (kind.startswith("udp") or state == "0A"):
+                words = bytes.fromhex(local.partition(":")[0])
+                address = ip_address(b"".join(words[k : k + 4][::-1] for k in range(0, len(words), 4)))
+                found.append((getattr(address, "ipv4_mapped", None) or address, sockets[rest[5]]))
+    return found
+
+
+def test_everything_of_an_embedded_ray_is_out_of_reach_of_the_network_and_of_other_users(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    """Head, raylet, agents, workers; their sockets, files and token."""
+    run(tiny(topology="ray"), tmp_path, False, console)
+    processes = descendants(os.getpid())
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes}
+    assert {"gcs_server", "raylet"} < names
+    sockets = sockets_of(processes)
+    listening = open_to_the_network(sockets)
+    assert len({process for _, process in listening}) >= 5
+    assert [(address, pid) for address, pid in listening if not address.is_loopback] == []
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    private = token.parent
+    assert (stat.S_IMODE(private.stat().st_mode), stat.S_IMODE(token.stat().st_mode)) == (0o700, 0o600)
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    named = [Path(row[7]) for row in rows if row[6] in sockets and len(row) > 7 and row[7].startswith("/")]
+    assert {path.name for path in named if path.is_relative_to(private)} == {"plasma_store", "raylet"}
+    assert [path for path in named if not path.is_relative_to(private)] == []
+    for pid in processes[1:]:
+        assert token.read_bytes() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+class PrintingActor(Actor):
+    """A user's environment that prints."""
+
+    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        for _ in range(LINES_OF_A_PROCESS):
+            print("a print of an environment", flush=True)
+        return super().rollout(snapshot, lookahead_step)
+
+
+def test_what_environments_print_is_shown_and_bounded(
+    tiny: Tiny, console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny(topology="ray", actors=1, environments=4), tmp_path, False, console, PrintingActor)
+    shown = ""
+    while "prints more than" not in shown:  # Ray brings the lines about every half second
+        time.sleep(0.1)
+        shown += capsys.readouterr().out
+    time.sleep(1)
+    shown += capsys.readouterr().out
+    assert shown.count(") a print of an environment") == LINES_OF_A_PROCESS
+    assert "(RolloutActor, process " in shown

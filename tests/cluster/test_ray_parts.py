@@ -16,7 +16,8 @@ import ray
 import torch
 from rich.console import Console
 
-from metagrad.cluster import ray_parts, ray_session
+from metagrad.cluster import ray_parts, ray_session, ray_watch
+from metagrad.cluster.ray_private import Endpoint
 from metagrad.cluster.studies import PartFailed, Study, StudyStopped, reproduce
 from metagrad.errors import ConfigurationError
 
@@ -184,13 +185,50 @@ def test_a_cluster_without_a_cpu_is_refused(tmp_path: Path, console: Console, mo
     assert not (tmp_path / "new").exists()
 
 
-def test_a_cluster_that_is_busy_is_said_to_be(
+def test_a_cluster_that_is_busy_is_waited_for_and_said_to_be(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
-    monkeypatch.setattr(ray_parts, "_LOOKS_FOR_A_FREE_CPU", 1)
-    reproduce(TOY, tmp_path, 1, False, "ray", console)
-    assert "every CPU of the cluster is in use; the parts start as soon as one is free" in text(console)
+    free = iter([0.0, 0.5])
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": next(free, 1.0)})
+    monkeypatch.setattr(ray_parts, "_SECONDS_TO_FIND_ROOM", 0.0)
+    reproduce(TOY, tmp_path, 1, False, "ray", console, None, 60.0)
+    line = "every CPU of the cluster is in use; waiting for one, at most 60 s (--wait-for-resources)"
+    assert text(console).count(line) == 1
+
+
+def test_a_cluster_that_stays_busy_is_waited_for_as_long_as_told(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.0})
+    monkeypatch.setattr(ray_parts, "_SECONDS_TO_FIND_ROOM", 0.0)
+    message = (
+        r"^wait_for_resources = 1\.0: in that time none of the cluster's CPUs was free \(0 of \d+ CPUs are free\); "
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        reproduce(TOY, tmp_path, 1, False, "ray", console, None, 1.0)
+
+
+def test_a_signal_ends_the_waiting_for_a_cpu(tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_free() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"CPU": 0.0}
+
+    monkeypatch.setattr(ray, "available_resources", none_free)
+    with pytest.raises(StudyStopped):
+        reproduce(TOY, tmp_path, 1, False, "ray", console)
+
+
+def test_a_study_that_loses_its_cluster_says_so_and_keeps_what_is_there(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ray_watch.ClusterLost("GCS", Endpoint("10.0.0.1", 6379))
+    monkeypatch.setattr(ray_watch, "lost", lambda: lost if names(tmp_path) else None)
+    with pytest.raises(ray_watch.ClusterLost, match="a study with the same command"):
+        reproduce(TOY, tmp_path, 4, False, "ray", console)
+    monkeypatch.undo()
+    monkeypatch.setattr(ray_session, "ray_session", lambda _demand: nullcontext())
+    reproduce(TOY, tmp_path, 4, False, "ray", console)
+    assert "of 4 parts are there already" in text(console)
 
 
 def test_an_idle_cluster_is_not_said_to_be_busy(tmp_path: Path, console: Console) -> None:

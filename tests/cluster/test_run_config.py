@@ -55,6 +55,12 @@ class ToyPlainExperiment(BaseExperiment):
         ({"actor_threads": 1_025}, "actor_threads = 1025: "),
         ({"learner_threads": 0}, "learner_threads = 0: "),
         ({"learner_threads": 1_025}, "learner_threads = 1025: "),
+        ({"wait_for_resources": 0.5}, "wait_for_resources = 0.5: must lie in"),
+        ({"wait_for_resources": 1e7}, "wait_for_resources = 10000000.0: must lie in"),
+        (
+            {"wait_for_resources": 60.0, "topology": "colocated"},
+            "wait_for_resources = 60.0: is about a cluster's resources, and colocated there is none; use",
+        ),
         ({"learner_cpus": 0, "topology": "ray"}, "learner_cpus = 0: must be at least 1"),
         ({"learner_restarts": -1, "topology": "ray"}, "learner_restarts = -1: must be 0 or more"),
         (

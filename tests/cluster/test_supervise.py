@@ -9,10 +9,12 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from metagrad.cluster import supervise
+from metagrad.cluster import ray_watch, supervise
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.learning import Assignment
 from metagrad.cluster.ray_faults import original_traceback
+from metagrad.cluster.ray_private import Endpoint
+from metagrad.cluster.ray_watch import ClusterLost
 from metagrad.cluster.run_config import EvaluationConfig
 from metagrad.cluster.supervise import LearnerLost, Supervisor, demand
 from metagrad.cluster.train import Start
@@ -115,13 +117,137 @@ def test_an_error_of_the_learners_own_is_no_loss(tiny: Tiny, monkeypatch: pytest
     assert len(lives.assignments) == 1
 
 
-def test_a_learner_without_a_place_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    removed: list[Any] = []
-    group = SimpleNamespace(wait=lambda seconds: False)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    monkeypatch.setattr(supervise, "placement_group", lambda bundles, strategy: group)
-    monkeypatch.setattr(supervise, "remove_placement_group", removed.append)
-    message = r"^learner_cpus = 1: no node has had them free for 60 s \(\{'CPU': 1, 'GPU': 1\}\); add nodes or wait"
+class Room:
+    """A placement group that finds room after so many looks; never: None. Each look takes as long as it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int | None, on_look: Callable[[], None] = lambda: None):
+        self.now, self.looks, self.on_look = 0.0, looks, on_look
+        self.bundles: list[dict[str, float]] = []
+        self.removed: list[Any] = []
+        self.said: list[str] = []
+        self.groups: list[Any] = []
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 2.0})
+        monkeypatch.setattr(supervise.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(supervise, "placement_group", self.reserve)
+        monkeypatch.setattr(supervise, "remove_placement_group", self.removed.append)
+        monkeypatch.setattr(supervise, "create", lambda count, threads, group: self.groups.append(group))
+
+    def reserve(self, bundles: list[dict[str, float]], strategy: str) -> Any:
+        self.bundles = bundles
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        if self.looks == 0:
+            return True
+        self.now += seconds
+        self.looks = None if self.looks is None else self.looks - 1
+        self.on_look()
+        return False
+
+
+def wait_for(room: Room, experiment: Experiment, stop: Any) -> None:
+    Supervisor(experiment, None, None, room.said.append, stop)  # type: ignore[arg-type]
+
+
+RUNNING = SimpleNamespace(signal_name=None)
+
+
+def test_a_run_with_room_says_nothing_of_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, looks=0)
+    evaluated = EvaluationConfig(every=1)
+    wait_for(room, tiny(topology="ray", actor_threads=2, learner_cpus=3, evaluation=evaluated), RUNNING)
+    assert room.bundles == [{"CPU": 2}, {"CPU": 3, "GPU": 1}, {"CPU": 1}]
+    assert (room.said, room.removed, room.groups) == ([], [], [room])
+
+
+def test_a_run_waits_for_room_that_others_have_and_says_for_what(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, looks=500)
+    wait_for(room, tiny(topology="ray", device="cuda"), RUNNING)
+    assert room.said == [
+        "waiting for 1 + 1 CPUs (an actor, the learner) and a GPU beside the learner's, at most 3600 s "
+        "(--wait-for-resources): 2 of 8 CPUs are free, 0 of 1 GPUs are free",
+        "found room; starting",
+    ]
+    assert (room.removed, room.groups) == ([], [room])
+
+
+def test_a_run_waits_no_longer_than_it_is_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, looks=None)
+    message = (
+        r"^wait_for_resources = 90\.0: in that time the cluster had no room for 1 \+ 1 CPUs \(an actor, the learner\) "
+        r"and a GPU beside the learner's \(2 of 8 CPUs are free, 0 of 1 GPUs are free\); add nodes, wait for other runs"
+    )
     with pytest.raises(ConfigurationError, match=message):
-        Supervisor(tiny(topology="ray"), None, None)  # type: ignore[arg-type]
-    assert removed == [group]
+        wait_for(room, tiny(topology="ray", wait_for_resources=90.0), RUNNING)
+    assert room.now == pytest.approx(90, abs=2)
+    assert (room.removed, room.groups) == ([room], [])
+
+
+def test_a_signal_ends_the_waiting(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = SimpleNamespace(signal_name=None)
+    room = Room(monkeypatch, looks=None, on_look=lambda: setattr(stop, "signal_name", "SIGTERM"))
+    wait_for(room, tiny(topology="ray"), stop)
+    assert room.now < 10
+
+
+LOST_RAYLET = ClusterLost("raylet", Endpoint("10.0.0.2", 4000))
+LOST_HEAD = ClusterLost("GCS", Endpoint("10.0.0.1", 6379))
+
+
+def test_a_cluster_that_ends_while_a_run_waits_is_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_watch, "lost", lambda: LOST_HEAD)
+    room = Room(monkeypatch, looks=None)
+    with pytest.raises(ClusterLost):
+        wait_for(room, tiny(topology="ray"), RUNNING)
+
+
+def test_an_answer_that_went_with_the_node_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_watch, "lost", lambda: LOST_RAYLET)
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
+    with pytest.raises(ClusterLost, match="continue with --resume"):
+        supervise.answer("reference", 120.0, RUNNING, print)
+
+
+class Remote:
+    """A learner that says one thing more when it is asked to stop."""
+
+    def __init__(self, is_gone: bool) -> None:
+        self.asked: list[str] = []
+        self.is_gone = is_gone
+        self.fetch = SimpleNamespace(remote=lambda seconds: "fetched")
+        self.stop = SimpleNamespace(remote=self.asked.append)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_without_the_head_the_learner_is_asked_for_a_last_checkpoint(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+) -> None:
+    learner, said = Remote(is_gone), []
+    supervisor = Supervisor.__new__(Supervisor)
+    monkeypatch.setattr(ray_watch, "lost", lambda: LOST_HEAD)
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+
+    def get(_: Any) -> list[Any]:
+        if is_gone:
+            raise ActorDiedError()
+        return [("checkpoint", (7, {}))]
+
+    monkeypatch.setattr(ray, "get", get)
+    written: list[int] = []
+    reports = SimpleNamespace(say=said.append, checkpoint=lambda update, tree: written.append(update))
+    supervisor._save_what_can_be(learner, "running", reports, RUNNING, LOST_HEAD)  # type: ignore[arg-type]
+    assert learner.asked == ["the end of the cluster"]
+    assert written == ([] if is_gone else [7])
+    assert said[0].startswith(
+        "the head of the Ray cluster (GCS) does not answer any more at 10.0.0.1:6379: the run ends"
+    )
+    assert len(said) == 1 + is_gone
+
+
+def test_a_learner_that_goes_with_ray_is_not_started_again(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_watch, "lost", lambda: LOST_RAYLET)
+    lives = Lives(tiny(topology="ray", learner_restarts=5), monkeypatch, [ActorDiedError()] * 3)
+    with pytest.raises(ClusterLost):
+        lives.run([None] * 3)
+    assert len(lives.assignments) == 1
