@@ -56,15 +56,19 @@ def from_json(tree: Any) -> Any:
     Raises:
         ConfigurationError: an unknown type, or a value of another type than its field's, or that the field refuses.
     """
+    return _from_json(tree, config_types())
+
+
+def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
     if isinstance(tree, list):
-        return tuple(from_json(each) for each in tree)
+        return tuple(_from_json(each, types) for each in tree)
     if not isinstance(tree, dict):
         return tree
-    name, types = tree.get("type"), config_types()
+    name = tree.get("type")
     remedy = "give the file that defines it: metagrad --import FILE.py …"
     require(name in types, "config.json type", name, "is no configuration type that is known here", remedy)
     kind = types[str(name)]
-    fields = {key: from_json(value) for key, value in tree.items() if key != "type"}
+    fields = {key: _from_json(value, types) for key, value in tree.items() if key != "type"}
     for key, hint in get_type_hints(kind).items():
         if key in fields:
             expected = f"must be {hint if get_args(hint) else getattr(hint, '__name__', hint)}".replace("typing.", "")

@@ -15,7 +15,7 @@ from metagrad.cluster.config_json import differences, to_json
 from metagrad.cluster.event_reading import read_log
 from metagrad.cluster.run_config import OPERATIONAL_FIELDS, BaseExperiment
 from metagrad.cluster.run_folder import RunFolder
-from metagrad.errors import ConfigurationError, printable, require
+from metagrad.errors import printable, require
 from metagrad.learner.storage import Location, chosen, location, write_whole
 
 _RETURN = "episode/return_mean"
@@ -166,15 +166,16 @@ def read_scalars(folder: Location, say: Callable[[str], None] = _tell) -> Scalar
         ConfigurationError: the folder holds no scalars, or event files that are none.
     """
     logged = read_log(folder)
-    for line in (*logged.damaged, *logged.cut_off):
-        say(f"{folder}: {line}")
+    lost = (*logged.damaged, *logged.cut_off)
     scalars = {
         name: (updates, values)
         for name, (updates, values) in logged.scalars.items()
         if len(updates) and (name == _RETURN or (name.startswith("eta/") and np.ptp(values) > 0))
     }
-    if not scalars:
-        raise ConfigurationError(f"run-dir = {str(folder)!r}: holds no scalars yet; let the run log once")
+    rule, remedy = "; ".join(["holds no scalars yet", *lost]), "let the run log once"
+    require(bool(scalars), "run-dir", str(folder), rule, remedy)
+    for line in lost:
+        say(f"{folder}: {line}")
     return scalars
 
 

@@ -113,12 +113,19 @@ class RunFolder:
                     files.enter_context(local_files.held(self.path))
                     files.callback(_remove_empty, made)
                     local_files.remove_partial(self.path, _SECONDS_OF_A_WRITE)
+                    self._require_kinds()
                 except BlockingIOError as error:
                     raise ConfigurationError(
                         f"run-dir = {str(self.path)!r}: another process is working in it; "
                         "wait until it ends, or choose another folder"
                     ) from error
             yield
+
+    def _require_kinds(self) -> None:
+        """What is in the place of a file shows itself before a run begins, not when the file is written."""
+        local_files.require_kind(self.checkpoints, is_folder=True)
+        for place in (self._config, self._summary, *checkpoint.paths(self.checkpoints)):
+            local_files.require_kind(place, is_folder=False)
 
     def open_new(self, experiment: BaseExperiment) -> None:
         """Claim the folder for a new run.

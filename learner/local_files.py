@@ -134,6 +134,22 @@ def append_whole(path: Path, data: bytes, is_new: bool) -> None:
         os.close(descriptor)
 
 
+def require_kind(path: Path, is_folder: bool) -> None:
+    """Refuse what lies where a file, or a folder, is going to be; nothing there is as good.
+
+    Raises:
+        OSError: a folder is in the place of a file, or something else in that of a folder.
+    """
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(found.st_mode) != is_folder:
+        kind = next((words for is_it, words in _OTHER_KINDS if is_it(found.st_mode)), "no folder")
+        if is_folder or kind == "a folder":
+            raise OSError(errno.EINVAL, f"{path.name} is {kind}", str(path))
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a link itself."""
     with _folder(path.parent) as folder:

@@ -40,7 +40,7 @@ def tiny_experiment(**changes: Any) -> Experiment:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Experiment]:
     return tiny_experiment
 

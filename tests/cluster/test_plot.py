@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from metagrad.cluster import plot
 from metagrad.cluster.plot import group_runs, join, plot_runs, read_scalars
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
@@ -82,3 +84,63 @@ def test_wrong_folders_and_outputs_are_refused(tmp_path):
     RunFolder(tmp_path / "empty").open_new(EXPERIMENTS["demo"]())
     with pytest.raises(ConfigurationError, match="holds no scalars yet"):
         plot_runs([tmp_path / "empty"], tmp_path / "runs.png")
+
+
+def test_a_run_that_is_named_twice_or_copied_is_one_run(tmp_path, monkeypatch, capsys):
+    first, second = write_run(tmp_path / "a", 1), write_run(tmp_path / "b", 2)
+    (tmp_path / "latest").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    named = ["a", "a/", "./a", str(first), tmp_path / "latest", f"file://{first}"]
+    assert [len(folders) for folders in group_runs(named).values()] == [1]
+    shutil.copytree(first, tmp_path / "copy")
+    counted = []
+    monkeypatch.setattr(plot, "_picture", lambda groups, scalars, kind: counted.append(groups) or b"")
+    plot_runs([*named, "copy", second], tmp_path / "runs.png")
+    (folders,) = counted[0].values()
+    assert len(folders) == 2
+    assert (
+        capsys.readouterr().err == "metagrad: copy: has the seed and the rows of a, and both are counted as one run\n"
+    )
+    write_run(tmp_path / "same rows", 3)  # as two seeds may have, early on
+    plot_runs([first, tmp_path / "same rows"], tmp_path / "runs.png")
+    assert [len(folders) for folders in counted[1].values()] == [2]
+
+
+def test_a_picture_goes_to_a_url_or_through_the_users_own_links(tmp_path):
+    run = write_run(tmp_path / "a", 1)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "mine").symlink_to("pictures")
+    plot_runs([run], tmp_path / "mine" / "runs.svg")
+    assert b"<svg" in (tmp_path / "pictures" / "runs.svg").read_bytes()
+    (tmp_path / "target.png").write_bytes(b"kept")
+    (tmp_path / "runs.png").symlink_to("target.png")
+    plot_runs([run], tmp_path / "runs.png")
+    assert (tmp_path / "target.png").read_bytes() == b"kept"
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("output", "rule"),
+    [
+        ("folder.png", "is a folder"),
+        ("file/runs.png", "is no folder"),
+        ("runs\0.png", "holds a null byte"),
+        ("x" * 300 + ".png", "File name too long"),
+        ("memory://x/runs.png", "is no place where files stay"),
+        ("s3://KEY:secret@bucket/runs.png", "holds credentials"),
+        ("runs.txt", "must end in one of"),
+        ("", "must end in one of"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_is_read(tmp_path, monkeypatch, output, rule):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=rf"^output = '.*{rule}") as refused:
+        plot_runs(["nowhere"], output)
+    assert "secret" not in str(refused.value)
+
+
+def test_names_of_others_are_shown_as_they_are():
+    assert plot._as_label("$\\frac{1}{$") == "\\$\\frac{1}{\\$"
+    assert plot._as_label("_hidden\x1b") == " _hidden\\x1b"

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,11 +11,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from metagrad.cluster.config import Experiment
+from metagrad.cluster.events import EventLog
 from metagrad.cluster.run_config import CheckpointConfig
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.errors import ConfigurationError
-from metagrad.learner.checkpoint import restore_newest
-from metagrad.learner.storage import CannotWrite, Location, location, names
+from metagrad.learner.checkpoint import NoCheckpoint, restore_newest
+from metagrad.learner.storage import CannotWrite, Location, location, names, write_whole
 
 Tiny = Callable[..., Experiment]
 
@@ -216,3 +218,79 @@ def test_files_are_replaced_whole(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
         with pytest.raises(CannotWrite, match=r"^/.*/summary.json: cannot be written \(no space left"):
             folder.write_summary({"updates": 2})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"updates": 1}
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["removed", "moved"])
+def test_a_run_whose_folder_is_replaced_writes_nothing_into_the_other_one(
+    tiny: Tiny, tmp_path: Path, is_moved: bool
+) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with first.held():
+        first.open_new(tiny())
+        log = EventLog(first.path, 0)
+        first.write_checkpoint(1, {"by": "first"}, keep=3)
+        first.path.rename(tmp_path / "moved")
+        if not is_moved:
+            shutil.rmtree(tmp_path / "moved")
+        writes = [
+            partial(first.write_checkpoint, 2, {"by": "first"}, 3),
+            partial(first.write_summary, {"by": "first"}),
+            partial(log.scalars, {"x": 1.0}, 2),
+            partial(write_whole, first.path / "evaluation.json", b"first"),
+        ]
+        message = r"^/.*/run.*: cannot be written \(the folder .* was removed, moved or replaced\); this process ends"
+        for write in writes:
+            with pytest.raises(CannotWrite, match=message):
+                write()
+        assert not first.path.exists()
+        with second.held():
+            second.open_new(tiny(seed=1))
+            second.write_checkpoint(1, {"by": "second"}, keep=3)
+            before = contents(second.path)
+            for write in writes:
+                with pytest.raises(CannotWrite, match=message):
+                    write()
+            second.write_checkpoint(2, {"by": "second"}, keep=3)
+    assert contents(second.path).items() > before.items()
+    assert restore_newest(second.checkpoints).tree == {"by": "second"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_may_be_named_by_a_link_of_the_users(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one").mkdir()
+    (tmp_path / "latest").symlink_to("runs/one")
+    folder = RunFolder(tmp_path / "latest")
+    with folder.held():
+        folder.open_new(tiny())
+        folder.write_checkpoint(1, {"by": "link"}, keep=1)
+        with pytest.raises(ConfigurationError, match="another process is working in it"), RunFolder(folder.path).held():
+            pass
+    assert folder.path == tmp_path / "runs" / "one"
+    assert restore_newest(RunFolder(tmp_path / "latest").checkpoints).tree == {"by": "link"}
+    (tmp_path / "loop").symlink_to("loop")
+    looped = RunFolder(tmp_path / "loop")
+    for use in (looped.experiment, partial(looped.open_new, tiny()), looped.held().__enter__):
+        with pytest.raises(ConfigurationError):
+            use()
+
+
+def test_folders_that_are_links_are_neither_read_nor_emptied(tiny: Tiny, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "other")
+    other.open_new(tiny())
+    for update in (1, 2, 3):
+        other.write_checkpoint(update, {}, keep=9)
+    before = contents(other.path)
+    folder = RunFolder(tmp_path / "run")
+    folder.open_new(tiny())
+    folder.checkpoints.symlink_to(other.checkpoints)
+    with pytest.raises(ConfigurationError, match="checkpoints is a link, which is not followed"), folder.held():
+        pass
+    with pytest.raises(CannotWrite, match="checkpoints is a link, which is not followed"):
+        folder.write_checkpoint(4, {}, keep=1)
+    with pytest.raises(NoCheckpoint, match="checkpoints is a link, which is not followed"):
+        restore_newest(folder.checkpoints)
+    assert contents(other.path) == before

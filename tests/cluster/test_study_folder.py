@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from metagrad.cluster.run_folder import RunFolder
 from metagrad.cluster.study_folder import as_json, held, read_parts, write_part, write_results
 from metagrad.errors import ConfigurationError
+from metagrad.learner.storage import CannotWrite
 
 SETTINGS = {"seed": 0, "power": [2, 3]}
 PART = {"study": "toy", "settings": SETTINGS, "result": {"value": 4}, "provenance": {}}
@@ -124,3 +126,48 @@ def test_a_folder_serves_one_process_at_a_time(tmp_path: Path) -> None:
         pass
     with held(tmp_path / "toy"):
         pass
+
+
+def test_a_link_anywhere_in_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret").write_text("mine")
+    (folder / "work").mkdir()
+    for place in ("results.json", "work/part", "parts/one.json", ".hidden"):
+        (folder / place).symlink_to(tmp_path / "home")
+        with pytest.raises(ConfigurationError, match=rf"holds a link, '.*{place}'; remove it$"), held(folder):
+            pass
+        (folder / place).unlink()
+    (folder / "parts").rename(tmp_path / "parts")
+    (folder / "parts").symlink_to("../parts")
+    with pytest.raises(ConfigurationError, match=r"holds a link, '.*/parts'; remove it$"), held(folder):
+        pass
+    with pytest.raises(OSError, match="parts is a link"):
+        write_part(folder, "one", PART)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_a_part_that_is_no_file_is_refused(folder: Path, kind: str) -> None:
+    place = folder / "parts" / "one.json"
+    {"pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to("/dev/zero"), "folder": place.mkdir}[kind]()
+    with pytest.raises(ConfigurationError, match=rf"cannot be read \(it is a {kind}.*\); remove it$"):
+        read_parts(folder, "toy", {"one": SETTINGS})
+
+
+def test_a_folder_that_is_replaced_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    with held(folder):
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        for write in (lambda: write_part(folder, "one", PART), lambda: write_results(folder, {})):
+            with pytest.raises(CannotWrite, match="was removed, moved or replaced"):
+                write()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_results_file_is_never_written_through_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    for name in ("results.partial", "results.json"):
+        (folder / name).symlink_to(tmp_path / "secret")
+    write_results(folder, {"a": 1})
+    assert (tmp_path / "secret").read_text() == "mine"
+    assert json.loads((folder / "results.json").read_text()) == {"a": 1}

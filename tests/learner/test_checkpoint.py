@@ -1,12 +1,15 @@
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
+from metagrad.learner import checkpoint
 from metagrad.learner.checkpoint import (
     NoCheckpoint,
     Unreadable,
@@ -182,3 +185,73 @@ def test_data_that_is_no_tree_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(Unreadable, match=r"^update-000000001.pt: holds no checkpoint but a list$"):
         load(path)
+
+
+def test_every_flipped_bit_of_content_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, {"theta": torch.arange(64.0), "update": 1}, keep=1)
+    whole = path.read_bytes()
+    accepted = []
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            tree = load(path)
+        except Unreadable as error:
+            assert "\n" not in str(error)
+            assert str(error).startswith("update-000000001.pt: ")
+        else:  # dates and the like in the archive's own headers
+            accepted.append(place)
+            assert equal(tree, {"theta": torch.arange(64.0), "update": 1})
+    assert len(accepted) < len(whole) / 2
+
+
+class Executed:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch executed",)
+
+
+def test_what_would_be_executed_is_refused_in_our_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path, 1, {"x": Executed()}, keep=1)
+    with pytest.raises(Unreadable) as refused:
+        load(path)
+    assert str(refused.value) == "update-000000001.pt: holds more than plain data, and nothing of it was executed"
+    assert not (tmp_path / "executed").exists()
+
+
+def test_content_that_would_grow_is_refused_unread(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, TREE, keep=1)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", bytes(2**20))
+    with pytest.raises(Unreadable, match="its content is compressed"):
+        load(path)
+
+
+def test_a_run_that_goes_on_is_never_seen_without_a_checkpoint(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the folder and the look at the file the run writes the next one and removes this one."""
+    save(folder, 1, {"update": 1}, keep=1)
+    look, updates = checkpoint.paths, iter(range(2, 100))
+
+    def look_and_save(place: Location) -> list[Any]:
+        found = look(place)
+        monkeypatch.setattr(checkpoint, "paths", look)
+        update = next(updates)
+        save(folder, update, {"update": update}, keep=1)
+        if update < 6:
+            monkeypatch.setattr(checkpoint, "paths", look_and_save)
+        return found
+
+    monkeypatch.setattr(checkpoint, "paths", look_and_save)
+    restored = restore_newest(folder)
+    assert (restored.tree, restored.unreadable) == ({"update": 6}, ())
+
+
+def test_a_file_that_is_listed_and_never_there_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "names", lambda _: ["update-000000001.pt"])
+    with pytest.raises(NoCheckpoint, match="no readable checkpoint in"):
+        restore_newest(tmp_path)
