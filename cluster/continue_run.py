@@ -9,7 +9,6 @@ Exit codes are metagrad's, and 75 ("try again", EX_TEMPFAIL) for a run that was 
 update: a scheduler that looks at exit codes would take metagrad's 0 for the end of the work.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,7 +47,9 @@ def command(words: Sequence[str], folder: "RunFolder") -> list[str]:
 
 def is_finished(folder: "RunFolder") -> bool:
     """True where the summary says that the last update was made."""
-    summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    from metagrad.cluster.run_folder import read_json
+
+    summary = read_json(folder.path / "summary.json")
     return bool(summary["updates"] >= folder.experiment().updates)
 
 

@@ -29,7 +29,7 @@ from metagrad.cluster.train import Start, start_at, summary_before
 from metagrad.cluster.transport import Actors, ColocatedActors
 from metagrad.errors import ConfigurationError, require
 from metagrad.learner.algorithm import Algorithm
-from metagrad.learner.checkpoint import NoCheckpoint, Restored, paths, restore_newest, update_of
+from metagrad.learner.checkpoint import NoCheckpoint, Restored, restore_newest, update_of
 from metagrad.learner.storage import CannotWrite, Location
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def restore(
         restored = restore_newest(folder.checkpoints)
     except NoCheckpoint as error:
         remedy = "train until the first one (--resume begins such a run at update 0)"
-        if paths(folder.checkpoints):
+        if folder.has_checkpoint():
             remedy = "restore one of them; moved out of the folder, --resume begins at update 0"
         raise ConfigurationError(f"run-dir = {str(folder.path)!r}: {error}; {remedy}") from error
     for line in restored.unreadable:
@@ -82,8 +82,7 @@ def _opened(
     with folder.held():
         if is_resumed:
             folder.require_same(experiment)  # before a checkpoint can be said to be another run's
-            has_checkpoint = bool(paths(folder.checkpoints))
-            restored = restore(folder, experiment, algorithm, report) if has_checkpoint else None
+            restored = restore(folder, experiment, algorithm, report) if folder.has_checkpoint() else None
             folder.open_resumed(experiment)
             yield restored
             return
@@ -212,7 +211,7 @@ class _Run:
         def newest_checkpoint() -> dict[str, Any] | None:
             if first:
                 return first.pop()
-            if not paths(self._folder.checkpoints):  # it died before the first one
+            if not self._folder.has_checkpoint():  # it died before the first one
                 return None
             return restore(self._folder, self._experiment, self._algorithm, self._progress.say).tree
 

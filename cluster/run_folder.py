@@ -123,9 +123,19 @@ class RunFolder:
 
     def _require_kinds(self) -> None:
         """What is in the place of a file shows itself before a run begins, not when the file is written."""
-        local_files.require_kind(self.checkpoints, is_folder=True)
-        for place in (self._config, self._summary, *checkpoint.paths(self.checkpoints)):
-            local_files.require_kind(place, is_folder=False)
+        if isinstance(self.path, Path):
+            local_files.require_kind(self.path / self.checkpoints.name, is_folder=True)
+            for place in (self._config, self._summary, *checkpoint.paths(self.checkpoints)):
+                local_files.require_kind(Path(str(place)), is_folder=False)
+
+    def has_checkpoint(self) -> bool:
+        """True where a checkpoint lies in the folder, readable or not.
+
+        Raises:
+            ConfigurationError: nobody can tell.
+        """
+        with self._refusing("checkpoints cannot be listed"):
+            return bool(checkpoint.paths(self.checkpoints))
 
     def open_new(self, experiment: BaseExperiment) -> None:
         """Claim the folder for a new run.

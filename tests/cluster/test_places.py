@@ -2,18 +2,21 @@
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from metagrad.actors.rollout import Actor
 from metagrad.cluster.cli import main
 from metagrad.cluster.commands import quoted
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.evaluation import evaluate_run
 from metagrad.cluster.launch import run
 from metagrad.errors import ConfigurationError
+from metagrad.types import Rollout, WeightSnapshot
 
 Capture = pytest.CaptureFixture[str]
 Tiny = Callable[..., Experiment]
@@ -131,3 +134,29 @@ def test_printed_commands_can_be_given_to_a_shell(tiny: Tiny, tmp_path: Path, ca
     advice = capsys.readouterr().err.partition("; run metagrad")[2]
     assert shlex.split(advice)[-1] == str(tmp_path / name)
     assert shlex.split(quoted("-x y")) == ["./-x y"]
+
+
+@pytest.mark.parametrize("at_update", [0, 3])
+def test_a_run_ends_in_one_line_when_another_one_takes_its_place(
+    tiny: Tiny, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, at_update: int
+) -> None:
+    """Its folder is removed and another run begun at the same path while it goes on."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    run(tiny(updates=2), other, False, Console(quiet=True))
+    before = {str(path): path.read_bytes() for path in sorted(other.rglob("*.*"))}
+    rollout = Actor.rollout
+
+    def replace_it(actor: Actor, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        if snapshot.version >= at_update and other.exists():
+            shutil.rmtree(folder)
+            other.rename(folder)
+        return rollout(actor, snapshot, lookahead_step)
+
+    monkeypatch.setattr(Actor, "rollout", replace_it)
+    words = ("--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3", "--updates", "6")
+    own = (*words, "--log-every", "1", "--checkpoint.every", "1", "--topology", "colocated", "--learner-threads", "1")
+    assert main(("train", "snake-6x6", *own, "--run-dir", str(folder))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"metagrad: {folder}")
+    assert line.endswith("was removed, moved or replaced); this process ends without writing there")
+    assert {str(path).replace(str(folder), str(other)): path.read_bytes() for path in folder.rglob("*.*")} == before

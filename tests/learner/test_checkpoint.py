@@ -190,7 +190,7 @@ def test_data_that_is_no_tree_is_no_checkpoint(tmp_path: Path) -> None:
 def test_every_flipped_bit_of_content_is_found(tmp_path: Path) -> None:
     path = save(tmp_path, 1, {"theta": torch.arange(64.0), "update": 1}, keep=1)
     whole = path.read_bytes()
-    accepted = []
+    accepted, reasons = [], []
     for place in range(len(whole)):
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
@@ -198,12 +198,12 @@ def test_every_flipped_bit_of_content_is_found(tmp_path: Path) -> None:
         try:
             tree = load(path)
         except Unreadable as error:
-            assert "\n" not in str(error)
-            assert str(error).startswith("update-000000001.pt: ")
+            reasons.append(str(error))
         else:  # dates and the like in the archive's own headers
             accepted.append(place)
             assert equal(tree, {"theta": torch.arange(64.0), "update": 1})
     assert len(accepted) < len(whole) / 2
+    assert all(line.startswith("update-000000001.pt: ") and line.isprintable() for line in reasons)
 
 
 class Executed:
