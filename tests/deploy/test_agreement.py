@@ -144,8 +144,9 @@ def test_every_package_that_is_documented_is_an_extra() -> None:
     paths += [path for path in (ROOT / "deploy").rglob("*") if path.suffix in (".yaml", ".sh", ".md")]
     text = "\n".join(path.read_text() for path in paths)
     named = re.findall(r'pip install (?:-c constraints\.txt )?"?([\w.\[]*\w\]?)', text)
-    named += re.findall(r"--packages (\w+)", text) + re.findall(r'"(\w+)==…"', text)
-    assert {"s3fs", "boto3", ".[s3]"} <= set(named) <= known
+    named += re.findall(r"--packages (\w+)", text)
+    named += " ".join(re.findall(r'EXTRA_PACKAGES="([\w ]+)"', text)).split()
+    assert {"s3fs", "boto3", ".[s3]", ".[aws]"} <= set(named) <= known
 
 
 @pytest.mark.parametrize("file", ["aws", "local"])
