@@ -18,7 +18,7 @@ class TrainOptions:
 
     experiment: Annotated[BaseExperiment, tyro.conf.arg(name="")]
     run_dir: str | None = None
-    """The run's folder, a path or a URL such as s3://…; None: runs/EXPERIMENT-seedS-TIME."""
+    """The run's folder, a path or a URL such as s3://…; None: runs/EXPERIMENT-seedS-TIME-RANDOM."""
     resume: bool = False
     """Continue the run in --run-dir from its newest checkpoint, with more --updates or on another device, say."""
 

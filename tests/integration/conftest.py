@@ -22,7 +22,7 @@ class Command:
         self.mark = uuid.uuid4().hex
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         environment |= {_MARK: self.mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        program = f"{prelude}\nimport sys\nfrom metagrad.cluster.cli import main\nsys.exit(main(sys.argv[1:]))"
+        program = f"{prelude}\nimport sys\nfrom metagrad.cluster.entry import main\nsys.exit(main())"
         self._output = folder / f"output-{self.mark}.txt"
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
