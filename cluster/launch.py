@@ -27,7 +27,7 @@ from metagrad.cluster.run_folder import RunFolder
 from metagrad.cluster.stop import StopRequest
 from metagrad.cluster.train import Start, start_at, summary_before
 from metagrad.cluster.transport import Actors, ColocatedActors
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import ConfigurationError, RunLost, require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import NoCheckpoint, Restored, restore_newest, update_of
 from metagrad.learner.storage import CannotWrite, Location
@@ -89,6 +89,8 @@ def _opened(
         folder.open_new(experiment)
         try:
             yield None
+        except (CannotWrite, RunLost):  # their remedy is --resume, at whatever update
+            raise
         except BaseException:  # a cluster that is too small or not there shows itself only now
             folder.withdraw_unbegun()
             raise

@@ -29,7 +29,7 @@ from metagrad.cluster.rollout_actor import MakeActor, create
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.stop import Stop
 from metagrad.cluster.train import Start, start_at
-from metagrad.errors import require
+from metagrad.errors import RunLost, require
 
 _SECONDS_TO_PLACE = 5.0  # where there is room
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -40,7 +40,7 @@ _SECONDS_UNTIL_SAID = 5.0
 OpenReports = Callable[[Start], AbstractContextManager[DriverReports]]
 
 
-class LearnerLost(RuntimeError):
+class LearnerLost(RunLost):
     """The learner's process died, and was not to be started again."""
 
 

@@ -22,10 +22,11 @@ from metagrad.cluster.launch import default_run_dir, run
 from metagrad.cluster.plot import logged_scalars
 from metagrad.cluster.run_config import CheckpointConfig, EvaluationConfig
 from metagrad.cluster.run_folder import RunFolder
-from metagrad.errors import ConfigurationError
+from metagrad.errors import ConfigurationError, RunLost
 from metagrad.learner import algorithm
 from metagrad.learner.checkpoint import load, paths, save
 from metagrad.learner.step import meta_update
+from metagrad.learner.storage import CannotWrite
 from metagrad.networks import Mlp
 
 Tiny = Callable[..., Experiment]
@@ -209,6 +210,20 @@ def test_a_run_of_which_nothing_came_gives_its_folder_back(
     with pytest.raises(error):
         run(tiny(), folder, False, QUIET)
     assert [path.name for path in tmp_path.rglob("*")] == (["runs", "run", "notes.txt"] if has_notes else [])
+
+
+@pytest.mark.parametrize("error", [RunLost("lost; continue with --resume"), CannotWrite(28, "full", "place")])
+def test_a_run_that_is_to_be_resumed_keeps_its_folder(
+    tiny: Tiny, tmp_path: Path, at_update: Any, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    at_update(1, fail)
+    with pytest.raises(type(error)):
+        run(tiny(), tmp_path / "run", False, QUIET)
+    at_update(0, fail)
+    assert run(tiny(), tmp_path / "run", True, QUIET)["updates"] == 6
 
 
 @pytest.mark.parametrize("changes", [{"actors": 4}, {"network": Mlp(hidden=5)}, {"outer": "value"}], ids=str)
