@@ -10,12 +10,12 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from signal import Signals
+from signal import SIGINT, Signals
 from types import FrameType
 from typing import Literal, NamedTuple
 
@@ -163,15 +163,17 @@ def _run_missing(
     missing = {name: settings for name, settings in asked.items() if name not in done}
     topology = where.topology
     line = _ProgressLine(progress, len(done), len(asked), is_terminal)
-    stop = StopRequest() if topology == "ray" else _StopAtOnce()
+    # Colocated parts may take minutes, and nothing of an unfinished one is worth waiting for.
+    stop = _StudyStop(is_at_once=topology == "colocated")
     try:
         with stop, line, contextlib.closing(_parts_on(where, study, folder, missing, progress.say)) as finished:
             for item in finished if stop.signal_name is None else ():  # else it was heard while torch was loaded
                 if item is not None:
                     name, record = item
-                    write_part(folder, name, record)
-                    done[name] = record
-                    line.count(len(done))
+                    with stop.deferred():
+                        write_part(folder, name, record)
+                        done[name] = record
+                        line.count(len(done))
                 elif stop.signal_name is not None:
                     break
     except KeyboardInterrupt:
@@ -225,12 +227,31 @@ def execute(study: str, run_part: Callable[[Settings], Result], settings: Settin
     return {"study": study, "settings": settings, "result": result, "provenance": origin}
 
 
-class _StopAtOnce(StopRequest):
-    """Colocated parts may take minutes, and nothing of an unfinished one is worth waiting for."""
+class _StudyStop(StopRequest):
+    """A stop that interrupts what is computed, at once or at a second Ctrl-C, but never while a part is stored.
+
+    A part that is on disk is counted: what the last lines say is what the folder holds.
+    """
+
+    def __init__(self, is_at_once: bool):
+        super().__init__()
+        self._is_at_once = is_at_once
+        self._is_deferred = False
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal is noted and interrupts nothing."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_second = self.signal_name is not None and number == SIGINT
         self.signal_name = Signals(number).name
-        raise KeyboardInterrupt
+        if not self._is_deferred and (self._is_at_once or is_second):
+            raise KeyboardInterrupt
 
 
 class _ProgressLine:

@@ -17,8 +17,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from metagrad.cluster import studies
 from metagrad.cluster.run_folder import RunFolder
-from metagrad.cluster.studies import PartFailed, Study, StudyStopped, default_folder, reproduce
+from metagrad.cluster.studies import PartFailed, Study, StudyStopped, colocated_parts, default_folder, reproduce
+from metagrad.cluster.study_folder import write_part
 from metagrad.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -206,6 +208,53 @@ def test_a_signal_ends_a_colocated_study_at_once(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     colocated()
     assert (tmp_path / "toy" / "report.md").read_text() == "[0, 1, 4] False"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("last", ["square-0", "square-2"])
+def test_a_part_that_is_stored_is_counted_whenever_the_signal_comes(
+    colocated: Reproduce,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    last: str,
+) -> None:
+    def store(folder: Path, name: str, record: dict[str, Any]) -> None:
+        write_part(folder, name, record)
+        if name == last:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(studies, "write_part", store)
+    if last == "square-2":
+        colocated()
+        assert (tmp_path / "toy" / "report.md").read_text() == "[0, 1, 4] False"
+        return
+    with pytest.raises(StudyStopped):
+        colocated()
+    assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
+    assert f"stopped by {number.name} with 1 of 3 parts done; the same command continues" in text(console)
+    assert text(console).splitlines()[-2].startswith("parts 1/3 ")
+
+
+def test_a_part_that_is_stored_is_counted_though_ctrl_c_is_pressed_twice(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Ray, where the second one does not wait for the others."""
+
+    def store(folder: Path, name: str, record: dict[str, Any]) -> None:
+        write_part(folder, name, record)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(studies, "write_part", store)
+    monkeypatch.setattr(
+        studies, "_parts_on", lambda _topology, study, folder, missing, _say: colocated_parts(study, folder, missing)
+    )
+    with pytest.raises(StudyStopped):
+        reproduce(TOY, tmp_path / "toy", 3, False, "ray", console)
+    assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
+    assert "stopped by SIGINT with 1 of 3 parts done; the same command continues" in text(console)
 
 
 def test_on_a_terminal_one_line_keeps_moving_while_a_part_runs(tmp_path: Path) -> None:
