@@ -196,7 +196,7 @@ def f(config, hyper):
 
 
 def test_every_configuration_field_has_a_reader() -> None:
-    import experiments  # and with it every file of ours that defines a configuration
+    from metagrad import experiments  # and with it every file of ours that defines a configuration
     from metagrad.cluster.config_json import config_types
 
     kinds = [kind for kind in config_types().values() if kind.__module__.startswith("metagrad.")]

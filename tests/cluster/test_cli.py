@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -186,12 +187,18 @@ def test_wrong_input_is_refused_in_one_line_before_anything_starts(
     assert_refused(words, expected, workplace, capsys)
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run, to be copied."""
+    folder = tmp_path_factory.mktemp("trained") / "a run"
+    assert main((*SNAKE, *TINY, "--run-dir", str(folder))) == 0
+    return folder
+
+
 @pytest.fixture
-def trained(workplace: Path, capsys: Capture) -> Path:
-    """The folder of a finished tiny run."""
-    assert main((*SNAKE, *TINY, "--run-dir", "a run")) == 0
-    assert "run folder: a run" in capsys.readouterr().out
-    return workplace / "a run"
+def trained(trained_once: Path, workplace: Path) -> Path:
+    """The same run in the current directory."""
+    return Path(shutil.copytree(trained_once, workplace / "a run"))
 
 
 @pytest.mark.usefixtures("trained")
@@ -231,7 +238,10 @@ def test_a_run_without_a_readable_checkpoint_is_refused(
     assert_refused((*SNAKE, "--run-dir", "a run", "--resume"), r"run-dir = .*no readable check", workplace, capsys)
 
 
-def test_a_run_is_trained_continued_and_played(trained: Path, capsys: Capture) -> None:
+def test_a_run_is_trained_continued_and_played(workplace: Path, capsys: Capture) -> None:
+    trained = workplace / "a run"
+    assert main((*SNAKE, *TINY, "--run-dir", "a run")) == 0
+    assert "run folder: a run" in capsys.readouterr().out
     assert main((*SNAKE, "--run-dir", "a run", "--resume", "--updates", "6")) == 0
     printed = capsys.readouterr().out
     assert re.search(r"resumed from .*update-000000004.pt at update 4", printed)

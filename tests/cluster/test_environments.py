@@ -44,15 +44,18 @@ OPTION = {
 every_environment = pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
 
 
-@every_environment
-@pytest.mark.parametrize("lookahead", ["continue", "fork", "separate"])
+@pytest.mark.parametrize(
+    ("name", "lookahead"),
+    # What a checkpoint holds of an environment is the same in every scheme, so one environment goes through all.
+    [*((name, "fork") for name in ENVIRONMENTS), ("ipd", "continue"), ("ipd", "separate")],
+)
 def test_training_resumes_bitwise(
-    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, env: Any, lookahead: str
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, name: str, lookahead: str
 ) -> None:
-    changes = {"env": env, "network": Mlp(hidden=8), "lookahead": lookahead, "meta": {"n": 2}}
-    run(tiny(updates=6, **changes), tmp_path / "whole", False, console)
+    changes = {"env": ENVIRONMENTS[name], "network": Mlp(hidden=8), "lookahead": lookahead, "meta": {"n": 2}}
+    run(tiny(updates=5, **changes), tmp_path / "whole", False, console)
     run(tiny(updates=3, **changes), tmp_path / "parts", False, console)
-    run(tiny(updates=6, **changes), tmp_path / "parts", True, console)
+    run(tiny(updates=5, **changes), tmp_path / "parts", True, console)
     whole, parts = learner_of(tmp_path / "whole"), learner_of(tmp_path / "parts")
     assert whole["learner.theta"] == parts["learner.theta"]
     assert whole["learner.eta"] == parts["learner.eta"]

@@ -36,9 +36,9 @@ def test_a_machine_alone_has_room_for_what_a_run_asks_for(tiny: Tiny, monkeypatc
 
 @pytest.mark.parametrize("name", ["snake-6x6", "ipd", "discounting-chain"])
 def test_rates_are_measured_on_the_experiments_own_parts(name: str) -> None:
-    experiment = replace(EXPERIMENTS[name](), environments=8, actors=1)
+    experiment = replace(EXPERIMENTS[name](), environments=4, actors=1)
     rates, parameters = measure(experiment, probe(experiment.env))
-    assert rates.rollout_seconds(8) > 0
+    assert rates.rollout_seconds(4) > 0
     assert rates.environment >= 0
     assert rates.update > 0
     assert rates.batches == {"snake-6x6": 2, "ipd": 10, "discounting-chain": 2}[name]

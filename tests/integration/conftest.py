@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from metagrad.cluster.cli import main
+
 ROOT = Path(__file__).parent.parent.parent
 _MARK = "METAGRAD_TEST_RUN"
 
@@ -36,6 +38,7 @@ class Command:
 
     @property
     def output(self) -> str:
+        """What it has printed so far."""
         return self._output.read_text()
 
     def wait(self) -> int:
@@ -97,6 +100,22 @@ def metagrad(tmp_path: Path) -> Iterator[Metagrad]:
     yield start
     for command in started:
         command.clean_up()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """(*words) -> what the same command prints in this process, which need not load torch again; it must succeed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(*words: str) -> str:
+        capfd.readouterr()
+        code = main(words)
+        output = capfd.readouterr()
+        assert code == 0, output.out + output.err
+        return output.out
+
+    return run
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ def fill(disk: Path) -> None:
                 return
 
 
-def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(metagrad: Metagrad, tiny_words: Words, disk: Path) -> None:
+def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(
+    metagrad: Metagrad, here: Callable[..., str], tiny_words: Words, disk: Path
+) -> None:
     run = disk / "run"
     words = (*tiny_words, "--topology", "colocated", "--checkpoint.every", "20", "--checkpoint.keep", "2")
     first = metagrad(*words, "--run-dir", str(run))
@@ -59,9 +61,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing(metagrad: Metagrad,
 
     (disk / "filler").unlink()
     last = update_of(restored.path) + 20
-    second = metagrad("train", words[1], "--run-dir", str(run), "--resume", "--updates", str(last))
-    assert second.wait() == 0, second.output
-    assert f"at update {update_of(restored.path)}" in second.output
+    printed = here("train", words[1], "--run-dir", str(run), "--resume", "--updates", str(last))
+    assert f"at update {update_of(restored.path)}" in printed
     assert json.loads((run / "summary.json").read_text())["updates"] == last
     assert update_of(paths(run / "checkpoints")[-1]) == last
 
@@ -78,18 +79,22 @@ def test_a_file_that_cannot_be_written_is_one_line(
     assert capsys.readouterr().err == line
 
 
-def test_a_disk_that_is_full_from_the_start_is_refused(metagrad: Metagrad, tiny_words: Words, disk: Path) -> None:
+def test_a_disk_that_is_full_from_the_start_is_refused(
+    tiny_words: Words, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(disk)
-    command = metagrad(*tiny_words, "--topology", "colocated", "--run-dir", str(disk / "run"))
-    assert command.wait() == 2
-    (line,) = command.output.splitlines()
+    assert cli.main((*tiny_words, "--topology", "colocated", "--run-dir", str(disk / "run"))) == 2
+    printed = capsys.readouterr()
+    (line,) = (printed.out + printed.err).splitlines()
     assert line == f"metagrad: run-dir = '{disk / 'run'}': {FULL}; choose another folder"
 
 
-def test_a_disk_that_may_not_be_written_is_refused(metagrad: Metagrad, tiny_words: Words, disk: Path) -> None:
+def test_a_disk_that_may_not_be_written_is_refused(
+    tiny_words: Words, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    command = metagrad(*tiny_words, "--topology", "colocated", "--run-dir", str(disk / "run"))
-    assert command.wait() == 2
-    (line,) = command.output.splitlines()
+    assert cli.main((*tiny_words, "--topology", "colocated", "--run-dir", str(disk / "run"))) == 2
+    printed = capsys.readouterr()
+    (line,) = (printed.out + printed.err).splitlines()
     rule = "cannot be written (Read-only file system)"
     assert line == f"metagrad: run-dir = '{disk / 'run'}': {rule}; choose another folder"

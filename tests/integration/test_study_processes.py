@@ -3,13 +3,16 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metagrad import experiments
+
 Metagrad = Callable[..., Any]
+Here = Callable[..., str]
 
 # Seed 0 is quick; the others take an hour until there is a file "go".
 TOY = """
@@ -43,6 +46,14 @@ def reproduce(metagrad: Metagrad, tmp_path: Path) -> Metagrad:
     return lambda *words: metagrad("reproduce", "toy", *words, prelude=TOY.format(go=str(tmp_path / "go")))
 
 
+@pytest.fixture
+def reproduced(here: Here, tmp_path: Path) -> Iterator[Here]:
+    """(*words) -> what `metagrad reproduce toy` prints in this process."""
+    exec(TOY.format(go=str(tmp_path / "go")), {})
+    yield lambda *words: here("reproduce", "toy", *words)
+    del experiments.STUDIES["toy"]
+
+
 def stop(command: Any, number: signal.Signals) -> None:
     if number == signal.SIGINT:
         command.press_ctrl_c()
@@ -63,7 +74,7 @@ def stop(command: Any, number: signal.Signals) -> None:
     ids=str,
 )
 def test_a_study_that_was_stopped_or_killed_continues(
-    reproduce: Metagrad, tmp_path: Path, topology: str, number: signal.Signals, code: int
+    reproduce: Metagrad, reproduced: Here, tmp_path: Path, topology: str, number: signal.Signals, code: int
 ) -> None:
     first_part = tmp_path / "studies" / "toy" / "parts" / "seed-0.json"
     first = reproduce("--topology", topology)
@@ -78,15 +89,13 @@ def test_a_study_that_was_stopped_or_killed_continues(
     before = first_part.stat().st_mtime_ns
 
     (tmp_path / "go").touch()
-    second = reproduce("--topology", topology)
-    assert second.wait() == 0, second.output
-    assert second.survivors() == []
-    assert "1 of 3 parts are there already" in second.output
+    assert "1 of 3 parts are there already" in reproduced("--topology", "colocated")
     assert first_part.stat().st_mtime_ns == before
     assert (tmp_path / "studies" / "toy" / "report.md").read_text() == "[0, 1, 2]"
 
 
-@pytest.mark.parametrize("topology", ["colocated", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/cluster/test_studies.py and test_ray_parts.py have the same in one process
+@pytest.mark.parametrize("topology", ["colocated", "ray"])
 def test_a_part_that_raises_shows_its_traceback_and_exit_code_1(
     reproduce: Metagrad, tmp_path: Path, topology: str
 ) -> None:
