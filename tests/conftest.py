@@ -22,8 +22,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 torch.set_num_threads(1)
 
 # No time limit on one example (pytest-timeout holds for the whole test) and the same examples in every run.
-hypothesis.settings.register_profile("metagrad", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("metagrad")
+for name, examples in (("fast", 30), ("all", 200)):
+    hypothesis.settings.register_profile(name, deadline=None, derandomize=True, print_blob=True, max_examples=examples)
+hypothesis.settings.load_profile("fast")
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -42,6 +43,11 @@ def checked(function: F) -> F:
 LIBRARY = [f"metagrad.{path.stem}" for path in (Path(__file__).parent.parent / "metagrad").glob("*.py")]
 CHECKED = [name for name in LIBRARY if name != "metagrad.__init__"] + ["metagrad.actors", "metagrad.learner"]
 install_import_hook(CHECKED, f"sys.modules[{__name__!r}].checked")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test-all` tries more examples of every property."""
+    hypothesis.settings.load_profile("fast" if config.getoption("markexpr") else "all")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -62,6 +62,7 @@ def test_terms_of_the_floor_are_seconds_of_one_decision():
     assert all(1e-6 < seconds < 1 for seconds in terms.values())
 
 
+@pytest.mark.slow  # tests/benchmarks/test_end_to_end_ours.py measures one such run
 def test_quick_run_of_ours_alone():
     result = subject.run(rounds=1, quick=True, alone=True)
     assert set(result["systems"]) == set(subject.QUICK)

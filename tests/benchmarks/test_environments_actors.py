@@ -6,19 +6,16 @@ from benchmarks.harness import Timing
 from metagrad.actors.envs.snake import SnakeConfig
 
 
-@pytest.fixture(scope="module")
-def actors():
+def test_every_actor_steps_its_share_and_ends_with_the_block():
     with subject.snake_actors(2) as actors:
-        yield actors
-
-
-def test_every_actor_steps_its_share(actors):
-    for batch_size in (4, 3):  # new boards; also shares that are not of one size
-        actors.prepare(SnakeConfig(), torch.zeros(10, batch_size, dtype=torch.int64))
-        timing = actors.run()
-        assert isinstance(timing, Timing)
-        assert timing.wall_s > 0
-        assert timing.cpu_s > 0
+        for batch_size in (4, 3):  # new boards; also shares that are not of one size
+            actors.prepare(SnakeConfig(), torch.zeros(10, batch_size, dtype=torch.int64))
+            timing = actors.run()
+            assert isinstance(timing, Timing)
+            assert timing.wall_s > 0
+            assert timing.cpu_s > 0
+        assert all(process.is_alive() for process in actors.processes)
+    assert [process.exitcode for process in actors.processes] == [0, 0]
 
 
 def test_an_actor_that_fails_ends_the_measurement(capfd):
@@ -28,12 +25,6 @@ def test_an_actor_that_fails_ends_the_measurement(capfd):
         actors.processes[0].join()
         assert actors.processes[0].exitcode == 1
     assert "IndexError" in capfd.readouterr().err
-
-
-def test_actors_end_with_the_block():
-    with subject.snake_actors(1) as actors:
-        assert actors.processes[0].is_alive()
-    assert actors.processes[0].exitcode == 0
 
 
 class Orders:

@@ -341,7 +341,7 @@ class BrokenEnvironment:
         return step
 
 
-@pytest.mark.parametrize("what", ["reward", "observation"])
+@pytest.mark.parametrize("what", ["reward", pytest.param("observation", marks=pytest.mark.slow)])
 def test_a_nan_of_an_environment_ends_the_run_and_is_located(
     tiny: Tiny, console: Console, tmp_path: Path, what: str
 ) -> None:

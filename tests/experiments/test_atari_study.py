@@ -43,7 +43,8 @@ def test_parts_are_seeds_by_games_by_agents() -> None:
     assert {settings["backend"] for settings in ALE_STUDY.parts(1, True).values()} == {"ale"}
 
 
-@pytest.mark.parametrize("backend", ["envpool", "ale"])
+# test_experiments.py trains on EnvPool.
+@pytest.mark.parametrize("backend", [pytest.param("envpool", marks=pytest.mark.slow), "ale"])
 def test_a_part_trains_and_plays_full_games(tmp_path: Path, backend: str) -> None:
     result = run_part(TINY | {"backend": backend}, tmp_path / "part")
     assert len(result["returns"]) == 1

@@ -145,6 +145,7 @@ def per_step(folder: Path) -> float:
     return float(logged_scalars(folder)["reward/mean_per_step"][1][-1])
 
 
+@pytest.mark.slow  # test_ipd.py has the same end of the same exact updates
 def test_exact_players_cooperate_and_independent_ones_do_not(tmp_path: Path) -> None:
     """Curves of the study: about 60 updates to cooperation. Games only keep the score here, so short ones do."""
     short = {"inner_rollouts": 8, "environments": 100, "actors": 1, "updates": 90}

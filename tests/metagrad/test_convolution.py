@@ -35,7 +35,12 @@ def test_it_is_the_convolution(geometry, factors):
     assert torch.equal(conv2d(x, weight, None, geometry), plain(x, weight, None, geometry.stride, geometry.padding))
 
 
-@pytest.mark.parametrize("wanted", ["x", "w", "b", "xwb"])
+@pytest.mark.parametrize(
+    ("geometry", "wanted"),
+    [*((each, "xwb") for each in GEOMETRIES), *((each, one) for each in GEOMETRIES[1::2] for one in "xwb")],
+    indirect=["geometry"],
+    ids=str,
+)
 def test_first_and_second_derivatives_in_both_modes(geometry, factors, wanted):
     """By finite differences, of every subset of the inputs: what is not asked for is not there to be wrong."""
     inputs = [tensor if name in wanted else tensor.detach() for name, tensor in zip("xwb", factors, strict=True)]
