@@ -33,10 +33,10 @@ train: .venv/.runtime ## train one experiment: make train [EXPERIMENT=demo] [ARG
 reproduce: .venv/.runtime ## compute a study and its report: make reproduce STUDY=NAME [ARGS="--quick"]; without STUDY: their names
 	@exec .venv/bin/metagrad $(if $(STUDY),reproduce "$(STUDY)" $(ARGS),list)
 
-test: .venv/.dev ## run the fast tests and the docstring examples: make test [ARGS="-k returns"]
+test: .venv/.dev ## run the fast tests and the docstring examples, in 5 minutes: make test [ARGS="-k returns"]
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-test-all: .venv/.dev ## run every test: also slow, cluster and, with a CUDA device, gpu
+test-all: .venv/.dev ## run every test, in hours: also slow, cluster and, with a CUDA device, gpu
 	.venv/bin/python -m pytest -m "" --timeout=1800 $(ARGS)
 
 lint: .venv/.extras ## check format, style, imports, types, spelling, that the extras install, and docker/ and deploy/ against their schemas

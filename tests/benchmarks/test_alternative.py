@@ -43,7 +43,7 @@ def test_a_case_runs_in_the_other_process_and_is_timed_there(fake):
         run = other.run("work")
         assert (run.answer["frames"], run.answer["argument"], run.answer["threads"]) == (7, "word", "3")
         assert 0.05 <= run.timing.wall_s
-        assert run.timing.cpu_s < 0.05
+        assert run.timing.cpu_s < run.timing.wall_s
         timings = interleave({"work": other.case("work")}, rounds=2)
         assert all(timing.wall_s >= 0.05 for timing in timings["work"])
         assert all(json.dumps(timing) for timing in timings["work"])

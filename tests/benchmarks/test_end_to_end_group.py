@@ -38,7 +38,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while any(map(is_running, pids)):
         assert time.monotonic() < until, f"{pids} still run"
         time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_a_run_ends_with_whoever_started_it_even_one_that_was_killed(program, tm
     pids = tmp_path / "pids"
     code = f"from benchmarks.end_to_end_group import *; run_in_group({program!r}, ['hang', {str(pids)!r}], 60)"
     starter = subprocess.Popen([sys.executable, "-c", code])
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while not pids.exists() or len(pids.read_text().split()) < 2:
         assert time.monotonic() < until
         time.sleep(0.05)

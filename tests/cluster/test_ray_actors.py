@@ -142,7 +142,7 @@ def kill_the_learner() -> None:
 
 def test_a_stopped_run_continues_bitwise(tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any) -> None:
     """The uninterrupted run is colocated: it has the same bits."""
-    experiment = tiny(topology="ray", lookahead="separate", meta={"n": 1}, updates=8)
+    experiment = tiny(topology="ray", lookahead="separate", meta={"n": 1}, updates=16)
     run(replace(experiment, topology="colocated"), tmp_path / "whole", False, console)
     driver = os.getpid()
 
@@ -152,7 +152,8 @@ def test_a_stopped_run_continues_bitwise(tiny: Tiny, console: Console, tmp_path:
 
     make = faulty(tmp_path / "marker", stop, at=5)
     stopped = run(experiment, tmp_path / "parts", False, console, make)
-    assert (stopped["stopped_by"], stopped["updates"]) == ("SIGTERM", 3)
+    assert stopped["stopped_by"] == "SIGTERM"
+    assert 3 <= stopped["updates"] < 16, "how many begin before the driver looks is the machine's"
     run(experiment, tmp_path / "parts", True, console)
     assert learner_of(tmp_path / "parts") == learner_of(tmp_path / "whole")
     assert summary_of(tmp_path / "parts")["sampled"] == summary_of(tmp_path / "whole")["sampled"]

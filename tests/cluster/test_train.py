@@ -123,7 +123,7 @@ def test_frames_beyond_the_look_ahead_are_looked_ahead_too(
 def test_a_stopped_run_continues_bitwise(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch, meta: dict[str, Any]
 ) -> None:
-    continues_bitwise(tiny(meta=meta, updates=6), console, tmp_path, learner_of, monkeypatch)
+    continues_bitwise(tiny(meta=meta, updates=8), console, tmp_path, learner_of, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -145,24 +145,24 @@ def test_a_stopped_window_continues_bitwise(
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
-    experiment = tiny(schedule="peek", updates=6, **changes)
+    experiment = tiny(schedule="peek", updates=8, **changes)
     continues_bitwise(experiment, console, tmp_path, learner_of, monkeypatch)
     summary = summary_of(tmp_path / "parts")
     held = experiment.look_ahead_batches * 12
-    assert (summary["consumed"], summary["in_flight"], summary["dropped"]) == (6 * 12, held, 0)
-    assert (summary["frames_real"], summary["frames_lookahead"]) == (6 * 12 + held, 0)
+    assert (summary["consumed"], summary["in_flight"], summary["dropped"]) == (8 * 12, held, 0)
+    assert (summary["frames_real"], summary["frames_lookahead"]) == (8 * 12 + held, 0)
 
 
 def continues_bitwise(
     experiment: Experiment, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six updates are those that were stopped after three or four and went on."""
+    """Eight updates are those that were stopped after three or four and went on."""
     run(experiment, tmp_path / "whole", False, console)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         stopped = run(experiment, tmp_path / "parts", False, console)
     assert stopped["stopped_by"] == "SIGTERM"
-    assert 3 <= stopped["updates"] < 6, "the update under way is finished, the others are not begun"
+    assert 3 <= stopped["updates"] < 8, "the update under way is finished, the others are not begun"
     assert summary_of(tmp_path / "parts") == stopped
     resumed = run(experiment, tmp_path / "parts", True, console)
     assert learner_of(tmp_path / "parts") == learner_of(tmp_path / "whole")

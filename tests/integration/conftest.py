@@ -55,7 +55,7 @@ class Command:
         """As a terminal does: to the whole foreground process group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def survivors(self, seconds: float = 30.0) -> list[str]:
+    def survivors(self, seconds: float = 90.0) -> list[str]:
         """Command lines of processes that inherited this run's environment and are not gone after a while."""
         end = time.monotonic() + seconds
         while True:

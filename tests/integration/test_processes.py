@@ -110,7 +110,7 @@ def test_a_ray_run_continues_bitwise_and_leaves_no_process(
     stop(first, number)
     assert first.wait() == (0 if number == signal.SIGTERM else -number), first.output
     # Two helpers of a Ray node try for a minute to tell a killed driver of its own death.
-    assert first.survivors(seconds=30 if number == signal.SIGTERM else 100) == []
+    assert first.survivors(seconds=90 if number == signal.SIGTERM else 100) == []
     stopped_at = update_of(paths(checkpoints)[-1])
     if number == signal.SIGTERM:
         stopped = summary_of(tmp_path / "run")

@@ -125,7 +125,7 @@ def test_a_second_process_is_refused_while_the_first_one_works(reproduce: Metagr
 def test_a_worker_that_is_killed_costs_only_its_part(reproduce: Metagrad, tmp_path: Path) -> None:
     command = reproduce()
     command.wait_for(tmp_path / "studies" / "toy" / "parts" / "seed-0.json")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not (workers := [pid for pid, line in command.relatives().items() if "ray::_execute_on_worker" in line]):
         assert time.monotonic() < end, command.relatives()
         time.sleep(0.1)
