@@ -33,8 +33,9 @@ train: .venv/.runtime ## train one experiment: make train [EXPERIMENT=demo] [ARG
 reproduce: .venv/.runtime ## compute a study and its report: make reproduce STUDY=NAME [ARGS="--quick"]; without STUDY: their names
 	@exec .venv/bin/metagrad $(if $(STUDY),reproduce "$(STUDY)" $(ARGS),list)
 
+# In the order of their names: files of few long tests (runs on Ray) would otherwise come last, one process waiting for the other.
 test: .venv/.dev ## run the fast tests and the docstring examples, in 5 minutes: make test [ARGS="-k returns"]
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: .venv/.dev ## run every test, in hours: also slow, cluster and, with a CUDA device, gpu
 	.venv/bin/python -m pytest -m "" --timeout=1800 $(ARGS)

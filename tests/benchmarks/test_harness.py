@@ -89,10 +89,8 @@ def hold(megabytes: int) -> int:
     return harness.peak_growth_bytes(lambda: torch.ones(megabytes, 2**18))
 
 
-@pytest.mark.parametrize("megabytes", [64, 256])
-def test_the_peak_of_a_fresh_process_is_what_was_alive(megabytes):
-    peak = harness.in_fresh_process(hold, megabytes)
-    assert megabytes <= peak / 2**20 <= megabytes + 16
+def test_the_peak_of_a_fresh_process_is_what_was_alive():
+    assert 256 <= harness.in_fresh_process(hold, 256) / 2**20 <= 256 + 16
 
 
 def test_a_result_is_written_and_rendered(tmp_path):
