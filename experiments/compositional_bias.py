@@ -204,7 +204,7 @@ def _bound(
 
 STUDY = Study(
     name="compositional-bias",
-    description="MAML in random tabular MDPs with nothing sampled but the inner updates (gradient bias, Lemma 4.4)",
+    description="MAML in random MDPs with nothing sampled but the inner updates (gradient bias, Lemma 4.4)",
     seeds=MDPS,
     parts=_parts,
     run_part=run_part,

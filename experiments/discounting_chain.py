@@ -84,7 +84,7 @@ def _lists(values: torch.Tensor) -> list[Any]:
 
 STUDY = Study(
     name="discounting-chain",
-    description="Discounting Chain: discount learnt with and without an outer value function (debiasing, Fig. 2)",
+    description="Discounting Chain: discount learnt with and without an outer critic (debiasing, Fig. 2)",
     seeds=SEEDS,
     parts=_parts,
     run_part=run_part,

@@ -178,7 +178,7 @@ def _point(settings: Settings, rate: float, steps: int) -> Result:
 
 STUDY = Study(
     name="hessian-bias",
-    description="MAML in random tabular MDPs with nothing wrong but the inner Hessian (gradient bias, Theorem 4.5)",
+    description="MAML in random MDPs with nothing wrong but the inner Hessian (gradient bias, Theorem 4.5)",
     seeds=MDPS,
     parts=_parts,
     run_part=run_part,

@@ -262,7 +262,7 @@ def _seed_of(settings: Settings, done: int, name: str) -> int:
 
 STUDY = Study(
     name="ipd",
-    description="LOLA-DiCE on the iterated prisoner's dilemma: inner, Hessian and outer estimates, off-policy DiCE",
+    description="LOLA-DiCE on the prisoner's dilemma: inner, Hessian and outer estimates, off-policy DiCE",
     seeds=10,
     parts=_parts,
     run_part=run_part,

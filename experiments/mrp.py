@@ -252,7 +252,7 @@ def _report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: b
 
 STUDY = Study(
     name="mrp",
-    description="Markov reward process: discounts by expected n-step meta-gradients (One Step at a Time, Fig. 4)",
+    description="Markov rewards: discounts by expected n-step meta-gradients (One Step at a Time, Fig. 4)",
     seeds=5,  # Figure 4
     parts=_parts,
     run_part=run_part,
