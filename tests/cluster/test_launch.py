@@ -205,3 +205,13 @@ def test_a_run_that_changes_its_kind_of_device_is_told_what_starts_afresh(
     run(tiny(updates=4), tmp_path, True, console)
     is_told = "on cpu now, cuda before: random streams" in console.file.getvalue()  # type: ignore[attr-defined]
     assert is_told == (device == "cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0,1", "mps"])
+def test_on_a_cluster_a_learner_has_one_gpu_or_none(
+    tiny: Tiny, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigurationError, match=f"^device = '{device}': on a cluster the learner has one GPU or none"):
+        run(tiny(topology="ray", device=device), tmp_path / "run", False, console)
+    assert not (tmp_path / "run").exists()
