@@ -1,6 +1,6 @@
 """The errors that are told in one line, and how text of others comes into messages."""
 
-from typing import Any
+from typing import Any, get_args
 
 
 def printable(text: object) -> str:
@@ -27,3 +27,9 @@ def require(condition: bool, field: str, value: Any, rule: str, remedy: str) -> 
 
 class RunLost(RuntimeError):
     """What a run stands on has ended under it; its message is one line, and what was written before stands."""
+
+
+def require_one_of(value: Any, literal: Any, field: str) -> None:
+    """Raise `ConfigurationError` unless `value` is one of the strings of a `Literal`."""
+    names = get_args(literal)
+    require(value in names, field, value, f"must be one of {', '.join(names)}", "choose one of these")

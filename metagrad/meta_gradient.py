@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metagrad.errors import require
+from metagrad.errors import require, require_one_of
 from metagrad.optimizers import OptimizerState
-from metagrad.tape import Tape, whole_step
+from metagrad.tape import Tape, check_tape, whole_step
 from metagrad.unroll import InnerProblem, Product, TapeStep
 
 Estimator = Literal["n-step", "mix", "trace"]
@@ -49,7 +49,17 @@ def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> t
 
     >>> outer_weights("mix", 2)
     (0.6666666666666666, 0.3333333333333333)
+
+    Raises:
+        ConfigurationError: another estimator, n < 0, κ outside [0, 1] or not of mix.
     """
+    require_one_of(estimator, Estimator, "estimator")
+    require(n >= 0, "n", n, "counts updates", "use 0 for no look-ahead")
+    is_mix = estimator == "mix"
+    require(
+        kappa is None or is_mix, "kappa", kappa, "is the decay of mix, and the estimator is another", "leave it out"
+    )
+    require(kappa is None or 0 <= kappa <= 1, "kappa", kappa, "must lie in [0, 1]", "use None for 1 - 1/n")
     if n == 0:
         return ()
     if estimator != "mix":
@@ -97,14 +107,21 @@ def meta_gradient(
             outer loss alone. Source: Xu et al. (2018), "Meta-gradient RL"; "One Step at a Time" D.1. Deviation: the
             moments of the optimizer, which the papers' SGD lacks, decay alike.
         constant_state: i of an optimizer state sᵢ that carries no derivative: σ ← 0 there. None: all of them do.
+
+    Raises:
+        ConfigurationError: an argument that does not fit the others, or a tape that no longer holds what its updates
+            saw (`metagrad.tape.check_tape`).
     """
+    lengths = (len(tape), len(outer_gradients))
+    rule, remedy = "there is one outer gradient for each step, at least one", "give None where a weight is 0"
+    require(lengths[0] == lengths[1] >= 1, "len(tape), len(outer_gradients)", lengths, rule, remedy)
+    require(trace is None or 0 <= trace <= 1, "trace", trace, "must lie in [0, 1]", "use None for no approximation")
     rule = f"is a state between two of the {len(tape)} updates, s₁ to sₙ₋₁"
     is_between = constant_state is None or 1 <= constant_state < len(tape)
     require(is_between, "constant_state", constant_state, rule, "leave it out, or look further ahead")
-    assert len(tape) == len(outer_gradients) >= 1, (len(tape), len(outer_gradients))
-    last = outer_gradients[-1]
-    assert last is not None, "the last outer loss has a weight"
-    adjoint: Tensor | None = last
+    check_tape(tape, product)
+    _check_outer_gradients(outer_gradients, tape[0].gradient)
+    adjoint: Tensor | None = outer_gradients[-1]
     state_adjoint: tuple[Tensor, ...] | None = None
     d_eta = torch.zeros_like(tape[0].eta)
     for i in reversed(range(len(tape))):
@@ -124,6 +141,16 @@ def meta_gradient(
             adjoint = adjoint + outer
         del a, h, step
     return MetaGradient(d_eta, adjoint if wants_theta else None)
+
+
+def _check_outer_gradients(outer_gradients: Sequence[Tensor | None], like: Tensor) -> None:
+    rule, remedy = "the last outer loss has a weight", "leave out the steps after the last one that has"
+    require(outer_gradients[-1] is not None, "outer_gradients[-1]", None, rule, remedy)
+    for i, outer in enumerate(outer_gradients):
+        if outer is not None:
+            found, expected = (outer.dtype, *outer.shape), (like.dtype, *like.shape)
+            rule, remedy = f"is a gradient in θ, of dtype and shape {expected}", "use outer_gradient(…)"
+            require(found == expected, f"outer_gradients[{i}]", found, rule, remedy)
 
 
 def _update_adjoint(

@@ -33,6 +33,16 @@ class MetaParameter:
                 f"a learnt meta-parameter starts strictly between its bounds {self.low} and {self.high}",
                 "choose a value inside, or set is-learnt to False",
             )
+            bounds = [_bounded(self, torch.tensor([end])).item() for end in (-math.inf, math.inf)]
+            unit = self._unit
+            start = _bounded(self, torch.tensor([_logit(unit)])).item() if 0.0 < unit < 1.0 else math.nan
+            require(
+                bounds[0] < start < bounds[1],
+                "meta_parameters.*.initial",
+                self.initial,
+                f"float32 cannot tell it from its bound, {self.low} or {self.high}, where its derivative ends",
+                "choose a value further inside, or set is-learnt to False",
+            )
         else:
             require(
                 self.low <= self.initial <= self.high,
@@ -41,6 +51,30 @@ class MetaParameter:
                 f"must lie in [{self.low}, {self.high}]",
                 "widen the bounds or choose a value inside",
             )
+
+    @property
+    def _unit(self) -> float:
+        """Where the initial value lies between the bounds, from 0 to 1."""
+        return (self.initial - self.low) / (self.high - self.low)
+
+
+_SATURATED = 10.0
+"""Beyond this η, 1 - σ(η) is left with fewer than ten bits in float32, and with none from 17 on."""
+
+
+def _logit(unit: float) -> float:
+    return math.log(unit / (1.0 - unit))
+
+
+def _bounded(parameter: MetaParameter, eta: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
+    """low + (high - low) σ(η), whose derivative does not vanish before σ(-η) itself does.
+
+    Autograd's derivative (1 - σ) σ is exactly 0 in float32 from η = 17 on, where σ is rounded to 1: a meta-parameter
+    that came there would never leave. 1 - σ(-η) has the same value and the derivative σ(-η) (1 - σ(-η)), which is
+    right as far as η = 87. So the value may be rounded to its bound while its derivative is small, positive and true.
+    """
+    unit = torch.where(eta > _SATURATED, 1.0 - torch.sigmoid(-eta), torch.sigmoid(eta))
+    return parameter.low + (parameter.high - parameter.low) * unit
 
 
 class MetaVector(NamedTuple):
@@ -85,16 +119,18 @@ def init_eta(
     >>> init_eta({"gamma": MetaParameter(initial=0.5)})
     tensor([0.])
     """
+    rule, remedy = "η is a vector of real numbers", "use float32 or float64"
+    require(dtype.is_floating_point, "dtype", dtype, rule, remedy)
     parts = [torch.empty(0, dtype=dtype)]
     for name in learnt_slices(declaration):
         match declaration[name]:
             case MetaVector(size=size, init=init):
                 vector = init(generator or torch.Generator().manual_seed(0)).to(dtype)
-                assert vector.shape == (size,), f"{name} declares {size} numbers and draws {tuple(vector.shape)}"
+                rule, remedy = f"declares {size} numbers and draws another shape", "make them agree"
+                require(vector.shape == (size,), name, tuple(vector.shape), rule, remedy)
                 parts.append(vector)
-            case MetaParameter(initial=initial, low=low, high=high):
-                unit = (initial - low) / (high - low)
-                parts.append(torch.tensor([math.log(unit / (1.0 - unit))], dtype=dtype))
+            case MetaParameter() as parameter:
+                parts.append(torch.tensor([_logit(parameter._unit)], dtype=dtype))
     return torch.cat(parts)
 
 
@@ -104,6 +140,9 @@ def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[s
     Equation: xₖ = lowₖ + (highₖ - lowₖ) σ(ηₖ); fixed ones are constants, vectors are parts of η itself. Scalars
     have one element, not zero dimensions: forward-over-reverse differentiation promotes 0-dim float32 to float64.
 
+    Raises:
+        ConfigurationError: η is shorter or longer than the declaration.
+
     Source: sigmoid of an unconstrained value, released code of "Debiasing Meta-Gradient RL by Learning the Outer Value
     Function" and of "A Theoretical Understanding of Gradient Bias in Meta-RL" (G.3).
 
@@ -112,11 +151,14 @@ def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[s
     """
     values: dict[str, Tensor] = {}
     slices = learnt_slices(declaration)
+    size = max((at.stop for at in slices.values()), default=0)
+    rule, remedy = f"the declaration has {size} learnt numbers", "give the η of this declaration, as init_eta makes it"
+    require(eta.shape == (size,), "eta.shape", tuple(eta.shape), rule, remedy)
     for name, parameter in declaration.items():
         if isinstance(parameter, MetaVector):
             values[name] = eta[slices[name]]
         elif parameter.is_learnt:
-            values[name] = parameter.low + (parameter.high - parameter.low) * torch.sigmoid(eta[slices[name]])
+            values[name] = _bounded(parameter, eta[slices[name]])
         else:
             values[name] = eta.new_full((1,), parameter.initial)
     return values

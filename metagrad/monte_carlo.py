@@ -6,6 +6,7 @@ the tape and the adjoint pass of a single unroll serve N at once, with `torch.fu
 approximated. Memory grows with N, so large samples are taken in chunks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,15 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad import trees
+from metagrad.errors import require
 from metagrad.meta_gradient import OuterLoss, meta_gradient, outer_gradient
 from metagrad.optimizers import Optimizer, OptimizerState
 from metagrad.tape import Tape, recorded
-from metagrad.unroll import InnerProblem, Loss, Product, inner_update
+from metagrad.unroll import InnerProblem, Loss, Product, inner_update, require_product
 
 Sampler = Callable[[Float[Tensor, "N P"], int], Any]
 """(parameters θⱼ of N unrolls, j) to one fresh batch for each: a tree of tensors with a leading axis N.
 
-Trees are tuples, named tuples and dicts; a leaf that is no tensor is shared. At j = 0…n-1 the batch is what update j
+Trees are lists, tuples, named tuples, dicts and dataclasses (`metagrad.trees`). Numbers, strings and None are shared by
+all; an object of another kind, such as a numpy array, is refused. At j = 0…n-1 the batch is what update j
 sees, at j = 1…n what the outer loss with weight wⱼ sees: one batch for each θⱼ, as in eq. 5 of "One Step at a Time".
 """
 
@@ -49,6 +53,7 @@ def independent(problem: InnerProblem, copies: int) -> InnerProblem:
 
     Equation: L(θ, η; τ) = Σₖ L(θₖ, ηₖ; τₖ), A applied to each (θₖ, sₖ, gₖ, ηₖ). Metrics are not handed on: None.
     """
+    require(copies >= 1, "copies", copies, "must be at least 1", "raise it")
     return InnerProblem(
         _summed(problem.loss, copies),
         _Independent(problem.optimizer, copies),
@@ -73,9 +78,16 @@ def unroll_gradients(
         start: θ₀, the optimizer's state there, η.
         look_ahead: weights, product and approximation, as in `meta_gradient`.
         copies: N.
+
+    Raises:
+        ConfigurationError: an argument out of its range, or a batch whose tensors do not all have N rows.
     """
     weights, product, trace, wants_theta, constant_state = look_ahead
     theta, state, eta = start
+    require_product(product)
+    require(copies >= 1, "copies", copies, "must be at least 1", "raise it")
+    require(all(map(math.isfinite, weights)), "weights", tuple(weights), "must be finite", "use outer_weights(…)")
+    require(trace is None or 0 <= trace <= 1, "trace", trace, "must lie in [0, 1]", "use None for no approximation")
     n = max((i for i, weight in enumerate(weights, start=1) if weight), default=0)
     if n == 0:
         theta_gradient = theta.new_zeros(copies, theta.numel()) if wants_theta else None
@@ -108,6 +120,8 @@ def in_chunks(copies: int, at_once: int) -> Iterator[int]:
     >>> list(in_chunks(2048, 1000))
     [1000, 1000, 48]
     """
+    require(copies >= 0, "copies", copies, "must not be negative", "use 0 for none")
+    require(at_once >= 1, "at_once", at_once, "must be at least 1", "raise it")
     for done in range(0, copies, at_once):
         yield min(at_once, copies - done)
 
@@ -116,11 +130,20 @@ def _summed(loss: Loss, copies: int) -> Loss:
     """Σₖ L(θₖ, ηₖ; τₖ)."""
 
     def total(theta: Tensor, eta: Tensor, batch: Any) -> tuple[Tensor, None]:
-        def one(theta: Tensor, eta: Tensor, batch: Any) -> Tensor:
-            return loss(theta, eta, batch)[0]
+        leaves = trees.tensors(batch)
+        rule, remedy = f"a batch has one row for each of {copies} copies", "give every tensor a leading axis of copies"
+        for x in leaves:
+            require(x.shape[:1] == (copies,), "batch", f"a tensor of shape {tuple(x.shape)}", rule, remedy)
 
-        many = torch.func.vmap(one, in_dims=(0, 0, _axes(batch)), randomness="error")
-        return many(_split(theta, copies), _split(eta, copies), batch).sum(), None
+        def one(theta: Tensor, eta: Tensor, *own: Tensor) -> Tensor:
+            parts = iter(own)
+            value = loss(theta, eta, trees.map_tensors(lambda _: next(parts), batch))[0]
+            rule, remedy = "a loss is one number", "take a mean or a sum"
+            require(value.numel() == 1, "loss", f"a tensor of shape {tuple(value.shape)}", rule, remedy)
+            return value
+
+        many = torch.func.vmap(one, randomness="error")
+        return many(_split(theta, copies), _split(eta, copies), *leaves).sum(), None
 
     return total
 
@@ -128,20 +151,6 @@ def _summed(loss: Loss, copies: int) -> Loss:
 def _split(x: Tensor, copies: int) -> Tensor:
     """N vectors behind one another as the rows of a matrix; also vectors of length 0."""
     return x.view(copies, x.numel() // copies)
-
-
-def _axes(tree: Any) -> Any:
-    """Where the leading axis N is: 0 at every tensor of a tree, None at whatever is shared."""
-    match tree:
-        case Tensor():
-            return 0
-        case dict():
-            return {key: _axes(value) for key, value in tree.items()}
-        case tuple():
-            axes = [_axes(value) for value in tree]
-            return type(tree)._make(axes) if hasattr(tree, "_make") else tuple(axes)
-        case _:
-            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from metagrad.errors import require
 from metagrad.meta_gradient import meta_gradient
 from metagrad.monte_carlo import Sampler, independent
 from metagrad.tape import Tape, recorded
-from metagrad.unroll import InnerProblem, Loss, Product, inner_update
+from metagrad.unroll import InnerProblem, Loss, Product, inner_update, require_product
 
 
 class ShapingGradients(NamedTuple):
@@ -64,7 +64,10 @@ def shaping_gradients(
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", eq. 13, there with K = 1.
     """
     require(steps >= 0, "steps", steps, "must not be negative", "use 0 for a learner that does not look ahead")
+    require_product(product)
     copies = len(own)
+    rule, remedy = f"there is one opponent for each of {copies} learners", "make the leading axes agree"
+    require(len(opponent) == copies, "opponent.shape", tuple(opponent.shape), rule, remedy)
     many = independent(problem, copies)
     outer = independent(InnerProblem(outer_loss, problem.optimizer), copies).loss
     theta, eta = opponent.detach().flatten(), own.detach().flatten()

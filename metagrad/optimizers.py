@@ -3,8 +3,13 @@
 An optimizer is a value with two pure functions. All arithmetic is ordinary torch, so a derivative of the update goes
 through moments, clip coefficient and learning rate alike; called without grad mode it is an ordinary optimizer step.
 θ and g are flat vectors, and so are the moments: one optimizer step is a handful of kernels whatever the network.
+
+`RmsProp` and `Adam` compute in float32 where θ is of half precision, and keep their moments in it: in float16 the usual
+ε of 1e-8 is 0, and squares of gradients leave the range at both ends. θ keeps its own dtype under every optimizer, also
+where the learning rate has another one.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.errors import require
 
 LearningRate = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
 """Step count (0 for the first update) and η to a step size; it may depend on η to be learnt."""
@@ -47,6 +53,7 @@ class Optimizer(Protocol):
 
 def constant(value: float) -> LearningRate:
     """The same step size at every update."""
+    _require_rate(value)
     return lambda _count, _eta: value
 
 
@@ -55,15 +62,60 @@ def linear_annealing(initial: float, updates: int) -> LearningRate:
 
     Source: "One Step at a Time" Table 2; released Atari code of "A Theoretical Understanding of Gradient Bias" (G.3).
     """
+    _require_rate(initial)
+    require(updates >= 1, "updates", updates, "the decay takes at least one update", "use constant(…) for no decay")
     return lambda count, _eta: initial * max(0.0, 1.0 - count / updates)
+
+
+def _require_rate(value: float) -> None:
+    rule, remedy = "a learning rate is finite and not negative", "losses are minimised: turn the sign of the loss"
+    require(math.isfinite(value) and value >= 0, "learning_rate", value, rule, remedy)
+
+
+def _require_decay(name: str, value: float) -> None:
+    require(0 <= value < 1, name, value, "a decay lies in [0, 1)", "choose a value inside")
+
+
+def _require_floor(eps: float, eps_root: float) -> None:
+    """Without any floor a parameter that has had no gradient yet (a dead unit) is divided 0 by 0."""
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        require(0 <= value < math.inf, name, value, "must be finite and not negative", "choose a small number or 0")
+    floors = (eps, eps_root)
+    require(any(floors), "eps, eps_root", floors, "must not both be 0", "give one of them a small number")
+
+
+def _rate(learning_rate: LearningRate, count: int, eta: Tensor, dtype: torch.dtype) -> float | Tensor:
+    """The step size, in the dtype of what it multiplies: one element of float64 would widen all of θ."""
+    value = learning_rate(count, eta)
+    if not isinstance(value, Tensor):
+        return value
+    rule, remedy = "is one number for all parameters", "return a float or a tensor with one element"
+    require(value.shape in ((), (1,)), "learning_rate", f"a tensor of shape {tuple(value.shape)}", rule, remedy)
+    return value if value.dtype == dtype else value.to(dtype)
+
+
+def _moment(theta: Tensor) -> Tensor:
+    """Zeros of the dtype that moments are kept in: that of θ, float32 for half precision."""
+    return torch.zeros_like(theta, dtype=torch.promote_types(theta.dtype, torch.float32))
+
+
+def _second_moment(gradient: Tensor, second: Tensor, decay: float) -> Tensor:
+    """decay · ν + (1 - decay) g².
+
+    Where g² overflows, (1 - decay) g · g may not. Where that does too, ν is infinite from there on and the parameter
+    stands still, as in torch.optim; the interpolation alone would make ∞ - ∞ of it.
+    """
+    interpolated = torch.lerp(gradient.square(), second, decay)
+    multiplied = torch.addcmul(decay * second, gradient * (1.0 - decay), gradient)
+    return torch.where(interpolated.isfinite(), interpolated, multiplied)
 
 
 def _root(second: Tensor, shift: float) -> Tensor:
     """√(ν + shift), with derivative 0 where that is 0, the limit of what an update needs: there g and m are 0 too."""
     if shift:
         return (second + shift).sqrt()
-    is_positive = second > 0
-    return torch.where(is_positive, torch.where(is_positive, second, 1.0).sqrt(), 0.0)
+    is_zero = second <= 0  # of NaN this is False, and the root is NaN: never a small denominator
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, second).sqrt())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +124,9 @@ class Sgd:
 
     learning_rate: LearningRate
     momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_decay("momentum", self.momentum)
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
         """Zero velocity; no moment at all without momentum."""
@@ -89,7 +144,7 @@ class Sgd:
         if self.momentum:
             gradient = self.momentum * state.moments[0] + gradient
             moments = (gradient,)
-        theta = theta - self.learning_rate(state.count, eta) * gradient
+        theta = theta - _rate(self.learning_rate, state.count, eta, theta.dtype) * gradient
         return theta, OptimizerState(state.count + 1, moments)
 
 
@@ -102,9 +157,13 @@ class RmsProp:
     eps: float = 0.0
     eps_root: float = 1e-8
 
+    def __post_init__(self) -> None:
+        _require_decay("decay", self.decay)
+        _require_floor(self.eps, self.eps_root)
+
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
         """Zero second moment."""
-        return OptimizerState(0, (torch.zeros_like(theta),))
+        return OptimizerState(0, (_moment(theta),))
 
     def update(
         self,
@@ -114,9 +173,12 @@ class RmsProp:
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
         """θ' = θ - α g / (√(ν' + eps_root) + eps), ν' = decay · ν + (1 - decay) g²."""
-        second = torch.lerp(gradient.square(), state.moments[0], self.decay)
+        dtype = torch.promote_types(theta.dtype, torch.float32)
+        gradient, second = gradient.to(dtype), state.moments[0].to(dtype)
+        second = _second_moment(gradient, second, self.decay)
         denominator = _root(second, self.eps_root) + self.eps
-        theta = theta - self.learning_rate(state.count, eta) * (gradient / denominator)
+        step = _rate(self.learning_rate, state.count, eta, dtype) * (gradient / denominator)
+        theta = (theta - step).to(theta.dtype)
         return theta, OptimizerState(state.count + 1, (second,))
 
 
@@ -130,9 +192,14 @@ class Adam:
     eps: float = 1e-8
     eps_root: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require_decay("beta1", self.beta1)
+        _require_decay("beta2", self.beta2)
+        _require_floor(self.eps, self.eps_root)
+
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
         """Zero first and second moments."""
-        return OptimizerState(0, (torch.zeros_like(theta), torch.zeros_like(theta)))
+        return OptimizerState(0, (_moment(theta), _moment(theta)))
 
     def update(
         self,
@@ -143,13 +210,16 @@ class Adam:
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
         """θ' = θ - α m̂ / (√(v̂ + eps_root) + eps) with bias-corrected moments m̂, v̂."""
         count = state.count + 1
-        first = torch.lerp(gradient, state.moments[0], self.beta1)
-        second = torch.lerp(gradient.square(), state.moments[1], self.beta2)
+        dtype = torch.promote_types(theta.dtype, torch.float32)
+        gradient, first, second = gradient.to(dtype), state.moments[0].to(dtype), state.moments[1].to(dtype)
+        first = torch.lerp(gradient, first, self.beta1)
+        second = _second_moment(gradient, second, self.beta2)
         # √c m̂ / √c (√(v̂ + eps_root) + eps), c the bias correction of v: one pass over θ less each way.
         correction = 1.0 - self.beta2**count
         denominator = _root(second, self.eps_root * correction) + self.eps * correction**0.5
-        step_size = self.learning_rate(state.count, eta) * correction**0.5 / (1.0 - self.beta1**count)
-        theta = theta - step_size * first / denominator
+        rate = _rate(self.learning_rate, state.count, eta, dtype)
+        step_size = rate * correction**0.5 / (1.0 - self.beta1**count)
+        theta = (theta - step_size * first / denominator).to(theta.dtype)
         return theta, OptimizerState(count, (first, second))
 
 
@@ -161,6 +231,10 @@ class ClipByGlobalNorm:
     optimizer: Optimizer
     is_coefficient_constant: bool = False
     """True: the coefficient c carries no derivative, as where the norm is taken of detached gradients."""
+
+    def __post_init__(self) -> None:
+        rule, remedy = "must be positive", "leave the clip out for none"
+        require(self.max_norm > 0, "max_norm", self.max_norm, rule, remedy)
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
         """The wrapped optimizer's state: clipping has none."""
@@ -177,4 +251,10 @@ class ClipByGlobalNorm:
         coefficient = (self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
         if self.is_coefficient_constant:
             coefficient = autodiff.stop_gradient(coefficient)
+        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_; c is not a constant."""
+        coefficient = self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)
+        if gradient.dtype != torch.float64:  # the squares of large gradients leave the range, and nothing would be left
+            wide = self.max_norm / (torch.linalg.vector_norm(gradient, dtype=torch.float64) + 1e-6)
+            coefficient = torch.where(coefficient > 0, coefficient, wide.to(coefficient.dtype))
+        coefficient = coefficient.clamp(max=1.0)
         return self.optimizer.update(gradient * coefficient, state, theta, eta)

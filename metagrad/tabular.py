@@ -18,7 +18,7 @@ from torch import Tensor
 from metagrad.errors import require
 from metagrad.meta_gradient import MetaGradient, meta_gradient, outer_gradient
 from metagrad.optimizers import Sgd, constant
-from metagrad.unroll import InnerProblem, Product, inner_update
+from metagrad.unroll import InnerProblem, Product, inner_update, require_product
 
 
 class TabularMdp(NamedTuple):
@@ -72,6 +72,8 @@ def state_values(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, "S
 
     Equation: V = (I - γ P_π)⁻¹ r_π without a horizon; V₀ = 0, V_{h+1} = r_π + γ P_π V_h and V = V_H with horizon H.
     """
+    rule, remedy = "θ has one logit for each state and action", "give S · A of them"
+    require(theta.numel() == mdp.reward.numel(), "theta.shape", tuple(theta.shape), rule, remedy)
     pi = policy(theta, mdp.reward.shape[-1])
     reward = (pi * mdp.reward).sum(-1)
     transition = torch.einsum("sa,saz->sz", pi, mdp.transition)
@@ -117,6 +119,7 @@ def ascend(
     mdp: TabularMdp, theta: Float[Tensor, "P"], learning_rate: float | Float[Tensor, ""], steps: int
 ) -> Float[Tensor, "P"]:
     """θ_K after K exact steps θᵢ₊₁ = θᵢ + α ∇J(θᵢ), differentiable in θ₀, α and the MDP."""
+    require(steps >= 0, "steps", steps, "must not be negative", "use 0 for none")
     for _ in range(steps):
         theta = theta + learning_rate * policy_gradient(mdp, theta)
     return theta
@@ -167,6 +170,7 @@ def _meta_gradient(
 ) -> MetaGradient:
     """Derivatives of -J(θ_K), K exact steps."""
     validate(mdp)
+    require_product(product)
     require(steps >= 1, "steps", steps, "must be at least 1", "raise it")
     problem = InnerProblem(exact_loss, Sgd(learning_rate=constant(learning_rate)))
     state, tape = problem.optimizer.init(theta), []
@@ -197,6 +201,7 @@ def compositional_bias_bound(
     1.25
     """
     require(trajectories >= 1, "trajectories", trajectories, "must be at least 1", "raise it")
+    require(steps >= 0, "steps", steps, "must not be negative", "use 0 for none")
     for name, value in (("learning_rate", learning_rate), ("lipschitz", lipschitz), ("gradient_std", gradient_std)):
         require(value >= 0.0, name, value, "must not be negative", "give its size")
     spread = gradient_std / math.sqrt(trajectories)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad import trees
+from metagrad.errors import require, require_one_of
 from metagrad.optimizers import Optimizer, OptimizerState
 
 Product = Literal["retain", "recompute"]
@@ -33,8 +35,22 @@ class InnerProblem(NamedTuple):
     derivative: Loss | None = None  # None: `loss` gives both
 
 
+def require_product(product: Product) -> None:
+    """Refuse a misspelt product, which would be taken for the other one."""
+    require_one_of(product, Product, "product")
+
+
+class Seen(NamedTuple):
+    """What an inner update saw, for the adjoint pass to tell whether it still sees the same."""
+
+    batch: trees.Fingerprint  # before the loss was evaluated
+    is_random: bool  # True: the loss drew from a global random generator
+    starts: tuple[int, ...]  # writes to θᵢ and to the moments of sᵢ
+    values: tuple[int, ...]  # writes to η and gᵢ
+
+
 class TapeStep(NamedTuple):
-    """What one inner update keeps for the adjoint pass: θᵢ, sᵢ, η, τᵢ, gᵢ.
+    """What one inner update keeps for the adjoint pass: θᵢ, sᵢ, η, τᵢ, gᵢ, none of which may be written to until then.
 
     Under `retain` θᵢ and η are the leaves of gᵢ's graph; under `recompute` all are plain values.
     """
@@ -44,6 +60,12 @@ class TapeStep(NamedTuple):
     eta: Float[Tensor, "M"]
     batch: Any
     gradient: Float[Tensor, "P"]
+    seen: Seen
+
+    @property
+    def holds_graph(self) -> bool:
+        """True: made with `keep_graph`, θᵢ is the leaf of a graph."""
+        return self.theta.requires_grad
 
 
 class InnerUpdate(NamedTuple):
@@ -71,13 +93,21 @@ def inner_update(
     """
     theta = theta.detach().requires_grad_()
     eta = eta.detach().requires_grad_(keep_graph)
+    fingerprint, random_state = trees.Fingerprint(batch), trees.random_state(theta.device)
     loss, metrics = problem.loss(theta, eta, batch)
+    is_random = trees.random_state(theta.device) != random_state
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=keep_graph and problem.derivative is None)
     if keep_graph and problem.derivative is not None:
         (curvature,) = torch.autograd.grad(problem.derivative(theta, eta, batch)[0], theta, create_graph=True)
         gradient = gradient + (curvature - curvature.detach())
     with torch.no_grad():
         new_theta, new_state = problem.optimizer.update(gradient.detach(), state, theta.detach(), eta.detach())
+    found, expected = (new_theta.dtype, *new_theta.shape), (theta.dtype, *theta.shape)
+    rule, remedy = f"an update keeps dtype and shape of θ, {expected}", "look at the learning rate and the optimizer"
+    require(found == expected, "optimizer.update", found, rule, remedy)
     if not keep_graph:
         theta = theta.detach()
-    return InnerUpdate(new_theta, new_state, loss.detach(), metrics, TapeStep(theta, state, eta, batch, gradient))
+    starts = tuple(trees.version(x) for x in (theta, *state.moments))
+    seen = Seen(fingerprint, is_random, starts, (trees.version(eta), trees.version(gradient)))
+    step = TapeStep(theta, state, eta, batch, gradient, seen)
+    return InnerUpdate(new_theta, new_state, loss.detach(), metrics, step)

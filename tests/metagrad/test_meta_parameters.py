@@ -147,7 +147,7 @@ def test_vectors_are_drawn_from_the_generator_one_after_the_other(dtype):
     assert not torch.equal(init_eta(MIXED, dtype), eta)
     double = MetaVector(2, lambda generator: torch.randn(2, generator=generator, dtype=torch.float64))
     assert init_eta({"reward": double}, dtype).dtype == dtype
-    with pytest.raises(AssertionError, match="reward declares 2 numbers and draws"):
+    with pytest.raises(ConfigurationError, match=r"reward = .*declares 2 numbers and draws"):
         init_eta({"reward": MetaVector(2, lambda _: torch.zeros(3))})
 
 
