@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad import autodiff
-from metagrad.errors import require
+from metagrad.errors import require, require_one_of
 from metagrad.losses import masked_mean
 from metagrad.meta_gradient import OuterLoss
 from metagrad.networks import Head, Network
@@ -55,6 +55,8 @@ class Matching:
     states: States = "all"  # debiasing paper's release: all on Snake, the first on the Discounting Chain
 
     def __post_init__(self) -> None:
+        require_one_of(self.direction, Direction, "matching.direction")
+        require_one_of(self.states, States, "matching.states")
         require(
             math.isfinite(self.value_coefficient) and self.value_coefficient >= 0.0,
             "matching.value_coefficient",
@@ -141,6 +143,8 @@ def kl_divergence(logits_p: Float[Tensor, "*rows A"], logits_q: Float[Tensor, "*
     >>> kl_divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, 0.0]]))
     tensor([0.6931])
     """
+    rule, remedy = f"both distributions have as many rows and actions, {tuple(logits_q.shape)}", "make them agree"
+    require(logits_p.shape == logits_q.shape, "logits_p.shape", tuple(logits_p.shape), rule, remedy)
     log_p, log_q = torch.log_softmax(logits_p, -1), torch.log_softmax(logits_q, -1)
     p = log_p.exp()
     # Chosen before the product: 0 · (-∞ + ∞) is no number, in the value and in the derivative alike.
@@ -165,13 +169,21 @@ def matching_loss(
     Source: debiasing paper §2 (matching loss) and its release: KL(π_θ̃ || π_θ), over the whole third batch on Snake,
     over initial states alone on the Discounting Chain; value matching 0 in both.
     """
+    rule, remedy = f"has the shape of θ, {tuple(theta.shape)}", "give parameters of the same network"
+    require(target.shape == theta.shape, "target.shape", tuple(target.shape), rule, remedy)
     target = autodiff.stop_gradient(target)
     matches_values = matching.value_coefficient != 0.0
     heads: tuple[Head, ...] = ("logits", "value") if matches_values else ("logits",)
     valid = trajectory.valid if matching.states == "all" else trajectory.valid[:1]
-    observation = trajectory.observation[: len(valid)].flatten(0, 1)
+    observation = trajectory.observation[: len(valid)]
+    if observation.is_floating_point():  # a NaN in a row that is left out would enter the derivative as 0 · NaN
+        observation = torch.where(valid.view(*valid.shape, *(1,) * (observation.ndim - 2)), observation, 0.0)
+    observation = observation.flatten(0, 1)
     online = network.apply(theta, observation, heads)
     aim = network.apply(target, observation, heads)
+
+    for outputs in (online, aim):
+        outputs["logits"] = torch.where(valid.flatten().unsqueeze(-1), outputs["logits"], 0.0)
 
     def mean(x: Tensor) -> Tensor:
         return masked_mean(x.unflatten(0, valid.shape), valid)

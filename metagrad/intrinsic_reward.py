@@ -21,6 +21,7 @@ from metagrad.losses import (
     inner_heads,
     on_policy_estimates,
     with_outer_critic,
+    without_unused_rows,
 )
 from metagrad.meta_parameters import Hyperparameters, MetaVector
 from metagrad.networks import Head, Network, NetworkSpec, build_network
@@ -109,6 +110,7 @@ def intrinsic_loss(
     Source: Zheng, Oh & Singh (2018) and the released code (tanh, one output per action). Deviation: their critic of r
     shares the reward network's torso, ours is the outer critic, on the policy's torso behind a stop-gradient.
     """
+    trajectory = without_unused_rows(trajectory)
     outputs = forward(network, theta, trajectory, inner_heads(outer))
     intrinsic = intrinsic_reward(spec, hyper["reward_weights"], trajectory, outputs["logits"].shape[-1])
     extrinsic = trajectory.reward.to(intrinsic.dtype)

@@ -2,6 +2,9 @@
 
 What carries a derivative, and what does not (SPECS of the released codes): value estimates enter targets and advantages
 as constants; γ and λ act through the returns, in the advantage and in the critic's target alike.
+
+What a row with `valid = False` holds enters no loss and no derivative, NaN or not: 0 · NaN is NaN, so such rows are
+chosen out before anything is multiplied. The same goes for actions of probability 0 (a logit of -∞).
 """
 
 from collections.abc import Mapping
@@ -12,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.errors import require
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Head, Network
 from metagrad.returns import lambda_returns
@@ -47,9 +51,37 @@ class Estimates(NamedTuple):
 
 
 def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
-    """Mean over valid steps; 0 where none is valid."""
-    weight = valid.to(x.dtype)
-    return (x * weight).sum() / weight.sum().clamp(min=1.0)
+    """Mean over valid steps, whatever the others hold; 0 where none is valid."""
+    rule, remedy = f"is averaged over `valid` of shape {tuple(valid.shape)}", "give one number for each step"
+    require(x.shape == valid.shape, "x.shape", tuple(x.shape), rule, remedy)
+    return torch.where(valid, x, 0.0).sum() / valid.to(x.dtype).sum().clamp(min=1.0)
+
+
+def without_unused_rows(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with zeros where no loss should look.
+
+    A row that the policy did not choose has no action and no behaviour policy. If it begins an episode (the reset after
+    an end, or the first of the rollout), no return before it has its reward; and if the step before was terminal, none
+    has the value of what was seen there. In the middle of an episode (a forced FIRE) reward and value count.
+    """
+    valid, is_last = trajectory.valid, trajectory.is_terminal | trajectory.is_truncated
+    chosen = valid.long().cumsum(0)
+    before = torch.where(is_last, chosen, 0).cummax(0).values  # chosen steps of all episodes that ended up to here
+    before = torch.cat([torch.zeros_like(before[:1]), before[:-1]])
+    is_unused = chosen == before  # no step of this episode has been chosen yet
+    observation = trajectory.observation
+    if observation.is_floating_point():
+        begins = torch.cat([torch.ones_like(valid[:1]), trajectory.is_terminal])
+        # Rows behind an unused one are reached through it alone: seen by nobody until a step is chosen.
+        behind = torch.cat([torch.zeros_like(valid[:1]), is_unused])
+        unseen = torch.cat([is_unused, torch.ones_like(valid[:1])]) & (begins | behind)
+        observation = torch.where(unseen.view(*unseen.shape, *(1,) * (observation.ndim - 2)), 0.0, observation)
+    return trajectory._replace(
+        observation=observation,
+        action=torch.where(valid, trajectory.action, 0),
+        reward=torch.where(is_unused, 0.0, trajectory.reward),
+        behaviour_log_prob=torch.where(valid, trajectory.behaviour_log_prob, 0.0),
+    )
 
 
 def normalised(advantage: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
@@ -75,6 +107,8 @@ def forward(
     steps, batch = trajectory.action.shape
     outputs = network.apply(theta, observation[:-1].flatten(0, 1), heads)
     shaped: dict[Head, Tensor] = {head: x.unflatten(0, (steps, batch)) for head, x in outputs.items()}
+    if "logits" in shaped:  # all -∞ where a mask leaves no action, as in the last state of an episode
+        shaped["logits"] = torch.where(trajectory.valid.unsqueeze(-1), shaped["logits"], 0.0)
     critics: tuple[Head, ...] = tuple(head for head in heads if head != "logits")
     bootstrap = network.apply(autodiff.stop_gradient(theta), observation[-1], critics)
     for head in critics:
@@ -84,7 +118,20 @@ def forward(
 
 def action_log_prob(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, "T B"]:
     """log π(a_t | s_t) of the taken actions."""
+    rule, remedy = f"there is one for each row of logits, {tuple(logits.shape[:-1])}", "make them agree"
+    require(trajectory.action.shape == logits.shape[:-1], "action.shape", tuple(trajectory.action.shape), rule, remedy)
     return torch.log_softmax(logits, -1).gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy_of(log_probs: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
+    """-Σₐ π(a) log π(a) in nats; an action of probability 0 adds 0 and has derivative 0.
+
+    >>> entropy_of(torch.log_softmax(torch.tensor([0.0, 0.0, -torch.inf]), -1))
+    tensor(0.6931)
+    """
+    probs = log_probs.exp()
+    # Chosen before the product: 0 · -∞ is no number, in the value and in the derivative alike.
+    return -(probs * torch.where(probs > 0.0, log_probs, 0.0)).sum(-1)
 
 
 def inner_heads(outer: OuterObjective) -> tuple[Head, ...]:
@@ -129,15 +176,15 @@ def actor_critic_loss(
         estimates: G, and the advantages that the metrics show.
         weight: w, mostly the advantage.
     """
+    valid = trajectory.valid
     log_probs = torch.log_softmax(outputs["logits"], -1)
     log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    valid = trajectory.valid
+    entropy = entropy_of(log_probs)
     # A step that the policy did not choose is no factor of a surrogate's product over the episode.
     chosen_log_prob = torch.where(valid, log_prob, 0.0)
     is_last = trajectory.is_terminal | trajectory.is_truncated
-    policy_loss = -masked_mean(weight * surrogate(chosen_log_prob, is_last), valid)
-    error = estimates.target - outputs["value"][:-1]
+    policy_loss = -masked_mean(torch.where(valid, weight, 0.0) * surrogate(chosen_log_prob, is_last), valid)
+    error = torch.where(valid, estimates.target - outputs["value"][:-1], 0.0)
     value_loss = masked_mean(hyper["value_coefficient"] * error.square(), valid)
     entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
     loss = policy_loss + value_loss + entropy_loss
@@ -182,6 +229,7 @@ def inner_loss(
     Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
     of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
     """
+    trajectory = without_unused_rows(trajectory)
     outputs = forward(network, theta, trajectory, inner_heads(outer))
     estimates = on_policy_estimates(trajectory.reward, outputs["value"], trajectory, hyper["gamma"], hyper["lambda"])
     advantage = estimates.advantage
@@ -205,7 +253,8 @@ def policy_gradient_loss(
     """-mean[A' log π] and mean[A'] over valid steps, A' `normalised` in the first where the objective says so."""
     log_prob = action_log_prob(logits, trajectory)
     weight = normalised(advantage, trajectory.valid) if outer.is_advantage_normalised else advantage
-    loss = -masked_mean(weight * log_prob, trajectory.valid)
+    chosen_log_prob = torch.where(trajectory.valid, log_prob, 0.0)
+    loss = -masked_mean(weight * chosen_log_prob, trajectory.valid)
     return loss, masked_mean(advantage, trajectory.valid)
 
 
@@ -220,6 +269,7 @@ def outer_loss(
     Source: "One Step at a Time" eq. 4; debiasing paper eq. 3.
     """
     critic = outer_critic_head(outer)
+    trajectory = without_unused_rows(trajectory)
     outputs = forward(network, theta, trajectory, ("logits", critic))
     estimates = on_policy_estimates(trajectory.reward, outputs[critic], trajectory, outer.gamma, outer.lambda_)
     return policy_gradient_loss(outputs["logits"], trajectory, estimates.advantage, outer)

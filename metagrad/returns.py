@@ -6,6 +6,31 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from metagrad.errors import require
+
+
+def _check_rows(reward: Tensor, value: Tensor, *flags: Tensor) -> None:
+    """Shapes that would broadcast, and flags that `~` would misread."""
+    rows, expected = tuple(reward.shape), (reward.shape[0] + 1, *reward.shape[1:])
+    rule, remedy = f"must be {expected} for rewards of shape {rows}", "add the state after the last step"
+    require(value.shape == expected, "value.shape", tuple(value.shape), rule, remedy)
+    for flag in flags:
+        found = (flag.dtype, *flag.shape)
+        rule, remedy = f"a flag is a truth value for each reward, {(torch.bool, *rows)}", "use .bool()"
+        require(found == (torch.bool, *rows), "is_terminal, is_truncated, valid", found, rule, remedy)
+
+
+def _check_rates(**rates: Tensor | float) -> None:
+    """One number each; tensors are not looked into, which would wait for the device and fail under vmap."""
+    for name, rate in rates.items():
+        if isinstance(rate, Tensor):
+            rule, remedy = "is one number for all steps", "give a float or a tensor with one element"
+            require(rate.numel() == 1, f"{name}.shape", tuple(rate.shape), rule, remedy)
+        else:
+            is_clip = name.endswith("_clip")
+            rule = "must not be negative" if is_clip else "must lie in [0, 1]"
+            require(0 <= rate and (is_clip or rate <= 1), name, rate, rule, "choose a value inside")
+
 
 def lambda_returns(
     reward: Float[Tensor, "T B"],
@@ -26,11 +51,17 @@ def lambda_returns(
 
     Source: Sutton & Barto (2018) eq. 12.20; the targets g_η of "One Step at a Time" (eq. 3, Table 2).
     """
+    _check_rows(reward, value, is_terminal, is_truncated)
+    _check_rates(gamma=gamma, lambda_=lambda_)
+    is_last = is_terminal | is_truncated
+    # What is multiplied by 0 is chosen out first: of the next episode nothing enters, NaN neither.
+    following = torch.where(is_terminal, 0.0, value[1:])
     discount = gamma * (~is_terminal).to(reward.dtype)
-    trace = lambda_ * (~(is_terminal | is_truncated)).to(reward.dtype)
+    trace = lambda_ * (~is_last).to(reward.dtype)
     returns = [value[-1]] * (reward.shape[0] + 1)
     for t in reversed(range(reward.shape[0])):
-        returns[t] = reward[t] + discount[t] * ((1.0 - trace[t]) * value[t + 1] + trace[t] * returns[t + 1])
+        after = torch.where(is_last[t], following[t], returns[t + 1])
+        returns[t] = reward[t] + discount[t] * ((1.0 - trace[t]) * following[t] + trace[t] * after)
     return torch.stack(returns[:-1])
 
 
@@ -84,20 +115,25 @@ def vtrace(  # noqa: PLR0913 (the paper's quantities, one by one; a structure fo
     one (leaky V-trace), here the thresholds themselves are learnt. The policy's ratio is clipped by the same ρ̄. The
     advantage's (1 - λ) V + λ v is rlax's; the paper bootstraps it from v_{t+1} alone, which is the same at λ = 1.
     """
+    _check_rows(reward, value, is_terminal, is_truncated, valid)
+    _check_rates(gamma=gamma, lambda_=lambda_, rho_clip=rho_clip, c_clip=c_clip)
+    rule, remedy = f"must be that of rewards, {tuple(reward.shape)}", "give one ratio for each step"
+    require(log_ratio.shape == reward.shape, "log_ratio.shape", tuple(log_ratio.shape), rule, remedy)
     ratio = torch.exp(torch.where(valid, log_ratio, 0.0))
     rho = _at_most(ratio, rho_clip)
     is_last = is_terminal | is_truncated
+    next_value = torch.where(is_terminal, 0.0, value[1:])  # chosen out before it is multiplied by 0, as in λ-returns
     discount = gamma * (~is_terminal).to(reward.dtype)
     decay = discount * lambda_ * _at_most(ratio, c_clip) * (~is_last).to(reward.dtype)
-    error = rho * (reward + discount * value[1:] - value[:-1])
+    error = rho * (reward + discount * next_value - value[:-1])
     correction = torch.zeros_like(value[-1])
     corrections = []
     for t in reversed(range(reward.shape[0])):
-        correction = error[t] + decay[t] * correction
+        correction = error[t] + decay[t] * torch.where(is_last[t], 0.0, correction)
         corrections.append(correction)
     target = value[:-1] + torch.stack(corrections[::-1])
-    following = torch.cat([target[1:], value[-1:]])
-    next_target = torch.where(is_last, value[1:], (1.0 - lambda_) * value[1:] + lambda_ * following)
+    following = torch.where(is_last, next_value, torch.cat([target[1:], value[-1:]]))
+    next_target = torch.where(is_last, next_value, (1.0 - lambda_) * next_value + lambda_ * following)
     return Vtrace(target, rho * (reward + discount * next_target - value[:-1]))
 
 

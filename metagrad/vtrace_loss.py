@@ -20,6 +20,7 @@ from metagrad.losses import (
     outer_critic_head,
     policy_gradient_loss,
     with_outer_critic,
+    without_unused_rows,
 )
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Network
@@ -87,6 +88,7 @@ def vtrace_inner_loss(
     Self-Tuning Actor-Critic Algorithm". Deviations: means over steps instead of sums; (v - V)² without the factor ½;
     the clips themselves are learnt (`metagrad.returns.vtrace`); the outer critic is the debiasing paper's.
     """
+    trajectory = without_unused_rows(trajectory)
     outputs = forward(network, theta, trajectory, inner_heads(outer))
     ratio = log_ratio(outputs["logits"], trajectory)
     rates = (hyper["gamma"], hyper["lambda"], hyper["rho_clip"], hyper["c_clip"])
@@ -111,6 +113,7 @@ def vtrace_outer_loss(
     loss, entropy bonus and a KL divergence between the policies before and after the update.
     """
     critic = outer_critic_head(outer)
+    trajectory = without_unused_rows(trajectory)
     outputs = forward(network, theta, trajectory, ("logits", critic))
     ratio = log_ratio(outputs["logits"], trajectory)
     advantage = _outer_estimates(ratio, outputs[critic], trajectory, outer).advantage
