@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metagrad.flat_module import FlatModule
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
-from metagrad.networks import ParameterLayout
 from metagrad.optimizers import Adam, ClipByGlobalNorm, constant
 from metagrad.returns import lambda_returns
 from metagrad.surrogates import lvc
@@ -26,13 +26,13 @@ LEARNT = {"gamma": MetaParameter(initial=0.9), "entropy_coefficient": MetaParame
 Batch = namedtuple("Batch", "observation action reward is_terminal is_truncated valid")  # valid False: only a reset
 
 
-network = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4))  # two logits, value, value under OUTER_GAMMA
-layout = ParameterLayout(*zip(*((name, tuple(x.shape)) for name, x in network.named_parameters()), strict=True))
+# Two logits, value, value under OUTER_GAMMA.
+network = FlatModule(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4)))
 
 
 def evaluate(theta: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The network as a function of one flat vector: log-probabilities, values, outer values."""
-    output = torch.func.functional_call(network, layout.unflatten(theta), (observation,))
+    output = network(theta, observation)
     return output[..., :2].log_softmax(-1), output[..., 2], output[..., 3]
 
 
@@ -92,8 +92,8 @@ class Stream:
 def train(updates: int, seed: int) -> tuple[float, Tensor]:
     """Mean return of the last 20 real episodes, and η, after `updates` ≥ 1 updates."""
     torch.manual_seed(seed)
-    network.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
-    theta, eta = layout.flatten(dict(network.named_parameters())).detach(), init_eta(LEARNT)
+    network.module.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
+    theta, eta = network.theta(), init_eta(LEARNT)
     state, meta_state = PROBLEM.optimizer.init(theta), META_OPTIMIZER.init(eta)
     real, ahead = Stream(2 * seed * ENVIRONMENTS), Stream((2 * seed + 1) * ENVIRONMENTS)
     for update in range(1, updates + 1):

@@ -10,6 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad.errors import require
+
+
+def _check_size(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    """Vectors of one element would broadcast over all components."""
+    rule, remedy = f"must be {expected}, as the other vector is", "compare vectors of one size"
+    require(tuple(x.shape) == expected, f"{name}.shape", tuple(x.shape), rule, remedy)
+
 
 class Moments(NamedTuple):
     """First and second moments of `count` samples of a vector."""
@@ -41,6 +49,7 @@ def no_samples(size: int, dtype: torch.dtype = torch.float64, device: torch.devi
 
 def add_samples(moments: Moments, samples: Float[Tensor, "N D"]) -> Moments:
     """Moments with N more samples; none changes nothing."""
+    _check_size("samples", samples, (len(samples), *moments.mean.shape))
     if not len(samples):
         return moments
     samples = samples.to(moments.mean)
@@ -56,6 +65,7 @@ def merge(first: Moments, second: Moments) -> Moments:
     Source: Chan, Golub & LeVeque (1983), "Algorithms for Computing the Sample Variance", eq. 2.1; one sample at a time
     it is Welford's (1962) recursion.
     """
+    _check_size("second.mean", second.mean, tuple(first.mean.shape))
     count = first.count + second.count
     if not count:
         return first
@@ -94,6 +104,7 @@ def bias(estimate: Moments, exact: Float[Tensor, "D"]) -> Bias:
     The corrected square of an unbiased estimator scatters around 0 and is below it about half of the time: it is not
     clipped, so that averages of it stay unbiased. nan with fewer than two samples; the plain norm needs only one.
     """
+    _check_size("exact", exact, tuple(estimate.mean.shape))
     norm = torch.linalg.vector_norm(estimate.mean - exact.to(estimate.mean))
     if not estimate.count:
         norm = torch.full_like(norm, torch.nan)
@@ -107,6 +118,8 @@ def cosine_accuracy(x: Float[Tensor, "*batch D"], y: Float[Tensor, "*batch D"]) 
 
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", eq. 63.
     """
+    rule, remedy = f"has as many components as x, {x.shape[-1]}", "compare vectors of one size"
+    require(x.shape[-1] == y.shape[-1], "y.shape", tuple(y.shape), rule, remedy)
     return (_unit(x) * _unit(y)).sum(-1)
 
 

@@ -23,6 +23,7 @@ from metagrad.network_layers import (
 )
 
 Head = Literal["logits", "value", "outer_value"]
+_NO_OUTER = ("the network has no outer critic", "build it with has_outer_critic=True")
 
 
 class ConditionedCritic(nn.Module):
@@ -75,6 +76,7 @@ class SharedTorso(nn.Module):
             conditions = (discount,) if isinstance(self.value, ConditionedCritic) else ()
             outputs["value"] = self.value(features, *conditions).squeeze(-1)
         if "outer_value" in heads:
+            require(self.outer_value is not None, "heads", heads, *_NO_OUTER)
             assert self.outer_value is not None
             # The outer critic is trained on the torso's features without shaping them (debiasing paper, Figure 4).
             outputs["outer_value"] = self.outer_value(autodiff.stop_gradient(features)).squeeze(-1)
@@ -99,6 +101,7 @@ class SeparateNetworks(nn.Module):
         if "value" in heads:
             outputs["value"] = self.value(board).squeeze(-1)
         if "outer_value" in heads:
+            require(self.outer_value is not None, "heads", heads, *_NO_OUTER)
             assert self.outer_value is not None
             outputs["outer_value"] = self.outer_value(board).squeeze(-1)
         return outputs

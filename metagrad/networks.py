@@ -8,18 +8,19 @@ are for losses that have their values from elsewhere, and asking them for one is
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metagrad import autodiff
 from metagrad import network_modules as modules
 from metagrad.errors import require
+from metagrad.flat_module import FlatModule
+from metagrad.flat_module import ParameterLayout as ParameterLayout
 from metagrad.network_layers import reset
 from metagrad.network_modules import Head as Head
 
@@ -142,27 +143,6 @@ NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], dict[Head, 
 """(observation [N, …], names of heads) to the heads."""
 
 
-class ParameterLayout(NamedTuple):
-    """Names and shapes of the tensors that lie one after another in θ."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def size(self) -> int:
-        """Number of parameters P."""
-        return sum(math.prod(shape) for shape in self.shapes)
-
-    def unflatten(self, theta: Float[Tensor, "P"]) -> dict[str, Tensor]:
-        """Views of θ by name; one split, whose backward is one concatenation."""
-        parts = theta.split([math.prod(shape) for shape in self.shapes])
-        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
-
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "P"]:
-        """One vector from tensors by name; a missing name raises KeyError."""
-        return torch.cat([tensors[name].reshape(-1) for name in self.names])
-
-
 class Network:
     """A module seen as pure functions of θ; the module's own parameters are only a shape."""
 
@@ -174,10 +154,13 @@ class Network:
             first_order: names of parameters whose gradients carry no derivative (`metagrad.autodiff.first_order`).
         """
         self._module = module
+        self._flat = FlatModule(module)
+        self.layout = self._flat.layout
+        unknown = sorted(set(first_order) - set(self.layout.names))
+        rule, remedy = "are no trained parameters of the network", "give names of its layout"
+        require(not unknown, "first_order", unknown, rule, remedy)
         self._first_order = frozenset(first_order)
         self._discount: Tensor | float | None = None
-        named = dict(module.named_parameters())
-        self.layout = ParameterLayout(tuple(named), tuple(tuple(p.shape) for p in named.values()))
 
     @property
     def own_parameters_of_critics(self) -> tuple[str, ...]:
@@ -206,8 +189,12 @@ class Network:
 
     def init(self, generator: torch.Generator) -> Float[Tensor, "P"]:
         """Fresh θ, drawn on the CPU from `generator`."""
+        frozen = [(p, p.detach().clone()) for p in self._module.parameters() if not p.requires_grad]
         self._module.apply(lambda child: reset(child, generator))
-        return self.layout.flatten({name: p.detach() for name, p in self._module.named_parameters()})
+        with torch.no_grad():
+            for parameter, value in frozen:
+                parameter.copy_(value)
+        return self._flat.theta()
 
     def apply(
         self, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "..."], heads: Collection[Head]
@@ -217,11 +204,19 @@ class Network:
 
     def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:
         """`apply` under one θ, which is taken apart once for all that it is called on."""
-        parameters = self.layout.unflatten(theta)
+        parameters = self._flat.parameters(theta)
         for name in self._first_order:
             parameters[name] = autodiff.first_order(parameters[name])
         extra = (self._discount,) if self.is_conditioned else ()
-        return lambda observation, heads: functional_call(self._module, parameters, (observation, heads, *extra))
+
+        def apply(observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+            unknown = [head for head in heads if head not in get_args(Head)]
+            rule, remedy = f"the heads are {', '.join(get_args(Head))}", "name some of them, in a tuple"
+            require(not unknown and not isinstance(heads, str), "heads", heads, rule, remedy)
+            outputs: dict[Head, Tensor] = self._flat.with_parameters(parameters, observation, heads, *extra)
+            return outputs
+
+        return apply
 
 
 def _hidden_torso(spec: NatureCnn | ImpalaCnn | Mlp, observation_shape: tuple[int, ...]) -> nn.Sequential:

@@ -248,13 +248,11 @@ class ClipByGlobalNorm:
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
         """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_."""
-        coefficient = (self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
-        if self.is_coefficient_constant:
-            coefficient = autodiff.stop_gradient(coefficient)
-        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_; c is not a constant."""
         coefficient = self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)
         if gradient.dtype != torch.float64:  # the squares of large gradients leave the range, and nothing would be left
             wide = self.max_norm / (torch.linalg.vector_norm(gradient, dtype=torch.float64) + 1e-6)
             coefficient = torch.where(coefficient > 0, coefficient, wide.to(coefficient.dtype))
         coefficient = coefficient.clamp(max=1.0)
+        if self.is_coefficient_constant:
+            coefficient = autodiff.stop_gradient(coefficient)
         return self.optimizer.update(gradient * coefficient, state, theta, eta)

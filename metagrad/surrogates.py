@@ -29,11 +29,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.errors import require
 
 SurrogateName = Literal["ad", "lvc", "loaded-dice"]
 Surrogate = Callable[[Float[Tensor, "T B"], Bool[Tensor, "T B"]], Float[Tensor, "T B"]]
 """(log_prob, is_last) -> s. `is_last`: the episode ended at step t, terminal or truncated. Steps that the policy did
 not choose come with a constant log_prob of 0 and are then no factor of any product."""
+
+
+def _check_rows(log_prob: Tensor, **others: Tensor | None) -> None:
+    """Shapes that would broadcast, and flags that `~` would misread."""
+    for name, other in others.items():
+        if other is not None:
+            rule, remedy = f"there is one for each of log_prob, {tuple(log_prob.shape)}", "make the shapes agree"
+            require(other.shape == log_prob.shape, f"{name}.shape", tuple(other.shape), rule, remedy)
+            if name == "is_last":
+                require(other.dtype == torch.bool, "is_last.dtype", other.dtype, "is a truth value", "use .bool()")
 
 
 def ad(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
@@ -44,6 +55,7 @@ def ad(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Te
 
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §4.2.
     """
+    _check_rows(log_prob, is_last=is_last)
     return log_prob
 
 
@@ -57,6 +69,7 @@ def lvc(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[T
 
     Source: Rothfuss et al. (2019), "ProMP"; "A Theoretical Understanding of Gradient Bias in Meta-RL", §4.4, 5.3.
     """
+    _check_rows(log_prob, is_last=is_last)
     return torch.exp(log_prob - autodiff.stop_gradient(log_prob))
 
 
@@ -73,6 +86,7 @@ def loaded_dice(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) ->
 
     Source: Farquhar et al. (2019), "Loaded DiCE", without its decay of the past (λ = 1).
     """
+    _check_rows(log_prob, is_last=is_last)
     ratio = log_prob - autodiff.stop_gradient(log_prob)
     log_product = _sum_within_episode(ratio, is_last)
     return torch.exp(log_product) - torch.exp(log_product - ratio)
@@ -101,6 +115,11 @@ SURROGATES: dict[SurrogateName, Surrogate] = {"ad": ad, "lvc": lvc, "loaded-dice
 
 def discounts(like: Float[Tensor, "T B"], gamma: Float[Tensor, "1"] | float) -> Float[Tensor, "T 1"]:
     """γ^t of every row t, differentiable in γ."""
+    if isinstance(gamma, Tensor):
+        rule, remedy = "is one number for all steps", "give a float or a tensor with one element"
+        require(gamma.numel() == 1, "gamma.shape", tuple(gamma.shape), rule, remedy)
+    else:
+        require(0 <= gamma <= 1, "gamma", gamma, "must lie in [0, 1]", "choose a value inside")
     return (gamma ** torch.arange(len(like), dtype=like.dtype, device=like.device)).unsqueeze(-1)
 
 
@@ -116,6 +135,7 @@ def discounted_objective(
 
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", appendix G.1, and its released code.
     """
+    _check_rows(log_prob, advantage=advantage)
     is_last = torch.zeros_like(log_prob, dtype=torch.bool)
     return (discounts(log_prob, gamma) * advantage * surrogate(log_prob, is_last)).sum(0).mean()
 
@@ -169,6 +189,7 @@ def off_policy_dice(
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.2 and its released code; the weighted form:
     Jiang & Li (2016), "Doubly Robust Off-policy Value Evaluation".
     """
+    _check_rows(log_prob, behaviour_log_prob=behaviour_log_prob, reward=reward, value=value)
     ratio = log_prob - autodiff.stop_gradient(behaviour_log_prob)
     discount = discounts(log_prob, gamma)
     objective = (discount * torch.exp(ratio.cumsum(0)) * reward).sum(0)

@@ -71,12 +71,12 @@ def test_meta_gradient_is_that_of_the_whole_graph(example, monkeypatch):
     original_outer, original_meta = example.outer_gradient, example.meta_gradient
     monkeypatch.setattr(example, "outer_gradient", outer_gradient)
     monkeypatch.setattr(example, "meta_gradient", meta_gradient)
-    example.network.double()
+    example.network.module.double()
     monkeypatch.setattr(example, "init_eta", lambda declaration: init_eta(declaration, torch.float64))
     try:
         example.train(updates=3, seed=0)
     finally:
-        example.network.float()
+        example.network.module.float()
     (theta, eta), batches = seen["start"], seen["batches"]
     assert theta.dtype == eta.dtype == torch.float64
     assert len(batches) == example.LOOK_AHEAD
@@ -126,7 +126,7 @@ def test_rows_are_what_single_environments_do(example, monkeypatch, limit):
 
     monkeypatch.setattr(example.gymnasium, "make_vec", make_vec)
     stream = example.Stream(seed=0)
-    theta = torch.zeros(example.layout.size)
+    theta = torch.zeros(example.network.layout.size)
     rollouts = [stream.rollout(theta) for _ in range(4)]
     age = np.zeros(example.ENVIRONMENTS, dtype=int)
     has_ended = torch.zeros(example.ENVIRONMENTS, dtype=torch.bool)
