@@ -156,9 +156,6 @@ class Network:
         self._module = module
         self._flat = FlatModule(module)
         self.layout = self._flat.layout
-        unknown = sorted(set(first_order) - set(self.layout.names))
-        rule, remedy = "are no trained parameters of the network", "give names of its layout"
-        require(not unknown, "first_order", unknown, rule, remedy)
         self._first_order = frozenset(first_order)
         self._discount: Tensor | float | None = None
 
@@ -170,6 +167,9 @@ class Network:
 
     def with_first_order(self, names: Collection[str]) -> "Network":
         """The same network where gradients of these parameters carry no derivative."""
+        unknown = sorted(set(names) - set(self.layout.names))
+        rule, remedy = "are no trained parameters of the network", "give names of its layout"
+        require(not unknown, "first_order", unknown, rule, remedy)
         other = copy.copy(self)
         other._first_order = frozenset(names)
         return other

@@ -141,7 +141,7 @@ def test_output_shapes_and_selection(built):
 
 def test_asking_for_a_head_that_was_not_built():
     network = build_network(Mlp(), (3,), 2, False)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ConfigurationError, match="no outer critic"):
         network.apply(network.init(torch.Generator()), torch.zeros(1, 3), ("outer_value",))
 
 

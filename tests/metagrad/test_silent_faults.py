@@ -15,7 +15,6 @@ from metagrad.monte_carlo import LookAhead, in_chunks, unroll_gradients
 from metagrad.opponent_shaping import shaping_gradients
 from metagrad.optimizers import Adam, Sgd, constant
 from metagrad.tape import recorded
-from metagrad.trees import Fingerprint
 from metagrad.unroll import InnerProblem, inner_update
 
 PRODUCTS = ("retain", "recompute")
@@ -426,11 +425,3 @@ def test_a_tape_of_recompute_serves_again_and_outer_losses_may_be_taken_between(
     outer = outer_gradient(lambda theta, _: (theta.square().sum(), None), torch.ones(1), None).gradient
     arguments = (problem, tape, [*[None] * 5, outer], "recompute")
     assert torch.equal(meta_gradient(*arguments).eta, meta_gradient(*arguments).eta)
-
-
-def test_a_fingerprint_copes_with_anything():
-    loop: list[Any] = [torch.zeros(2), None]
-    loop[1] = loop
-    odd = [loop, torch.zeros(0), torch.eye(2).to_sparse(), torch.zeros(2, dtype=torch.complex64).conj(), object(), len]
-    odd += [torch.zeros(2, device="meta"), np.zeros((2, 2))[:, 0], np.array(["a"]), torch, type, np.float32(1.0)]
-    assert Fingerprint(odd).is_kept()
