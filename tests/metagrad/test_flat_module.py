@@ -122,4 +122,4 @@ def test_an_outer_critic_that_is_not_there_and_unknown_parameters_are_refused():
     with pytest.raises(ConfigurationError, match="no outer critic"):
         network.at(torch.zeros(network.layout.size))(torch.zeros(1, 3), ("outer_value",))
     with pytest.raises(ConfigurationError, match="first_order"):
-        network.with_first_order(("value.wieght",))
+        network.with_first_order(("value.nothing",))
