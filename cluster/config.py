@@ -3,10 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 
+import torch
+
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, EnvironmentSpec
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.size import require_possible
 from metagrad.errors import require
 from metagrad.learner.agent import build_agent
 from metagrad.learner.algorithm import MetaGradientActorCritic
@@ -108,8 +111,14 @@ class Experiment(BaseExperiment):
 
     def algorithm(self, spec: EnvironmentSpec) -> MetaGradientActorCritic:
         shape, actions = spec.observation_shape, spec.num_actions
+        require_possible(self, spec, self.parameters(spec))
         network = build_network(self.network, shape, actions, self.has_outer_critic)
         return MetaGradientActorCritic(build_agent(self.learner, network, shape, actions))
+
+    def parameters(self, spec: EnvironmentSpec) -> int:
+        with torch.device("meta"):  # nothing is made
+            layers = build_network(self.network, spec.observation_shape, spec.num_actions, self.has_outer_critic)
+        return layers.layout.size
 
     @property
     def learner(self) -> LearnerConfig:
@@ -140,9 +149,9 @@ def _check_spec(field: str, network: NetworkSpec, env: EnvironmentConfig) -> Non
     """Refuse layers without units, and observations that this network cannot have."""
     for f in dataclasses.fields(network):
         size = getattr(network, f.name)
-        rule = "a layer has at least one unit, and at most 2^20"
+        rule = "a layer has at least one unit, and at most 2^16"
         is_size = isinstance(size, int)  # other numbers are checked where they are declared
-        require(not is_size or 1 <= size <= 2**20, f"{field}.{f.name}", size, rule, "change it")
+        require(not is_size or 1 <= size <= 2**16, f"{field}.{f.name}", size, rule, "change it")
     name = type(network).__name__
     is_atari, is_snake = isinstance(env, AtariConfig), isinstance(env, SnakeConfig)
     rule, remedy = "expects Atari screens", "use an Atari environment or another network"

@@ -24,6 +24,7 @@ from metagrad.cluster.learning import Assignment, actor_setups, learn, resolve_d
 from metagrad.cluster.progress import Progress
 from metagrad.cluster.run_config import BaseExperiment
 from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.size import require_room_here
 from metagrad.cluster.stop import StopRequest
 from metagrad.cluster.train import Start, start_at, summary_before
 from metagrad.cluster.transport import Actors, ColocatedActors
@@ -121,6 +122,8 @@ def run(
     """
     _check_device(experiment)
     spec = probe(experiment.env)
+    if experiment.topology == "colocated" or not os.environ.get("RAY_ADDRESS"):
+        require_room_here(experiment, spec, experiment.parameters(spec))
     algorithm = experiment.algorithm(spec)
     folder = RunFolder(run_dir)
     with (

@@ -127,6 +127,7 @@ class BaseExperiment(ABC):
 
     def __post_init__(self) -> None:
         require(self.actors >= 1, "actors", self.actors, "a run needs at least one actor", "use --actors 1 or more")
+        require(self.actors <= 2**16, "actors", self.actors, "must be at most 65,536", "use fewer")
         self._check_shares()
         self._check_where()
         require(
@@ -180,7 +181,8 @@ class BaseExperiment(ABC):
 
     def _check_where(self) -> None:
         """What only a cluster has."""
-        require(self.learner_cpus >= 1, "learner_cpus", self.learner_cpus, "must be at least 1", "raise it")
+        cpus = self.learner_cpus
+        require(1 <= cpus <= 1_024, "learner_cpus", cpus, "must lie in [1, 1024]", "change it")
         restarts = self.learner_restarts
         require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
         check_wait_for_resources(self.wait_for_resources, self.topology)
@@ -191,6 +193,10 @@ class BaseExperiment(ABC):
     @abstractmethod
     def algorithm(self, spec: EnvironmentSpec) -> Algorithm[Any]:
         """What learns, in environments of this kind."""
+
+    def parameters(self, spec: EnvironmentSpec) -> int:
+        """Numbers in θ, as far as they are known before anything is made."""
+        return 0
 
     @property
     def has_outer_critic(self) -> bool:

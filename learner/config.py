@@ -13,6 +13,9 @@ from metagrad.meta_gradient import Estimator
 from metagrad.surrogates import SurrogateName
 from metagrad.unroll import Product
 
+MOST_UPDATES = 10_000
+"""The longest look-ahead; each of its updates needs a batch of rollouts of its own, for one meta-update."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BootstrapConfig:
@@ -32,6 +35,8 @@ class BootstrapConfig:
     def __post_init__(self) -> None:
         rule, remedy = "must be 0 (no target) or more", "the debiasing paper uses 1"
         require(self.updates >= 0, "bootstrap.updates", self.updates, rule, remedy)
+        rule = f"must be at most {MOST_UPDATES:,}"
+        require(self.updates <= MOST_UPDATES, "bootstrap.updates", self.updates, rule, "lower it")
         coefficient = self.value_coefficient
         rule = "must be finite and 0 or more"
         require(0.0 <= coefficient < math.inf, "bootstrap.value_coefficient", coefficient, rule, "use 0 for none")
@@ -73,6 +78,7 @@ class MetaGradientConfig:
 
     def __post_init__(self) -> None:
         require(self.n >= 0, "meta.n", self.n, "must be 0 (plain A2C) or more", "count the updates to look through")
+        require(self.n <= MOST_UPDATES, "meta.n", self.n, f"must be at most {MOST_UPDATES:,}", "lower it")
         is_mix = self.estimator == "mix"
         require(
             self.kappa is None or is_mix, "meta.kappa", self.kappa, "belongs to --meta.estimator mix", "leave it out"

@@ -19,10 +19,16 @@ class ConfigurationError(ValueError):
         super().__init__(printable(message))
 
 
+def shown(value: object) -> str:
+    """A value in a message, cut where nobody would read on."""
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:280]}… ({len(text):,} characters)"
+
+
 def require(condition: bool, field: str, value: Any, rule: str, remedy: str) -> None:
     """Raise `ConfigurationError` in one line (field, value, rule, remedy) unless `condition` holds."""
     if not condition:
-        raise ConfigurationError(f"{field} = {value!r}: {rule}; {remedy}")
+        raise ConfigurationError(f"{field} = {shown(value)}: {rule}; {remedy}")
 
 
 class RunLost(RuntimeError):

@@ -45,7 +45,7 @@ PEEK = {"schedule": "peek"}
         ({"network": NatureCnn()}, "network"),
         ({"network": LinearPolicy()}, "network"),
         ({"network": SnakeCnn(channels=0)}, "network.channels"),
-        ({"network": SnakeCnn(channels=2**20 + 1)}, "network.channels"),
+        ({"network": SnakeCnn(channels=2**16 + 1)}, "network.channels"),
         (ATARI | {"network": SnakeCnn()}, "network"),
         (ATARI | {"network": SnakeTorsoCnn()}, "network"),
         ({"network": ImpalaCnn()}, "network"),
