@@ -165,3 +165,36 @@ def test_ray_up_refuses_an_ssh_user_who_could_not_hand_over_the_token(
         assert done.returncode == code
         said = "metagrad: ssh_user = 'ann': has uid 1234, and the token's file must be its and the image's, 1000; build"
         assert done.stderr.startswith(said) if code else done.stderr == ""
+
+
+def test_no_argument_of_the_image_is_overruled() -> None:
+    """A variable of the environment, also of an earlier stage, wins over a build argument of its name."""
+    arguments = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    variables = set(re.findall(r"^(?:ENV|   ) (\w+)=", DOCKERFILE, re.MULTILINE))
+    assert {"TORCH_INDEX", "ENVPOOL_ASSETS", "UID"} <= arguments
+    assert {"RAY_AUTH_MODE", "METAGRAD_TORCH_INDEX"} <= variables
+    assert not arguments & variables
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "is_taken"),
+    [("1000", "1000", True), ("33", "20", True), ("1000", "0", True)]
+    + [(uid, "1000", False) for uid in ("0", "00", "", "ann", "-1", "1 2")]
+    + [("1000", gid, False) for gid in ("", "staff")],
+)
+def test_the_image_s_user_is_anybody_but_root(uid: str, gid: str, is_taken: bool) -> None:
+    snippet = re.search(r'^RUN (case "\$UID,\$GID" .*? esac) \\$', DOCKERFILE, re.MULTILINE | re.DOTALL)
+    assert snippet is not None
+    code = snippet[1].replace("$UID", "$1").replace("$GID", "$2")  # UID is bash's own, where that is sh
+    done = subprocess.run(["sh", "-c", code, "sh", uid, gid], capture_output=True, text=True)
+    assert done.returncode == (0 if is_taken else 1)
+    assert done.stderr.startswith("" if is_taken else f"UID = '{uid}', GID = '{gid}': two numbers")
+
+
+def test_lint_compiles_what_the_image_compiles() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert 'python -m compileall -q "$packages/metagrad"' in DOCKERFILE
+    assert "python -m compileall -q metagrad $(packages)\n" in makefile
+    linked = re.search(r"^packages := (.+)$", makefile, re.MULTILINE)
+    assert linked is not None
+    assert set(linked[1].split()) == {path.name for path in (ROOT / "metagrad").iterdir() if path.is_symlink()}
