@@ -33,7 +33,7 @@ def misfit(tree: dict[str, Any], update: int, experiment: BaseExperiment, algori
         "counters": _are_counters(tree["counters"]),
         "account": _is_account(tree["account"]),
         "episodes": _are_episodes(tree["episodes"]),
-        "window": _is_window(tree["window"]),
+        "window": _is_window(tree["window"], (experiment.rollout_length, experiment.environments)),
         "actors": _are_actors(tree, experiment),
         "interval": "interval" not in tree or _is_interval(tree["interval"]),  # older versions have none
     }
@@ -62,11 +62,12 @@ def _are_episodes(found: Any) -> bool:
     return len(returns) == len(lengths) <= found["count"] and all(map(is_number, [*returns, *lengths]))
 
 
-def _is_window(found: Any) -> bool:
+def _is_window(found: Any, shape: tuple[int, int]) -> bool:
     return isinstance(found, list) and all(
         isinstance(batch, dict)
         and batch.keys() == {"trajectory", "versions"}
         and is_trajectory(batch["trajectory"])
+        and batch["trajectory"]["action"].shape == shape
         and isinstance(batch["versions"], list)
         and all(map(is_count, batch["versions"]))
         for batch in found

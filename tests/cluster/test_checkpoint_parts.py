@@ -14,6 +14,7 @@ from metagrad.cluster.config import Experiment
 from metagrad.cluster.launch import run
 from metagrad.cluster.train import CHECKPOINT_PARTS
 from metagrad.learner.checkpoint import restore_newest
+from metagrad.types import Trajectory
 
 Tiny = Callable[..., Experiment]
 
@@ -42,6 +43,14 @@ def changed(tree: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     return [new if i == int(name) else x for i, x in enumerate(tree)]
 
 
+def window(steps: int, environments: int) -> list[dict[str, Any]]:
+    """One streamed batch of this shape."""
+    rows, flags = torch.zeros(steps, environments), torch.zeros(steps, environments, dtype=torch.bool)
+    observation, action = torch.zeros(steps + 1, environments, 3, 3, 5), rows.long()
+    trajectory = Trajectory(observation, action, rows, flags, flags, flags, rows, policy_version=5)
+    return [{"trajectory": trajectory._asdict(), "versions": [5]}]
+
+
 CHANGES: list[tuple[str, Any, str]] = [
     ("device", "meta", "device"),
     ("device", None, "device"),
@@ -59,6 +68,8 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("episodes.count", "many", "episodes"),
     ("window", None, "window"),
     ("window", [{"trajectory": {}, "versions": []}], "window"),
+    ("window", window(3, 5), "window"),
+    ("window", window(2, 4), "window"),
     ("actors", None, "actors"),
     ("actors", [], "actors"),
     ("actors.0", {"x": 3}, "actors"),
@@ -110,6 +121,12 @@ def test_a_part_that_is_not_there_is_named(kept: dict[str, Any], tiny: Tiny, tmp
     for part in CHECKPOINT_PARTS:
         without = {name: x for name, x in tree.items() if name != part}
         assert misfit(without, 6, experiment, experiment.algorithm(probe(experiment.env))) == part
+
+
+def test_a_window_of_the_runs_shape_fits(kept: dict[str, Any], tiny: Tiny, tmp_path: Path, console: Console) -> None:
+    experiment = tiny()
+    tree = tree_of(kept, experiment, tmp_path, console)
+    assert misfit(tree | {"window": window(3, 4)}, 6, experiment, experiment.algorithm(probe(experiment.env))) is None
 
 
 def test_what_runs_of_other_kinds_write_fits(tiny: Tiny, tmp_path: Path, console: Console) -> None:
