@@ -102,7 +102,7 @@ def _wait_for_a_cpu(say: Callable[[str], None], limit: float) -> Generator[None]
         if waited > _SECONDS_TO_FIND_ROOM and not is_said:
             say(f"every CPU of the cluster is in use; waiting for one, at most {limit:g} s (--wait-for-resources)")
             is_said = True
-        rule = f"in that time none of the cluster's CPUs was free ({ray_session.free_resources()})"
+        rule = f"in that time none of the cluster's CPUs was free: {ray_session.free_resources()}"
         remedy = "add nodes, wait for other runs to end, or wait longer"
         require(waited <= max(limit, _SECONDS_TO_FIND_ROOM), "wait_for_resources", limit, rule, remedy)
         if (lost := ray_watch.lost()) is not None:

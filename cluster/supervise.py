@@ -146,7 +146,7 @@ class Supervisor:
             if stop.signal_name is not None:
                 return
             if time.monotonic() > deadline:
-                rule = f"in that time the cluster had no room for {needs} ({free_resources()})"
+                rule = f"in that time the cluster had no room for {needs}: {free_resources()}"
                 remedy = "add nodes, wait for other runs to end, or wait longer"
                 require(False, "wait_for_resources", limit, rule, remedy)
         say("found room; starting")

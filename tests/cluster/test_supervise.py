@@ -176,7 +176,7 @@ def test_a_run_waits_no_longer_than_it_is_told(tiny: Tiny, monkeypatch: pytest.M
     room = Room(monkeypatch, looks=None)
     message = (
         r"^wait_for_resources = 90\.0: in that time the cluster had no room for 1 \+ 1 CPUs \(an actor, the learner\) "
-        r"and a GPU beside the learner's \(2 of 8 CPUs are free, 0 of 1 GPUs are free\); add nodes, wait for other runs"
+        r"and a GPU beside the learner's: 2 of 8 CPUs are free, 0 of 1 GPUs are free; add nodes, wait for other runs"
     )
     with pytest.raises(ConfigurationError, match=message):
         wait_for(room, tiny(topology="ray", wait_for_resources=90.0), RUNNING)
