@@ -44,14 +44,15 @@ class RayWatch:
         self._silent_since: dict[str, float] = {}
 
     def look(self) -> None:
-        """Greet each. A process of an embedded Ray that refuses is gone; one of a cluster may be restarted."""
+        """Greet each. What refuses is gone, apart from a cluster's head, which may be restarted."""
         for part, endpoint in self._endpoints.items():
             asked = self._now()
             try:
                 self._greet(endpoint, _SECONDS_TO_ANSWER)
             except OSError as error:
                 silent = self._now() - self._silent_since.setdefault(part, asked)
-                is_gone = self._is_embedded and isinstance(error, ConnectionRefusedError)
+                may_return = part == "GCS" and not self._is_embedded
+                is_gone = isinstance(error, ConnectionRefusedError) and not may_return
                 if is_gone or silent >= _SECONDS_OF_SILENCE:
                     self.lost = ClusterLost(part, endpoint)
                     return

@@ -201,9 +201,7 @@ def test_a_cluster_that_stays_busy_is_waited_for_as_long_as_told(
 ) -> None:
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.0})
     monkeypatch.setattr(ray_parts, "_SECONDS_TO_FIND_ROOM", 0.0)
-    message = (
-        r"^wait_for_resources = 1\.0: in that time none of the cluster's CPUs was free: 0 of \d+ CPUs are free; "
-    )
+    message = r"^wait_for_resources = 1\.0: in that time none of the cluster's CPUs was free: 0 of \d+ CPUs are free; "
     with pytest.raises(ConfigurationError, match=message):
         reproduce(TOY, tmp_path, 1, False, "ray", console, None, 1.0)
 

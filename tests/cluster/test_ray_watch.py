@@ -33,10 +33,15 @@ def test_while_both_answer_nothing_is_lost() -> None:
     assert watch.lost is None
 
 
-@pytest.mark.parametrize(("endpoint", "name", "finish"), [(GCS, "GCS", True), (RAYLET, "raylet", False)])
-def test_a_process_of_an_embedded_ray_that_refuses_is_gone(endpoint: Endpoint, name: str, finish: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_embedded", "endpoint", "name", "finish"),
+    [(True, GCS, "GCS", True), (True, RAYLET, "raylet", False), (False, RAYLET, "raylet", False)],
+)
+def test_a_process_that_refuses_is_gone_unless_it_is_a_clusters_head(
+    is_embedded: bool, endpoint: Endpoint, name: str, finish: bool
+) -> None:
     ray = Ray({endpoint: ConnectionRefusedError()})
-    watch = ray.watch(is_embedded=True)
+    watch = ray.watch(is_embedded)
     watch.look()
     assert watch.lost is not None
     assert watch.lost.lets_processes_finish is finish
