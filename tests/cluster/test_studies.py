@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -368,3 +368,19 @@ def test_colocated_studies_need_no_ray(tmp_path: Path) -> None:
     assert "import of ray halted" in done.stderr
     assert (tmp_path / "colocated" / "report.md").exists()
     assert not (tmp_path / "ray" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "topology", "line"),
+    [
+        (5.0, "colocated", "wait_for_resources = 5.0: is about a cluster's resources, and colocated there is none; "),
+        (0.0, "ray", r"wait_for_resources = 0.0: must lie in \[1, 2592000\]; "),
+        (float("nan"), "ray", "wait_for_resources = nan: must lie in"),
+    ],
+)
+def test_how_long_to_wait_for_a_cluster_is_checked_before_anything_starts(
+    tmp_path: Path, console: Console, seconds: float, topology: Literal["ray", "colocated"], line: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=line):
+        reproduce(TOY, tmp_path / "toy", 1, False, topology, console, None, seconds)
+    assert not (tmp_path / "toy").exists()
