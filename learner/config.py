@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metagrad.bootstrap import Direction, Matching, States
-from metagrad.errors import require
+from metagrad.errors import require, require_one_of
 from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.learner.optimizer_config import AdamConfig, OptimizerConfig
 from metagrad.losses import OuterObjective
@@ -15,6 +15,8 @@ from metagrad.unroll import Product
 
 MOST_UPDATES = 10_000
 """The longest look-ahead; each of its updates needs a batch of rollouts of its own, for one meta-update."""
+Strategy = Literal["discard", "sequential"]
+Critic = Literal["outer", "inner"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,8 @@ class BootstrapConfig:
         require(self.updates >= 0, "bootstrap.updates", self.updates, rule, remedy)
         rule = f"must be at most {MOST_UPDATES:,}"
         require(self.updates <= MOST_UPDATES, "bootstrap.updates", self.updates, rule, "lower it")
+        require_one_of(self.direction, Direction, "bootstrap.direction")
+        require_one_of(self.states, States, "bootstrap.states")
         coefficient = self.value_coefficient
         rule = "must be finite and 0 or more"
         require(0.0 <= coefficient < math.inf, "bootstrap.value_coefficient", coefficient, rule, "use 0 for none")
@@ -68,7 +72,7 @@ class MetaGradientConfig:
     """Decay of the accumulative trace, which takes no second-order product ("One Step at a Time", D.1)."""
     surrogate: SurrogateName = "lvc"
     product: Product = "retain"
-    strategy: Literal["discard", "sequential"] = "discard"
+    strategy: Strategy = "discard"
     """discard: the first of n updates is real; sequential: all n are, with one meta-update for them."""
     is_kept_state_constant: bool = False
     """True: the moments at θ₁, which discard keeps, are constants of the meta-gradient (released Atari code of the
@@ -77,6 +81,13 @@ class MetaGradientConfig:
     bootstrap: BootstrapConfig = BootstrapConfig()
 
     def __post_init__(self) -> None:
+        for name, names in (
+            ("estimator", Estimator),
+            ("surrogate", SurrogateName),
+            ("product", Product),
+            ("strategy", Strategy),
+        ):
+            require_one_of(getattr(self, name), names, f"meta.{name}")
         require(self.n >= 0, "meta.n", self.n, "must be 0 (plain A2C) or more", "count the updates to look through")
         require(self.n <= MOST_UPDATES, "meta.n", self.n, f"must be at most {MOST_UPDATES:,}", "lower it")
         is_mix = self.estimator == "mix"
@@ -117,7 +128,7 @@ class OuterConfig:
 
     gamma: float
     lambda_: float
-    critic: Literal["outer", "inner"]
+    critic: Critic
     """Who estimates the outer advantage: a head trained for γ' (debiased), or the inner critic (biased baseline)."""
     critic_coefficient: float = 0.5
     """Weight of the outer critic's regression inside the inner update."""
@@ -125,6 +136,7 @@ class OuterConfig:
     """True: outer advantages have mean 0 and variance 1 over the batch (debiasing paper, Appendix D)."""
 
     def __post_init__(self) -> None:
+        require_one_of(self.critic, Critic, "outer.critic")
         for name, value in (("gamma", self.gamma), ("lambda", self.lambda_)):
             require(0 <= value <= 1, f"outer.{name}", value, "must lie in [0, 1]", "choose a value inside")
         weight = self.critic_coefficient

@@ -9,7 +9,7 @@ are for losses that have their values from elsewhere, and asking them for one is
 import copy
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import get_args
 
 import torch
@@ -237,6 +237,10 @@ def build_network(
     Raises:
         ConfigurationError: observations or actions that it cannot have; critics of a network that has none.
     """
+    for field in fields(spec):
+        size = getattr(spec, field.name)
+        is_size = isinstance(size, int) and not isinstance(size, bool)
+        require(not is_size or size >= 1, f"network.{field.name}", size, "must be at least 1", "raise it")
     if isinstance(spec, PolicyOnly):
         rule, remedy = "has no critics, an outer one neither", "use a network with critics, such as Mlp"
         require(not has_outer_critic, "network", type(spec).__name__, rule, remedy)

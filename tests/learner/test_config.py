@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 
 from metagrad.bootstrap import Matching
@@ -79,3 +80,21 @@ def test_the_library_is_told_the_same() -> None:
     outer = OuterConfig(gamma=0.9, lambda_=0.8, critic="inner", critic_coefficient=0.7, is_advantage_normalised=True)
     assert outer.objective == OuterObjective(0.9, 0.8, False, 0.7, True)
     assert OuterConfig(gamma=1.0, lambda_=1.0, critic="outer").objective == OuterObjective(1.0, 1.0, True, 0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: MetaGradientConfig(n=1, optimizer=ADAM, product="retian"), "meta.product"),
+        (lambda: MetaGradientConfig(n=1, optimizer=ADAM, estimator="n_step"), "meta.estimator"),
+        (lambda: MetaGradientConfig(n=1, optimizer=ADAM, strategy="discrad"), "meta.strategy"),
+        (lambda: MetaGradientConfig(n=1, optimizer=ADAM, surrogate="lcv"), "meta.surrogate"),
+        (lambda: OuterConfig(gamma=0.9, lambda_=0.9, critic="iner"), "outer.critic"),
+        (lambda: BootstrapConfig(updates=1, direction="online||online"), "bootstrap.direction"),
+        (lambda: BootstrapConfig(updates=1, states="last"), "bootstrap.states"),
+    ],
+)
+def test_misspelt_names_are_refused_where_they_arrive(make, field, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ConfigurationError, match=f"^{field} = "):
+        make()

@@ -408,3 +408,10 @@ def test_parameters_of_first_order_keep_their_gradient_and_lose_its_derivative()
     rest = set(network.layout.names) - set(critics)
     assert rest
     assert all(torch.equal(cut[name], whole[name]) for name in rest)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+@pytest.mark.parametrize(("kind", "field"), [(Mlp, "hidden"), (SnakeCnn, "channels"), (SnakeTorsoCnn, "features")])
+def test_layers_without_units_are_refused(kind, field, size):
+    with pytest.raises(ConfigurationError, match=rf"^network\.{field} = {size}: must be at least 1"):
+        build_network(kind(**{field: size}), (6, 6, 5), 4, False)
