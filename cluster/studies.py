@@ -84,7 +84,7 @@ class PartFailed(RuntimeError):
 
 
 class StudyStopped(Exception):
-    """A study ended early on SIGINT or SIGTERM; what had finished is kept."""
+    """A study was ended early by a signal; what had finished is kept."""
 
     def __init__(self, signal_name: str):
         super().__init__(signal_name)
@@ -111,7 +111,7 @@ def reproduce(  # noqa: PLR0913 - an option each
     Raises:
         ConfigurationError: before anything starts; the folder holds something else or is in use.
         PartFailed: a part raised; those that had finished are kept.
-        StudyStopped: SIGINT or SIGTERM; likewise.
+        StudyStopped: a signal asked for its end; likewise.
     """
     require(seeds >= 1, "seeds", seeds, "must be at least 1", f"use --seeds {study.seeds} as the paper does")
     check_wait_for_resources(wait_for_resources, topology)

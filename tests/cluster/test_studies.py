@@ -20,6 +20,7 @@ from rich.console import Console
 
 from metagrad.cluster import studies
 from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.stop import StopRequest
 from metagrad.cluster.studies import PartFailed, Study, StudyStopped, colocated_parts, default_folder, reproduce
 from metagrad.cluster.study_folder import write_part
 from metagrad.errors import ConfigurationError
@@ -384,3 +385,12 @@ def test_how_long_to_wait_for_a_cluster_is_checked_before_anything_starts(
     with pytest.raises(ConfigurationError, match=line):
         reproduce(TOY, tmp_path / "toy", 1, False, topology, console, None, seconds)
     assert not (tmp_path / "toy").exists()
+
+
+def test_a_signal_that_came_while_torch_was_loaded_stops_a_study_before_its_first_part(colocated: Reproduce) -> None:
+    calls: list[int] = []
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(StudyStopped) as stopped:
+            colocated(counted(calls))
+    assert (calls, stopped.value.exit_code) == ([], 128 + signal.SIGHUP)
