@@ -26,7 +26,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All of the newest checkpoint but the wall time; tensors as lists, so that == compares every bit."""
+    """All of the newest checkpoint but times; tensors as lists, so that == compares every bit."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
@@ -36,7 +36,10 @@ def content(folder: Path) -> dict[str, Any]:
         return [plain(value) for value in x] if isinstance(x, list | tuple) else x
 
     tree: dict[str, Any] = plain(restore_newest(folder / "checkpoints").tree)
-    del tree["counters"]["wall_seconds"]
+    interval = tree["interval"]
+    del tree["counters"]["wall_seconds"], interval["throughput"]["seconds"]
+    sums = interval["means"]["sums"]
+    interval["means"]["sums"] = {name: total for name, total in sums.items() if not name.startswith("time/")}
     return tree
 
 
