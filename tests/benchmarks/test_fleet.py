@@ -17,6 +17,10 @@ from metagrad.experiments.snake import demo
 from metagrad.networks import Mlp
 
 
+# Slow: a Ray of their own. tests/cluster/test_ray_actors.py has runs and weights on Ray, test_broadcast.py the receivers.
+on_ray = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
     with ray_session(Demand(least=0, wanted=3, gpus=0)):
@@ -38,6 +42,7 @@ def experiment(hidden: int, actors: int) -> Experiment:
     )
 
 
+@on_ray
 def test_runs_with_other_networks_and_environments_follow_one_another(fleet: Fleet) -> None:
     """Weights or environments of an earlier run would not fit the next one's: other shapes, or another share."""
     for hidden, actors in ((8, 2), (16, 1), (8, 2)):
@@ -50,6 +55,7 @@ def test_runs_with_other_networks_and_environments_follow_one_another(fleet: Fle
     assert len(fleet.run(peek)["transport/lag_versions"]) == 4
 
 
+@on_ray
 def test_weights_arrive_in_every_way(fleet: Fleet) -> None:
     sizes = [Broadcast(400_000, 1), Broadcast(800_000, 2)]
     found = broadcast.measure(fleet.handles, sizes, fleet.next_life(len(sizes)), rounds=2)
@@ -60,6 +66,7 @@ def test_weights_arrive_in_every_way(fleet: Fleet) -> None:
     assert found["0.8 MB to 2 actors"]["weight_bytes"] == 800_000
 
 
+@on_ray
 def test_weights_that_do_not_arrive_are_no_measurement(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcast, "partial", lambda function, *args, **_: _without_weights(function, *args))
     sizes = [Broadcast(400_000, 1)]
@@ -74,6 +81,7 @@ def _without_weights(function, *arguments):
     return partial(function, *arguments, **({} if arguments else {"weights": None}))
 
 
+@on_ray
 def test_lives_are_never_given_twice(fleet: Fleet) -> None:
     first = fleet.next_life(3)
     assert fleet.next_life() == first + 3
