@@ -16,7 +16,7 @@ from metagrad.cluster.ray_session import Demand, ray_session
 from metagrad.experiments.snake import demo
 from metagrad.networks import Mlp
 
-# They need a Ray of their own; tests/cluster/test_ray_actors.py has runs and weights on Ray, test_broadcast.py receivers.
+# A Ray of their own; tests/cluster/test_ray_actors.py has runs and weights on Ray, test_broadcast.py receivers.
 on_ray = pytest.mark.slow
 
 
