@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metagrad import meta_gradient as engine
+from metagrad.errors import ConfigurationError
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
@@ -471,7 +472,7 @@ def test_tape_and_outer_gradients_must_match(setting):
         look_ahead.problem, look_ahead.theta, look_ahead.state, look_ahead.eta, look_ahead.batches[0], True
     ).step
     for tape, outer_gradients in (([], []), ([step], []), ([step], [None])):
-        with pytest.raises(AssertionError):
+        with pytest.raises(ConfigurationError, match="outer_gradients"):
             meta_gradient(look_ahead.problem, tape, outer_gradients, "retain")
 
 
