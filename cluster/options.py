@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import tyro
 
-from metagrad.errors import ConfigurationError, shown
+from metagrad.errors import ConfigurationError
 
 T = TypeVar("T")
 _CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
@@ -89,14 +89,14 @@ def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
     if match := re.match(r"Unrecognized options?: ([^\s,]+)", text):
         field = match.group(1)
         if not field.startswith("-"):
-            return f"{shown(_masked(field))}: belongs to no option; {remedy}"
+            return f"{_masked(field)!r}: belongs to no option; {remedy}"
         known = re.findall(r"--[\w.-]+", "\n".join(body[2:]))
         close = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{field.lstrip('-')} = {shown(_value_of(field, words))}: is no field of this command; {hint}{remedy}"
+        return f"{field.lstrip('-')} = {_value_of(field, words)!r}: is no field of this command; {hint}{remedy}"
     if match := re.match(r"Error parsing (--\S+): (.*)", text):
         field, rule = match.groups()
-        return f"{field.lstrip('-')} = {shown(_value_of(field, words))}: {rule}; {remedy}"
+        return f"{field.lstrip('-')} = {_value_of(field, words)!r}: {rule}; {remedy}"
     if match := re.match(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", text):
         value, field, choices = match.groups()
         return f"{field.lstrip('-')} = {value}: must be one of {choices.rstrip(',')}; {remedy}"

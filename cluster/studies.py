@@ -116,6 +116,7 @@ def reproduce(  # noqa: PLR0913 - an option each
     require(seeds >= 1, "seeds", seeds, "must be at least 1", f"use --seeds {study.seeds} as the paper does")
     check_wait_for_resources(wait_for_resources, topology)
     patience = SECONDS_TO_WAIT_FOR_RESOURCES if wait_for_resources is None else wait_for_resources
+    require(seeds <= 10_000, "seeds", seeds, "must be at most 10,000", f"use --seeds {study.seeds} as the paper does")
     length = () if updates is None else (updates,)
     if length:
         rule, remedy = "this study has no training runs that could be shorter", "leave it out"

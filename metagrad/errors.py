@@ -1,6 +1,9 @@
 """The errors that are told in one line, and how text of others comes into messages."""
 
+import re
 from typing import Any, get_args
+
+_ENDLESS = re.compile(r"(\S{250})\S{100,}")
 
 
 def printable(text: object) -> str:
@@ -16,19 +19,14 @@ class ConfigurationError(ValueError):
     """A wrong name, value or combination, refused before anything starts; one line, whatever was put into it."""
 
     def __init__(self, message: object):
-        super().__init__(printable(message))
-
-
-def shown(value: object) -> str:
-    """A value in a message, cut where nobody would read on."""
-    text = repr(value)
-    return text if len(text) <= 300 else f"{text[:280]}… ({len(text):,} characters)"
+        text = printable(message)
+        super().__init__(_ENDLESS.sub(r"\1…", text))  # nobody reads on, and the remedy comes behind it
 
 
 def require(condition: bool, field: str, value: Any, rule: str, remedy: str) -> None:
     """Raise `ConfigurationError` in one line (field, value, rule, remedy) unless `condition` holds."""
     if not condition:
-        raise ConfigurationError(f"{field} = {shown(value)}: {rule}; {remedy}")
+        raise ConfigurationError(f"{field} = {value!r}: {rule}; {remedy}")
 
 
 class RunLost(RuntimeError):
