@@ -27,6 +27,7 @@ from metagrad.cluster.config_json import to_json
 from metagrad.cluster.extensions import load_extension, made, with_extensions
 from metagrad.cluster.options import parse, resumed
 from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.stop import StoppedBySignal, stopped_at_once
 from metagrad.cluster.studies import Study, StudyStopped, default_folder, reproduce
 from metagrad.errors import ConfigurationError, RunLost, printable, require
 from metagrad.experiments import EXPERIMENTS, STUDIES
@@ -207,7 +208,8 @@ def eval_command(words: Sequence[str]) -> None:
     options = parse(EvalOptions, words, None, "metagrad eval")
     run_dir = lasting(options.run_dir)
     how = (options.update, options.episodes, options.seed, options.greedy, options.record)
-    evaluate_run(run_dir, *how, options.output, options.max_steps)
+    with stopped_at_once():
+        evaluate_run(run_dir, *how, options.output, options.max_steps)
 
 
 def plot_command(words: Sequence[str]) -> None:
@@ -284,37 +286,44 @@ _HAVE_NO_NAME_FIRST = ("eval", "plot", "status", "logs", "stop")  # their --help
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code.
 
-    0 done, 1 a disk was full or Ray ended, 2 refused before anything started, 130 interrupted at once, 130 or 143 a
-    study stopped. Any other fault keeps its traceback (exit code 1).
+    0 done, 1 a disk was full or Ray ended, 2 refused before anything started, 130 interrupted at once, 128 + the
+    number of the signal that stopped a study or an evaluation. Any other fault keeps its traceback (exit code 1).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        match words:
-            case [] | ["--help" | "-h", *_]:
-                print(_HELP)
-            case _ if "--version" in words:
-                print(version("metagrad"))
-            case ["--import", *rest]:
-                require(bool(rest), "import", "", "names no file", "metagrad --import FILE.py COMMAND …")
-                load_extension(Path(rest[0]))
-                return main(rest[1:])
-            case [command, *rest] if command in COMMANDS:
-                if rest[:1] in (["--help"], ["-h"]) and command not in _HAVE_NO_NAME_FIRST:
-                    print(_HELP)
-                    list_command([])
-                else:
-                    return COMMANDS[command](rest) or 0
-            case [command, *_]:
-                remedy = f"choose one of {', '.join(COMMANDS)}"
-                raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
+        return _run_command(words)
     except (ConfigurationError, CannotWrite, RunLost) as error:  # of the last two, what was written before stands
         print(f"metagrad: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
     except StudyStopped as stopped:  # it has said so itself
         return stopped.exit_code
+    except StoppedBySignal as stopped:
+        print(f"metagrad: stopped by {stopped}; nothing is left half written", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:  # before a run listens for it, or a second time while one stops
         print("metagrad: interrupted", file=sys.stderr)
         return 130
+
+
+def _run_command(words: list[str]) -> int:
+    match words:
+        case [] | ["--help" | "-h", *_]:
+            print(_HELP)
+        case _ if "--version" in words:
+            print(version("metagrad"))
+        case ["--import", *rest]:
+            require(bool(rest), "import", "", "names no file", "metagrad --import FILE.py COMMAND …")
+            load_extension(Path(rest[0]))
+            return _run_command(rest[1:])
+        case [command, *rest] if command in COMMANDS:
+            if rest[:1] in (["--help"], ["-h"]) and command not in _HAVE_NO_NAME_FIRST:
+                print(_HELP)
+                list_command([])
+            else:
+                return COMMANDS[command](rest) or 0
+        case [command, *_]:
+            remedy = f"choose one of {', '.join(COMMANDS)}"
+            raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
     return 0
 
 

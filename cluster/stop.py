@@ -57,6 +57,32 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
+class StoppedBySignal(Exception):
+    """A command ended early because a signal asked for it."""
+
+    def __init__(self, signal_name: str):
+        super().__init__(signal_name)
+        self.exit_code = 128 + signal.Signals[signal_name]
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Raise `StoppedBySignal` at once when a signal of `ASKING` comes, in work that holds nothing to keep."""
+
+    def raise_stop(number: int, _frame: FrameType | None) -> None:
+        raise StoppedBySignal(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in ASKING}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, raise_stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number] or signal.SIG_DFL)
+
+
 def ignore_signals() -> None:
     """Whatever asks for an end from here on changes nothing any more: the work is done, its exit code is known."""
     for number in ASKING:

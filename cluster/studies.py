@@ -25,7 +25,7 @@ from rich.console import Console
 from metagrad.cluster.progress import Progress
 from metagrad.cluster.provenance import provenance
 from metagrad.cluster.run_config import SECONDS_TO_WAIT_FOR_RESOURCES, check_wait_for_resources
-from metagrad.cluster.stop import StopRequest
+from metagrad.cluster.stop import StoppedBySignal, StopRequest
 from metagrad.cluster.study_folder import Record, Result, Settings, as_json, held, read_parts, write_part, write_results
 from metagrad.errors import require
 
@@ -83,12 +83,8 @@ class PartFailed(RuntimeError):
     """A part raised (its own error is the cause) or its worker kept dying."""
 
 
-class StudyStopped(Exception):
+class StudyStopped(StoppedBySignal):
     """A study was ended early by a signal; what had finished is kept."""
-
-    def __init__(self, signal_name: str):
-        super().__init__(signal_name)
-        self.exit_code = 128 + Signals[signal_name]
 
 
 def default_folder(study: Study, is_quick: bool) -> Path:

@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from metagrad.cluster.cli import main
 from metagrad.cluster.config import Experiment
 from metagrad.cluster.evaluation import evaluate_run
 from metagrad.cluster.launch import run
@@ -91,3 +95,17 @@ def test_one_broken_checkpoint_that_was_asked_for_is_refused(run_dir: Path) -> N
     paths(run_dir / "checkpoints")[0].write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"^update = 2: .*cannot be read"):
         evaluate_run(run_dir, 2, 5, 0, False, False)
+
+
+@pytest.mark.parametrize("played", ["evaluate", "record"])
+def test_a_signal_ends_an_evaluation_in_one_line(
+    run_dir: Path, played: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def endless(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(f"metagrad.cluster.evaluation.{played}", endless)
+    assert main(["eval", str(run_dir), "--episodes", "2", "--record"]) == 143
+    assert capsys.readouterr().err == "metagrad: stopped by SIGTERM; nothing is left half written\n"
+    assert not list(run_dir.glob("*.gif"))

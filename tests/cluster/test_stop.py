@@ -3,11 +3,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from metagrad.cluster.stop import ASKING, StopRequest, children_left_alone, ignore_signals, sigterm_kept
+from metagrad.cluster.stop import (
+    ASKING,
+    StoppedBySignal,
+    StopRequest,
+    children_left_alone,
+    ignore_signals,
+    sigterm_kept,
+    stopped_at_once,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +108,18 @@ def test_a_library_cannot_take_sigterm_over() -> None:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             assert stop.signal_name is None
         assert stop.signal_name == "SIGTERM"
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_work_that_holds_nothing_ends_where_it_is(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in ASKING}
+
+    def work() -> None:
+        with stopped_at_once():
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    with pytest.raises(StoppedBySignal, match=f"^{number.name}$") as stopped:
+        work()
+    assert stopped.value.exit_code == 128 + number
+    assert {each: signal.getsignal(each) for each in ASKING} == before
