@@ -50,7 +50,20 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("fast" if config.getoption("markexpr") else "all")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Thin out what is marked so, then see to the GPU."""
+    seen: dict[str, int] = {}
+    for item in items:
+        if (marker := item.get_closest_marker("thinned")) is not None:
+            function = item.nodeid.partition("[")[0]
+            seen[function] = seen.get(function, -1) + 1
+            if seen[function] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+    _skip_without_gpu(items)
+
+
+def _skip_without_gpu(items: list[pytest.Item]) -> None:
     """Skip, and say so, what needs a GPU where there is none."""
     if torch.cuda.is_available():
         return

@@ -57,6 +57,7 @@ def test_a_run_that_fails_is_an_error_and_leaves_nothing_behind(program, tmp_pat
     assert not any(is_running(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended(program, tmp_path):
     with pytest.raises(RuntimeError, match="within 5 s"):
         subject.run_in_group(program, ["hang", str(tmp_path / "pids")], seconds=5)

@@ -11,6 +11,7 @@ def test_experiments_are_what_their_names_say():
         assert experiment.topology == "ray"
 
 
+@pytest.mark.slow
 def test_a_quick_run_is_measured_in_a_process_of_its_own():
     answer = subject.ours("snake-6x6", 0.1, 0.3, is_quick=True)
     assert answer["updates"] > 0

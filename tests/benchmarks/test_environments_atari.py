@@ -8,6 +8,7 @@ from metagrad.actors.envs import AtariConfig, make_environment
 from metagrad.networks import NatureCnn, build_network
 
 
+@pytest.mark.slow
 def test_quick_run_measures_every_program_on_both_backends():
     results = subject.measure_atari(rounds=1, quick=True)
     assert list(results) == ["Pong on EnvPool, 2", "Pong on ale-py, 2"]

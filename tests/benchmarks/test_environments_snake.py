@@ -19,6 +19,7 @@ def test_cases_can_be_compared():
         assert case.batch_size % 8 == 0  # shared out among XLA devices
 
 
+@pytest.mark.slow
 def test_quick_run_of_ours_alone():
     cases = [subject.quick(case) for case in subject.CASES]
     results, versions = subject.measure_snake(cases, rounds=1, alone=True)

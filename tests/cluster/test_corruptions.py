@@ -242,8 +242,8 @@ def compressed(folder: Path) -> None:
 
 
 DAMAGED: dict[str, Mutation] = {
-    **{f"bit {i}": flipped(NEWEST, OWN.random(), OWN.randrange(8)) for i in range(16)},
-    **{f"cut at {share:.3f}": cut(NEWEST, share) for share in (0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)},
+    **{f"bit {i}": flipped(NEWEST, OWN.random(), OWN.randrange(8)) for i in range(8)},
+    **{f"cut at {share:.3f}": cut(NEWEST, share) for share in (0, 0.001, 0.3, 0.9, 0.9999)},
     **{kind: replaced(NEWEST, kind) for kind in KINDS if "folder" not in kind},
     "text": holding(NEWEST, b"update 6\n" * 200),
     "zeros": holding(NEWEST, b"\0" * 50_000),

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_threads_are_those_of_the_node_and_not_of_the_process(
     environment = {"PATH": "/bin"} | raylet
     with subprocess.Popen([shutil.which("sleep") or "sleep", "60"], env=environment) as parent:
         try:
+            while not Path(f"/proc/{parent.pid}/environ").read_bytes():  # the kernel is still filling it in
+                pass
             monkeypatch.setattr(learner_process.os, "getppid", lambda: parent.pid)
             assert threads_of_node() == threads
         finally:

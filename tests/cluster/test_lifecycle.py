@@ -105,6 +105,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Experiment], di
         (100, 2, ("terminated", 3)),
     ],
 )
+@pytest.mark.thinned(3)
 def test_the_rows_of_a_run_that_goes_on_are_those_of_the_uninterrupted_one(
     tiny: Tiny, tmp_path: Path, whole: Any, at_update: Any, log_every: int, every: int, ends: tuple[str, int]
 ) -> None:

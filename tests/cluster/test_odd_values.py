@@ -35,7 +35,6 @@ ODD = (
     *("-inf", "x" * 5_000, "1.5", "0", "9223372036854775807", "'\"; $(id)", "two words", "None", "-", "True", "1_0"),
     *("../" * 2_000, "http://user:word@h:1", "s3://", "ünï\n", "-99999999999999999999", "1e-400", "0x10"),
 )
-PER_OPTION = 2
 Case = tuple[list[str], str, str]  # words, dotted field, the value that was given
 
 
@@ -100,9 +99,8 @@ def cases(words: Sequence[str], options: object, odd: Iterator[str], seen: set[o
             option = option if not value else option.replace("--", "--no-", 1).replace("--no-", "--", 1)
             yield [*words, f"{option}=1"], field, ""
             continue
-        given = list(itertools.islice(odd, PER_OPTION))
-        yield from (([*words, f"{option}={word}"], field, word) for word in given[:1])
-        yield from (([*words, option, word], field, word) for word in given[1:])
+        word = next(odd)
+        yield [*words, *((f"{option}={word}",) if len(seen) % 2 else (option, word))], field, word
         yield [*words, option], field, ""
 
 
@@ -143,6 +141,15 @@ def complaint_of(case: Case, parsed: list[Any], folder: Path) -> str:
     return "" if sorted(folder.rglob("*")) == before else "leaves something behind"
 
 
+def cases_of_names(word: str) -> list[Case]:
+    """A word in the place of a command, an experiment, a study, a run, a job or a file."""
+    found = [([word, "demo"], "", word), (["--import", word, "list"], "", word), (["list", word], "", word)]
+    found += [([command, word], "", word) for command in ("train", "config", "plan", "submit", "reproduce")]
+    found += [([command, word], "", word) for command in ("eval", "plot")]
+    found += [([command, word, "--address", "http://u:p@h:1"], "", word) for command in ("status", "logs", "stop")]
+    return found
+
+
 def check(found: Sequence[Case], parsed: list[Any], folder: Path) -> None:
     assert found
     complaints = [(case[0], complaint_of(case, parsed, folder)) for case in found]
@@ -162,7 +169,8 @@ CASES = cases_by_experiment()
 
 
 def test_values_enough() -> None:
-    assert sum(map(len, CASES.values())) >= 300
+    assert sum(map(len, CASES.values())) >= 200
+    assert sum(len(cases_of_names(word)) for word in ODD) >= 300
 
 
 @pytest.mark.parametrize("name", [name for name, found in CASES.items() if found])
@@ -189,17 +197,11 @@ def test_every_option_of_every_command(
     }[command]
     of_the_experiment = {(kind, field.rpartition(".")[2]) for kind, field, _ in options_of(demo)}
     odd, found = itertools.cycle(ODD), list[Case]()
-    for _ in range(2):
-        found += cases([command, *words], options, odd, set(of_the_experiment))
+    found += cases([command, *words], options, odd, set(of_the_experiment))
     found += [([command, *words, f"--no-such-{number}", word], "", word) for number, word in enumerate(ODD[:8])]
     check(found, parsed, tmp_path)
 
 
 @pytest.mark.parametrize("word", ODD)
 def test_names_that_come_first(word: str, parsed: list[Any], tmp_path: Path) -> None:
-    """Of commands, experiments, studies, runs, jobs and files."""
-    found = [([word, "demo"], "", word), (["--import", word, "list"], "", word), (["list", word], "", word)]
-    found += [([command, word], "", word) for command in ("train", "config", "plan", "submit", "reproduce")]
-    found += [([command, word], "", word) for command in ("eval", "plot")]
-    found += [([command, word, "--address", "http://u:p@h:1"], "", word) for command in ("status", "logs", "stop")]
-    check(found, parsed, tmp_path)
+    check(cases_of_names(word), parsed, tmp_path)

@@ -61,7 +61,7 @@ class ToyPlainExperiment(BaseExperiment):
             {"wait_for_resources": 60.0, "topology": "colocated"},
             "wait_for_resources = 60.0: is about a cluster's resources, and colocated there is none; use",
         ),
-        ({"learner_cpus": 0, "topology": "ray"}, "learner_cpus = 0: must be at least 1"),
+        ({"learner_cpus": 0, "topology": "ray"}, "learner_cpus = 0: must lie in \\[1, 1024\\]"),
         ({"learner_restarts": -1, "topology": "ray"}, "learner_restarts = -1: must be 0 or more"),
         (
             {"learner_cpus": 2, "topology": "colocated"},

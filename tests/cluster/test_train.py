@@ -120,6 +120,7 @@ def test_frames_beyond_the_look_ahead_are_looked_ahead_too(
     ],
     ids=str,
 )
+@pytest.mark.thinned(3)
 def test_a_stopped_run_continues_bitwise(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch, meta: dict[str, Any]
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_stopped_run_continues_bitwise(
     ],
     ids=str,
 )
+@pytest.mark.thinned(3)
 def test_a_stopped_window_continues_bitwise(
     tiny: Tiny,
     console: Console,

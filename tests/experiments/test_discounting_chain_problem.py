@@ -113,6 +113,7 @@ def episodes() -> list[tuple[Tensor, Steps]]:
 
 @every_objective
 @pytest.mark.parametrize("value_discount", [None, 0.93, 1.0])
+@pytest.mark.thinned(3)
 def test_loss_and_all_its_derivatives_are_those_of_the_steps_one_by_one(
     objective: chain.Objective, value_discount: float | None, episodes: list[tuple[Tensor, Steps]]
 ) -> None:
@@ -191,6 +192,7 @@ def descended(loss: Tensor, theta: Tensor) -> Tensor:
     ("meta", "uses_outer_value", "is_normalised"),
     [("mg", False, False), ("mg", True, False), ("bmg", False, False), ("bmg", True, False), ("mg", False, True)],
 )
+@pytest.mark.thinned(3)
 def test_training_is_the_algorithm_written_out_through_the_environment(
     meta: agents.Meta, uses_outer_value: bool, is_normalised: bool
 ) -> None:

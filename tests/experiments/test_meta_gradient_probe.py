@@ -90,6 +90,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 @pytest.mark.parametrize("lookahead", ["continue", "fork", "separate"])
+@pytest.mark.thinned(3)
 def test_samples_are_distinct_repeatable_and_leave_the_checkpoint_alone(lookahead: str) -> None:
     experiment = tiny(lookahead=lookahead)
     checkpoint = checkpoint_of(experiment)
@@ -195,6 +196,7 @@ def expected_meta_gradient(experiment: Experiment, checkpoint: dict[str, Any]) -
     return total
 
 
+@pytest.mark.slow
 def test_the_mean_is_the_expectation_over_all_trajectories() -> None:
     experiment = line_experiment()
     checkpoint = checkpoint_of(experiment, scale=2.0)

@@ -109,6 +109,7 @@ def meta_gradient_of(agent: Agent) -> Tensor:
     ],
     ids=str,
 )
+@pytest.mark.thinned(3)
 def test_products_that_leave_out_critics_give_the_same_meta_gradient(
     monkeypatch: pytest.MonkeyPatch, config: Any, product: Any, meta: dict[str, Any]
 ) -> None:

@@ -156,6 +156,7 @@ def derivative(function: Callable[[Tensor], Tensor], point: Tensor, step: float 
         (2, 2, "sequential", ("target||online", 0.0, "first"), "lvc", "recompute"),
     ],
 )
+@pytest.mark.thinned(3)
 def test_a_bootstrapped_update_is_the_papers(
     make_agent: MakeAgent,
     sampler: Any,

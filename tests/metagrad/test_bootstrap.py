@@ -136,6 +136,7 @@ def setting(make_trajectory):
     value_coefficient=(0.0, 0.4),
     states=STATES,
 )
+@pytest.mark.thinned(3)
 def test_meta_gradient_is_the_derivative_with_the_target_frozen(
     setting, freeze, finite_differences, network, n, updates, optimizer, target, direction, value_coefficient, states
 ):

@@ -41,6 +41,7 @@ def test_it_is_the_convolution(geometry, factors):
     indirect=["geometry"],
     ids=str,
 )
+@pytest.mark.thinned(3)
 def test_first_and_second_derivatives_in_both_modes(geometry, factors, wanted):
     """By finite differences, of every subset of the inputs: what is not asked for is not there to be wrong."""
     inputs = [tensor if name in wanted else tensor.detach() for name, tensor in zip("xwb", factors, strict=True)]

@@ -144,6 +144,7 @@ def assert_relative(actual, expected, tolerance):
 @pytest.mark.pairs(
     name=tuple(LOSSES), n=(1, 3), product=("retain", "recompute"), surrogate=tuple(SURROGATES), critic=(True, False)
 )
+@pytest.mark.thinned(2)
 def test_meta_gradient_against_finite_differences(
     setting, freeze, finite_differences, name, n, product, surrogate, critic
 ):

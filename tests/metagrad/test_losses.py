@@ -109,6 +109,7 @@ def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer, is_norm
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
 @pytest.mark.parametrize(("seed", "is_normalised"), [(0, False), (1, False), (1, True)])
+@pytest.mark.thinned(3)
 def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic, seed, is_normalised):
     network, theta, trajectory = make_problem(seed)
     outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)

@@ -144,6 +144,7 @@ def setting(make_trajectory):
     surrogate=("ad", "lvc", "loaded-dice"),
     estimator=("n-step", "mix"),
 )
+@pytest.mark.thinned(3)
 def test_meta_gradient_is_the_derivative_of_the_look_ahead(
     setting, freeze, finite_differences, network, uses_outer_critic, n, optimizer, clip, rate, surrogate, estimator
 ):
@@ -196,6 +197,7 @@ def test_meta_gradient_through_a_shared_convolutional_torso(setting, freeze, fin
 @pytest.mark.parametrize(
     ("network", "optimizer"), [("mlp", "momentum"), ("mlp", "rmsprop"), ("mlp", "adam"), ("snake", "rmsprop")]
 )
+@pytest.mark.thinned(3)
 def test_derivative_in_the_initial_parameters(setting, freeze, finite_differences, network, optimizer):
     inner = ClipByGlobalNorm(max_norm=0.3, optimizer=OPTIMIZERS[optimizer](constant))
     look_ahead = setting(network=network, n=3, optimizer=inner, estimator="mix")
@@ -215,6 +217,7 @@ def test_derivative_in_the_initial_parameters(setting, freeze, finite_difference
 @pytest.mark.parametrize(
     ("optimizer", "clip"), [("sgd", None), ("momentum", 0.3), ("rmsprop", None), ("adam", 0.3), ("sgd", 0.3)]
 )
+@pytest.mark.thinned(3)
 def test_learnt_learning_rate(setting, freeze, finite_differences, optimizer, clip):
     declaration = DECLARATION | {"learning_rate": MetaParameter(initial=0.02, high=0.1)}
 

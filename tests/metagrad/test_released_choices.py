@@ -134,6 +134,7 @@ def setting(make_trajectory):
     is_clip_constant=(False, True),
     is_kept_state_constant=(False, True),
 )
+@pytest.mark.thinned(3)
 def test_meta_gradient_is_the_derivative_with_the_same_quantities_frozen(
     setting,
     freeze,

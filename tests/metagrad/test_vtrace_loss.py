@@ -119,6 +119,7 @@ def outer_rates(outer):
 @pytest.mark.parametrize("surrogate", ["ad", "lvc"])
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.thinned(3)
 def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed):
     network, theta, trajectory = make_problem(seed)
     outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
