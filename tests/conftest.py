@@ -22,7 +22,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 torch.set_num_threads(1)
 
 # No time limit on one example (pytest-timeout holds for the whole test) and the same examples in every run.
-for name, examples in (("fast", 30), ("all", 200)):
+for name, examples in (("fast", 20), ("all", 200)):
     hypothesis.settings.register_profile(name, deadline=None, derandomize=True, print_blob=True, max_examples=examples)
 hypothesis.settings.load_profile("fast")
 

@@ -193,6 +193,7 @@ def test_an_actor_acts_under_the_snapshot_that_it_is_given(lookahead_step):
     [(SNAKE, SMALL_SNAKE_CNN, 7, 20), (PONG, SMALL_NATURE_CNN, 5, 12), (BREAKOUT, SMALL_NATURE_CNN, 40, 10)],
     ids=["snake", "pong", "breakout"],
 )
+@pytest.mark.thinned(3)
 def test_episode_statistics_equal_a_slow_replay(config, network_spec, length, rollouts):
     environment, pool, network, snapshot = recorded_pool(config, 4, network_spec)
     finished = []
@@ -386,6 +387,7 @@ def test_continued_lookahead_shares_the_environments():
 
 
 @pytest.mark.parametrize("lookahead", ["continue", "fork", "separate"])
+@pytest.mark.thinned(3)
 def test_rollouts_are_labelled_and_statistics_are_of_the_real_environments(lookahead):
     setup = replace(SETUP, index=5, rollout_length=40)
     real, ahead = real_stream(lookahead, [2, 2, 2, 2], setup)
@@ -461,6 +463,7 @@ def test_one_seed_gives_one_stream():
 
 
 @pytest.mark.parametrize("lookahead", ["continue", "fork", "separate"])
+@pytest.mark.thinned(3)
 def test_loaded_state_continues_bitwise(lookahead):
     setup = replace(SETUP, lookahead=lookahead, rollout_length=9)
     snapshot = snapshot_of(setup)

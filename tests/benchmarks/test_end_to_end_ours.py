@@ -1,3 +1,5 @@
+import pytest
+
 from benchmarks import end_to_end_ours as subject
 
 

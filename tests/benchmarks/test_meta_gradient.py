@@ -90,6 +90,7 @@ def test_a_small_component_counts_as_much_as_the_rest_allows():
     assert subject.difference([1001.0, 2.0], [1000.0, 2.0]) == pytest.approx(1e-3, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_quick_and_alone(monkeypatch):
     # Peaks are of fresh processes, seconds each: the slow test has them.
     monkeypatch.setattr(subject, "in_fresh_process", lambda _function, _setting, form, n: (1 + len(form)) * n * 2**20)

@@ -85,6 +85,7 @@ def test_the_default_folder_names_experiment_and_seed(tiny: Tiny) -> None:
     ],
     ids=str,
 )
+@pytest.mark.thinned(3)
 def test_the_same_seed_gives_the_same_bits(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, changes: dict[str, Any]
 ) -> None:

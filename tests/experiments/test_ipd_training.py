@@ -97,6 +97,7 @@ def test_a_refusal_is_one_line_on_the_command_line(command: str, capsys: pytest.
         ({"opponent_updates": 0, "inner_rollouts": 8}, 1, 0),
     ],
 )
+@pytest.mark.thinned(3)
 def test_frames_are_counted_apart_and_runs_are_deterministic(
     tmp_path: Path, changes: dict[str, Any], real: int, ahead: int
 ) -> None:

@@ -182,6 +182,7 @@ def test_sampled_lirpg_jacobians_have_their_expectation(estimator: te.EstimatorN
     ("estimator", "permutation", "is_noise_shared"),
     [*product(ESTIMATORS, ("SSS", "SEE", "ESS"), [True]), *product(ESTIMATORS, ("SSS",), [False])],
 )
+@pytest.mark.thinned(3)
 def test_copies_at_once_equal_a_loop(estimator: te.EstimatorName, permutation: str, is_noise_shared: bool) -> None:
     mdps, steps = te.mdp_stack([4, 5, 4]), 2
     setting = Estimation(

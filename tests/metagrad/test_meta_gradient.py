@@ -172,6 +172,7 @@ def test_meta_gradient_is_the_derivative_of_the_look_ahead(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
+@pytest.mark.thinned(3)
 def test_meta_gradient_from_a_fresh_optimizer_state(setting, freeze, finite_differences, optimizer):
     look_ahead = setting(optimizer=OPTIMIZERS[optimizer](constant), n=2)
     look_ahead.state = look_ahead.optimizer.init(look_ahead.theta)
