@@ -106,8 +106,16 @@ def _second_moment(gradient: Tensor, second: Tensor, decay: float) -> Tensor:
     stands still, as in torch.optim; the interpolation alone would make ∞ - ∞ of it.
     """
     interpolated = torch.lerp(gradient.square(), second, decay)
+    if _is_seen_finite(interpolated.detach().sum()):  # one pass instead of six; a sum that overflows costs them
+        return interpolated
     multiplied = torch.addcmul(decay * second, gradient * (1.0 - decay), gradient)
     return torch.where(interpolated.isfinite(), interpolated, multiplied)
+
+
+def _is_seen_finite(number: Tensor) -> bool:
+    """True where that can be found out at once: a GPU would have to be waited for, and vmap allows no branches."""
+    can_look = number.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(number)
+    return can_look and bool(number.isfinite())
 
 
 def _root(second: Tensor, shift: float) -> Tensor:
@@ -248,8 +256,10 @@ class ClipByGlobalNorm:
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
         """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_."""
-        coefficient = self.max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)
-        if gradient.dtype != torch.float64:  # the squares of large gradients leave the range, and nothing would be left
+        norm = torch.linalg.vector_norm(gradient)
+        coefficient = self.max_norm / (norm + 1e-6)
+        # The squares of large gradients leave the range of smaller types, and nothing of the gradient would be left.
+        if gradient.dtype != torch.float64 and not _is_seen_finite(norm.detach()):
             wide = self.max_norm / (torch.linalg.vector_norm(gradient, dtype=torch.float64) + 1e-6)
             coefficient = torch.where(coefficient > 0, coefficient, wide.to(coefficient.dtype))
         coefficient = coefficient.clamp(max=1.0)
