@@ -5,7 +5,6 @@ Experiment ─► algorithm, actors ─► Training.run ─► summary.json
                                  └─ algorithm.update: θ, η ─► θ', η' ─► snapshot v+1
 """
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from rich.console import Console
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, ActorSetup, State, probe
 from metagrad.cluster.checkpoint_parts import misfit
+from metagrad.cluster.cluster_address import cluster_address
 from metagrad.cluster.driver_reports import DriverReports, driver_reports
 from metagrad.cluster.evaluator import Evaluator, InlineEvaluator
 from metagrad.cluster.learning import Assignment, actor_setups, learn, resolve_device, set_precision
@@ -99,7 +99,7 @@ def _opened(
 
 def _check_device(experiment: BaseExperiment) -> None:
     """Refuse a device that cannot be; whether a cluster has it shows itself there."""
-    if experiment.topology == "colocated" or not os.environ.get("RAY_ADDRESS"):
+    if experiment.topology == "colocated" or cluster_address() is None:
         set_precision(experiment.allows_tf32, resolve_device(experiment.device))
         return
     rule = "on a cluster the learner has one GPU or none"
@@ -122,7 +122,7 @@ def run(
     """
     _check_device(experiment)
     spec = probe(experiment.env)
-    if experiment.topology == "colocated" or not os.environ.get("RAY_ADDRESS"):
+    if experiment.topology == "colocated" or cluster_address() is None:
         require_room_here(experiment, spec, experiment.parameters(spec))
     algorithm = experiment.algorithm(spec)
     folder = RunFolder(run_dir)

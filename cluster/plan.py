@@ -12,6 +12,7 @@ import torch
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, ActorSetup, probe
+from metagrad.cluster.cluster_address import cluster_address
 from metagrad.cluster.learning import actor_setups, learner_threads, resolve_device
 from metagrad.cluster.placement import Node, Plan, Rates, make_plan, own_cpus, problems
 from metagrad.cluster.run_config import BaseExperiment
@@ -45,13 +46,13 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
     Raises:
         ConfigurationError: no cluster at RAY_ADDRESS.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     cores = usable_cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     here = Node("this machine", cores, torch.cuda.device_count(), memory_bytes=memory)
     if experiment.topology == "colocated":
         return [here], "this machine, in one process without Ray"
-    if not address:
+    if address is None:
         from metagrad.cluster.ray_session import OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
 
         wanted = own_cpus(experiment) + experiment.actors * experiment.actor_threads

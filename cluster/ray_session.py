@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from metagrad.cluster import ray_private, ray_watch
+from metagrad.cluster.cluster_address import cluster_address
 from metagrad.cluster.masking import masked, masked_address
 from metagrad.cluster.proxies import without_proxy
 from metagrad.cluster.ray_address import find_cluster
@@ -52,10 +53,9 @@ def ray_session(demand: Demand) -> Iterator[None]:
             would wait for ever, or a computer on which Ray does not start.
     """
     ray_private.require_names()
-    address = os.environ.get("RAY_ADDRESS", "")  # empty is unset
-    is_embedded = address in ("", "local")
-    with _embedded(demand) if is_embedded else _connected(address):
-        with ray_watch.watching(ray_watch.RayWatch(ray_private.endpoints(), is_embedded)):
+    address = cluster_address()
+    with _embedded(demand) if address is None else _connected(address):
+        with ray_watch.watching(ray_watch.RayWatch(ray_private.endpoints(), is_embedded=address is None)):
             _check_room(demand)
             yield
 
