@@ -1,6 +1,7 @@
 """What a run tells Ray about its workers: where they import from, and what they know before they begin."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,10 +30,18 @@ class _OwnPath(JobConfig):
         return not is_own or bool(super()._runtime_env_has_working_dir())
 
 
-def ray_job() -> dict[str, Any]:
-    """Arguments of `ray.init`."""
-    begin = _beginning()
-    return {"job_config": _OwnPath(), "runtime_env": None if begin is None else {"worker_process_setup_hook": begin}}
+def ray_job(is_embedded: bool) -> dict[str, Any]:
+    """Arguments of `ray.init`.
+
+    Ray begins workers that have a hook in a shell, and does not quote their Python for it: where its path holds a space
+    none would ever begin. Of a Ray on this computer alone that path is known.
+    """
+    begin, environment = _beginning(), dict[str, Any]()
+    if begin is not None:
+        environment["worker_process_setup_hook"] = begin
+        if is_embedded:
+            environment["py_executable"] = shlex.quote(sys.executable)
+    return {"job_config": _OwnPath(), "runtime_env": environment or None}
 
 
 def _beginning() -> Callable[[], None] | None:

@@ -78,7 +78,7 @@ def _embedded(demand: Demand) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     log_to_driver=True,
                     _temp_dir=str(folder / "ray"),
-                    **ray_job(),
+                    **ray_job(is_embedded=True),
                 )
         except Exception as error:  # Ray raises whatever it met, `Exception` itself among it
             ray.shutdown()
@@ -165,7 +165,7 @@ def _connected(address: str) -> Iterator[None]:
     with ray_private.printing_with(WorkerPrints("Ray's session folder, logs")):
         try:
             with _signals_left_alone():
-                ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=True, **ray_job())
+                ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=True, **ray_job(is_embedded=False))
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:  # nobody there, no address, no token
             raise ConfigurationError(
                 f"RAY_ADDRESS = {masked_address(address)!r}: cannot be connected to ({masked(first_line(error))}); "
