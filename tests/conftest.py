@@ -1,6 +1,7 @@
 """What every test runs under: checked signatures, one thread, no telemetry, repeatable properties."""
 
 import os
+import signal
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,11 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# A shell starts what is to run in the background deaf to these, and nohup to SIGHUP; runs under test have to hear them.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # Two threads on a machine that does something else are many times slower than one.
 torch.set_num_threads(1)
