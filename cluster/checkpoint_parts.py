@@ -1,4 +1,4 @@
-"""What a checkpoint of a run has to hold, beside what only its algorithm knows."""
+"""Check that a checkpoint holds what a run writes; its algorithm checks its own part."""
 
 from typing import Any, get_args
 

@@ -57,7 +57,7 @@ class EvalOptions:
     """An episode that has not ended after so many steps is cut, and that is said."""
     record: Annotated[bool, tyro.conf.arg(help="Also write one episode as a GIF beside the result.")] = False
     output: str | None = None
-    """Where the result goes: a folder, or a file that ends in .json; None: the run folder, which has to be writable."""
+    """Write the result to a folder, or a .json file; None: the run folder, which has to be writable."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,7 +86,7 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
 
 
 def _places(folder: RunFolder, output: str | None) -> Callable[[str], tuple[Location, Location]]:
-    """Where the result and the recording of an evaluation of this name go.
+    """Return a function from the name of an evaluation to the places of its result and its recording.
 
     Raises:
         ConfigurationError: nothing can be written there, before anything is played.

@@ -19,7 +19,7 @@ _HEADER, _FOOTER = 12, 4  # length (8) and its checksum (4); the content's check
 
 
 class Logged(NamedTuple):
-    """What a run wrote for TensorBoard."""
+    """Holds what a run wrote for TensorBoard."""
 
     scalars: dict[str, tuple[np.ndarray, np.ndarray]]  # updates and values by name; of updates done twice the last
     damaged: tuple[str, ...]  # one line for each file with records that cannot be read

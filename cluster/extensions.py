@@ -215,7 +215,7 @@ def _is_elsewhere(name: str, modules: Mapping[str, _Source]) -> bool:
 
 
 class Known(NamedTuple):
-    """What another process needs in order to import the same files."""
+    """Holds what another process needs to import the same files."""
 
     sources: dict[str, _Source]
     aliases: dict[str, str]
@@ -282,7 +282,7 @@ def made(name: str, make: Callable[[], Any]) -> BaseExperiment:
 
 
 def _refusal(field: str, error: BaseException) -> ConfigurationError | None:
-    """What a user's file raised, in one line; None for what is not the file's doing."""
+    """Describe in one line what a user's file raised; None if the file did not cause it."""
     where = _user_line(error)
     if isinstance(error, ConfigurationError):
         return ConfigurationError(f"{field}: {where}: {error}") if where else None

@@ -75,7 +75,7 @@ _REMEDY = "name what the job does not need in .rayignore, or choose another --wo
 
 @dataclass(kw_only=True, slots=True)
 class Folder:
-    """What of a folder travels, by its place in it."""
+    """Lists the files of a folder that travel, by their place in it."""
 
     files: dict[str, Path] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
@@ -183,7 +183,7 @@ def _ignored_by_files_in(folder: Path) -> list[Excluded]:
 
 @contextlib.contextmanager
 def _naming(root: Path, place: str) -> Iterator[None]:
-    """What cannot be read in here is refused, with its name."""
+    """Refuse whatever cannot be read in here, and name it."""
     try:
         yield
     except (OSError, UnicodeError) as error:

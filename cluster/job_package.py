@@ -14,7 +14,7 @@ from metagrad.cluster.job_files import is_executable, read, travelling
 from metagrad.errors import ConfigurationError, require
 
 FOLDER = "folder"
-"""Where the files lie in the job's archive. Its top is first on Python's path in every process of the job."""
+"""The files lie in this folder of a job's archive, whose top is first on Python's path in all of its processes."""
 VARIABLES = "variables.sh"
 """Name in the archive of the file that sets the job's variables."""
 _EXTENSIONS = "metagrad_extensions"  # folder in the job's folder, for files from outside of the one here
@@ -30,7 +30,7 @@ class Package:
     empty: tuple[str, ...]
     """Folders without files."""
     left_out: tuple[str, ...]
-    """What of the folder does not travel though nobody said so."""
+    """Lists what stays behind although no ignore file names it."""
     code: Mapping[str, Path]
     """metagrad's own files, at the archive's top."""
     texts: Mapping[str, bytes]

@@ -166,7 +166,7 @@ def _check(options: SubmitOptions, job_id: str, run_dir: str) -> None:
 
 
 def runtime_env(options: SubmitOptions, variables: Sequence[str] = ()) -> dict[str, Any]:
-    """What the job's processes find: time to stop in, names of variables, and with --install pip's packages.
+    """Return the job's runtime environment: time to stop, names of variables, and with --install pip's packages.
 
     Ray sends SIGTERM and, RAY_JOB_STOP_WAIT_TIME_S later, SIGKILL; its own 3 s are too few for a checkpoint.
     """
@@ -307,7 +307,7 @@ def _follow(client: JobClient, job_id: str, address: str | None) -> int:
 
 
 def _write(text: str) -> None:
-    """What a job printed, without what would change the terminal: neighbours have jobs too."""
+    """Return what a job printed without control sequences: others may submit jobs too."""
     sys.stdout.write("".join(c if c.isprintable() or c in "\n\t\r" else printable(c) for c in text))
     sys.stdout.flush()
 
