@@ -17,9 +17,9 @@ import torch
 from benchmarks.harness import Timing, interleave, summary
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.rollout import Actor, ActorSetup
-from metagrad.cluster.ray_actors import RayActors
-from metagrad.cluster.run_config import FaultConfig
-from metagrad.cluster.slots import Slot
+from metagrad.cluster.config.experiment import FaultConfig
+from metagrad.cluster.on_ray.actors import RayActors
+from metagrad.cluster.on_ray.slots import Slot
 from metagrad.networks import Mlp
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 

@@ -17,12 +17,12 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.end_to_end_group import Window, answering, run_in_group, seconds_at_most
-from metagrad.cluster import launch
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.plot import logged_scalars
-from metagrad.cluster.run_config import Schedule
-from metagrad.experiments.atari import atari
-from metagrad.experiments.snake import snake_6x6
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import Schedule
+from metagrad.cluster.launch import launch
+from metagrad.cluster.run.plot import logged_scalars
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.gradient_bias.atari import atari
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.harness import Timing
 from metagrad.actors.envs import make_environment
 from metagrad.actors.envs.snake import SnakeConfig
-from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cluster.run.memory import keep_freed_memory
 
 
 def step_shares(orders: "Connection[Any, Any]", seed: int) -> None:

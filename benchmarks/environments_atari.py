@@ -29,7 +29,7 @@ from metagrad.actors.envs.atari_pools import POOLS
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.policy import Decision, Policy, sample
 from metagrad.actors.rollout import Pool, collect
-from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.networks import NatureCnn, build_network
 
 GAMES = 32

@@ -29,7 +29,7 @@ from metagrad.actors.envs.base import Environment
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.policy import sample
 from metagrad.actors.rollout import Pool, collect
-from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.cores import usable_cores
 from metagrad.networks import SnakeCnn, build_network
 

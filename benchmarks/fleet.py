@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from metagrad.actors.rollout import Actor, ActorSetup, State, probe
-from metagrad.cluster.learning import Assignment, learn
-from metagrad.cluster.ray_actors import RayActors
-from metagrad.cluster.rollout_actor import create
-from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.slots import Slot
-from metagrad.cluster.stop import StopRequest
-from metagrad.cluster.transport import Actors
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.on_ray.actors import RayActors
+from metagrad.cluster.on_ray.rollout_actor import create
+from metagrad.cluster.on_ray.slots import Slot
+from metagrad.cluster.run.learning import Assignment, learn
+from metagrad.cluster.run.stop import StopRequest
+from metagrad.cluster.run.transport import Actors
 
 
 class Rows:

@@ -16,7 +16,7 @@ from benchmarks.report import (
     read_results,
     targets_table,
 )
-from metagrad.experiments.report import Panel, line_panels
+from metagrad.experiments.reporting.report import Panel, line_panels
 
 Result = Mapping[str, Any]
 

@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.harness import summary
-from metagrad.cluster import launch
-from metagrad.cluster.plot import logged_scalars
-from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.launch import launch
+from metagrad.cluster.run.plot import logged_scalars
 from metagrad.experiments import EXPERIMENTS
 
 _UPDATES = {"snake-6x6": 60, "demo": 30, "atari": 8}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.alternative import ROOT
 from benchmarks.harness import write_json
-from metagrad.experiments.report import markdown_table
+from metagrad.experiments.reporting.report import markdown_table
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"

@@ -17,12 +17,12 @@ import torch
 from benchmarks.harness import Timing, interleave, summary, torch_threads
 from benchmarks.pipeline import WARM_UP, updates_of
 from metagrad.actors.rollout import Actor, probe
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import actor_setups
-from metagrad.cluster.run_config import Schedule
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import Schedule
+from metagrad.cluster.launch.launch import actor_setups
 from metagrad.cores import usable_cores
-from metagrad.experiments.atari import atari
-from metagrad.experiments.snake import demo
+from metagrad.experiments.debiasing.snake import demo
+from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.learner.batch import merge
 from metagrad.types import Trajectory, WeightSnapshot
 

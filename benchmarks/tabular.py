@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.harness import Timing, at_most, interleave, ratio_summary, summary, time_summary, torch_threads
-from metagrad.experiments.tabular_estimators import (
+from metagrad.experiments.gradient_bias.tabular_estimators import (
     Data,
     Estimation,
     Trajectories,

@@ -25,7 +25,7 @@ is_driver() {
         case ${script##*/} in
             metagrad-continue) return 0 ;;
             metagrad) grep -qx train ;;
-            -c) read -r code && case $code in *metagrad.cluster.entry*) grep -qx train ;; *) return 1 ;; esac ;;
+            -c) read -r code && case $code in *metagrad.cli.entry*) grep -qx train ;; *) return 1 ;; esac ;;
             *) return 1 ;;
         esac
     }

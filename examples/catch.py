@@ -18,9 +18,9 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
-from metagrad.cluster.config import Experiment
+from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import require
-from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.losses import (
     LossMetrics,

@@ -2,29 +2,24 @@
 
 from collections.abc import Callable
 
-from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.studies import Study
-from metagrad.experiments import (
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.studies.study import Study
+from metagrad.experiments.debiasing import discounting_chain, snake_study
+from metagrad.experiments.debiasing.discounting_chain_training import discounting_chain as discounting_chain_experiment
+from metagrad.experiments.debiasing.snake import demo, snake_6x6
+from metagrad.experiments.gradient_bias import (
     atari_study,
     compositional_bias,
-    discounting_chain,
     hessian_bias,
     ipd,
-    mrp,
-    mrp_bias_variance,
-    peek_study,
-    snake12_choices,
-    snake12_study,
-    snake_study,
     tabular_lirpg,
     tabular_maml,
 )
-from metagrad.experiments.atari import atari, atari_released
-from metagrad.experiments.discounting_chain_training import discounting_chain as discounting_chain_experiment
-from metagrad.experiments.ipd_training import ipd as ipd_experiment
-from metagrad.experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
-from metagrad.experiments.snake import demo, snake_6x6
-from metagrad.experiments.snake_12x12 import snake_12x12
+from metagrad.experiments.gradient_bias.atari import atari, atari_released
+from metagrad.experiments.gradient_bias.ipd_training import ipd as ipd_experiment
+from metagrad.experiments.one_step_at_a_time import mrp, mrp_bias_variance, peek_study, snake12_choices, snake12_study
+from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
+from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "demo": demo,

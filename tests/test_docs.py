@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster.cli import main
-from metagrad.cluster.config_json import to_json
-from metagrad.cluster.run_config import BaseExperiment
+from metagrad.cli.main import main
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.json_form import to_json
 from metagrad.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ from benchmarks import fleet as fleet_module
 from benchmarks.broadcast import Broadcast
 from benchmarks.fleet import Fleet, Rows
 from benchmarks.waiting import WaitingConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learning import Assignment
-from metagrad.cluster.ray_session import Demand, ray_session
-from metagrad.experiments.snake import demo
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.on_ray.session import Demand, ray_session
+from metagrad.cluster.run.learning import Assignment
+from metagrad.experiments.debiasing.snake import demo
 from metagrad.networks import Mlp
 
 # A Ray of their own; tests/cluster/test_ray_actors.py has runs and weights on Ray, test_broadcast.py receivers.

@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.meta_gradient_cases import FORMS, SETTINGS, STEPS, MetaUpdate
 from metagrad.actors.rollout import probe
-from metagrad.experiments.atari import atari
-from metagrad.experiments.snake import snake_6x6
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.gradient_bias.atari import atari
 
 EXPERIMENTS = {"nature": atari, "snake": snake_6x6}
 

@@ -21,7 +21,7 @@ from benchmarks.queueing import (
     fit_lockstep,
     fit_peek,
 )
-from metagrad.cluster.slots import Order, Phase, Slot, whom_to_ask
+from metagrad.cluster.on_ray.slots import Order, Phase, Slot, whom_to_ask
 
 UPDATES, WARM_UP = 400, 50
 

@@ -14,7 +14,7 @@ def resources() -> dict[str, float]:
     """In a process of its own, connected to the cluster."""
     import ray
 
-    from metagrad.cluster.ray_session import ANY_ROOM, ray_session
+    from metagrad.cluster.on_ray.session import ANY_ROOM, ray_session
 
     with ray_session(ANY_ROOM):
         return {"nodes": len(ray.nodes()), "cpus": ray.cluster_resources()["CPU"]}

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import schedules
 from benchmarks.harness import Timing
-from metagrad.cluster.config import Experiment
+from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments import EXPERIMENTS
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks import tabular
-from metagrad.experiments.tabular_estimators import Estimation, mdp_stack
+from metagrad.experiments.gradient_bias.tabular_estimators import Estimation, mdp_stack
 
 
 def test_quick_run_compares_the_batch_with_both_loops():

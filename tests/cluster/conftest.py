@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from metagrad.actors.envs.snake import SnakeConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import SnakeCnn

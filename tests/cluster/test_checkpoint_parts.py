@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from metagrad.actors.rollout import probe
-from metagrad.cluster.checkpoint_parts import misfit
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import run
-from metagrad.cluster.train import CHECKPOINT_PARTS
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.checkpoint_parts import misfit
+from metagrad.cluster.run.train import CHECKPOINT_PARTS
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.types import Trajectory
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import ray
 
-from metagrad.cluster.cli import COMMANDS, main
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.config_json import from_json
-from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.studies import Study
+from metagrad.cli.main import COMMANDS, main
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.json_form import from_json
+from metagrad.cluster.studies.study import Study
 from metagrad.experiments import EXPERIMENTS, STUDIES
 
 Capture = pytest.CaptureFixture[str]
@@ -416,7 +416,7 @@ def test_a_submitted_resumption_is_one_of_the_stored_run_too(
     if is_here:
         assert main((*SNAKE, *TINY, *ANNEALED, "--run-dir", run_dir)) == 0
     submitted: list[tuple[Any, Sequence[str]]] = []
-    monkeypatch.setattr("metagrad.cluster.jobs.submit", lambda *arguments: submitted.append(arguments) or 0)
+    monkeypatch.setattr("metagrad.cluster.jobs.jobs.submit", lambda *arguments: submitted.append(arguments) or 0)
     own = ("--run-dir", run_dir, "--resume", "--address", "http://h:1")
     words = (*own, "--updates", "60000", "--optimizer.annealing-updates", "70000")
     if is_here:

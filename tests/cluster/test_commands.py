@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster import commands
-from metagrad.cluster.commands import SubmitOptions, sibling
+from metagrad.cluster.config import commands
+from metagrad.cluster.config.commands import SubmitOptions, sibling
 from metagrad.experiments import EXPERIMENTS
 
 OPTIONS = [kind for name, kind in vars(commands).items() if name.endswith("Options")]

@@ -8,7 +8,7 @@ import torch
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.rollout import probe
-from metagrad.cluster.config import Experiment
+from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.config import BootstrapConfig

@@ -10,9 +10,9 @@ import pytest
 
 from metagrad.actors.envs.base import Environment, EnvironmentConfig
 from metagrad.actors.envs.snake import SnakeConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.config_json import config_types, differences, from_json, to_json
-from metagrad.cluster.run_config import BaseExperiment, EvaluationConfig
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import BaseExperiment, EvaluationConfig
+from metagrad.cluster.config.json_form import config_types, differences, from_json, to_json
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig

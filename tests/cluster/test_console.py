@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = r"""
 import os, sys
-from metagrad.cluster.console import ConsoleGone, lasting_console
+from metagrad.cli.console import ConsoleGone, lasting_console
 kind = sys.argv[1]
 try:
     with lasting_console(kind != "lasting"):
@@ -74,7 +74,7 @@ def test_what_an_encoding_does_not_have_is_escaped(tmp_path: Path, encoding: str
 
 CLOSED = """
 import os, sys
-from metagrad.cluster.console import lasting_console
+from metagrad.cli.console import lasting_console
 assert sys.stdout is None
 with lasting_console(False):
     print("nowhere")

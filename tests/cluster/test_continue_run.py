@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster import continue_run
-from metagrad.cluster.stop import ASKING
+from metagrad.cli import continue_run
+from metagrad.cluster.run.stop import ASKING
 
 TINY = (
     *("snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3"),
@@ -78,7 +78,8 @@ def test_a_missing_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 HEARD = """
 import os, signal, sys
-from metagrad.cluster import continue_run, stop
+from metagrad.cli import continue_run
+from metagrad.cluster.run import stop
 assert "torch" not in sys.modules
 continue_run.run = lambda words: os.kill(os.getpid(), signal.SIGUSR1) or int(os.environ["OMP_WAIT_POLICY"] == "PASSIVE")
 sys.exit(continue_run.main())

@@ -22,11 +22,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from metagrad.cluster import plot
-from metagrad.cluster.cli import main
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import run
-from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cli.main import main
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run import plot
 from metagrad.learner.checkpoint import load
 
 Capture = pytest.CaptureFixture[str]

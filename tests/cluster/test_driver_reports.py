@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.driver_reports import driver_reports
-from metagrad.cluster.plot import logged_scalars
-from metagrad.cluster.progress import Progress
-from metagrad.cluster.run_config import CheckpointConfig
-from metagrad.cluster.run_folder import RunFolder
-from metagrad.cluster.train import Start
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.launch.driver_reports import driver_reports
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.run.plot import logged_scalars
+from metagrad.cluster.run.progress import Progress
+from metagrad.cluster.run.train import Start
 from metagrad.learner.checkpoint import load, paths
 
 Tiny = Callable[..., Experiment]

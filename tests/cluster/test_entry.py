@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import os, sys
 sys.argv[1:] = ["--version"]
-from metagrad.cluster import entry
+from metagrad.cli import entry
 assert "torch" not in sys.modules
 entry.default_threads = lambda: 3
 code = entry.main()
@@ -40,7 +40,7 @@ class AtTorch:
 
 sys.meta_path.insert(0, AtTorch())
 atexit.register(terminate)
-from metagrad.cluster.entry import main
+from metagrad.cli.entry import main
 sys.exit(main())
 """
 

@@ -13,11 +13,11 @@ from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.config_json import from_json, to_json
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import actor_setups, run
-from metagrad.cluster.options import parse
+from metagrad.cli.options import parse
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.json_form import from_json, to_json
+from metagrad.cluster.launch.launch import actor_setups, run
+from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, SnakeCnn
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from metagrad.cluster.cli import main
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import run
-from metagrad.cluster.plot import logged_scalars
-from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cli.main import main
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.evaluation import evaluate_run
+from metagrad.cluster.run.plot import logged_scalars
 from metagrad.errors import ConfigurationError
 from metagrad.learner.checkpoint import paths
 from metagrad.learner.storage import Location, location
@@ -105,7 +105,7 @@ def test_a_signal_ends_an_evaluation_in_one_line(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(f"metagrad.cluster.evaluation.{played}", endless)
+    monkeypatch.setattr(f"metagrad.cluster.run.evaluation.{played}", endless)
     assert main(["eval", str(run_dir), "--episodes", "2", "--record"]) == 143
     assert capsys.readouterr().err == "metagrad: stopped by SIGTERM; nothing is left half written\n"
     assert not list(run_dir.glob("*.gif"))

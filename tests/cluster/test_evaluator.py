@@ -9,10 +9,10 @@ import torch
 from ray.exceptions import RayTaskError
 
 from metagrad.actors.rollout import probe
-from metagrad.cluster import evaluator
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.evaluator import InlineEvaluator, RayEvaluator, score
-from metagrad.cluster.run_config import EvaluationConfig, FaultConfig
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import EvaluationConfig, FaultConfig
+from metagrad.cluster.on_ray import evaluator
+from metagrad.cluster.on_ray.evaluator import InlineEvaluator, RayEvaluator, score
 
 Tiny = Callable[..., Experiment]
 

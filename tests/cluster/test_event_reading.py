@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metagrad.cluster.event_reading import read_log
-from metagrad.cluster.events import EventLog
+from metagrad.cluster.run.event_reading import read_log
+from metagrad.cluster.run.events import EventLog
 from metagrad.errors import ConfigurationError
 
 ROWS = 12

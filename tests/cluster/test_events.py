@@ -9,9 +9,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from metagrad.cluster import events
-from metagrad.cluster.events import EVENT_FILE, EventLog
-from metagrad.cluster.plot import logged_scalars
+from metagrad.cluster.run import events
+from metagrad.cluster.run.events import EVENT_FILE, EventLog
+from metagrad.cluster.run.plot import logged_scalars
 from metagrad.learner.storage import CannotWrite, Location, RemotePath, location, names
 
 Rows = dict[str, tuple[list[int], list[float]]]

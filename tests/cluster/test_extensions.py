@@ -15,13 +15,13 @@ import pytest
 
 from metagrad.actors.envs.base import EnvironmentConfig
 from metagrad.actors.rollout import probe
-from metagrad.cluster import ray_session
-from metagrad.cluster.cli import main
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.config_json import config_types, from_json
-from metagrad.cluster.extensions import _FINDER, extensions, load_extension, with_extensions
-from metagrad.cluster.run_config import BaseExperiment
-from metagrad.cluster.run_folder import RunFolder
+from metagrad.cli.main import main
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.extensions import _FINDER, extensions, load_extension, with_extensions
+from metagrad.cluster.config.json_form import config_types, from_json
+from metagrad.cluster.on_ray import session as ray_session
+from metagrad.cluster.run.folder import RunFolder
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.meta_parameters import MetaParametersConfig
@@ -37,8 +37,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from metagrad.cluster.studies import Study
-from metagrad.experiments.snake import snake_6x6
+from metagrad.cluster.studies.study import Study
+from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.losses import inner_loss
 from metagrad.meta_parameters import MetaParameter, MetaVector

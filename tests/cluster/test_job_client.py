@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import ray
 
-from metagrad.cluster import job_client
-from metagrad.cluster.job_client import Address, JobClient, LogInterrupted, Submission, resolve_address
+from metagrad.cluster.jobs import client as job_client
+from metagrad.cluster.jobs.client import Address, JobClient, LogInterrupted, Submission, resolve_address
 from metagrad.errors import ConfigurationError
 
 Answer = tuple[int, str]

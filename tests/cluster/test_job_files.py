@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster import job_files
-from metagrad.cluster.job_files import travelling
-from metagrad.cluster.job_package import package
+from metagrad.cluster.jobs import files as job_files
+from metagrad.cluster.jobs.files import travelling
+from metagrad.cluster.jobs.package import package
 from metagrad.errors import ConfigurationError
 
 Write = Callable[..., Path]

@@ -3,9 +3,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from metagrad.cluster import job_log
-from metagrad.cluster.job_client import JobView, LogInterrupted
-from metagrad.cluster.job_log import follow
+from metagrad.cluster.jobs import log as job_log
+from metagrad.cluster.jobs.client import JobView, LogInterrupted
+from metagrad.cluster.jobs.log import follow
 from metagrad.errors import ConfigurationError
 
 LOG = "first\nsecond\nthird\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster import job_files
-from metagrad.cluster.job_package import package, pinned_requirements
+from metagrad.cluster.jobs import files as job_files
+from metagrad.cluster.jobs.package import package, pinned_requirements
 from metagrad.errors import ConfigurationError
 
 Write = Callable[..., Path]
@@ -73,20 +73,20 @@ def test_the_archive_depends_on_names_and_contents_alone(write: Write, tmp_path:
 def test_the_running_code_is_brought_along_unless_the_folder_has_its_own(write: Write, tmp_path: Path) -> None:
     write("plain/mine.py")
     packed = package(tmp_path / "plain", [], True)
-    ours = {"metagrad/cluster/entry.py", "metagrad/returns.py", "metagrad/actors/envs/snake.py"}
+    ours = {"metagrad/cli/entry.py", "metagrad/returns.py", "metagrad/actors/envs/snake.py"}
     assert list(packed.files) == ["mine.py"]
     assert ours <= set(packed.code)
     assert all(place.endswith(".py") for place in packed.code)
     (place,) = packed.texts
     assert place == f"metagrad-{version('metagrad')}.dist-info/METADATA"
-    own = write("checkout/cluster/cli.py")
+    own = write("checkout/cli/main.py")
     (tmp_path / "checkout" / "metagrad").mkdir()
     (tmp_path / "checkout" / "metagrad" / "cluster").symlink_to("../cluster")
     for brings_metagrad in (True, False):
         packed = package(tmp_path / "checkout", [], brings_metagrad)
-        assert packed.code == {"metagrad/cluster/cli.py": tmp_path / "checkout" / "metagrad" / "cluster" / "cli.py"}
-        assert set(packed.files) == {"cluster/cli.py", *packed.code}
-        assert packed.files["cluster/cli.py"] == own
+        assert packed.code == {"metagrad/cli/main.py": tmp_path / "checkout" / "metagrad" / "cluster" / "cli.py"}
+        assert set(packed.files) == {"cli/main.py", *packed.code}
+        assert packed.files["cli/main.py"] == own
     write("other/metagrad/mine.py")
     assert package(tmp_path / "other", [], False).code == {}, "somebody else's metagrad stands in for none"
 

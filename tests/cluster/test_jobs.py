@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from metagrad import experiments
-from metagrad.cluster import jobs
-from metagrad.cluster.cli import main
-from metagrad.cluster.commands import SubmitOptions
-from metagrad.cluster.job_client import Address, JobView, Submission, UnknownJob
-from metagrad.cluster.jobs import entrypoint, experiment_words, runtime_env
+from metagrad.cli.main import main
+from metagrad.cluster.config.commands import SubmitOptions
+from metagrad.cluster.jobs import jobs
+from metagrad.cluster.jobs.client import Address, JobView, Submission, UnknownJob
+from metagrad.cluster.jobs.jobs import entrypoint, experiment_words, runtime_env
 from metagrad.errors import ConfigurationError
 
 Capture = pytest.CaptureFixture[str]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from metagrad.actors.rollout import Actor, probe
-from metagrad.cluster import learner_process
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learner_process import Learner, threads_of_node
-from metagrad.cluster.learning import Assignment
-from metagrad.cluster.transport import ColocatedActors
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.on_ray import learner_process
+from metagrad.cluster.on_ray.learner_process import Learner, threads_of_node
+from metagrad.cluster.run.learning import Assignment
+from metagrad.cluster.run.transport import ColocatedActors
 
 Tiny = Callable[..., Experiment]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from metagrad.actors.rollout import ActorSetup, State, probe
-from metagrad.cluster import learning
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learning import Assignment, actor_setups, learn, learner_threads
-from metagrad.cluster.reports import QueuedReports
-from metagrad.cluster.transport import Actors, ColocatedActors
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.run import learning
+from metagrad.cluster.run.learning import Assignment, actor_setups, learn, learner_threads
+from metagrad.cluster.run.reports import QueuedReports
+from metagrad.cluster.run.transport import Actors, ColocatedActors
 
 Tiny = Callable[..., Experiment]
 

@@ -15,13 +15,15 @@ import ray
 from rich.console import Console
 
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS, EvaluationResult
-from metagrad.cluster import evaluator, ray_private, supervise
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import default_run_dir, run
-from metagrad.cluster.plot import logged_scalars
-from metagrad.cluster.run_config import CheckpointConfig, EvaluationConfig
-from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig, EvaluationConfig
+from metagrad.cluster.launch import supervise
+from metagrad.cluster.launch.launch import default_run_dir, run
+from metagrad.cluster.on_ray import evaluator
+from metagrad.cluster.on_ray import private as ray_private
+from metagrad.cluster.run.evaluation import evaluate_run
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.run.plot import logged_scalars
 from metagrad.errors import ConfigurationError, RunLost
 from metagrad.learner import algorithm
 from metagrad.learner.checkpoint import load, paths, save
@@ -259,7 +261,7 @@ class Endless:
             return EvaluationResult([1.0, 3.0], [max_steps] * 2, cut=1)
 
         monkeypatch.setattr(evaluator, "evaluate", evaluate)
-        monkeypatch.setattr("metagrad.cluster.evaluation.evaluate", evaluate)
+        monkeypatch.setattr("metagrad.cluster.run.evaluation.evaluate", evaluate)
 
 
 def test_an_evaluation_that_was_cut_says_so(

@@ -5,7 +5,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from metagrad.cluster.memory import keep_freed_memory
+from metagrad.cluster.run.memory import keep_freed_memory
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def faults_of_ten():

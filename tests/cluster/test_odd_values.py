@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster import cli, evaluation, jobs, launch, plan, plot, studies
-from metagrad.cluster.commands import (
+from metagrad.cli import main as cli
+from metagrad.cluster.config.commands import (
     EvalOptions,
     LogsOptions,
     PlanOptions,
@@ -26,6 +26,11 @@ from metagrad.cluster.commands import (
     SubmitOptions,
     TrainOptions,
 )
+from metagrad.cluster.jobs import jobs
+from metagrad.cluster.launch import launch
+from metagrad.cluster.plan import preview as plan
+from metagrad.cluster.run import evaluation, plot
+from metagrad.cluster.studies import study as studies
 from metagrad.experiments import EXPERIMENTS
 
 pytestmark = pytest.mark.timeout(600)

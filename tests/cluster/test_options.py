@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.options import parse
+from metagrad.cli.options import parse
+from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 

@@ -9,9 +9,9 @@ import torch
 
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.rollout import Actor, ActorSetup, probe
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learning import actor_setups
-from metagrad.cluster.placement import (
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import EvaluationConfig
+from metagrad.cluster.plan.placement import (
     Node,
     Rates,
     make_plan,
@@ -22,7 +22,7 @@ from metagrad.cluster.placement import (
     saturating_actors,
     update_seconds,
 )
-from metagrad.cluster.run_config import EvaluationConfig
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.types import Trajectory, WeightSnapshot
 
 Tiny = Callable[..., Experiment]

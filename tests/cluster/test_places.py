@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from metagrad.actors.rollout import Actor
-from metagrad.cluster.cli import main
-from metagrad.cluster.commands import quoted
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import run
+from metagrad.cli.main import main
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.commands import quoted
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.errors import ConfigurationError
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -73,7 +73,7 @@ def test_a_run_that_cannot_be_written_is_played_into_another_place(
     before = sorted(os.listdir(trained))
     whole = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(trained) and whole(path, mode))
-    monkeypatch.setattr("metagrad.cluster.evaluation.evaluate", None)  # nothing is played
+    monkeypatch.setattr("metagrad.cluster.run.evaluation.evaluate", None)  # nothing is played
     with pytest.raises(ConfigurationError, match=r"^run-dir = .*: is no folder that can be written; add --output FOL"):
         evaluate_run(trained, None, 2, 0, False, True)
     monkeypatch.undo()
@@ -115,7 +115,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_played(
     monkeypatch.chdir(trained.parent)
     Path("folder.json").mkdir()
     Path("file").touch()
-    monkeypatch.setattr("metagrad.cluster.evaluation.evaluate", None)
+    monkeypatch.setattr("metagrad.cluster.run.evaluation.evaluate", None)
     assert main(("eval", "run", "--output", output)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("metagrad: output = ")

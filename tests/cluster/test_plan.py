@@ -10,11 +10,11 @@ import ray
 
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.rollout import Actor, probe
-from metagrad.cluster import plan as page
-from metagrad.cluster.cli import main
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.placement import Node, Rates, make_plan
-from metagrad.cluster.plan import describe, find_nodes, measure
+from metagrad.cli.main import main
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.plan import preview as page
+from metagrad.cluster.plan.placement import Node, Rates, make_plan
+from metagrad.cluster.plan.preview import describe, find_nodes, measure
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.algorithm import MetaGradientActorCritic
 from metagrad.learner.config import BootstrapConfig
@@ -96,7 +96,7 @@ def test_nodes_of_a_cluster_have_what_is_free_of_them(tiny: Tiny, monkeypatch: p
         {"NodeID": "3", "NodeManagerAddress": "c", "Alive": False, "Resources": {}},
     ]
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr("metagrad.cluster.ray_session.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("metagrad.cluster.on_ray.session.ray_session", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(ray, "nodes", lambda: listed)
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: {"2": {"CPU": 1.0}, "1": {}})
     found, where = find_nodes(tiny(topology="ray"))

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from metagrad.cluster import plot
-from metagrad.cluster.plot import group_runs, join, plot_runs, read_scalars
-from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.run import plot
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.run.plot import group_runs, join, plot_runs, read_scalars
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.storage import RemotePath, write_whole

@@ -3,8 +3,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from metagrad.cluster import progress as module
-from metagrad.cluster.progress import Progress
+from metagrad.cluster.run import progress as module
+from metagrad.cluster.run.progress import Progress
 
 ROW = {"frames_per_second": 1234.5, "return_mean": 1.5, "eta": {"gamma": 0.91234}, "lag": 0.0}
 

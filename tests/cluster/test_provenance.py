@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metagrad.cluster.provenance import commit, hardware, provenance
+from metagrad.cluster.run.provenance import commit, hardware, provenance
 
 
 def git(folder: Path, *words: str) -> str:
@@ -62,11 +62,11 @@ def test_a_checkout_without_a_commit_or_without_git_has_none(tmp_path: Path, mon
 
 
 def test_hardware_is_model_and_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metagrad.cluster.provenance.usable_cores", lambda: 2)
+    monkeypatch.setattr("metagrad.cluster.run.provenance.usable_cores", lambda: 2)
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Some CPU @ 2 GHz\n"
     )
     assert hardware(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz, 2 cores"
-    monkeypatch.setattr("metagrad.cluster.provenance.usable_cores", lambda: 1)
+    monkeypatch.setattr("metagrad.cluster.run.provenance.usable_cores", lambda: 1)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert hardware(tmp_path / "none") == "aarch64, 1 core"

@@ -25,14 +25,14 @@ from rich.console import Console
 from metagrad.actors.envs.base import EnvironmentStep
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.rollout import Actor, ActorSetup, EnvironmentFault
-from metagrad.cluster import ray_session
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import run
-from metagrad.cluster.plot import logged_scalars
-from metagrad.cluster.ray_actors import ActorsLost
-from metagrad.cluster.run_config import CheckpointConfig, EvaluationConfig, FaultConfig
-from metagrad.cluster.supervise import LearnerLost
-from metagrad.cluster.worker_prints import LINES_OF_A_PROCESS
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig, EvaluationConfig, FaultConfig
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.launch.supervise import LearnerLost
+from metagrad.cluster.on_ray import session as ray_session
+from metagrad.cluster.on_ray.actors import ActorsLost
+from metagrad.cluster.on_ray.worker_prints import LINES_OF_A_PROCESS
+from metagrad.cluster.run.plot import logged_scalars
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.config import BootstrapConfig

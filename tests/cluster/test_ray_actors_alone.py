@@ -20,14 +20,15 @@ import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from metagrad.actors.rollout import ActorSetup
-from metagrad.cluster import ray_actors, slots
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learning import actor_setups
-from metagrad.cluster.ray_actors import ActorsLost, RayActors
-from metagrad.cluster.ray_faults import NotStarted
-from metagrad.cluster.rollout_actor import Place, Published
-from metagrad.cluster.run_config import FaultConfig
-from metagrad.cluster.slots import Phase, Slot
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import FaultConfig
+from metagrad.cluster.on_ray import actors as ray_actors
+from metagrad.cluster.on_ray import slots
+from metagrad.cluster.on_ray.actors import ActorsLost, RayActors
+from metagrad.cluster.on_ray.faults import NotStarted
+from metagrad.cluster.on_ray.rollout_actor import Place, Published
+from metagrad.cluster.on_ray.slots import Phase, Slot
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 

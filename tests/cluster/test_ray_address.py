@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from ray._private import services
 
-from metagrad.cluster import ray_address
-from metagrad.cluster.ray_address import find_cluster, greet
-from metagrad.cluster.ray_private import Endpoint
+from metagrad.cluster.on_ray import address as ray_address
+from metagrad.cluster.on_ray.address import find_cluster, greet
+from metagrad.cluster.on_ray.private import Endpoint
 from metagrad.errors import ConfigurationError
 
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))

@@ -1,7 +1,7 @@
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayTaskError, WorkerCrashedError
 
-from metagrad.cluster.ray_faults import LOST_ACTOR, LOST_TASK, first_line
+from metagrad.cluster.on_ray.faults import LOST_ACTOR, LOST_TASK, first_line
 
 
 @pytest.mark.parametrize(

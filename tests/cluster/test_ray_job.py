@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster.ray_job import ray_job
+from metagrad.cluster.on_ray.job_environment import ray_job
 
 
 @pytest.mark.parametrize(("entry", "is_kept_off"), [(None, True), ("", False), (".", False)])

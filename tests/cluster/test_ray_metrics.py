@@ -12,10 +12,10 @@ import pytest
 import ray
 from rich.console import Console
 
-from metagrad.cluster import ray_metrics
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import run
-from metagrad.cluster.ray_metrics import METRICS, RayMetrics, place_of
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.on_ray import metrics as ray_metrics
+from metagrad.cluster.on_ray.metrics import METRICS, RayMetrics, place_of
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -145,7 +145,7 @@ def test_a_run_leaves_no_scalar_without_a_metric_of_its_own(
     recorded: Series, tiny: Callable[..., Experiment], console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a training run reports and its summary are what `record` and `totals` take."""
-    from metagrad.cluster.driver_reports import DriverReports
+    from metagrad.cluster.launch.driver_reports import DriverReports
 
     metrics, rows = RayMetrics("snake", "first"), []
     scalars = DriverReports.scalars

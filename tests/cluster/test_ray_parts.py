@@ -16,9 +16,12 @@ import ray
 import torch
 from rich.console import Console
 
-from metagrad.cluster import ray_parts, ray_session, ray_watch
-from metagrad.cluster.ray_private import Endpoint
-from metagrad.cluster.studies import PartFailed, Study, StudyStopped, reproduce
+from metagrad.cluster.on_ray import session as ray_session
+from metagrad.cluster.on_ray import watch as ray_watch
+from metagrad.cluster.on_ray.private import Endpoint
+from metagrad.cluster.studies import ray_parts
+from metagrad.cluster.studies.reproduce import StudyStopped, reproduce
+from metagrad.cluster.studies.study import PartFailed, Study
 from metagrad.errors import ConfigurationError
 
 

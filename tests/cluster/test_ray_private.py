@@ -8,7 +8,7 @@ import ray
 from ray._private import services
 from ray._private import worker as ray_worker
 
-from metagrad.cluster import ray_private
+from metagrad.cluster.on_ray import private as ray_private
 from metagrad.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +35,8 @@ def test_no_other_module_uses_such_names() -> None:
     private = re.compile(r"^\s*(?:from|import) ray\.(?:_|\S+\._)", re.MULTILINE)
     elsewhere = [
         str(path.relative_to(ROOT))
-        for folder in ("actors", "cluster", "experiments", "learner", "metagrad")
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for folder in ("actors", "cli", "cluster", "experiments", "learner", "metagrad")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         if private.search(path.read_text())
     ]
     assert elsewhere == []

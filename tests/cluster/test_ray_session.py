@@ -15,11 +15,11 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray.exceptions import AuthenticationError
 
-from metagrad.cluster import ray_private
-from metagrad.cluster import ray_session as ray_session_module
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.ray_session import ray_session
-from metagrad.cluster.supervise import demand
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.launch.supervise import demand
+from metagrad.cluster.on_ray import private as ray_private
+from metagrad.cluster.on_ray import session as ray_session_module
+from metagrad.cluster.on_ray.session import ray_session
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from metagrad.cluster import ray_watch
-from metagrad.cluster.ray_private import Endpoint
-from metagrad.cluster.ray_watch import RayWatch, lost, watching
+from metagrad.cluster.on_ray import watch as ray_watch
+from metagrad.cluster.on_ray.private import Endpoint
+from metagrad.cluster.on_ray.watch import RayWatch, lost, watching
 
 GCS, RAYLET = Endpoint("10.0.0.1", 6379), Endpoint("10.0.0.2", 4000)
 

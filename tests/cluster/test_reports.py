@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from metagrad.cluster.reports import QueuedReports, Report, replay
+from metagrad.cluster.run.reports import QueuedReports, Report, replay
 
 
 def test_reports_come_out_as_they_went_in() -> None:

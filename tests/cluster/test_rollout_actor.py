@@ -9,10 +9,10 @@ import ray
 import torch
 
 from metagrad.actors.rollout import Actor, ActorSetup
-from metagrad.cluster import rollout_actor
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learning import actor_setups
-from metagrad.cluster.rollout_actor import Published, RolloutActor, versions
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.on_ray import rollout_actor
+from metagrad.cluster.on_ray.rollout_actor import Published, RolloutActor, versions
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError
 from metagrad.networks import build_network
 

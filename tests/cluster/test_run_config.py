@@ -6,8 +6,8 @@ import pytest
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.run_config import (
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import (
     OPERATIONAL_FIELDS,
     BaseExperiment,
     CheckpointConfig,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.events import EventLog
-from metagrad.cluster.run_config import CheckpointConfig
-from metagrad.cluster.run_folder import RunFolder
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.run.events import EventLog
+from metagrad.cluster.run.folder import RunFolder
 from metagrad.errors import ConfigurationError
 from metagrad.learner.checkpoint import NoCheckpoint, restore_newest
 from metagrad.learner.storage import CannotWrite, Location, location, names, write_whole

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from metagrad.actors.rollout import probe
-from metagrad.cluster import size
-from metagrad.cluster.cli import main
-from metagrad.cluster.config import Experiment
+from metagrad.cli.main import main
+from metagrad.cluster.config import size
+from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments import EXPERIMENTS
 from metagrad.networks import build_network
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster import slots
-from metagrad.cluster.rollout_actor import Place
-from metagrad.cluster.slots import Order, Phase, Slot, rest_seconds
+from metagrad.cluster.on_ray import slots
+from metagrad.cluster.on_ray.rollout_actor import Place
+from metagrad.cluster.on_ray.slots import Order, Phase, Slot, rest_seconds
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metagrad.cluster.stop import (
+from metagrad.cluster.run.stop import (
     ASKING,
     StoppedBySignal,
     StopRequest,

@@ -18,11 +18,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from metagrad.cluster import studies
-from metagrad.cluster.run_folder import RunFolder
-from metagrad.cluster.stop import StopRequest
-from metagrad.cluster.studies import PartFailed, Study, StudyStopped, colocated_parts, default_folder, reproduce
-from metagrad.cluster.study_folder import write_part
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.run.stop import StopRequest
+from metagrad.cluster.studies import study as studies
+from metagrad.cluster.studies.folder import write_part
+from metagrad.cluster.studies.reproduce import StudyStopped, colocated_parts, default_folder, reproduce
+from metagrad.cluster.studies.study import PartFailed, Study
 from metagrad.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -345,7 +346,8 @@ import sys
 sys.modules["ray"] = None
 from pathlib import Path
 from rich.console import Console
-from metagrad.cluster.studies import Study, reproduce
+from metagrad.cluster.studies.study import Study
+from metagrad.cluster.studies.reproduce import reproduce
 study = Study(
     name="toy", description="", seeds=1, parts=lambda seeds, _: {str(seed): {} for seed in range(seeds)},
     run_part=lambda _: {}, report=lambda folder, *_: (folder / "report.md").touch(),

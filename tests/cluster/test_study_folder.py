@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster.run_folder import RunFolder
-from metagrad.cluster.study_folder import as_json, held, read_parts, write_part, write_results
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.studies.folder import as_json, held, read_parts, write_part, write_results
 from metagrad.errors import ConfigurationError
 from metagrad.learner.storage import CannotWrite
 

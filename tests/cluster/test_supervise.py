@@ -9,15 +9,16 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from metagrad.cluster import ray_watch, supervise
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.learning import Assignment
-from metagrad.cluster.ray_faults import original_traceback
-from metagrad.cluster.ray_private import Endpoint
-from metagrad.cluster.ray_watch import ClusterLost
-from metagrad.cluster.run_config import EvaluationConfig
-from metagrad.cluster.supervise import LearnerLost, Supervisor, demand
-from metagrad.cluster.train import Start
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import EvaluationConfig
+from metagrad.cluster.launch import supervise
+from metagrad.cluster.launch.supervise import LearnerLost, Supervisor, demand
+from metagrad.cluster.on_ray import watch as ray_watch
+from metagrad.cluster.on_ray.faults import original_traceback
+from metagrad.cluster.on_ray.private import Endpoint
+from metagrad.cluster.on_ray.watch import ClusterLost
+from metagrad.cluster.run.learning import Assignment
+from metagrad.cluster.run.train import Start
 from metagrad.errors import ConfigurationError
 
 Tiny = Callable[..., Experiment]

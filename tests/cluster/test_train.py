@@ -16,12 +16,13 @@ from torch import Tensor
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, EnvironmentFault, probe
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import check_fits, run
-from metagrad.cluster.run_config import BaseExperiment, CheckpointConfig
-from metagrad.cluster.run_folder import RunFolder
-from metagrad.cluster.train import CHECKPOINT_PARTS
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import BaseExperiment, CheckpointConfig
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.checkpoint_parts import check_fits
+from metagrad.cluster.run.evaluation import evaluate_run
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.run.train import CHECKPOINT_PARTS
 from metagrad.errors import ConfigurationError
 from metagrad.learner import algorithm
 from metagrad.learner.algorithm import Algorithm

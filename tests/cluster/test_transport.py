@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from metagrad.actors.rollout import Actor, ActorSetup
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import actor_setups
-from metagrad.cluster.transport import Account, ColocatedActors
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.launch.launch import actor_setups
+from metagrad.cluster.run.transport import Account, ColocatedActors
 from metagrad.networks import build_network
 from metagrad.types import WeightSnapshot
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster.worker_prints import LINES_OF_A_PROCESS, WorkerPrints
+from metagrad.cluster.on_ray.worker_prints import LINES_OF_A_PROCESS, WorkerPrints
 
 
 def batch(*lines: str, **more: Any) -> dict[str, Any]:

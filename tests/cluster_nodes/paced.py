@@ -10,8 +10,8 @@ from torch import Tensor
 
 from metagrad.actors.envs.base import EnvironmentStep
 from metagrad.actors.envs.snake import Snake, SnakeConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.run_config import CheckpointConfig
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.experiments import EXPERIMENTS as OURS
 from metagrad.networks import SnakeCnn
 

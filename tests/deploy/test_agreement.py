@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster.options import parse
-from metagrad.cluster.supervise import demand
+from metagrad.cli.options import parse
+from metagrad.cluster.launch.supervise import demand
 from metagrad.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent.parent

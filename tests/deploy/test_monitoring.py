@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metagrad.cluster.ray_metrics import METRICS
+from metagrad.cluster.on_ray.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent.parent / "deploy" / "monitoring"
 BOARD = ROOT / "grafana" / "dashboards" / "metagrad.json"

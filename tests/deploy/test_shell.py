@@ -259,7 +259,7 @@ def drivers(folder: Path, *scripts: str) -> "list[subprocess.Popen[bytes]]":
 
 def submitted(body: str) -> "subprocess.Popen[bytes]":
     """As `metagrad submit --install` begins a run."""
-    code = f"import sys; 'from metagrad.cluster.entry import main'; exec({body!r})"
+    code = f"import sys; 'from metagrad.cli.entry import main'; exec({body!r})"
     process = subprocess.Popen([sys.executable, "-c", code, "train", "demo"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

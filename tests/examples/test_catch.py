@@ -31,7 +31,7 @@ def example() -> ModuleType:
 
 def metagrad(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, with the example imported."""
-    code = "import sys; from metagrad.cluster.entry import main; sys.exit(main())"
+    code = "import sys; from metagrad.cli.entry import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--import", str(PATH), *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
 

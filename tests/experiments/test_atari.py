@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.experiments.atari import atari, atari_released
+from metagrad.experiments.gradient_bias.atari import atari, atari_released
 from metagrad.networks import NatureCnn
 
 

@@ -4,9 +4,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments import atari_report
-from metagrad.experiments.atari_report import ETA, RETURN, TITLES, curve_of, games_of, normalised_of, report, scores_of
-from metagrad.experiments.atari_scores import HUMAN_NORMALISATION
+from metagrad.experiments.gradient_bias import atari_report
+from metagrad.experiments.gradient_bias.atari_report import (
+    ETA,
+    RETURN,
+    TITLES,
+    curve_of,
+    games_of,
+    normalised_of,
+    report,
+    scores_of,
+)
+from metagrad.experiments.gradient_bias.atari_scores import HUMAN_NORMALISATION
 
 GAMES = ("Qbert", "Alien")
 

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from metagrad.actors.envs.atari_games import GAMES
 from metagrad.errors import ConfigurationError
-from metagrad.experiments import atari_scores
-from metagrad.experiments.atari_scores import (
+from metagrad.experiments.gradient_bias import atari_scores
+from metagrad.experiments.gradient_bias.atari_scores import (
     HUMAN_NORMALISATION,
     Interval,
     human_normalised,

@@ -2,10 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster.config_json import differences
-from metagrad.experiments.atari import atari
-from metagrad.experiments.atari_scores import HUMAN_NORMALISATION
-from metagrad.experiments.atari_study import ALE_STUDY, ARMS, GAMES, QUICK_GAMES, STUDY, part_experiment, run_part
+from metagrad.cluster.config.json_form import differences
+from metagrad.experiments.gradient_bias.atari import atari
+from metagrad.experiments.gradient_bias.atari_scores import HUMAN_NORMALISATION
+from metagrad.experiments.gradient_bias.atari_study import (
+    ALE_STUDY,
+    ARMS,
+    GAMES,
+    QUICK_GAMES,
+    STUDY,
+    part_experiment,
+    run_part,
+)
 
 SETTINGS = {"game": "Qbert", "arm": "mgrl", "seed": 1, "updates": 2, "environments": 2, "log_every": 1}
 TINY = SETTINGS | {"episodes": 1, "backend": "envpool"}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from metagrad.experiments import claims
-from metagrad.experiments.claims import Claim, Point
-from metagrad.experiments.report import mean_and_error
+from metagrad.experiments.reporting import claims
+from metagrad.experiments.reporting.claims import Claim, Point
+from metagrad.experiments.reporting.report import mean_and_error
 
 PAPER = "A > B in all sample size settings"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.experiments import compositional_bias as study
-from metagrad.experiments.tabular_estimators import (
+from metagrad.experiments.gradient_bias import compositional_bias as study
+from metagrad.experiments.gradient_bias.tabular_estimators import (
     Estimation,
     copy_of,
     data_sampler,

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments import compositional_bias as study
-from metagrad.experiments import compositional_bias_report
+from metagrad.experiments.gradient_bias import compositional_bias as study
+from metagrad.experiments.gradient_bias import compositional_bias_report
 
 MDPS = 3
 

@@ -5,9 +5,15 @@ import json
 import pytest
 import torch
 
-from metagrad.experiments import discounting_chain as study
-from metagrad.experiments.discounting_chain_agents import Agent, advance, start
-from metagrad.experiments.discounting_chain_problem import Objective, discounts, mean_return, sample_counts, tables
+from metagrad.experiments.debiasing import discounting_chain as study
+from metagrad.experiments.debiasing.discounting_chain_agents import Agent, advance, start
+from metagrad.experiments.debiasing.discounting_chain_problem import (
+    Objective,
+    discounts,
+    mean_return,
+    sample_counts,
+    tables,
+)
 
 
 def test_parts_are_five_agents_with_ten_seeds_and_two_variants() -> None:

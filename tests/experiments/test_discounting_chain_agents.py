@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.experiments import discounting_chain_problem as chain
-from metagrad.experiments.discounting_chain_agents import (
+from metagrad.experiments.debiasing import discounting_chain_problem as chain
+from metagrad.experiments.debiasing.discounting_chain_agents import (
     Agent,
     AgentState,
     Logged,

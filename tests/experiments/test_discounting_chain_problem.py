@@ -9,8 +9,8 @@ from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.actors.envs.discounting_chain import PAYING_STEPS, DiscountingChain, DiscountingChainConfig
-from metagrad.experiments import discounting_chain_agents as agents
-from metagrad.experiments import discounting_chain_problem as chain
+from metagrad.experiments.debiasing import discounting_chain_agents as agents
+from metagrad.experiments.debiasing import discounting_chain_problem as chain
 from metagrad.meta_parameters import hyperparameters, init_eta
 
 F64 = torch.float64

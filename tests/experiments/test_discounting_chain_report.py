@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.cluster.studies import Result, Settings
-from metagrad.experiments import discounting_chain_report as page
-from metagrad.experiments.discounting_chain import STUDY
+from metagrad.cluster.studies.study import Result, Settings
+from metagrad.experiments.debiasing import discounting_chain_report as page
+from metagrad.experiments.debiasing.discounting_chain import STUDY
 
 Parts = dict[str, tuple[Settings, Result]]
 Ends = tuple[float, float, float]  # γ, return, advantage at step 0

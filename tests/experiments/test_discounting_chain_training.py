@@ -16,12 +16,16 @@ from torch import Tensor
 from metagrad.actors import policy
 from metagrad.actors.envs.discounting_chain import DiscountingChain, DiscountingChainConfig, chains
 from metagrad.actors.rollout import Pool, collect
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import run
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.errors import ConfigurationError
-from metagrad.experiments import discounting_chain_agents as agents
-from metagrad.experiments import discounting_chain_problem as chain
-from metagrad.experiments.discounting_chain_training import DiscountingChainExperiment, discounting_chain, true_values
+from metagrad.experiments.debiasing import discounting_chain_agents as agents
+from metagrad.experiments.debiasing import discounting_chain_problem as chain
+from metagrad.experiments.debiasing.discounting_chain_training import (
+    DiscountingChainExperiment,
+    discounting_chain,
+    true_values,
+)
 from metagrad.learner.agent import Agent, build_agent
 from metagrad.learner.config import BootstrapConfig
 from metagrad.learner.lookahead import estimate_meta_gradient

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.launch import run
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.launch.launch import run
 from metagrad.experiments import EXPERIMENTS
 from metagrad.networks import NatureCnn
 

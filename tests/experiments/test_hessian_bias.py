@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.experiments import hessian_bias as study
-from metagrad.experiments.tabular_estimators import copy_of, mdp_stack
+from metagrad.experiments.gradient_bias import hessian_bias as study
+from metagrad.experiments.gradient_bias.tabular_estimators import copy_of, mdp_stack
 from metagrad.tabular import TabularMdp, ascend, hessian, maml_meta_gradient, policy_gradient
 
 SETTINGS = {"mdp": 2, "draws": 6, "rates": [3.0], "steps": [1, 3], "coefficients": [1.0, 2.0, 3.0, 4.0, 5.0]}

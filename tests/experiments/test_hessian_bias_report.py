@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from metagrad.experiments import hessian_bias as study
-from metagrad.experiments import hessian_bias_report
+from metagrad.experiments.gradient_bias import hessian_bias as study
+from metagrad.experiments.gradient_bias import hessian_bias_report
 
 C = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 100.0, 1000.0]
 

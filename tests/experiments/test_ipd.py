@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.cluster.study_folder import as_json
+from metagrad.cluster.studies.folder import as_json
 from metagrad.errors import ConfigurationError
-from metagrad.experiments import ipd
-from metagrad.experiments.ipd_games import fresh_games, joint_log_prob, other_code, rewards
-from metagrad.experiments.lola import Estimation, streams
+from metagrad.experiments.gradient_bias import ipd
+from metagrad.experiments.gradient_bias.ipd_games import fresh_games, joint_log_prob, other_code, rewards
+from metagrad.experiments.gradient_bias.lola import Estimation, streams
 
 
 def settings(name, seed=0, updates=3, **changes):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from metagrad.experiments import ipd_claims as claims
-from metagrad.experiments.ipd import ARMS, PROBES
+from metagrad.experiments.gradient_bias import ipd_claims as claims
+from metagrad.experiments.gradient_bias.ipd import ARMS, PROBES
 
 
 def run(arm, reward, seed=0, probe=0.5):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemma, IteratedPrisonersDilemmaConfig
-from metagrad.experiments.ipd_games import (
+from metagrad.experiments.gradient_bias.ipd_games import (
     Ring,
     exact_value,
     fresh_games,

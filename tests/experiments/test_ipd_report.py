@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.experiments import ipd
-from metagrad.experiments.ipd_report import PANELS, SMOOTHED, correlation_panels, report, reward_panels, runs_of
+from metagrad.experiments.gradient_bias import ipd
+from metagrad.experiments.gradient_bias.ipd_report import (
+    PANELS,
+    SMOOTHED,
+    correlation_panels,
+    report,
+    reward_panels,
+    runs_of,
+)
 
 
 @pytest.fixture(scope="module")

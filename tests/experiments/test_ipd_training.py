@@ -12,12 +12,12 @@ from rich.console import Console
 
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.rollout import probe
-from metagrad.cluster.cli import main
-from metagrad.cluster.evaluation import evaluate_run
-from metagrad.cluster.launch import run
-from metagrad.cluster.plot import logged_scalars, plot_runs
+from metagrad.cli.main import main
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.evaluation import evaluate_run
+from metagrad.cluster.run.plot import logged_scalars, plot_runs
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.ipd_training import LolaExperiment, ipd
+from metagrad.experiments.gradient_bias.ipd_training import LolaExperiment, ipd
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import MemoryOnePair

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.ipd_games import Games, Ring, exact_value, fresh_games, joint_log_prob
-from metagrad.experiments.lola import (
+from metagrad.experiments.gradient_bias.ipd_games import Games, Ring, exact_value, fresh_games, joint_log_prob
+from metagrad.experiments.gradient_bias.lola import (
     RING_SIZE,
     Data,
     Estimation,

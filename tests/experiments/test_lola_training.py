@@ -10,7 +10,7 @@ from torch import Tensor
 from metagrad.actors import policy
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.rollout import Pool, collect
-from metagrad.experiments.ipd_games import (
+from metagrad.experiments.gradient_bias.ipd_games import (
     STATES,
     Games,
     exact_value,
@@ -19,8 +19,8 @@ from metagrad.experiments.ipd_games import (
     rewards,
     value_gradient,
 )
-from metagrad.experiments.lola import Estimation, dice_objective
-from metagrad.experiments.lola_training import Lola, LolaState, codes
+from metagrad.experiments.gradient_bias.lola import Estimation, dice_objective
+from metagrad.experiments.gradient_bias.lola_training import Lola, LolaState, codes
 from metagrad.learner.step import NonFinite
 from metagrad.networks import MemoryOnePair, build_network
 from metagrad.optimizers import Adam, Sgd, constant

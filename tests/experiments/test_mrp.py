@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.cluster.studies import Result, Settings
-from metagrad.experiments import mrp
-from metagrad.experiments import mrp_problem as problem
+from metagrad.cluster.studies.study import Result, Settings
+from metagrad.experiments.one_step_at_a_time import mrp
+from metagrad.experiments.one_step_at_a_time import mrp_problem as problem
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.optimizers import OptimizerState
 

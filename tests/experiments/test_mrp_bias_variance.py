@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.cluster.studies import Result, Settings
-from metagrad.experiments import mrp_bias_variance as study
-from metagrad.experiments import mrp_problem as problem
+from metagrad.cluster.studies.study import Result, Settings
+from metagrad.experiments.one_step_at_a_time import mrp_bias_variance as study
+from metagrad.experiments.one_step_at_a_time import mrp_problem as problem
 from metagrad.meta_gradient import outer_weights, reference_meta_gradient
 from metagrad.optimizers import OptimizerState
 

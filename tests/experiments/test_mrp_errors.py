@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments import mrp_errors as errors
-from metagrad.experiments.mrp_bias_variance import STUDY
+from metagrad.experiments.one_step_at_a_time import mrp_errors as errors
+from metagrad.experiments.one_step_at_a_time.mrp_bias_variance import STUDY
 
 
 def test_errors_are_averages_over_the_chosen_states() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.experiments import mrp_problem as mrp
+from metagrad.experiments.one_step_at_a_time import mrp_problem as mrp
 from metagrad.meta_gradient import outer_weights, reference_meta_gradient
 from metagrad.monte_carlo import LookAhead, unroll_gradients
 from metagrad.optimizers import OptimizerState

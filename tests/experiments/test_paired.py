@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metagrad.experiments.paired import AGREES, OPPOSITE, UNDECIDED, Change, claim_row, neighbours, paired
+from metagrad.experiments.reporting.paired import AGREES, OPPOSITE, UNDECIDED, Change, claim_row, neighbours, paired
 
 
 def test_pairing_removes_what_seeds_have_in_common() -> None:

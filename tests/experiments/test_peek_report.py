@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from metagrad.experiments.peek_report import SNAKE, report
+from metagrad.experiments.one_step_at_a_time.peek_report import SNAKE, report
 
 
 def run(schedule: str, n: int, seed: int, end: float, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,12 +5,20 @@ from typing import Any
 import pytest
 import torch
 
-from metagrad.cluster.config_json import differences
-from metagrad.cluster.transport import ColocatedActors
-from metagrad.experiments.atari import atari
-from metagrad.experiments.peek_study import LEARNT, NS, PONG_STUDY, STUDY, peek_experiment, peek_samples, run_part
-from metagrad.experiments.snake import snake_6x6
-from metagrad.experiments.training_runs import checkpoints, train
+from metagrad.cluster.config.json_form import differences
+from metagrad.cluster.run.transport import ColocatedActors
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.gradient_bias.atari import atari
+from metagrad.experiments.one_step_at_a_time.peek_study import (
+    LEARNT,
+    NS,
+    PONG_STUDY,
+    STUDY,
+    peek_experiment,
+    peek_samples,
+    run_part,
+)
+from metagrad.experiments.training.runs import checkpoints, train
 from metagrad.learner import lookahead
 from metagrad.learner.checkpoint import checkpoint_path, load
 from metagrad.learner.vtrace_parameters import off_policy

@@ -10,8 +10,8 @@ import pytest
 from hypothesis.extra.numpy import array_shapes, arrays
 from matplotlib import pyplot
 
-from metagrad.experiments import report
-from metagrad.experiments.report import (
+from metagrad.experiments.reporting import report
+from metagrad.experiments.reporting.report import (
     Panel,
     Row,
     bootstrap_interval,

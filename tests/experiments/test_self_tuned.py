@@ -6,11 +6,11 @@ import torch
 
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.config_json import differences, from_json, to_json
-from metagrad.experiments.atari import atari
-from metagrad.experiments.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
-from metagrad.experiments.snake import snake_6x6
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.json_form import differences, from_json, to_json
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.gradient_bias.atari import atari
+from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
 from metagrad.learner.lookahead import Sample
 from metagrad.learner.vtrace_parameters import VtraceParameters

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from metagrad.experiments.snake import demo, snake_6x6
+from metagrad.experiments.debiasing.snake import demo, snake_6x6
 from metagrad.networks import SnakeCnn
 
 

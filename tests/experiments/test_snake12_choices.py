@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments import snake12_choices as study
-from metagrad.experiments.snake_12x12 import snake_12x12
+from metagrad.experiments.one_step_at_a_time import snake12_choices as study
+from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.meta_parameters import MetaParameter
 
 TINY: dict[str, Any] = {"seed": 1, "updates": 4, "environments": 2, "rollout_length": 3, "samples": 2, "episodes": 2}

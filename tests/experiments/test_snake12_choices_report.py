@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.cluster.studies import Result, Settings
-from metagrad.experiments import snake12_choices_report as page
-from metagrad.experiments.snake12_choices import NAMES, STUDY, VARIANTS, probed_estimators, variant_experiment
+from metagrad.cluster.studies.study import Result, Settings
+from metagrad.experiments.one_step_at_a_time import snake12_choices_report as page
+from metagrad.experiments.one_step_at_a_time.snake12_choices import (
+    NAMES,
+    STUDY,
+    VARIANTS,
+    probed_estimators,
+    variant_experiment,
+)
 
 Parts = dict[str, tuple[Settings, Result]]
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.cluster.studies import Result, Settings
-from metagrad.experiments import snake12_report as page
-from metagrad.experiments.snake12_study import ETA, STUDY
-from metagrad.experiments.snake_12x12 import UPDATES
+from metagrad.cluster.studies.study import Result, Settings
+from metagrad.experiments.one_step_at_a_time import snake12_report as page
+from metagrad.experiments.one_step_at_a_time.snake12_study import ETA, STUDY
+from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES
 
 Parts = dict[str, tuple[Settings, Result]]
 

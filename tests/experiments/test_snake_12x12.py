@@ -1,7 +1,7 @@
 import pytest
 
 from metagrad.actors.envs.snake import SnakeConfig
-from metagrad.experiments.snake_12x12 import snake_12x12
+from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.learner.meta_parameters import A2cParameters
 from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_gradient import outer_weights

@@ -1,4 +1,4 @@
-from metagrad.experiments import snake_published as published
+from metagrad.experiments.debiasing import snake_published as published
 
 
 def test_every_agent_has_a_number_at_every_checkpoint() -> None:

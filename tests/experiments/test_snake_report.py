@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments import snake_report
-from metagrad.experiments.snake_published import DISCOUNTS, RETURNS
-from metagrad.experiments.snake_report import TITLES, Curves, curves_of, report, returns_of
+from metagrad.experiments.debiasing import snake_report
+from metagrad.experiments.debiasing.snake_published import DISCOUNTS, RETURNS
+from metagrad.experiments.debiasing.snake_report import TITLES, Curves, curves_of, report, returns_of
 
 UPDATES = (0, 584, 1_460)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from metagrad.actors.envs.snake import SnakeConfig
-from metagrad.cluster.config_json import differences
-from metagrad.experiments import snake_study
-from metagrad.experiments.snake import snake_6x6
-from metagrad.experiments.snake_study import ARMS, STUDY, arm_experiment, run_part
+from metagrad.cluster.config.json_form import differences
+from metagrad.experiments.debiasing import snake_study
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.debiasing.snake_study import ARMS, STUDY, arm_experiment, run_part
 
 TINY = {"arm": "bmg-outer", "seed": 3, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
 

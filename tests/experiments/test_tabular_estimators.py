@@ -9,8 +9,14 @@ from torch import Tensor
 
 from metagrad.actors.envs.tabular_mdp import cumulative_transition, random_mdp
 from metagrad.errors import ConfigurationError
-from metagrad.experiments import tabular_estimators as te
-from metagrad.experiments.tabular_estimators import ESTIMATORS, PERMUTATIONS, Data, Estimation, Trajectories
+from metagrad.experiments.gradient_bias import tabular_estimators as te
+from metagrad.experiments.gradient_bias.tabular_estimators import (
+    ESTIMATORS,
+    PERMUTATIONS,
+    Data,
+    Estimation,
+    Trajectories,
+)
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.tabular import (
     TabularMdp,

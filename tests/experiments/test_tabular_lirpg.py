@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metagrad.experiments import tabular_lirpg as study
-from metagrad.experiments.claims import verdict
-from metagrad.experiments.report import Panel, line_panels
-from metagrad.experiments.tabular_estimators import ESTIMATORS
-from metagrad.experiments.tabular_sweeps import METRICS, curves_of
+from metagrad.experiments.gradient_bias import tabular_lirpg as study
+from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS
+from metagrad.experiments.gradient_bias.tabular_sweeps import METRICS, curves_of
+from metagrad.experiments.reporting.claims import verdict
+from metagrad.experiments.reporting.report import Panel, line_panels
 
 STUDY = study.STUDY
 SLOPES = {"ad": 0.2, "lvc": 0.05, "dice": 0.3, "loaded-dice": 0.01}  # how a correlation falls with each further step

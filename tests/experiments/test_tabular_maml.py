@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metagrad.experiments import tabular_maml as study
-from metagrad.experiments.claims import verdict
-from metagrad.experiments.report import Panel, line_panels
-from metagrad.experiments.tabular_estimators import ESTIMATORS, Estimation
-from metagrad.experiments.tabular_sweeps import METRICS, curves_of
+from metagrad.experiments.gradient_bias import tabular_maml as study
+from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, Estimation
+from metagrad.experiments.gradient_bias.tabular_sweeps import METRICS, curves_of
+from metagrad.experiments.reporting.claims import verdict
+from metagrad.experiments.reporting.report import Panel, line_panels
 
 STUDY = study.STUDY
 # Best first, as the paper has them: by what is exact, and by estimator where the Hessian is sampled.

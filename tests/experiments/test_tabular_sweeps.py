@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.experiments import tabular_sweeps as ts
-from metagrad.experiments.tabular_estimators import Estimation, lirpg_gradients, maml_gradients, mdp_stack
+from metagrad.experiments.gradient_bias import tabular_sweeps as ts
+from metagrad.experiments.gradient_bias.tabular_estimators import Estimation, lirpg_gradients, maml_gradients, mdp_stack
 from metagrad.tabular import lirpg_meta_gradient, maml_meta_gradient
 
 SWEEP = ts.Sweep(

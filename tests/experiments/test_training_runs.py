@@ -14,10 +14,10 @@ import torch
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.evaluate import evaluate
 from metagrad.actors.rollout import probe
-from metagrad.cluster.config import Experiment
-from metagrad.cluster.run_config import CheckpointConfig
-from metagrad.experiments.snake import snake_6x6
-from metagrad.experiments.training_runs import checkpoints, curves, evaluate_newest, evaluations, train
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.training.runs import checkpoints, curves, evaluate_newest, evaluations, train
 from metagrad.learner import algorithm
 from metagrad.learner.checkpoint import load, paths, update_of
 from metagrad.learner.step import meta_update

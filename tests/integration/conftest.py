@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metagrad.cluster.cli import main
+from metagrad.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 _MARK = "METAGRAD_TEST_RUN"
@@ -24,7 +24,7 @@ class Command:
         self.mark = uuid.uuid4().hex
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         environment |= {_MARK: self.mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        program = f"{prelude}\nimport sys\nfrom metagrad.cluster.entry import main\nsys.exit(main())"
+        program = f"{prelude}\nimport sys\nfrom metagrad.cli.entry import main\nsys.exit(main())"
         self._output = folder / f"output-{self.mark}.txt"
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(

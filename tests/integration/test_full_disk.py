@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster import cli
+from metagrad.cli import main as cli
 from metagrad.learner.checkpoint import paths, restore_newest, update_of
 from metagrad.learner.storage import CannotWrite
 

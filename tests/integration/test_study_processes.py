@@ -19,7 +19,7 @@ TOY = """
 import time
 from pathlib import Path
 from metagrad import experiments
-from metagrad.cluster.studies import Study
+from metagrad.cluster.studies.study import Study
 
 GO = Path({go!r})
 

@@ -182,6 +182,7 @@ HOSTILE = (
     "learner",
     "cluster",
     "experiments",
+    "cli",
     "torch",
     "types",
     "random",

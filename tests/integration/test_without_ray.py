@@ -10,7 +10,7 @@ from typing import Any
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
-from metagrad.cluster.cli import main
+from metagrad.cli.main import main
 words = sys.argv[1:]
 assert main(["list"]) == 0
 assert main(["config", "atari"]) == 0

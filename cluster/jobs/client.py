@@ -1,0 +1,261 @@
+"""A Ray cluster's jobs over HTTP: every fault of the connection, the token or the id is one line, and comes soon."""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import ray
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from metagrad.cluster.on_ray.masking import has_credentials, masked, masked_address
+from metagrad.cluster.on_ray.proxies import without_proxy
+from metagrad.errors import ConfigurationError, require
+
+_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5.0, 60.0
+_SECONDS_TO_GREET = 10.0
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_TOKEN_PLACE = "~/.ray/auth_token or the file that RAY_AUTH_TOKEN_PATH names"
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
+
+
+class Address(NamedTuple):
+    """Where the jobs are, and what said so."""
+
+    url: str
+    field: str
+
+
+class LogInterrupted(Exception):
+    """The stream of a log ended for another reason than the end of its job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """A job to be started."""
+
+    job_id: str
+    entrypoint: str
+    archive: Path
+    """The zip that becomes its working folder."""
+    runtime_env: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobView:
+    """A job as its cluster describes it."""
+
+    job_id: str
+    state: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    entrypoint: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    message: str = ""
+    started: float | None = None
+    """Seconds since 1970."""
+    exit_code: int | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+def resolve_address(given: str | None, environment: Mapping[str, str]) -> Address:
+    """The dashboard's address: what was given, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
+
+    On Ray's own command line the variables win.
+
+    Raises:
+        ConfigurationError: there is none, it is no HTTP address, or it holds credentials.
+    """
+    candidates = [("address", given), *((name, environment.get(name)) for name in _ADDRESS_VARIABLES)]
+    name, value = next(((name, value) for name, value in candidates if value), ("address", None))
+    remedy = "name the dashboard of the cluster's head, --address http://HEAD:8265"
+    require(value is not None, name, value, "no cluster is named", f"{remedy}, or set RAY_API_SERVER_ADDRESS")
+    assert value is not None
+    try:
+        parts = urlsplit(value)
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that cannot be
+        raise ConfigurationError(f"{name} = {masked_address(value)!r}: is no address; {remedy}") from None
+    rule = "holds credentials, which logs and listings would show"
+    secret_remedy = "leave them out, and use token authentication"
+    require(not has_credentials(value), name, masked_address(value), rule, secret_remedy)
+    require(is_http, name, value, "is no http address of a Ray dashboard", remedy)
+    return Address(value.rstrip("/"), name)
+
+
+class _Client(JobSubmissionClient):
+    """Ray's, which waits for ever for an answer, with time limits."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        seconds = _SECONDS_TO_GREET if endpoint == "/api/version" else _SECONDS_TO_ANSWER
+        return super()._do_request(method, endpoint, timeout=(_SECONDS_TO_CONNECT, seconds), **options)
+
+
+class JobClient:
+    """The jobs of one cluster.
+
+    Every method raises ConfigurationError, in one line, for an address that does not answer or is no Ray dashboard's, a
+    token that is missing or wrong, an id that is no job's, and whatever the cluster refuses.
+    """
+
+    def __init__(self, address: Address):
+        self.address = address
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.update(without_proxy(os.environ))
+        with self._explained(), _api_server(address.url):
+            try:
+                self._client = _Client(address.url)
+            except (RuntimeError, ValueError, KeyError, TypeError, requests.exceptions.HTTPError) as error:
+                if isinstance(error, requests.exceptions.ConnectionError | AuthenticationError):
+                    raise
+                remedy = "name the dashboard of the cluster's head, mostly at port 8265"
+                raise self._refusal("is no Ray dashboard with jobs", remedy) from error
+
+    def require_version(self) -> None:
+        """Refuse a cluster whose Ray is of another minor version than the one here."""
+        here, there = ray.__version__, str(self._client._server_ray_version)
+        rule = f"runs Ray {there}, and {here} is installed here"
+        remedy = f"install ray=={there} here, or {here} there"
+        require(here.split(".")[:2] == there.split(".")[:2], self.address.field, self.address.url, rule, remedy)
+
+    def submit(self, submission: Submission) -> None:
+        """Upload the archive, unless the cluster has it, and start the job."""
+        with self._explained(submission.job_id):
+            self._client.submit_job(
+                submission_id=submission.job_id,
+                entrypoint=submission.entrypoint,
+                runtime_env={**submission.runtime_env, "working_dir": str(submission.archive)},
+                metadata=dict(submission.metadata),
+                entrypoint_num_cpus=submission.num_cpus or None,
+                entrypoint_num_gpus=submission.num_gpus or None,
+            )
+
+    def find(self, job_id: str) -> JobView | None:
+        """A job, or None."""
+        try:
+            return self.job(job_id)
+        except UnknownJob:
+            return None
+
+    def job(self, job_id: str) -> JobView:
+        """One job."""
+        with self._explained(job_id):
+            return _view(self._client.get_job_info(job_id))
+
+    def jobs(self) -> list[JobView]:
+        """All that were submitted, oldest first."""
+        with self._explained():
+            found = [_view(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(found, key=lambda job: job.started or 0.0)
+
+    def log(self, job_id: str) -> str:
+        """All that a job has printed."""
+        with self._explained(job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def stop(self, job_id: str) -> None:
+        """Ask a job to end."""
+        with self._explained(job_id):
+            self._client.stop_job(job_id)
+
+    async def stream(self, job_id: str) -> AsyncIterator[str]:
+        """What a job prints, from its beginning, until it is over.
+
+        Raises:
+            LogInterrupted: the connection was lost.
+        """
+        try:
+            async for text in self._client.tail_job_logs(job_id):
+                yield text
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            raise LogInterrupted(masked(str(error))) from error
+
+    def _refusal(self, rule: str, remedy: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.address.field} = {self.address.url!r}: {rule}; {remedy}")
+
+    @contextlib.contextmanager
+    def _explained(self, job_id: str = "") -> Iterator[None]:
+        """Ray's and requests' complaints as ours."""
+        try:
+            yield
+        except AuthenticationError as error:
+            raise self._about_token(str(error)) from None  # nothing of it is shown
+        except requests.exceptions.Timeout as error:
+            remedy = "see that HEAD and port are right and no firewall is between"
+            raise self._refusal("nothing answers there in time", remedy) from error
+        except (requests.exceptions.JSONDecodeError, requests.exceptions.HTTPError) as error:
+            remedy = "name the dashboard of the cluster's head, mostly at port 8265"
+            raise self._refusal("is no Ray dashboard", remedy) from error
+        except (OSError, requests.exceptions.RequestException) as error:
+            remedy = "start the cluster (ray start --head), or name the dashboard of its head, mostly at port 8265"
+            raise self._refusal("nothing answers there", remedy) from error
+        except RuntimeError as error:
+            raise self._about_answer(str(error), job_id) from error
+
+    def _about_token(self, text: str) -> ConfigurationError:
+        if text.startswith("Authentication failed"):
+            remedy = f"put the cluster's own into {_TOKEN_PLACE}"
+            return self._refusal("the cluster refuses the token that is used here", remedy)
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            remedy = f"set RAY_AUTH_MODE=token, with the cluster's token in {_TOKEN_PLACE}"
+            return self._refusal("the cluster asks for a token, and none is sent", remedy)
+        return ConfigurationError(
+            f"RAY_AUTH_MODE = 'token': there is no token here; put the cluster's into {_TOKEN_PLACE}"
+        )
+
+    def _about_answer(self, text: str, job_id: str) -> ConfigurationError:
+        answer = re.match(r"Request failed with status code (\d+): (.*)", text, re.DOTALL)
+        status, body = (answer[1], answer[2].strip(" .\n")) if answer else ("", text.strip())
+        last = body.splitlines()[-1].strip() if body else ""
+        if status == "404" and "does not exist" in body:
+            return UnknownJob(f"job = {job_id!r}: is no job of this cluster; metagrad status lists them")
+        if "already exists" in last:
+            return ConfigurationError(f"submission-id = {job_id!r}: is the id of another job; choose another one")
+        if status in ("404", "405"):
+            return self._refusal("is no Ray dashboard with jobs", "name the dashboard of the cluster's head")
+        remedy = "see dashboard.log and dashboard_agent.log on the cluster's head"
+        return self._refusal(f"the cluster cannot do that ({masked(last[:200])})", remedy)
+
+
+class UnknownJob(ConfigurationError):
+    """No job of this id."""
+
+
+@contextlib.contextmanager
+def _api_server(url: str) -> Iterator[None]:
+    """For Ray's client the environment wins over its argument."""
+    before = os.environ.get(_ADDRESS_VARIABLES[0])
+    os.environ[_ADDRESS_VARIABLES[0]] = url
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS_VARIABLES[0]]
+        else:
+            os.environ[_ADDRESS_VARIABLES[0]] = before
+
+
+def _view(details: Any) -> JobView:
+    return JobView(
+        job_id=details.submission_id or details.job_id,
+        state=str(details.status.value),
+        entrypoint=details.entrypoint,
+        metadata=details.metadata or {},
+        message=details.message or "",
+        started=None if details.start_time is None else details.start_time / 1_000,
+        exit_code=details.driver_exit_code,
+    )

@@ -1,0 +1,156 @@
+"""The Ray actor around an `Actor`: started by a method, told of weights while it works, outliving its learner."""
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from packaging.version import Version
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
+
+from metagrad.actors.rollout import Actor, ActorSetup, State
+from metagrad.cluster.on_ray.faults import NotStarted
+from metagrad.cluster.run.memory import keep_freed_memory
+from metagrad.errors import ConfigurationError
+from metagrad.types import Episodes, Rollout, WeightSnapshot
+
+MakeActor = Callable[[ActorSetup], Actor]
+Weights = tuple[int, np.ndarray, np.ndarray]  # version, θ, η
+
+
+class Published(NamedTuple):
+    """Where the weights of one version lie; one node fetches them once, whatever its actors."""
+
+    learner: int  # which life of the learner published it: versions of two lives do not compare
+    version: int
+    weights: list[Any]  # the reference, in a list: an actor fetches it when it needs it, or never
+
+
+class Place(NamedTuple):
+    """Where an actor process runs."""
+
+    node: str  # address
+    pid: int
+    is_started: bool  # True: it has environments, from before
+
+    def __str__(self) -> str:
+        return f"{self.node}, process {self.pid}"
+
+
+def versions() -> dict[str, str]:
+    """What must agree between a learner and its actors; torch 2.13.0+cpu and the 2.13.0 of a GPU node do."""
+    packages = {name: Version(version(name)).public for name in ("metagrad", "ray", "torch", "numpy")}
+    return {"python": platform.python_version()} | packages
+
+
+class RolloutActor:
+    """One process that rolls out. Its constructor does nothing, so that a failed start is an error and no death."""
+
+    def __init__(self) -> None:
+        self._actor: Actor | None = None
+        self._newest: Published | None = None
+        self._weights: tuple[int, WeightSnapshot] | None = None  # of which learner, what was fetched last
+
+    @ray.method(concurrency_group="control")
+    def place(self) -> Place:
+        return Place(*address_and_pid(), self._actor is not None)
+
+    @ray.method(concurrency_group="control")
+    def publish(self, published: Published) -> None:
+        """Rollouts that begin from now on are under these weights, or newer ones."""
+        self._newest = published
+
+    def start(self, setup: ActorSetup, make: MakeActor, state: State | None, expected: dict[str, str]) -> None:
+        """Make the environments.
+
+        Raises:
+            ConfigurationError: another version of a package than the learner's is installed here, or none.
+        """
+        here, (node, _) = versions(), address_and_pid()
+        for package, wanted in expected.items():
+            if here[package] != wanted:
+                raise ConfigurationError(
+                    f"node = {node!r}: has {package} {here[package]} where the learner has {wanted}; install the same "
+                    "versions on all nodes (pip install -c constraints.txt .)"
+                )
+        keep_freed_memory()
+        torch.set_num_threads(setup.threads)
+        try:
+            self._actor = make(setup)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"node = {node!r}: cannot make {type(setup.environment).__name__} there ({error}); install the same "
+                "packages on all nodes (pip install -c constraints.txt .)"
+            ) from error
+        if state:
+            self._actor.load_state(state)
+
+    def rollout(self, ordered: Published, lookahead_step: int) -> Rollout:
+        """T steps under the ordered weights, or newer ones of the same learner that were published since.
+
+        Raises:
+            NotStarted: this process has no environments.
+        """
+        actor = self._started()
+        newest = self._newest
+        if newest is not None and newest.learner == ordered.learner and newest.version > ordered.version:
+            ordered = newest
+        with torch.no_grad():
+            result = actor.rollout(self._snapshot(ordered), lookahead_step)
+        return _map_arrays(result, lambda x: x.numpy() if isinstance(x, Tensor) else x)
+
+    def _snapshot(self, published: Published) -> WeightSnapshot:
+        held = self._weights
+        if held is None or (held[0], held[1].version) != (published.learner, published.version):
+            weights: Weights = ray.get(published.weights[0])
+            # Own copies: the object store's arrays are read-only.
+            snapshot = WeightSnapshot(weights[0], torch.tensor(weights[1]), torch.tensor(weights[2]))
+            held = self._weights = (published.learner, snapshot)
+        return held[1]
+
+    def state(self) -> State:
+        return self._started().state()
+
+    def _started(self) -> Actor:
+        if self._actor is None:
+            raise NotStarted(f"{Place(*address_and_pid(), False)}, has taken the place of one that died")
+        return self._actor
+
+
+def _map_arrays(rollout: Rollout, convert: Callable[[Any], Any]) -> Rollout:
+    trajectory, episodes = rollout.trajectory, rollout.episodes
+    return rollout._replace(
+        trajectory=type(trajectory)(*map(convert, trajectory)), episodes=Episodes(*map(convert, episodes))
+    )
+
+
+def address_and_pid() -> tuple[str, int]:
+    """Where this process runs."""
+    return ray.util.get_node_ip_address(), os.getpid()
+
+
+def create(count: int, threads: int, group: PlacementGroup | None = None) -> list[Any]:
+    """Handles of so many actor processes, spread over the nodes; Ray brings a lost one up again where there is room.
+
+    They belong to the process that calls this: they outlive a learner, and end with the driver. The first one has its
+    place in the run's placement group, so that a run which has found room has an actor.
+    """
+    grouped: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
+    reserved = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0) if group else "SPREAD"
+    return [
+        grouped(RolloutActor)
+        .options(
+            num_cpus=threads,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD" if index else reserved,
+        )
+        .remote()
+        for index in range(count)
+    ]

@@ -1,0 +1,222 @@
+"""Where a run's processes go, what they send, and when its learner is saturated: arithmetic alone."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.size import rollout_bytes
+
+
+class Node(NamedTuple):
+    """A computer of the cluster; bytes are 0 where nobody knows them."""
+
+    name: str
+    cpus: int
+    gpus: int
+    used_cpus: int = 0  # by others, now
+    memory_bytes: int = 0
+    object_store_bytes: int = 0
+
+
+class Rates(NamedTuple):
+    """What was measured, in seconds, and what the learner asked for meanwhile."""
+
+    rollout: float  # of an actor, however few environments it has
+    environment: float  # that each environment of the actor adds to it
+    update: float  # of the learner for a real update, its rollouts given
+    batches: float  # rollouts of all environments for a real update
+
+    def rollout_seconds(self, environments: int) -> float:
+        """Of an actor with so many environments."""
+        return self.rollout + environments * self.environment
+
+
+class Share(NamedTuple):
+    """What one node does, and sends to and gets from the learner's node in a second."""
+
+    node: Node
+    actors: int
+    has_learner: bool
+    has_evaluator: bool
+    rollout_bytes_per_second: float
+    weight_bytes_per_second: float
+
+
+class Plan(NamedTuple):
+    """A whole layout."""
+
+    shares: tuple[Share, ...]
+    waiting_actors: int  # for whom there is no place
+    updates_per_second: float
+    rollout_bytes: int  # of one batch
+    weight_bytes: int  # of one version
+    batches_per_update: float
+    saturating_actors: int | None  # None: with no number of them
+    object_store_bytes: int  # at the most at the same time, on the learner's node
+    is_possible: bool
+    """False where not even what must run at the same time has a place."""
+
+    @property
+    def bytes_in(self) -> float:
+        """Into the learner's node, per second."""
+        return sum(share.rollout_bytes_per_second for share in self.shares)
+
+    @property
+    def bytes_out(self) -> float:
+        """Out of the learner's node, per second."""
+        return sum(share.weight_bytes_per_second for share in self.shares)
+
+
+def sampling_seconds(experiment: BaseExperiment, rates: Rates, actors: int, placed: int) -> float:
+    """Of the rollouts of one real update, by `placed` of `actors` actors.
+
+    Equation: a batch is R = B / b rollouts of b environments, r + b c seconds each. Lockstep, in which those that have
+    a place stand in for the others: m ⌈R / k⌉ (r + b c), m batches, k actors. Peek, in which the next one to be idle is
+    asked: m R (r + b c) / k. Colocated, one after another: m R (r + b c).
+    """
+    share = experiment.environments_per_actor or experiment.environments // actors
+    rollouts = experiment.environments // share
+    at_once: float = 1 if experiment.topology == "colocated" else max(1, placed)
+    rounds = rollouts / at_once if experiment.schedule == "peek" else math.ceil(rollouts / at_once)
+    return rates.batches * rounds * rates.rollout_seconds(share)
+
+
+def update_seconds(experiment: BaseExperiment, rates: Rates, placed: int) -> float:
+    """Of one real update: sampling and learning take turns, or overlap where they are different processes in peek."""
+    sampling = sampling_seconds(experiment, rates, experiment.actors, placed)
+    if experiment.schedule == "peek" and experiment.topology == "ray":
+        return max(sampling, rates.update)
+    return sampling + rates.update
+
+
+def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
+    """Fewest actors for whom the rollouts of an update take no longer than the learner; None: no number is enough.
+
+    Each has its share of the environments, down to a single one, unless their number is given.
+    """
+    if experiment.environments_per_actor is not None:
+        one = sampling_seconds(experiment, rates, 1, 1)
+        return max(1, math.ceil(one / rates.update))
+    counts = [k for k in range(1, experiment.environments + 1) if experiment.environments % k == 0]
+    return next((k for k in counts if sampling_seconds(experiment, rates, k, k) <= rates.update), None)
+
+
+def own_cpus(experiment: BaseExperiment) -> int:
+    """CPUs of the learner, and of the evaluator where there is one."""
+    return experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
+
+
+def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:
+    """Actors of each node, spread evenly, and the learner's node: one with a GPU where there is one.
+
+    The learner, and the evaluator beside it, come first; None: no node has room for them. Colocated, all are one
+    process on the first node.
+    """
+    if experiment.topology == "colocated":
+        return [experiment.actors, *(0 for _ in nodes[1:])], 0
+    own = own_cpus(experiment)
+    free = [node.cpus - node.used_cpus for node in nodes]
+    fitting = [i for i, node in enumerate(nodes) if free[i] >= own and (node.gpus or not wants_gpu(experiment, nodes))]
+    learner = max(fitting, key=lambda i: free[i], default=None)
+    if learner is not None:
+        free[learner] -= own
+    actors = [0] * len(nodes)
+    for _ in range(experiment.actors):
+        roomy = [i for i in range(len(nodes)) if free[i] >= experiment.actor_threads]
+        if not roomy:
+            break
+        chosen = min(roomy, key=lambda i: (actors[i], -free[i]))
+        free[chosen] -= experiment.actor_threads
+        actors[chosen] += 1
+    return actors, learner
+
+
+def wants_gpu(experiment: BaseExperiment, nodes: Sequence[Node]) -> bool:
+    """True where the learner has to have one, or may have one and there is one."""
+    return experiment.device.startswith("cuda") or (experiment.device == "auto" and any(node.gpus for node in nodes))
+
+
+def make_plan(
+    experiment: BaseExperiment, spec: EnvironmentSpec, parameters: int, nodes: Sequence[Node], rates: Rates
+) -> Plan:
+    """How a run would be laid out.
+
+    Args:
+        experiment: the run.
+        spec: of its environment.
+        parameters: numbers in θ and η together.
+        nodes: of the cluster.
+        rates: measured ones.
+    """
+    actors, learner = place(experiment, nodes)
+    placed = sum(actors)
+    seconds = update_seconds(experiment, rates, placed)
+    batch = rollout_bytes(spec, experiment.environments, experiment.rollout_length)
+    weights = 4 * parameters
+    shares = []
+    for i, (node, count) in enumerate(zip(nodes, actors, strict=True)):
+        is_remote = i != learner and count > 0
+        part = count / max(1, placed)
+        shares.append(
+            Share(
+                node=node,
+                actors=count,
+                has_learner=i == learner,
+                has_evaluator=i == learner and bool(experiment.evaluation.every),
+                rollout_bytes_per_second=is_remote * part * rates.batches * batch / seconds,
+                weight_bytes_per_second=is_remote * rates.batches * weights / seconds,
+            )
+        )
+    must_run = experiment.actors if experiment.schedule == "lockstep" else 1
+    return Plan(
+        shares=tuple(shares),
+        waiting_actors=experiment.actors - placed,
+        updates_per_second=1 / seconds,
+        rollout_bytes=batch,
+        weight_bytes=weights,
+        batches_per_update=rates.batches,
+        saturating_actors=saturating_actors(experiment, rates),
+        object_store_bytes=object_store_bytes(experiment, batch, weights),
+        is_possible=learner is not None and placed >= must_run,
+    )
+
+
+def object_store_bytes(experiment: BaseExperiment, batch: int, weights: int) -> int:
+    """At the most at the same time on the learner's node: a version and the next one, batches that are not merged yet.
+
+    Lockstep has one; peek has two ordered or arrived while a third is merged.
+    """
+    if experiment.topology == "colocated":
+        return 0
+    return (3 if experiment.schedule == "peek" else 1) * batch + 2 * weights
+
+
+def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
+    """What does not fit, and what to change, a line each."""
+    lines = []
+    nodes = [share.node for share in found.shares]
+    learner = next((share.node for share in found.shares if share.has_learner), None)
+    own, threads, waiting = own_cpus(experiment), experiment.actor_threads, found.waiting_actors
+    placed = experiment.actors - waiting
+    if learner is None:
+        needs = f"{own} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
+        remedy = "lower --learner-cpus, use --device cpu" if wants_gpu(experiment, nodes) else "lower --learner-cpus"
+        lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
+    more = f"add nodes with {waiting * threads} CPUs, {threads} on one node for each"
+    if waiting and experiment.schedule == "lockstep":
+        fewer = [k for k in range(1, placed + 1) if experiment.environments % k == 0]
+        use = f"use --actors {fewer[-1]}, or " if fewer else ""
+        lines.append(f"actors: {waiting} of {experiment.actors} have no place, and lockstep needs all; {use}{more}")
+    elif waiting and not placed:
+        lines.append(f"actors: none has a place; lower --actor-threads, or {more}")
+    elif waiting:
+        lines.append(f"actors: {waiting} of {experiment.actors} wait, and the run goes on without them; {more}")
+    store = learner.object_store_bytes if learner else 0
+    if 0 < store < found.object_store_bytes:
+        lines.append(
+            f"object store: {found.object_store_bytes} bytes are needed on the learner's node, which has {store}; "
+            "start Ray there with a larger --object-store-memory"
+        )
+    return lines

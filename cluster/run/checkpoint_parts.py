@@ -1,0 +1,178 @@
+"""Check that a checkpoint holds what a run writes; its algorithm checks its own part."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from metagrad.actors.envs import DeviceEnvironmentConfig
+from metagrad.actors.rollout import Actor
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.cluster.run.learning import actor_setups
+from metagrad.cluster.run.train import CHECKPOINT_PARTS, Counters, Evaluation, Interval
+from metagrad.cluster.run.transport import Account
+from metagrad.errors import ConfigurationError, require
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.checkpoint import NoCheckpoint, Restored, restore_newest, update_of
+from metagrad.learner.plain_data import is_count, is_like, is_number, is_tensor, is_trajectory
+from metagrad.learner.storage import Location
+
+_INTERVAL = {"means", "variance", "lags", "throughput", "is_row_partial", "evaluation"}
+_SMALL = 4_096  # entries of what people can count: reasons, say
+
+
+def restore(
+    folder: RunFolder, experiment: BaseExperiment, algorithm: Algorithm[Any], report: Callable[[str], None]
+) -> Restored:
+    """The newest readable checkpoint of a run.
+
+    Raises:
+        ConfigurationError: there is none, or it is not of this experiment.
+    """
+    try:
+        restored = restore_newest(folder.checkpoints)
+    except NoCheckpoint as error:
+        remedy = "train until the first one (--resume begins such a run at update 0)"
+        if folder.has_checkpoint():
+            remedy = "restore one of them; moved out of the folder, --resume begins at update 0"
+        raise ConfigurationError(f"run-dir = {str(folder.path)!r}: {error}; {remedy}") from error
+    for line in restored.unreadable:
+        report(f"checkpoint unreadable, using {restored.path.name} instead: {line}")
+    check_fits(restored.path, restored.tree, experiment, algorithm)
+    return restored
+
+
+def check_fits(path: Location, tree: dict[str, Any], experiment: BaseExperiment, algorithm: Algorithm[Any]) -> None:
+    """Refuse a checkpoint that this experiment cannot have written: one of another run, another version or no run.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    wrong = misfit(tree, update_of(path), experiment, algorithm)
+    rule = "is not as this run has it: the checkpoint is of another run or of another version of metagrad"
+    require(wrong is None, "checkpoint", str(path), f"its {wrong} {rule}", "put the run's own there")
+
+
+def misfit(tree: dict[str, Any], update: int, experiment: BaseExperiment, algorithm: Algorithm[Any]) -> str | None:
+    """Name of the first part of a checkpoint that this experiment cannot have written after `update`; None: all fit."""
+    missing = [part for part in CHECKPOINT_PARTS if part not in tree]
+    if missing:
+        return missing[0]
+    wrong = algorithm.misfit(tree["learner"])
+    if wrong is not None:
+        return wrong
+    if tree["learner"]["update"] != update:
+        return "update"
+    checks = {
+        "device": tree["device"] in ("cpu", "cuda"),
+        "counters": _are_counters(tree["counters"]),
+        "account": _is_account(tree["account"]),
+        "episodes": _are_episodes(tree["episodes"]),
+        "window": _is_window(tree["window"], (experiment.rollout_length, experiment.environments)),
+        "actors": _are_actors(tree, experiment),
+        "interval": "interval" not in tree or _is_interval(tree["interval"]),  # older versions have none
+    }
+    return next((part for part, fits in checks.items() if not fits), None)
+
+
+def _are_counters(found: Any) -> bool:
+    return is_like(found, Counters()._asdict()) and found["wall_seconds"] >= 0
+
+
+def _is_account(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("dropped"), dict) or len(found["dropped"]) > _SMALL:
+        return False
+    reasons = found["dropped"].items()
+    return is_like(found | {"dropped": {}}, Account().to_tree()) and all(
+        isinstance(reason, str) and is_count(steps) for reason, steps in reasons
+    )
+
+
+def _are_episodes(found: Any) -> bool:
+    if not isinstance(found, dict) or found.keys() != {"returns", "lengths", "count"} or not is_count(found["count"]):
+        return False
+    returns, lengths = found["returns"], found["lengths"]
+    if not isinstance(returns, list) or not isinstance(lengths, list):
+        return False
+    return len(returns) == len(lengths) <= found["count"] and all(map(is_number, [*returns, *lengths]))
+
+
+def _is_window(found: Any, shape: tuple[int, int]) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(batch, dict)
+        and batch.keys() == {"trajectory", "versions"}
+        and is_trajectory(batch["trajectory"])
+        and batch["trajectory"]["action"].shape == shape
+        and isinstance(batch["versions"], list)
+        and all(map(is_count, batch["versions"]))
+        for batch in found
+    )
+
+
+def _is_interval(found: Any) -> bool:
+    if not isinstance(found, dict) or found.keys() != _INTERVAL:
+        return False
+    means, variance, lags = found["means"], found["variance"], found["lags"]
+    are_means = isinstance(means, dict) and means.keys() == {"sums", "counts"}
+    return (
+        are_means
+        and all(isinstance(of_all, dict) and len(of_all) <= _SMALL for of_all in means.values())
+        and means["sums"].keys() == means["counts"].keys()
+        and all(isinstance(name, str) for name in means["sums"])
+        and all(type(total) is float for total in means["sums"].values())  # a user's algorithm may log NaN
+        and all(is_count(count) and count > 0 for count in means["counts"].values())
+        and _are_moments(variance)
+        and isinstance(lags, list)
+        and all(map(is_count, lags))
+        and is_like(found["throughput"], Interval()._asdict())
+        and isinstance(found["is_row_partial"], bool)
+        and found["evaluation"] in get_args(Evaluation)
+    )
+
+
+def _are_moments(found: Any) -> bool:
+    if found == {}:
+        return True
+    if not isinstance(found, dict) or found.keys() != {"count", "mean", "m2"} or not is_count(found["count"]):
+        return False
+    mean, m2 = found["mean"], found["m2"]
+    are_vectors = all(is_tensor(x) and x.dtype is torch.float64 and x.dim() == 1 for x in (mean, m2))
+    return found["count"] > 0 and are_vectors and mean.shape == m2.shape
+
+
+def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
+    found = tree["actors"]
+    if not isinstance(found, list) or len(found) != experiment.actors:
+        return False
+    are_plain = all(isinstance(state, dict) and all(map(is_tensor, state.values())) for state in found)
+    if not are_plain or not isinstance(experiment.env, DeviceEnvironmentConfig):
+        return are_plain
+    actor = Actor(actor_setups(experiment, torch.device("cpu"), 0)[0])
+    fresh = actor.state()
+    actor.close()
+    streams = {name for name in fresh if name.endswith("generator")}
+    games = {name: x for name, x in fresh.items() if name not in streams}
+    return all(
+        not state  # of an actor that was away
+        or (
+            state.keys() == fresh.keys()
+            and is_like({name: state[name] for name in games}, games)
+            and all(_is_stream(state[name], tree["device"]) for name in streams)
+        )
+        for state in found
+    )
+
+
+def _is_stream(found: Tensor, device: str) -> bool:
+    """True for a generator's state; of CUDA's only the form can be told here."""
+    if found.dtype is not torch.uint8 or found.dim() != 1:
+        return False
+    if device != "cpu":
+        return True
+    try:
+        torch.Generator().set_state(found)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,143 @@
+"""A learner's whole life, in whatever process: state, actors, training loop; what it has to say goes to reports."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metagrad.actors.envs import DeviceEnvironmentConfig
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.rollout import ActorSetup, State
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.run.memory import keep_freed_memory
+from metagrad.cluster.run.reports import Reports
+from metagrad.cluster.run.stop import Stop
+from metagrad.cluster.run.train import Training
+from metagrad.cluster.run.transport import Actors
+from metagrad.cores import default_threads
+from metagrad.errors import ConfigurationError, require
+
+OpenActors = Callable[[list[ActorSetup], Sequence[State] | None], AbstractContextManager[Actors]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """What a learner is to do."""
+
+    experiment: BaseExperiment
+    spec: EnvironmentSpec
+    checkpoint: dict[str, Any] | None
+    """Content of the checkpoint to continue from; None: a fresh run."""
+    life: int = 0
+    """How many learners of this process of `metagrad train` died before this one."""
+
+
+def resolve_device(device: str) -> torch.device:
+    """The learner's device; "auto" is cuda where there is one.
+
+    Raises:
+        ConfigurationError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device = {device!r}: is no torch device; use auto, cpu or cuda") from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count()
+        require((resolved.index or 0) < count, "device", device, f"this machine has {count} CUDA devices", "use auto")
+    else:
+        require(resolved.type == "cpu", "device", device, "only cpu and cuda are supported", "use auto, cpu or cuda")
+    return resolved
+
+
+def set_precision(allows_tf32: bool, device: torch.device) -> None:
+    """Float32 arithmetic of this process's CUDA kernels.
+
+    Raises:
+        ConfigurationError: TF32 on a device that has none.
+    """
+    require(
+        not allows_tf32 or device.type == "cuda",
+        "allows_tf32",
+        allows_tf32,
+        f"TF32 is arithmetic of CUDA devices, and the learner's is {device.type}",
+        "leave it out, or give the learner a GPU",
+    )
+    torch.backends.cuda.matmul.allow_tf32 = allows_tf32
+    torch.backends.cudnn.allow_tf32 = allows_tf32
+
+
+def actor_setups(
+    experiment: BaseExperiment, device: torch.device, start_update: int, life: int = 0
+) -> list[ActorSetup]:
+    """One setup per actor, with random streams of its own for this run, this resumption and this actor."""
+    is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig)
+    return [
+        ActorSetup(
+            index=index,
+            environment=experiment.env,
+            network=experiment.network,
+            has_outer_critic=experiment.has_outer_critic,
+            batch_size=experiment.environments_of_an_actor,
+            rollout_length=experiment.rollout_length,
+            lookahead=experiment.lookahead,
+            seed=(experiment.seed, start_update, life << 20),  # the last one also counts the actor's restarts
+            device=str(device) if is_on_device else "cpu",
+            threads=experiment.actor_threads,
+        )
+        for index in range(experiment.actors)
+    ]
+
+
+def learner_threads(experiment: BaseExperiment, available: int) -> int:
+    """All that are available, since the learner is the longer part, and actors rest while it works or are ahead of it.
+
+    In peek without a look-ahead neither is so, and it has its share. What the experiment says comes first.
+    """
+    if experiment.learner_threads is not None:
+        return experiment.learner_threads
+    is_shared = experiment.topology == "ray" and experiment.schedule == "peek" and experiment.look_ahead_batches == 0
+    return min(experiment.learner_cpus, available) if is_shared else available
+
+
+def learn(
+    assignment: Assignment, open_actors: OpenActors, reports: Reports, stop: Stop, threads: int | None = None
+) -> dict[str, Any]:
+    """Train until the updates are done or somebody asks to stop; the summary, which is also reported if it fails.
+
+    `threads` are those that this process may have, `default_threads` where nobody says.
+
+    Raises:
+        ConfigurationError: no such device here, or actors that cannot run where they are.
+        Exception: whatever ended the run, unchanged.
+    """
+    experiment, checkpoint = assignment.experiment, assignment.checkpoint
+    device = resolve_device(experiment.device)
+    set_precision(experiment.allows_tf32, device)
+    keep_freed_memory()
+    torch.set_num_threads(learner_threads(experiment, threads or default_threads()))
+    algorithm = experiment.algorithm(assignment.spec)
+    if checkpoint is None:
+        state, states = algorithm.init(experiment.seed, device), None
+    else:
+        state, states = algorithm.from_tree(checkpoint["learner"], device), checkpoint["actors"]
+    setups = actor_setups(experiment, device, state.update, assignment.life)
+    with open_actors(setups, states) as actors:
+        training = Training(experiment, algorithm, state, actors, reports)
+        if checkpoint is not None:
+            training.load(checkpoint)
+            if checkpoint["device"] != device.type:
+                reports.say(
+                    f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
+                    "there start afresh"
+                )
+        try:
+            training.run(stop)
+        finally:
+            summary = training.summary() | {"stopped_by": stop.signal_name}
+            reports.summary(summary)
+    return summary

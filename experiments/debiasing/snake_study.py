@@ -1,0 +1,114 @@
+"""Study `snake-6x6`: A2C, meta-gradients and bootstrapped meta-gradients, with and without the outer critic.
+
+Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", 4.2, C.2, D and Figures
+3, 5b and 6.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.debiasing.snake_report import EPOCH, report
+from metagrad.experiments.training.runs import curves, evaluations, train
+from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.meta_parameters import A2cParameters
+
+SEEDS = 10  # Figure 3
+UPDATES = 29_346  # release: 201 epochs of 146 updates
+EVALUATED_EPISODES = 512  # release
+QUICK_EPOCH, QUICK_UPDATES, QUICK_SEEDS, QUICK_ENVIRONMENTS = 20, 60, 2, 64
+LOGGED = ("eta/gamma", "advantage/outer_mean")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """What an agent of the paper changes in the experiment `snake-6x6`."""
+
+    n: int = 1
+    is_bootstrapped: bool = False
+    has_outer_critic: bool = False
+    is_advantage_normalised: bool = False
+
+
+ARMS: dict[str, Arm] = {
+    "a2c": Arm(n=0),
+    "mg": Arm(),
+    "mg-outer": Arm(has_outer_critic=True),
+    "bmg": Arm(is_bootstrapped=True),
+    "bmg-outer": Arm(is_bootstrapped=True, has_outer_critic=True),
+    "mg-normalised": Arm(is_advantage_normalised=True),
+    "mg-outer-normalised": Arm(is_advantage_normalised=True, has_outer_critic=True),
+}
+ONE_SEED = ("mg-normalised", "mg-outer-normalised")  # Figure 6
+
+
+def arm_experiment(arm: Arm) -> Experiment:
+    """The experiment of one agent (Table 1 and the released code)."""
+    base = snake_6x6()
+    assert isinstance(base.meta_parameters, A2cParameters)
+    is_normalised = arm.is_advantage_normalised
+    rate = 6e-3 if arm.is_bootstrapped else 3e-3  # Table 1
+    return replace(
+        base,
+        meta=replace(
+            base.meta,
+            n=arm.n,
+            bootstrap=BootstrapConfig(updates=1 if arm.is_bootstrapped else 0),
+            optimizer=replace(base.meta.optimizer, learning_rate=rate),
+        ),
+        outer=replace(
+            base.outer, critic="outer" if arm.has_outer_critic else "inner", is_advantage_normalised=is_normalised
+        ),
+        meta_parameters=replace(base.meta_parameters, is_advantage_normalised=is_normalised),
+    )
+
+
+def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
+    length = {
+        "updates": QUICK_UPDATES if is_quick else updates,
+        "epoch": QUICK_EPOCH if is_quick else EPOCH,
+        "environments": QUICK_ENVIRONMENTS if is_quick else 512,
+        "episodes": QUICK_ENVIRONMENTS if is_quick else EVALUATED_EPISODES,
+    }
+    parts: dict[str, Settings] = {}
+    for seed in range(1, 1 + (min(seeds, QUICK_SEEDS) if is_quick else seeds)):  # release: seeds 1 to 10
+        parts |= {f"{arm}-seed{seed}": {"arm": arm, "seed": seed, **length} for arm in ARMS if arm not in ONE_SEED}
+    return parts | {f"{arm}-seed1": {"arm": arm, "seed": 1, **length} for arm in ONE_SEED}
+
+
+def run_part(settings: Settings, folder: Path) -> Result:
+    """Train one agent with one seed and evaluate it after every epoch.
+
+    Returns:
+        "eta/gamma" and "advantage/outer_mean": means of each epoch; "sampled" and "greedy": mean returns of full
+        episodes, before training and after each epoch; of training "wall_seconds", "frames_real", "frames_lookahead".
+    """
+    experiment = replace(
+        arm_experiment(ARMS[settings["arm"]]),
+        seed=settings["seed"],
+        updates=settings["updates"],
+        environments=settings["environments"],
+        actors=1,
+        topology="colocated",
+        learner_threads=1,
+        log_every=settings["epoch"],
+        checkpoint=CheckpointConfig(every=settings["epoch"], keep=1_000),
+    )
+    summary = train(experiment, folder)
+    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
+    return found | curves(folder, LOGGED) | evaluations(experiment, folder, settings["episodes"], ("sampled", "greedy"))
+
+
+STUDY = Study(
+    name="snake-6x6",
+    description="Snake 6x6: A2C, MG and BMG, each with inner and outer critic (debiasing, Fig. 3, 5b, 6)",
+    seeds=SEEDS,
+    updates=UPDATES,
+    parts=_parts,
+    run_part=run_part,
+    keeps_work=True,
+    report=report,
+)

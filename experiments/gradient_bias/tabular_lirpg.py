@@ -1,0 +1,206 @@
+"""Study `tabular-lirpg`: the meta-gradient of a learnt intrinsic reward φ, by estimator, inner steps and sample size.
+
+Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.1 (figures 1c, 1d) and G.1.4 (figure 7): AD and
+LVC, permutation ESE. Beyond the paper: DiCE and Loaded-DiCE there, and all permutations at one sample size.
+
+The study `tabular-lirpg-released` is the same with one quantity constant that the release detaches and the paper does
+not speak of: the scale ‖V_π‖₂ of the noise in the values, through which φ acts as well.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, PERMUTATIONS
+from metagrad.experiments.gradient_bias.tabular_sweeps import (
+    CAPTION,
+    HOW_DECIDED,
+    SHOWN,
+    SPREADS,
+    TITLES,
+    Curves,
+    Metric,
+    Sweep,
+    axis_label,
+    band,
+    change,
+    compared,
+    curves_of,
+    panel,
+    parts,
+    run_part,
+    summary_rows,
+    write_numbers,
+)
+from metagrad.experiments.reporting.claims import Claim, Point, differences, row
+from metagrad.experiments.reporting.report import Panel, Row, line_panels, number, write_report
+
+TRIALS, QUICK_TRIALS = 20, 10  # Table 2
+MDPS, QUICK_MDPS = 10, 4  # Table 2
+SAMPLE_SIZES = (16, 32, 64, 128, 256)
+BASE = {"learning_rate": 10.0, "inner_lambda": 0.9}  # Table 2; generalised advantages as released
+STEPS, QUICK_STEPS = (1, 2, 3, 4, 5), (1, 3, 5)
+PERMUTATIONS_AT = 64  # trajectories
+
+
+def _sweep(name: str, trajectories: int, permutations: tuple[str, ...]) -> Sweep:
+    return Sweep(
+        name=name,
+        field="steps",
+        label="inner steps K",
+        symbol="K",
+        values=STEPS,
+        quick_values=QUICK_STEPS,
+        base=BASE | {"trajectories": trajectories},
+        estimators=ESTIMATORS,
+        permutations=permutations,
+    )
+
+
+BY_SIZE = {f"trajectories{n}": _sweep(f"trajectories{n}", n, ("ESE",)) for n in SAMPLE_SIZES}
+SWEEPS = (*BY_SIZE.values(), _sweep("permutations", PERMUTATIONS_AT, PERMUTATIONS))
+
+
+def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
+    if is_quick:
+        return parts("lirpg", SWEEPS, min(seeds, QUICK_MDPS), QUICK_TRIALS, is_quick)
+    return parts("lirpg", SWEEPS, seeds, TRIALS, is_quick)
+
+
+def _released_parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
+    return {
+        name: settings | {"base": settings["base"] | {"is_noise_scale_constant": True}}
+        for name, settings in _parts(seeds, is_quick).items()
+    }
+
+
+def claims(found: dict[str, Curves]) -> list[Claim]:
+    """All that the text says of figures 1c, 1d and 7."""
+    by_size = {n: found[f"trajectories{n}"] for n in SAMPLE_SIZES}
+    return [*_growth_claims(by_size), *_estimator_claims(by_size)]
+
+
+def _growth_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
+    few, many = by_size[SAMPLE_SIZES[0]], by_size[SAMPLE_SIZES[-1]]
+    text = "with more sample size and less steps the correlation increases for both estimators"
+    for name, figure in (("lvc", "fig. 1c/d, LVC"), ("ad", "fig. 1c/d, AD")):
+        low, high = (curves.of["pearson"][name, "ESE"] for curves in (few, many))
+        more = [Point(f"K = {x:g}", high[:, i] - low[:, i]) for i, x in enumerate(few.x)]
+        yield Claim(f"{figure}: N = {SAMPLE_SIZES[-1]} > N = {SAMPLE_SIZES[0]}", text, "above", more)
+        rises = [(n, change(curves, "pearson", (name, "ESE"))) for n, curves in by_size.items()]
+        falls = [Point(f"N = {n}", -rise.difference) for n, rise in rises]
+        yield Claim(f"{figure}: K = {few.x[0]:g} > K = {few.x[-1]:g}", text, "above", falls)
+
+
+def _estimator_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
+    lvc, ad = ("lvc", "ESE"), ("ad", "ESE")
+    same: list[Point] = []
+    for n, curves in by_size.items():
+        same += [p._replace(where=f"N = {n}") for p in compared(curves, "pearson", lvc, ad, (1,))]
+    text = "with 1 inner step both estimators perform similarly"
+    yield Claim("fig. 1c/d, K = 1: LVC ≈ AD", text, "similar", same)
+    text = "with several steps LVC still reaches a relatively high correlation, AD directly reaches a low one"
+    for n, curves in by_size.items():
+        points = compared(curves, "pearson", lvc, ad, STEPS[1:])
+        yield Claim(f"fig. 1c/d, N = {n}: LVC > AD", text, "above", points)
+    falls = {
+        name: {n: change(curves, "pearson", (name, "ESE")).difference for n, curves in by_size.items()}
+        for name in ("lvc", "ad")
+    }
+    points = [Point(f"N = {n}", falls["lvc"][n] - falls["ad"][n]) for n in by_size]
+    yield Claim("fig. 1c/d: AD falls more than LVC from the fewest to the most steps", text, "above", points)
+    text = "the AD based estimation tends to have higher variance"
+    for n, curves in by_size.items():
+        points = compared(curves, "deviation", ad, lvc, STEPS[1:])
+        yield Claim(f"fig. 7, N = {n}: AD / LVC, log ratio of summed std", text, "above", points)
+
+
+def _one_step_row(found: dict[str, Curves]) -> Row:
+    """A single step needs no Hessian: AD, LVC and Loaded-DiCE coincide sample by sample."""
+    worst = max(
+        float(np.abs(curves.of["pearson"][other, p][:, 0] - curves.of["pearson"]["ad", p][:, 0]).max())
+        for curves in found.values()
+        for other in ("lvc", "loaded-dice")
+        for p in curves.sweep.permutations
+    )
+    count = len(found["permutations"].of["pearson"]["ad", "ESE"])
+    ours = f"largest difference of a correlation {number(worst, 2)}"
+    name = "figs. 1c/d, 7: AD, LVC, Loaded-DiCE with K = 1 on the same samples"
+    return Row(name, "not in the paper (identical by definition)", ours, f"{count} MDPs", "over all points and MDPs")
+
+
+def _by_size_panel(found: dict[str, Curves], metric: Metric, estimator: str, is_median: bool) -> Panel:
+    lines = []
+    for n in SAMPLE_SIZES:
+        curves = found[f"trajectories{n}"]
+        lines.append((f"N = {n}", curves.x, *band(curves.of[metric][estimator, "ESE"], is_median)))
+    title, label = f"{TITLES[estimator]}, ESE", axis_label(metric, is_median)
+    return Panel(title, "inner steps K", label, lines, is_log_y=metric in SPREADS)
+
+
+def _draw(folder: Path, found: dict[str, Curves]) -> list[tuple[str, str]]:
+    panels = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN[:2] for e in ("lvc", "ad")]
+    line_panels(folder / "figure-1cd.png", panels, columns=2)
+    panels = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN for e in ESTIMATORS]
+    line_panels(folder / "figure-7.png", panels, columns=len(ESTIMATORS))
+    curves = found["permutations"]
+    panels = [panel(curves, metric, e, PERMUTATIONS, median) for metric, median in SHOWN for e in ESTIMATORS]
+    line_panels(folder / "permutations.png", panels, columns=len(ESTIMATORS))
+    setting = "exact inner value and outer gradient, learning rate 10"
+    return [
+        ("figure-1cd.png", f"Figures 1c and 1d: {setting}. Mean ± standard error and median over MDPs."),
+        ("figure-7.png", f"Figure 7, with DiCE and Loaded-DiCE beyond the paper. {CAPTION}"),
+        ("permutations.png", f"Beyond the paper: all permutations, N = {PERMUTATIONS_AT}. {CAPTION}"),
+    ]
+
+
+INTRODUCTION = """
+LIRPG's meta-gradient ∂J_R(θ_K)/∂φ in random tabular MDPs (20 states, 5 actions, Dirichlet 0.001, discount 0.8, uniform
+θ₀, φ = 0): inner updates on the reward R + φ with generalised advantages (λ = 0.9), outer objective on R, held against
+the exact meta-gradient. ESE: exact inner values, sampled derivatives, exact outer gradient, as in all of the paper's
+runs. A correlation is that of one estimate, averaged over {trials} trials, one value per MDP. The scale of the values'
+noise {scale}.
+
+{how}
+"""
+
+
+def _report(folder: Path, done: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
+    found = curves_of(SWEEPS, done)
+    write_numbers(folder / "numbers.csv", found)
+    made = claims(found)
+    rows: list[Row] = []
+    for n in (SAMPLE_SIZES[0], SAMPLE_SIZES[-1]):
+        shown = [(name, "ESE") for name in ESTIMATORS]
+        rows += summary_rows(found[f"trajectories{n}"], f"fig. 1c/d, N = {n}", shown, (1, 5))
+    rows += [_one_step_row(found), *(row(claim) for claim in made)]
+    all_pairs = [(name, p) for name in ESTIMATORS for p in PERMUTATIONS]
+    rows += [
+        each._replace(paper="beyond the paper")
+        for each in summary_rows(found["permutations"], f"N = {PERMUTATIONS_AT}", all_pairs, (3,))
+    ]
+    title = f"Tabular LIRPG: a learnt intrinsic reward{' (quick version)' if is_quick else ''}"
+    settings = next(iter(done.values()))[0]
+    is_constant = settings["base"].get("is_noise_scale_constant", False)
+    scale = "carries no derivative in φ, as in the release" if is_constant else "is differentiated in φ"
+    introduction = INTRODUCTION.format(trials=settings["trials"], how=HOW_DECIDED, scale=scale)
+    write_report(folder, title, introduction, rows, _draw(folder, found), differences(made))
+
+
+STUDY = Study(
+    name="tabular-lirpg",
+    description="LIRPG in random tabular MDPs: AD and LVC along inner steps and sample sizes (figs 1cd, 7)",
+    seeds=MDPS,
+    parts=_parts,
+    run_part=run_part,
+    report=_report,
+)
+RELEASED_STUDY = replace(
+    STUDY,
+    name="tabular-lirpg-released",
+    description="tabular-lirpg with the scale of the value noise a constant, as in the released code",
+    parts=_released_parts,
+)

@@ -1,0 +1,186 @@
+"""Studies `peek` and `peek-pong`: look-ahead in the stream of real rollouts against rollouts of its own.
+
+Schedule `lockstep` rolls every looked-ahead policy out; `peek` takes the rollouts of the next real updates in their
+place, with V-trace corrections (`metagrad.learner.schedule`). What that does to returns at equal real frames, to time,
+and to the meta-gradient itself. No paper has it: "One Step at a Time", §4.2, asks for it.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagrad.actors.rollout import probe
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig, Schedule
+from metagrad.cluster.launch.launch import actor_setups
+from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.experiments.debiasing.snake import snake_6x6
+from metagrad.experiments.gradient_bias.atari import atari
+from metagrad.experiments.one_step_at_a_time.peek_report import PONG, SNAKE, report
+from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samples, restarted
+from metagrad.experiments.training.runs import curves, evaluations, train
+from metagrad.learner.batch import merge
+from metagrad.learner.checkpoint import checkpoint_path, load
+from metagrad.learner.lookahead import estimate_meta_gradient
+from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
+from metagrad.meta_parameters import MetaParameter
+from metagrad.types import Trajectory, WeightSnapshot
+
+CPU = torch.device("cpu")
+SEEDS, UPDATES, EPOCH, EPISODES = 3, 584, 73, 512
+NS, PROBED_N, SAMPLES = (1, 3, 5), 3, 48
+RHO_CLIP = 4.0  # in the place of V-trace's 1, whose clipping is what meta-gradients of peek differ by
+SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+PONG_UPDATES, PONG_EPOCH, PONG_EPISODES = 10_000, 2_500, 32
+LEARNT = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
+LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
+
+
+def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experiment:
+    """`snake-6x6`, which has the outer critic and AD unless the settings say otherwise, or `atari`; on one thread."""
+    base = atari() if settings.get("game") == "Pong" else snake_6x6()
+    losses = base.meta_parameters
+    if "rho_clip" in settings:
+        rho_clip = MetaParameter(initial=settings["rho_clip"], high=settings["rho_clip"], is_learnt=False)
+        corrected = off_policy(losses)
+        assert isinstance(corrected, VtraceParameters)
+        losses = replace(corrected, rho_clip=rho_clip)
+    learnt = {name: replace(getattr(losses, name), is_learnt=True) for name in settings.get("learnt", ())}
+    surrogate = settings.get("surrogate", base.meta.surrogate)
+    return replace(
+        base,
+        schedule=schedule,
+        meta=replace(base.meta, n=n, surrogate=surrogate),
+        meta_parameters=replace(losses, **learnt),
+        seed=settings["seed"],
+        updates=settings["updates"],
+        environments=settings["environments"],
+        actors=1,
+        topology="colocated",
+        learner_threads=1,
+        log_every=settings["epoch"],
+        checkpoint=CheckpointConfig(every=settings["epoch"], keep=1_000),
+    )
+
+
+def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
+    length = {
+        "updates": 20 if is_quick else updates,
+        "epoch": 10 if is_quick else EPOCH,
+        "environments": 32 if is_quick else 512,
+    }
+    evaluated = {"episodes": 32 if is_quick else EPISODES}
+    trials = range(1, 1 + (min(seeds, 2) if is_quick else seeds))
+    parts: dict[str, Settings] = {}
+    for n in NS:  # cheap ones first: a study in progress soon has whole comparisons
+        for seed in trials:
+            for schedule in SCHEDULES:
+                arm: Settings = {"schedule": schedule, "n": n, "seed": seed}
+                parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | evaluated
+    for seed in trials:
+        for schedule, more in (("lockstep", {}), ("peek", {}), ("peek", {"rho_clip": RHO_CLIP})):
+            arm = {"schedule": schedule, "n": PROBED_N, "seed": seed, "surrogate": "lvc", **more}
+            parts[f"lvc-{schedule}{'-rho' if more else ''}-n{PROBED_N}-seed{seed}"] = arm | length | evaluated
+    parts = dict(sorted(parts.items(), key=lambda part: part[1]["n"]))
+    points = [8, 16] if is_quick else [50, 300, 584]
+    probe_length = length | {"updates": points[-1], "points": points, "samples": 4 if is_quick else SAMPLES}
+    probed = {"seed": 1, "n": PROBED_N} | probe_length
+    four = probed | {"learnt": list(LEARNT), "surrogate": "lvc"}
+    parts |= {"lvc-meta-gradients-rho": four | {"rho_clip": RHO_CLIP}, "lvc-meta-gradients": four}
+    return parts | {"meta-gradients": probed}
+
+
+def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:
+    """Experiment `atari` on Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
+    length = {
+        "updates": 2 if is_quick else updates,
+        "epoch": 2 if is_quick else PONG_EPOCH,
+        "environments": 4 if is_quick else 64,
+        "episodes": 1 if is_quick else PONG_EPISODES,
+    }
+    return {
+        f"{schedule}-seed{seed}": {"game": "Pong", "schedule": schedule, "n": PROBED_N, "seed": seed, **length}
+        for seed in range(1, 1 + (1 if is_quick else seeds))
+        for schedule in SCHEDULES
+    }
+
+
+def run_part(settings: Settings, folder: Path) -> Result:
+    """One training run with its evaluations, or samples of both meta-gradients along one.
+
+    Returns:
+        of a run: "eta/gamma", "advantage/outer_mean", "transport/lag_versions": means of each epoch; "sampled": mean
+        returns of full episodes after each epoch; "wall_seconds" of training, "frames_real", "frames_lookahead".
+        Of the samples: "updates" [K], and "lockstep" and "peek": samples [K][samples][M].
+    """
+    if "points" in settings:
+        return _meta_gradients(settings, folder)
+    experiment = peek_experiment(settings["schedule"], settings["n"], settings)
+    summary = train(experiment, folder)
+    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
+    return found | curves(folder, LOGGED) | evaluations(experiment, folder, settings["episodes"])
+
+
+def _meta_gradients(settings: Settings, folder: Path) -> Result:
+    """At several updates of one run under peek, both estimators from the same θ, η and optimizer states."""
+    n, seed = settings["n"], settings["seed"]
+    found: dict[str, list[Any]] = {schedule: [] for schedule in SCHEDULES}
+    for update in settings["points"]:
+        experiment = peek_experiment("peek", n, settings | {"updates": update})
+        experiment = replace(experiment, log_every=1, checkpoint=CheckpointConfig(every=1, keep=n + 1))
+        train(experiment, folder)
+        trees = [load(checkpoint_path(folder / "checkpoints", update - n + j)) for j in range(n + 1)]
+        lockstep = replace(experiment, schedule="lockstep")
+        samples = meta_gradient_samples(lockstep, trees[-1], settings["samples"], seed)
+        found["lockstep"].append([x.tolist() for x in samples])
+        found["peek"].append([x.tolist() for x in peek_samples(experiment, trees, settings["samples"], seed)])
+    return {"updates": list(settings["points"]), **found}
+
+
+def peek_samples(experiment: Experiment, trees: list[dict[str, Any]], count: int, seed: int) -> Iterator[Tensor]:
+    """Independent samples of ∂J/∂η [M] as peek has it at the last of n+1 successive checkpoints.
+
+    Batch j of a window is sampled under θ of checkpoint j, the games going on from where the first checkpoint has them:
+    what a colocated run does. Random streams of games and policies are fresh for each sample.
+    """
+    algorithm = experiment.algorithm(probe(experiment.env))
+    states = [algorithm.from_tree(tree["learner"], CPU) for tree in trees]
+    for index in range(count):
+        (setup,) = actor_setups(experiment, CPU, states[-1].update)
+        fresh = replace(setup, seed=(seed, states[-1].update, 1 + index))
+        with closing(restarted(fresh, trees[0]["actors"][0])) as actor, torch.no_grad():
+            snapshots = [WeightSnapshot(j, state.theta, state.eta) for j, state in enumerate(states)]
+            window = [merge([actor.rollout(each, 0)], each.version, CPU).trajectory for each in snapshots]
+        yield estimate_meta_gradient(algorithm.agent, states[-1], partial(_held, window))
+
+
+def _held(window: list[Trajectory], _: WeightSnapshot, step: int) -> Trajectory:
+    return window[step]
+
+
+STUDY = Study(
+    name="peek",
+    description="Snake 6x6: look-ahead in the stream of real rollouts against rollouts of its own, n = 1, 3, 5",
+    seeds=SEEDS,
+    updates=UPDATES,
+    parts=_parts,
+    run_part=run_part,
+    keeps_work=True,
+    report=partial(report, about=SNAKE),
+)
+PONG_STUDY = Study(
+    name="peek-pong",
+    description="Pong: look-ahead in the stream of real rollouts against rollouts of its own, n = 3",
+    seeds=SEEDS,
+    updates=PONG_UPDATES,
+    parts=_pong_parts,
+    run_part=run_part,
+    keeps_work=True,
+    report=partial(report, about=PONG),
+)

@@ -1,0 +1,84 @@
+"""Parts of deep studies: one training run in a folder of its own, and evaluations of its checkpoints.
+
+A part that is interrupted goes on from the run's newest checkpoint when the study is continued: where environments can
+be snapshot the curves are then bitwise those of an uninterrupted run.
+"""
+
+import shutil
+import signal
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from metagrad.actors.evaluate import EvaluationResult, evaluate
+from metagrad.actors.rollout import probe
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.launch.launch import run
+from metagrad.cluster.run.plot import logged_scalars
+from metagrad.learner.checkpoint import load, paths, update_of
+from metagrad.learner.storage import remove
+
+Curve = dict[str, list[int] | list[float]]  # "updates" and "values"
+Policy = Literal["sampled", "greedy"]
+
+
+def train(experiment: BaseExperiment, folder: Path) -> dict[str, Any]:
+    """Train in `folder`, or go on with what is there; returns the summary.
+
+    It goes on from a regular checkpoint, after a multiple of `checkpoint.every` updates, since a study evaluates and
+    probes all that there are. A signal that stops the run is raised again once its checkpoint is written: the study has
+    to know of it.
+    """
+    for path in paths(folder / "checkpoints"):
+        if update_of(path) < experiment.updates and update_of(path) % experiment.checkpoint.every:
+            remove(path)
+    is_resumed = bool(paths(folder / "checkpoints"))
+    if folder.exists() and not is_resumed:  # ended before its first checkpoint
+        shutil.rmtree(folder)
+    summary = run(experiment, folder, is_resumed, Console(file=StringIO()))
+    if summary["stopped_by"] is not None:
+        signal.raise_signal(signal.Signals[summary["stopped_by"]])
+    return summary
+
+
+def curves(folder: Path, names: tuple[str, ...]) -> dict[str, Curve]:
+    """What a run logged under these names, by name; without those that it did not log."""
+    logged = logged_scalars(folder)
+    return {name: _curve(*(x.tolist() for x in logged[name])) for name in names if name in logged}
+
+
+def _curve(updates: list[int], values: list[float]) -> Curve:
+    return {"updates": updates, "values": [float(f"{x:.7g}") for x in values]}
+
+
+def checkpoints(experiment: BaseExperiment, folder: Path) -> dict[int, dict[str, Any]]:
+    """Learner states of a run by update, with update 0, which is not stored: every checkpoint has its `to_tree`."""
+    algorithm = experiment.algorithm(probe(experiment.env))
+    start = algorithm.to_tree(algorithm.init(experiment.seed, torch.device("cpu")))
+    return {0: start} | {update_of(path): load(path)["learner"] for path in paths(folder / "checkpoints")}
+
+
+def evaluations(
+    experiment: BaseExperiment, folder: Path, episodes: int, policies: tuple[Policy, ...] = ("sampled",)
+) -> dict[Policy, Curve]:
+    """Mean raw return of full-life episodes of every checkpoint, by policy; the same games for all of them."""
+    algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
+    states = {update: algorithm.from_tree(tree, device) for update, tree in checkpoints(experiment, folder).items()}
+
+    def score(theta: torch.Tensor, policy: Policy) -> float:
+        seed, is_greedy = experiment.seed + 1_000, policy == "greedy"
+        return evaluate(algorithm.network, theta, experiment.env, episodes, seed, is_greedy, device, 1).mean
+
+    return {
+        policy: _curve(list(states), [score(state.theta, policy) for state in states.values()]) for policy in policies
+    }
+
+
+def evaluate_newest(experiment: BaseExperiment, folder: Path, episodes: int) -> EvaluationResult:
+    """Full-life episodes under the sampled policy of a run's newest checkpoint, the same games as in `evaluations`."""
+    algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
+    theta = algorithm.from_tree(load(paths(folder / "checkpoints")[-1])["learner"], device).theta
+    return evaluate(algorithm.network, theta, experiment.env, episodes, experiment.seed + 1_000, False, device, 1)
