@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,46 @@ UNTESTED: dict[str, str] = {
 }
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
+HEADLESS_UNTIL_MENDED = ("actors", "benchmarks", "cli", "cluster", "examples", "experiments", "learner", "metagrad")
+
+# A docstring that begins with one of these is a fragment more often than not.
+HEADLESS = """
+    As At Before Behind Beside Between Beyond By For From How In Into Not Of On Over To Under What When Where Whether
+    Which Who Whose Why With Without
+""".split()
+VERBS = set(
+    """
+    am are be been can cannot could did do does had has have is may might must should was were will would accept act
+    add agree allow append apply arrive ask assert attach average begin behave belong bound break bring broadcast
+    build call cancel carry change check choose clip close collect combine come compare compute configure connect
+    consume contain continue convert copy count cover crash create cross cut decide declare define delete depend
+    derive descend describe detach die differ differentiate disagree discard distribute divide download draw drop
+    end enter equal estimate evaluate exceed exclude exist expect explain export express extend fail fall feed fetch
+    fill find finish fit flatten fold follow forget format free freeze gather get give go grow guard hand handle
+    happen hide hold honour ignore implement import include increase inform inherit initialise insert install
+    interpolate interrupt invert join keep kill know lack lead leave let lie listen load lock look lose make map
+    mark match measure mention merge minimise mix modify move multiply name need normalise obey occur offer open
+    order own pack pad parse pass pay pick place plan play plot point predict prepare prevent print produce project
+    promise propagate protect provide publish push put raise rank read rebuild receive recompute record recover
+    reduce refer refuse reject release remember remove render replace report represent require reserve reset reshape
+    resolve respond restart restore resume return reuse run sample save say scale score see seem select send serve
+    set share show shrink sit skip sleep solve sort speak split stack stand start stay step stop store stream submit
+    subtract suit sum support survive swap take tell terminate test time touch train translate travel treat try tune
+    turn understand unflatten unpack update upload use validate vary verify wait want warn watch weigh work wrap
+    write yield
+    """.split()
+)
+# Nouns in the middle of a sentence, as far as a word alone can tell; verbs where the sentence begins with them.
+NOUNS_TOO = set(
+    """
+    average bound call change check close copy count cut draw end estimate find fit format free go hand lead lock
+    look map mark match measure mix move name need offer open order own pass pick place plan play plot point print
+    project promise rank record report reserve reset return run sample say scale score set share show sort split
+    stack stand start step stop store stream sum support swap test time touch train travel try turn update use wait
+    watch work
+    """.split()
+)
+CLAUSE = {"that", "which", "who", "it", "they", "one", "to", "not", "never"}  # what follows is a verb, noun or not
 
 
 def syntax(path: Path) -> ast.Module:
@@ -77,6 +118,57 @@ def test_every_module_and_public_name_has_a_docstring(path: Path) -> None:
     if not ast.get_docstring(syntax(path)):
         missing.insert(0, f"{path}:1 (module)")
     assert not missing, f"no docstring: {', '.join(missing)}"
+
+
+def stems(word: str) -> set[str]:
+    return {word, *(re.sub(end, "", word) for end in ("s$", "es$", "n't$")), re.sub("ies$", "y", word)}
+
+
+def is_headless(docstring: str) -> bool:
+    """True where the first sentence has no verb, as far as its words tell: no parser, and few false alarms."""
+    sentence = re.split(r"(?<=[.;?!])\s|:\n\n", docstring.strip(), maxsplit=1)[0]
+    words = re.findall(r"[^\W\d_]+(?:n't)?", sentence)
+    if not words or words[0] in HEADLESS or sentence.startswith(("All that", "The same")):
+        return True
+    begins_with_verb = stems(words[0].lower()) & VERBS and words[1:2] not in (["of"], ["per"])
+    has_verb = any(
+        stems(word) & VERBS and (not stems(word) & NOUNS_TOO or before in CLAUSE or words[0] == "True")
+        for before, word in itertools.pairwise(words)
+    )
+    is_formula = re.search(r"\s[=≤≥<>∈≈]\s", sentence)
+    return not (begins_with_verb or has_verb or is_formula)
+
+
+def headless(path: Path) -> list[str]:
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(syntax(path)) if isinstance(node, described) and ast.get_docstring(node)]
+    return [f"{path}:{getattr(node, 'lineno', 1)}" for node in nodes if is_headless(ast.get_docstring(node) or "")]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        ("Return the mean over games.", False),
+        ("The mean over games is exact.", False),
+        ("A rollout that crosses processes.", False),
+        ("θ' = θ - α g.", False),
+        ("True where the actor waits.", False),
+        ("Mean over games of the returns.", True),
+        ("Of every rollout since the last row: its lag.", True),
+        ("What the learner is told.", True),
+        ("One update.\n\nIt is real.", True),
+    ],
+)
+def test_a_sentence_has_a_verb(docstring: str, expected: bool) -> None:
+    assert is_headless(docstring) == expected
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "examples"])
+def test_every_docstring_is_a_sentence_with_a_verb(folder: str) -> None:
+    found = [line for path in sorted((ROOT / folder).rglob("*.py")) for line in headless(path.relative_to(ROOT))]
+    if folder in HEADLESS_UNTIL_MENDED:
+        pytest.skip(f"{len(found)} without a verb in {folder}/")
+    assert not found, "no verb in the first sentence (or one that VERBS lacks): " + ", ".join(found)
 
 
 @pytest.mark.parametrize("path", CODE, ids=str)
