@@ -24,8 +24,7 @@ from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
 from benchmarks.harness import interleave, one_core
 from benchmarks.rates import Program, compare
 from metagrad.actors.envs import AtariConfig, make_environment
-from metagrad.actors.envs.atari import game_seeds
-from metagrad.actors.envs.atari_pools import POOLS
+from metagrad.actors.envs.atari import BACKENDS, game_seeds
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.policy import Decision, Policy, sample
 from metagrad.actors.rollout import Pool, collect
@@ -74,7 +73,7 @@ class BarePool:
     """An Atari pool with the settings of ours and nothing of ours around its `step`."""
 
     def __init__(self, config: AtariConfig, actions: Tensor):
-        games = POOLS[config.backend](config, game_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
+        games = BACKENDS[config.backend](config, game_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
         self.observation = games.reset()[0]
         self._pool, self._actions = games._pool, actions.to(torch.int32).numpy()
 

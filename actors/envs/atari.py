@@ -1,7 +1,7 @@
 """Atari games for actors and for the eye, on EnvPool (default) or ale-py's AtariVectorEnv.
 
-A game is the same in training and in evaluation, and in both backends up to the table in `atari_pools.py`; only what
-is called terminal differs:
+A game is the same in training and in evaluation, and in both backends up to the table below; only what is called
+terminal differs:
 
 * Whole games are stepped. With `episodic_life`, in training, a lost life is terminal for the learner and the game
   goes on. Both backends' own episodic life is left alone: EnvPool's plays up to 30 no-ops after each lost life and
@@ -11,27 +11,239 @@ is called terminal differs:
   finished game (NEXT_STEP autoreset). It is part of the game: it can carry a raw reward, and seldom ends the episode,
   so returns of whole games sum `raw_reward` over all steps, valid or not, up to `is_episode_end`.
 * The screens before a lost life stay in the stack (Baselines clears it; the game's state does not change either).
+
+The two backends step B games on their own threads with NEXT_STEP autoreset; both are asked for whole games and raw
+scores. They differ in:
+
+| | EnvPool 1.2 | ale-py 0.12 AtariVectorEnv |
+|-|-|-|
+| own episodic life | up to 30 no-ops and FIRE after each lost life, their score lost | resets the whole game |
+| reward | float32, raw in info even if clipped | int32, clipped by default, the raw one not in info |
+| first stack | the first screen, repeated | zeros before the first screen |
+| start of a game | no-ops (at least 1 in all), then FIRE | FIRE, then no-ops |
+| time limit | agent steps; game over at that very step: truncated | frames; game over at that very step: terminated |
+| screen at the time limit | like any other | lacks the very last frame |
+| screens over 210 lines (Klax and 12 more) | the upper 210 lines | all lines, squeezed |
+| seeds | when made | at reset |
+| threads end with | the object, not `close()` | the object, not `close()` |
+
+Neither hands out the same buffer twice: an observation stays what it was for as long as it is held. The backends are
+imported when games are made, so that a configuration can be checked without them.
 """
+
+import functools
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from metagrad.actors.envs.atari_config import AtariBackend, AtariConfig
-from metagrad.actors.envs.atari_pools import POOLS, SCREEN_HEIGHT, SCREEN_WIDTH, Pool, action_names
-from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.atari_games import GAMES, close_games
+from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from metagrad.errors import require
 
-__all__ = ["AtariBackend", "AtariConfig", "AtariEnvironment", "make_atari", "make_atari_view"]
+AtariBackend = Literal["envpool", "ale"]
+
+SCREEN_HEIGHT, SCREEN_WIDTH = 210, 160  # pixels of a colour view
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AtariConfig(EnvironmentConfig):
+    """Describes one Atari game and its preprocessing; both backends honour every value.
+
+    Source: Mnih et al. 2015 (Nature 518), Methods and Extended Data Table 1, as completed by the wrappers of OpenAI
+    Baselines (`atari_wrappers.py`), which the meta-gradient A2C experiments use.
+
+    Raises:
+        ConfigurationError: the game or backend is unknown, or a value is out of its range.
+    """
+
+    game: str = "Pong"
+    backend: AtariBackend = "envpool"
+    no_op_max: int = 30  # up to 30 no-ops open a game (Mnih et al. 2015, Extended Data Table 1, "no-op max")
+    frame_skip: int = 4  # an action lasts 4 frames; a screen is the maximum of the last 2 (Mnih et al. 2015, Methods)
+    episodic_life: bool = True  # in training a lost life is terminal (Mnih et al. 2015, Methods, "Training details")
+    fire_on_reset: bool = True  # FIRE opens a game and follows a lost life (Baselines FireResetEnv); evaluation too
+    frame_size: int = 84  # grey 84 x 84 screens, area interpolation (Mnih et al. 2015; Baselines WarpFrame)
+    stack_size: int = 4  # the last 4 screens (Mnih et al. 2015, "agent history length")
+    sign_reward: bool = True  # the learner's reward is the score's sign (Mnih et al. 2015; Baselines ClipRewardEnv)
+    sticky_action_probability: float = 0.0  # 0 in the papers reproduced; Machado et al. 2018 recommend 0.25
+    full_action_space: bool = False  # the game's own actions (Mnih et al. 2015); True: all 18 (Machado et al. 2018)
+    max_episode_steps: int = 27_000  # agent steps; 108,000 frames, 30 minutes of play (van Hasselt et al. 2016)
+
+    def __post_init__(self) -> None:
+        if self.game not in GAMES:
+            near = " or ".join(close_games(self.game))
+            remedy = f"did you mean {near}?" if near else f"names are written like {', '.join(list(GAMES)[:3])}"
+            require(False, "env.game", self.game, f"none of the {len(GAMES)} Atari games", remedy)
+        backends = get_args(AtariBackend)
+        require(self.backend in backends, "env.backend", self.backend, f"one of {backends}", "envpool is the default")
+        # The backends count in 32 bits and give screens of 210 x 160 pixels.
+        for name, low, high, remedy in (
+            ("no_op_max", 1, 1_000, "1 is the shortest random start"),
+            ("frame_skip", 2, 1_000, "a screen joins the last 2 frames"),
+            ("frame_size", 1, 1_000, "84 is what networks expect"),
+            ("stack_size", 1, 1_000, "1 shows the present screen only"),
+            ("max_episode_steps", 1, 2**31 - 1, "27000 is usual"),
+        ):
+            value = getattr(self, name)
+            require(low <= value <= high, f"env.{name}", value, f"must lie in [{low}, {high}]", remedy)
+        sticky = self.sticky_action_probability
+        require(0 <= sticky < 1, "env.sticky_action_probability", sticky, "in [0, 1)", "0 never repeats an action")
+
+    @property
+    def rom_name(self) -> str:
+        """Name of the game's ROM in both backends."""
+        return GAMES[self.game]
+
+    def make(
+        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "AtariEnvironment":
+        """Make B games on the host, whatever the device."""
+        del device
+        return make_atari(self, batch_size, seed, threads=threads, is_training=is_training)
+
+
+class RawStep(NamedTuple):
+    """Holds what a backend returns for B games after one step; the step after a game's end resets the game."""
+
+    observation: np.ndarray  # uint8; [B, stack, H, W], or [B, 210, 160, 3] of a colour view
+    raw_reward: np.ndarray  # float32 [B], the game's own score; 0 on a step that resets
+    lives: np.ndarray  # int32 [B]; 0 in games without lives
+    is_game_over: np.ndarray  # bool [B]
+    is_time_limit: np.ndarray  # bool [B]; may coincide with the end of the game
+
+
+class RawGames(Protocol):
+    """B whole Atari games that a backend steps together."""
+
+    def reset(self) -> tuple[np.ndarray, np.ndarray]:
+        """Begin all B games; return observations and lives."""
+        ...
+
+    def step(self, action: np.ndarray) -> RawStep:
+        """Step all B games with int32 actions [B]."""
+        ...
+
+
+def _shared_arguments(config: AtariConfig, seeds: np.ndarray, threads: int, is_colour_view: bool) -> dict[str, Any]:
+    """Return the arguments that both backends know by the same name."""
+    return {
+        "num_envs": len(seeds),
+        "num_threads": threads,
+        "noop_max": config.no_op_max,
+        "use_fire_reset": config.fire_on_reset,
+        "episodic_life": False,
+        "img_height": SCREEN_HEIGHT if is_colour_view else config.frame_size,
+        "img_width": SCREEN_WIDTH if is_colour_view else config.frame_size,
+        "stack_num": 1 if is_colour_view else config.stack_size,
+        "repeat_action_probability": config.sticky_action_probability,
+        "full_action_space": config.full_action_space,
+    }
+
+
+class EnvPoolGames:
+    """Steps the games of EnvPool's `<Game>-v5`, which is NoFrameskip-v4 with preprocessing, not ALE/v5."""
+
+    def __init__(self, config: AtariConfig, seeds: np.ndarray, *, threads: int, is_colour_view: bool) -> None:
+        self._is_colour_view = is_colour_view
+        self._pool: Any = _import_envpool().make_gymnasium(
+            f"{config.game}-v5",
+            seed=seeds.tolist(),
+            max_episode_steps=config.max_episode_steps,
+            frame_skip=config.frame_skip,
+            reward_clip=False,
+            gray_scale=not is_colour_view,
+            **_shared_arguments(config, seeds, threads, is_colour_view),
+        )
+
+    def reset(self) -> tuple[np.ndarray, np.ndarray]:
+        observation, info = self._pool.reset()
+        return self._frames(observation), info["lives"]
+
+    def step(self, action: np.ndarray) -> RawStep:
+        observation, reward, _, is_truncated, info = self._pool.step(action)
+        is_game_over = info["terminated"].astype(np.bool_)
+        return RawStep(self._frames(observation), reward, info["lives"], is_game_over, is_truncated)
+
+    def _frames(self, observation: np.ndarray) -> np.ndarray:
+        return observation.transpose(0, 2, 3, 1) if self._is_colour_view else observation
+
+
+class AleGames:
+    """Steps the games of ale-py's AtariVectorEnv."""
+
+    def __init__(self, config: AtariConfig, seeds: np.ndarray, *, threads: int, is_colour_view: bool) -> None:
+        from ale_py import AtariVectorEnv
+
+        self._is_colour_view = is_colour_view
+        self._seeds = seeds
+        self._pool: Any = AtariVectorEnv(
+            config.rom_name,
+            autoreset_mode="NextStep",
+            max_num_frames_per_episode=config.max_episode_steps * config.frame_skip,
+            frameskip=config.frame_skip,
+            maxpool=True,
+            life_loss_info=False,
+            reward_clipping=False,
+            grayscale=not is_colour_view,
+            **_shared_arguments(config, seeds, threads, is_colour_view),
+        )
+
+    def reset(self) -> tuple[np.ndarray, np.ndarray]:
+        observation, info = self._pool.reset(seed=self._seeds)
+        return self._frames(observation), info["lives"]
+
+    def step(self, action: np.ndarray) -> RawStep:
+        observation, reward, is_game_over, is_truncated, info = self._pool.step(action)
+        return RawStep(self._frames(observation), reward.astype(np.float32), info["lives"], is_game_over, is_truncated)
+
+    def _frames(self, observation: np.ndarray) -> np.ndarray:
+        return observation[:, 0] if self._is_colour_view else observation
+
+
+BACKENDS: dict[AtariBackend, type[EnvPoolGames] | type[AleGames]] = {"envpool": EnvPoolGames, "ale": AleGames}
+
+
+def action_names(config: AtariConfig) -> tuple[str, ...]:
+    """Return the actions' names in both backends' order, e.g. ("NOOP", "FIRE", ...); EnvPool only counts them."""
+    return _action_names(config.rom_name, config.full_action_space)
+
+
+@functools.cache  # loading a ROM boots its console: 65 ms
+def _action_names(rom_name: str, full_action_space: bool) -> tuple[str, ...]:
+    from ale_py import ALEInterface, LoggerMode, roms
+
+    ALEInterface.setLoggerMode(LoggerMode.Error)
+    game = ALEInterface()
+    path = roms.get_rom_path(rom_name)
+    assert path is not None, rom_name  # every game of atari_games.py comes with ale-py
+    game.loadROM(path)
+    actions = game.getLegalActionSet() if full_action_space else game.getMinimalActionSet()
+    return tuple(action.name for action in actions)
+
+
+def _import_envpool() -> Any:
+    """Import EnvPool on a call stack of its own, when games are made, since it takes a second.
+
+    Where a library of one of its other environments is missing (Qt for Procgen), EnvPool keeps the ImportError, with
+    it the call stack that imported it, and with that the local variables of every caller: the first pool would never
+    be released, nor its threads.
+    """
+    with ThreadPoolExecutor(max_workers=1) as fresh_stack:
+        return fresh_stack.submit(importlib.import_module, "envpool").result()
 
 
 class AtariEnvironment:
-    """B games of one pool behind the `Environment` protocol (NEXT_STEP autoreset, CPU tensors)."""
+    """B games of one backend that behave as an `Environment` (NEXT_STEP autoreset, CPU tensors)."""
 
-    def __init__(self, pool: Pool, spec: EnvironmentSpec, config: AtariConfig, *, is_training: bool) -> None:
+    def __init__(self, games: RawGames, spec: EnvironmentSpec, config: AtariConfig, *, is_training: bool) -> None:
         self.spec = spec
-        self._pool: Pool | None = pool
+        self._games: RawGames | None = games
         self._sign_reward = config.sign_reward
         self._is_life_terminal = config.episodic_life and is_training
         has_fire = config.fire_on_reset and "FIRE" in spec.action_names
@@ -41,8 +253,8 @@ class AtariEnvironment:
         self._fires_next = np.zeros(spec.batch_size, np.bool_)  # a life was lost: the next step presses FIRE
 
     def reset(self) -> UInt8[Tensor, "B ..."]:
-        """First observations of all B games; called once."""
-        observation, self._lives = self._open_pool().reset()
+        """Start all B games and return their first observations; called once."""
+        observation, self._lives = self._running().reset()
         self._resets_next = np.zeros(self.spec.batch_size, np.bool_)
         self._fires_next = np.zeros(self.spec.batch_size, np.bool_)
         return torch.from_numpy(observation)
@@ -52,7 +264,7 @@ class AtariEnvironment:
         chosen = action.to(device="cpu", dtype=torch.int32).numpy()
         if self._fire is not None:
             chosen = np.where(self._fires_next, np.int32(self._fire), chosen)
-        game = self._open_pool().step(chosen)
+        game = self._running().step(chosen)
         valid = ~(self._resets_next | self._fires_next)
         is_episode_end = game.is_game_over | game.is_time_limit
         # Qbert shows 0 lives for some frames before the game is over, hence 0 < lives (Baselines EpisodicLifeEnv)
@@ -74,26 +286,27 @@ class AtariEnvironment:
         )
 
     def close(self) -> None:
-        """Let the pool go, and with it its threads (both backends end them with the object, not with `close()`)."""
-        self._pool = None
+        """Let the games go, and with them their threads (both backends tie them to the object, not to `close()`)."""
+        self._games = None
 
-    def _open_pool(self) -> Pool:
-        if self._pool is None:
+    def _running(self) -> RawGames:
+        if self._games is None:
             raise RuntimeError("the Atari environment was closed")
-        return self._pool
+        return self._games
 
 
 def make_atari(config: AtariConfig, batch_size: int, seed: int, *, threads: int, is_training: bool) -> AtariEnvironment:
-    """B Atari games with observations uint8 [B, stack_size, frame_size, frame_size].
+    """Make B Atari games with observations uint8 [B, stack_size, frame_size, frame_size].
 
     Args:
         config: the game and its preprocessing.
         batch_size: B, the number of games.
         seed: non-negative; the B games get distinct seeds derived from it. Results do not depend on `threads`.
-        threads: threads of the pool, at least 1.
+        threads: threads of the backend, at least 1.
         is_training: a lost life is terminal, if `config.episodic_life`.
 
-    Raises ConfigurationError: batch size, seed or threads out of range.
+    Raises:
+        ConfigurationError: batch size, seed or threads are out of range.
     """
     shape = (config.stack_size, config.frame_size, config.frame_size)
     return _make(config, batch_size, seed, shape, threads=threads, is_training=is_training, is_colour_view=False)
@@ -102,11 +315,12 @@ def make_atari(config: AtariConfig, batch_size: int, seed: int, *, threads: int,
 def make_atari_view(
     config: AtariConfig, batch_size: int, seed: int, *, threads: int, is_training: bool
 ) -> AtariEnvironment:
-    """Twin of `make_atari` that shows colour screens, uint8 [B, 210, 160, 3], for video.
+    """Make the twin of `make_atari` that shows colour screens, uint8 [B, 210, 160, 3], for video.
 
-    Same arguments and same actions give the same games: all but `observation` is identical at every step.
+    The same arguments and actions give the same games: all but `observation` is identical at every step.
 
-    Raises ConfigurationError: as `make_atari`.
+    Raises:
+        ConfigurationError: batch size, seed or threads are out of range.
     """
     shape = (SCREEN_HEIGHT, SCREEN_WIDTH, 3)
     return _make(config, batch_size, seed, shape, threads=threads, is_training=is_training, is_colour_view=True)
@@ -125,7 +339,9 @@ def _make(
     require(batch_size >= 1, "batch_size", batch_size, "at least 1", "give the number of games")
     require(seed >= 0, "seed", seed, "not negative", "use 0 or more")
     require(threads >= 1, "threads", threads, "at least 1", "give the threads that the games may use")
-    pool = POOLS[config.backend](config, game_seeds(seed, batch_size), threads=threads, is_colour_view=is_colour_view)
+    games = BACKENDS[config.backend](
+        config, game_seeds(seed, batch_size), threads=threads, is_colour_view=is_colour_view
+    )
     spec = EnvironmentSpec(
         batch_size=batch_size,
         observation_shape=observation_shape,
@@ -134,10 +350,10 @@ def _make(
         device=torch.device("cpu"),
         name=config.game,
     )
-    return AtariEnvironment(pool, spec, config, is_training=is_training)
+    return AtariEnvironment(games, spec, config, is_training=is_training)
 
 
 def game_seeds(seed: int, batch_size: int) -> np.ndarray:
-    """Distinct seeds [B] in [1, 2^31 - 2], the backends' range, derived from `seed` through numpy's SeedSequence."""
+    """Derive distinct seeds [B] in [1, 2^31 - 2], the backends' range, from `seed` through numpy's SeedSequence."""
     generator = np.random.default_rng(np.random.SeedSequence(seed))
     return 1 + generator.choice(2**31 - 2, size=batch_size, replace=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from metagrad.actors.envs.atari_config import AtariBackend, AtariConfig
+from metagrad.actors.envs.atari import AtariBackend, AtariConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.studies.study import Result, Settings, Study

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, game_seeds, make_atari, make_atari_view
-from metagrad.actors.envs.atari_pools import PoolStep
+from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, RawStep, game_seeds, make_atari, make_atari_view
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.errors import ConfigurationError
 
@@ -235,8 +234,8 @@ def test_training_returns_are_those_of_an_unmodified_pool(backend, make, game, l
     config = AtariConfig(game=game, backend=backend, max_episode_steps=limit)
     environment = make(config, seed=seeds[backend])
     played = []
-    pool_step = environment._pool.step
-    environment._pool.step = lambda action: played.append(action) or pool_step(action)
+    pool_step = environment._games.step
+    environment._games.step = lambda action: played.append(action) or pool_step(action)
     _, steps = play(environment, random_actions(environment, 250, seed=1))
     raw = stacked(steps, "raw_reward")
     training = whole_game_returns(raw.numpy(), stacked(steps, "is_episode_end").numpy())
@@ -329,7 +328,7 @@ class ScriptedGames:
     def step(self, action):
         self.actions.append(int(action[0]))
         report = {"reward": 0, "lives": 3, "over": False, "limit": False} | self.script.pop(0)
-        return PoolStep(
+        return RawStep(
             observation=np.zeros((1, 1), np.uint8),
             raw_reward=np.array([report["reward"]], np.float32),
             lives=np.array([report["lives"]], np.int32),

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from metagrad.actors.envs.atari_config import AtariConfig
+from metagrad.actors.envs.atari import AtariConfig
 from metagrad.errors import ConfigurationError
 
 

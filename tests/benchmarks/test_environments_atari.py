@@ -21,7 +21,7 @@ def test_quick_run_measures_every_program_on_both_backends():
 
 
 def test_other_screens_end_the_measurement(monkeypatch):
-    monkeypatch.setattr(subject, "POOLS", {"envpool": OtherGames})
+    monkeypatch.setattr(subject, "BACKENDS", {"envpool": OtherGames})
     with pytest.raises(RuntimeError, match="different screens"):
         subject.measure_case(AtariConfig(), rounds=1, games=2, steps=5)
 

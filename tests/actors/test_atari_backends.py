@@ -5,9 +5,8 @@ import traceback
 import numpy as np
 import pytest
 
-from metagrad.actors.envs import atari_pools
-from metagrad.actors.envs.atari_config import AtariConfig
-from metagrad.actors.envs.atari_pools import POOLS, action_names
+from metagrad.actors.envs import atari
+from metagrad.actors.envs.atari import AtariConfig, action_names
 
 NOOP, FIRE = 0, 1
 BACKENDS = ("envpool", "ale")
@@ -15,7 +14,7 @@ BACKENDS = ("envpool", "ale")
 
 def make(config, batch_size=1, *, is_colour_view=False):
     seeds = np.arange(11, 11 + batch_size)
-    return POOLS[config.backend](config, seeds, threads=1, is_colour_view=is_colour_view)
+    return atari.BACKENDS[config.backend](config, seeds, threads=1, is_colour_view=is_colour_view)
 
 
 def act(pool, action, count):
@@ -86,7 +85,7 @@ def test_action_names_are_as_many_as_envpools_actions(game, full):
 
 
 def test_importing_envpool_holds_no_caller(monkeypatch):
-    monkeypatch.setattr(atari_pools.importlib, "import_module", lambda name: (name, traceback.extract_stack()))
-    name, stack = atari_pools._import_envpool()
+    monkeypatch.setattr(atari.importlib, "import_module", lambda name: (name, traceback.extract_stack()))
+    name, stack = atari._import_envpool()
     assert name == "envpool"
     assert "test_importing_envpool_holds_no_caller" not in {frame.name for frame in stack}
