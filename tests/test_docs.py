@@ -1,5 +1,8 @@
 """The documents say what is so: their code runs, their links lead somewhere, their options exist."""
 
+import contextlib
+import functools
+import importlib
 import re
 from pathlib import Path
 
@@ -11,7 +14,22 @@ from metagrad.cluster.config.json_form import to_json
 from metagrad.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+AT_TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+DOCUMENTS = [*(ROOT / name for name in AT_TOP), *sorted((ROOT / "docs").glob("*.md"))]
+MAX_COLUMNS = 100
+WIDE_UNTIL_WRAPPED = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "architecture.md",
+    "conventions.md",
+    "extending.md",
+    "fidelity.md",
+    "library.md",
+    "performance.md",
+    "results.md",
+    "snake-12x12.md",
+}
 
 
 def python_blocks(text):
@@ -41,6 +59,34 @@ def test_links_lead_to_files_that_exist(document):
             assert (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_lines_fit_a_terminal(document):
+    wide = [number for number, line in enumerate(document.read_text().splitlines(), 1) if len(line) > MAX_COLUMNS]
+    assert bool(wide) == (document.name in WIDE_UNTIL_WRAPPED), f"over {MAX_COLUMNS} columns: {wide}"
+
+
+def resolves(dotted: str) -> bool:
+    """True for a module, or a chain of attributes of one."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        name = ".".join(parts[:length])
+        with contextlib.suppress(ModuleNotFoundError, AttributeError):
+            functools.reduce(getattr, parts[length:], importlib.import_module(name))
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "document", [each for each in DOCUMENTS if each.name != "CHANGELOG.md"], ids=lambda path: path.name
+)
+def test_files_and_names_in_documents_exist(document):
+    text = document.read_text()
+    files = set(re.findall(r"(?<![\w/.-])(?:[a-z][\w-]*/)+[\w-]+\.(?:py|sh|yaml|json)\b", text))
+    gone = {name for name in files if not (ROOT / name).exists() and not (document.parent / name).exists()}
+    gone |= {name for name in set(re.findall(r"(?<![\w/])metagrad(?:\.[a-zA-Z_]\w*)+", text)) if not resolves(name)}
+    assert not gone, f"named, and not there: {sorted(gone)}"
+
+
 def fields(config, prefix=""):
     for name, value in to_json(config).items():
         if isinstance(value, dict):
@@ -48,34 +94,32 @@ def fields(config, prefix=""):
         yield f"{prefix}{name}"
 
 
-def known_options() -> set[str]:
+def known_options(capsys) -> set[str]:
     names = {name for make in EXPERIMENTS.values() for name in fields(make())}
-    names |= {
-        "resume",
-        "run_dir",
-        "episodes",
-        "record",
-        "output",
-        "update",
-        "greedy",
-        "help",
-        "version",
-        "import",
-        "job_env",
-    }
+    for command in (
+        ("train", "demo"),
+        ("submit", "demo"),
+        ("plan", "demo"),
+        ("eval",),
+        ("plot",),
+        ("reproduce", "mrp"),
+        ("logs",),
+    ):
+        with contextlib.suppress(SystemExit):
+            main([*command, "--help"])
+        names |= set(re.findall(r"--([a-z][\w-]*)", capsys.readouterr().out))
+    names |= {"help", "version", "import", "file"}  # the last one is docker compose's
     return {name.replace("_", "-").replace("lambda-", "lambda") for name in names}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_options_named_in_documents_exist(document):
-    commands = [
-        line for line in re.findall(r"`([^`]+)`", document.read_text()) if line.startswith("--") and "pip" not in line
-    ]
-    commands += [line for line in document.read_text().splitlines() if "metagrad train" in line]
-    for command in commands:
-        for option in re.findall(r"--([a-z][\w.-]*)", command):
-            if option not in ("address", "working-dir"):  # Ray's own
-                assert option.replace("_", "-") in known_options(), option
+def test_options_named_in_documents_exist(capsys):
+    known = known_options(capsys)
+    for document in DOCUMENTS:
+        text = document.read_text()
+        named = re.findall(r"`(--[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        named += [line for line in text.splitlines() if "metagrad train" in line]
+        for option in re.findall(r"--([a-z][\w.-]*)", " ".join(named)):
+            assert option.replace("_", "-") in known, f"{document.name}: --{option}"
 
 
 def test_the_documented_refusal_is_what_is_printed(capsys):
