@@ -214,13 +214,8 @@ def pooled_snake_torso(observation_shape: tuple[int, ...], channels: int, featur
     """Two blocks of convolution 3x3, ReLU, max pooling 2x2 (what does not divide is left out), one ReLU layer.
 
     max(ReLU(x)) = ReLU(max(x)), with the same derivatives: the pooling comes first, for a quarter of the ReLU's work.
-
-    Raises:
-        ConfigurationError: a board of fewer than 4 rows or columns, of which nothing would be left.
     """
     rows, columns, planes = observation_shape
-    rule = "two poolings of 2x2 need a board of 4 rows and 4 columns"
-    require(min(rows, columns) >= 4, "network", f"{rows}x{columns}", rule, "use a larger board or another network")
     return nn.Sequential(
         ToChannelsFirst(),
         HaikuConv(planes, channels, 3),

@@ -2,15 +2,18 @@
 
 Every network has a policy head, the inner critic (value under the meta-learnt discount) and, if asked for, the outer
 critic (value under the outer discount γ'). Where the critics share a torso with the policy, the outer critic sits
-behind a stop-gradient: it is trained alongside and changes nothing else. Those of `PolicyOnly` have no critics: they
-are for losses that have their values from elsewhere, and asking them for one is an error.
+behind a stop-gradient: it is trained alongside and changes nothing else. Some specifications have no critics
+(`has_critics` is False): they are for losses that take their values from elsewhere; asking them for one is an error.
+
+A kind of network is a subclass of `NetworkSpec`. It says which observations it takes and makes the module.
 """
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Shaped
@@ -25,8 +28,79 @@ from metagrad.network_layers import reset
 from metagrad.network_modules import Head as Head
 
 
+class Observations(NamedTuple):
+    """The observations that a network takes: what they are, how each axis is called and how long it is at least."""
+
+    kind: str
+    axes: tuple[str, ...]
+    least: tuple[int, ...]
+    are_bytes: bool
+
+    @classmethod
+    def pixels(cls, least: int = 1) -> "Observations":
+        """Return pictures [channels, height, width] in bytes, `least` pixels high and wide."""
+        return cls("pixels (uint8)", ("channels", "height", "width"), (1, least, least), True)
+
+    @classmethod
+    def boards(cls, least: int = 1) -> "Observations":
+        """Return boards [rows, columns, planes] of numbers that are not bytes, with `least` rows and columns."""
+        return cls("boards (not uint8)", ("rows", "columns", "planes"), (least, least, 1), False)
+
+    def fit(self, shape: tuple[int, ...]) -> bool:
+        """Return whether one observation may have this shape."""
+        is_long_enough = (size >= least for size, least in zip(shape, self.least, strict=True))
+        return len(shape) == len(self.least) and all(is_long_enough)
+
+    def __str__(self) -> str:
+        sizes = (axis if n == 1 else f"{axis} ≥ {n}" for axis, n in zip(self.axes, self.least, strict=True))
+        return f"{self.kind} [{', '.join(sizes)}]"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NatureCnn:
+class NetworkSpec(ABC):
+    """A kind of network as a value; your own is a subclass, whose whole-numbered fields are sizes of layers."""
+
+    takes: ClassVar[Observations | None] = None
+    """The observations that the network can have; None: any, it flattens them."""
+    has_critics: ClassVar[bool] = True
+    """False: a policy alone, for losses that take their values from elsewhere."""
+
+    @abstractmethod
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        """Make a module whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}."""
+
+    def check_sizes(self, field: str = "network") -> None:
+        """Refuse sizes that no layer has; `field` is the name under which the network is configured."""
+        rule = "must be at least 1 and at most 2^16"
+        for each in fields(self):
+            size = getattr(self, each.name)
+            is_size = isinstance(size, int) and not isinstance(size, bool)  # other numbers check themselves
+            require(not is_size or 1 <= size <= 2**16, f"{field}.{each.name}", size, rule, "change it")
+
+    def check_observations(
+        self, observation_shape: tuple[int, ...], observation_dtype: torch.dtype | None = None, field: str = "network"
+    ) -> None:
+        """Refuse an environment whose observations the network cannot have.
+
+        Args:
+            observation_shape: shape of one observation.
+            observation_dtype: type of its numbers; None where it is not known.
+            field: the name under which the network is configured.
+
+        Raises:
+            ConfigurationError: names what the network needs and what the environment gives.
+        """
+        if self.takes is None:
+            return
+        is_kind = observation_dtype is None or (observation_dtype == torch.uint8) == self.takes.are_bytes
+        given = f"{str(observation_dtype or '').removeprefix('torch.')} {list(observation_shape)}".strip()
+        rule = f"needs {self.takes}, and the environment gives {given}"
+        remedy = "use another network or environment"
+        require(is_kind and self.takes.fit(observation_shape), field, type(self).__name__, rule, remedy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NatureCnn(NetworkSpec):
     """Three convolutions and one hidden layer shared by linear heads; observations [4, 84, 84] in 0..255.
 
     Source: Mnih et al. (2015), Methods; hidden 512 as in "A Theoretical Understanding of Gradient Bias in Meta-RL"
@@ -34,14 +108,20 @@ class NatureCnn:
     OpenAI Baselines').
     """
 
+    takes: ClassVar[Observations | None] = Observations.pixels(36)
+
     hidden: int = 512
     gamma_embedding: int | None = None
     """Units that tell the inner critic which discount its values are of, before one more layer (the gradient-bias
     paper's release: 16, for the inner loss γ and for the outer one γ'); None: it is not told."""
 
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        torso = modules.nature_torso(observation_shape, self.hidden)
+        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImpalaCnn:
+class ImpalaCnn(NetworkSpec):
     """IMPALA's large residual network; observations [4, 84, 84] in 0..255.
 
     Three sections of 16, 32 and 32 channels, times `width`: convolution 3x3, max pooling 3x3 of stride 2, two residual
@@ -53,6 +133,8 @@ class ImpalaCnn:
     TensorFlow's SAME pads an even size at the end alone.
     """
 
+    takes: ClassVar[Observations | None] = Observations.pixels()
+
     hidden: int = 256
     width: int = 1
     gamma_embedding: int | None = None
@@ -63,9 +145,13 @@ class ImpalaCnn:
         """Channels of the three sections."""
         return 16 * self.width, 32 * self.width, 32 * self.width
 
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        torso = modules.impala_torso(observation_shape, self.channels, self.hidden)
+        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SnakeCnn:
+class SnakeCnn(NetworkSpec):
     """Three separate networks, each two 2x2 convolutions and an MLP; observations [rows, columns, 5].
 
     Source: released code of "Debiasing Meta-Gradient RL by Learning the Outer Value Function" (Snake), Haiku's default
@@ -73,13 +159,23 @@ class SnakeCnn:
     torso), as in the release.
     """
 
+    takes: ClassVar[Observations | None] = Observations.boards()
+
     channels: int = 32
     policy_hidden: int = 64
     value_hidden: int = 128
 
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        def network(hidden: int, outputs: int) -> nn.Module:
+            return modules.snake_network(observation_shape, self.channels, hidden, outputs)
+
+        logits, value = network(self.policy_hidden, num_actions), network(self.value_hidden, 1)
+        outer_value = network(self.value_hidden, 1) if has_outer_critic else None
+        return modules.SeparateNetworks(logits, value, outer_value)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SnakeTorsoCnn:
+class SnakeTorsoCnn(NetworkSpec):
     """Convolutions and pooling shared by MLP heads; observations [rows, columns, planes], at least 4 x 4.
 
     Two blocks of [convolution 3x3 of stride 1, ReLU, max pooling 2x2 of stride 2], a linear layer of `features`, ReLU,
@@ -91,27 +187,39 @@ class SnakeTorsoCnn:
     critic, is the debiasing paper's (Figure 4).
     """
 
+    takes: ClassVar[Observations | None] = Observations.boards(4)
+
     channels: int = 32
     features: int = 40
     head_hidden: int = 30
 
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        torso = modules.pooled_snake_torso(observation_shape, self.channels, self.features)
+        return modules.with_mlp_heads(torso, self.features, self.head_hidden, num_actions, has_outer_critic)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mlp:
+class Mlp(NetworkSpec):
     """One hidden tanh layer shared by linear heads; flat observations."""
 
     hidden: int = 64
     gamma_embedding: int | None = None
     """As that of `NatureCnn`."""
 
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        torso = modules.mlp_torso(observation_shape, self.hidden)
+        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LinearPolicy:
+class LinearPolicy(NetworkSpec):
     """One linear layer from flat observations to the policy, and no critics.
 
     Source: released code of "Debiasing Meta-Gradient RL by Learning the Outer Value Function" (Discounting Chain, whose
     values are known): weights by Haiku's VarianceScaling, zero bias.
     """
+
+    has_critics: ClassVar[bool] = False
 
     init_scale: float = 1e-4
     """Variance of a weight times the number of inputs, when drawn."""
@@ -121,9 +229,13 @@ class LinearPolicy:
         rule, remedy = "must be positive and finite", "the release has 1e-4"
         require(0.0 < scale < math.inf, "network.init_scale", scale, rule, remedy)
 
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        layer = modules.VarianceScalingLinear(math.prod(observation_shape), num_actions, self.init_scale)
+        return modules.PolicyAlone(nn.Sequential(nn.Flatten(), layer))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryOnePair:
+class MemoryOnePair(NetworkSpec):
     """Two players of a repeated game with two actions each, who know what both did last; no critics.
 
     A table of five parameters for each player, θ = [2, 5] row after row, 0 at first: sigmoid(θ_s) = P(action 0 | s),
@@ -133,11 +245,18 @@ class MemoryOnePair:
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2.
     """
 
+    has_critics: ClassVar[bool] = False
 
-PolicyOnly = LinearPolicy | MemoryOnePair
-NetworkSpec = NatureCnn | ImpalaCnn | SnakeCnn | SnakeTorsoCnn | Mlp | LinearPolicy | MemoryOnePair
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        states = len(_MEMORY_ONE_SWAPPED)
+        given = f"observations {observation_shape}, {num_actions} actions"
+        rule = f"sees one-hot states ({states},) and moves two players of two actions each, 4 together"
+        is_pair = (observation_shape, num_actions) == ((states,), 4)
+        require(is_pair, "network", given, rule, "use an IteratedPrisonersDilemma environment or another network")
+        return modules.PolicyAlone(modules.TwoTables(_MEMORY_ONE_SWAPPED))
+
+
 _MEMORY_ONE_SWAPPED = (0, 1, 3, 2, 4)  # 1 + 2 a + a' -> 1 + 2 a' + a
-
 
 NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], dict[Head, Tensor]]
 """(observation [N, …], names of heads) to the heads."""
@@ -219,56 +338,16 @@ class Network:
         return apply
 
 
-def _hidden_torso(spec: NatureCnn | ImpalaCnn | Mlp, observation_shape: tuple[int, ...]) -> nn.Sequential:
-    match spec:
-        case NatureCnn():
-            return modules.nature_torso(observation_shape, spec.hidden)
-        case ImpalaCnn():
-            return modules.impala_torso(observation_shape, spec.channels, spec.hidden)
-        case Mlp():
-            return modules.mlp_torso(observation_shape, spec.hidden)
-
-
 def build_network(
     spec: NetworkSpec, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool
 ) -> Network:
-    """The network that `spec` describes for one environment.
+    """Build the network that `spec` describes for one environment.
 
     Raises:
         ConfigurationError: observations or actions that it cannot have; critics of a network that has none.
     """
-    for field in fields(spec):
-        size = getattr(spec, field.name)
-        is_size = isinstance(size, int) and not isinstance(size, bool)
-        require(not is_size or size >= 1, f"network.{field.name}", size, "must be at least 1", "raise it")
-    if isinstance(spec, PolicyOnly):
-        rule, remedy = "has no critics, an outer one neither", "use a network with critics, such as Mlp"
-        require(not has_outer_critic, "network", type(spec).__name__, rule, remedy)
-    match spec:
-        case NatureCnn() | ImpalaCnn() | Mlp():
-            torso = _hidden_torso(spec, observation_shape)
-            heads = (num_actions, has_outer_critic, spec.gamma_embedding)
-            return Network(modules.with_linear_heads(torso, spec.hidden, *heads))
-        case SnakeCnn():
-
-            def network(hidden: int, outputs: int) -> nn.Module:
-                return modules.snake_network(observation_shape, spec.channels, hidden, outputs)
-
-            logits, value = network(spec.policy_hidden, num_actions), network(spec.value_hidden, 1)
-            outer_value = network(spec.value_hidden, 1) if has_outer_critic else None
-            return Network(modules.SeparateNetworks(logits, value, outer_value))
-        case SnakeTorsoCnn():
-            torso = modules.pooled_snake_torso(observation_shape, spec.channels, spec.features)
-            return Network(
-                modules.with_mlp_heads(torso, spec.features, spec.head_hidden, num_actions, has_outer_critic)
-            )
-        case LinearPolicy():
-            layer = modules.VarianceScalingLinear(math.prod(observation_shape), num_actions, spec.init_scale)
-            return Network(modules.PolicyAlone(nn.Sequential(nn.Flatten(), layer)))
-        case MemoryOnePair():
-            states = len(_MEMORY_ONE_SWAPPED)
-            given = f"observations {observation_shape}, {num_actions} actions"
-            rule = f"sees one-hot states ({states},) and moves two players of two actions each, 4 together"
-            is_pair = (observation_shape, num_actions) == ((states,), 4)
-            require(is_pair, "network", given, rule, "use an IteratedPrisonersDilemma environment or another network")
-            return Network(modules.PolicyAlone(modules.TwoTables(_MEMORY_ONE_SWAPPED)))
+    spec.check_sizes()
+    spec.check_observations(observation_shape)
+    rule, remedy = "has no critics, an outer one neither", "use a network with critics, such as Mlp"
+    require(spec.has_critics or not has_outer_critic, "network", type(spec).__name__, rule, remedy)
+    return Network(spec.module(observation_shape, num_actions, has_outer_critic))

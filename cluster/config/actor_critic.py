@@ -1,13 +1,12 @@
 """Actor-critic experiments with meta-gradients: one frozen value, its fields are command-line options."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from metagrad.actors.envs.atari import AtariConfig
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, EnvironmentSpec
-from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_possible
 from metagrad.errors import require
@@ -18,15 +17,7 @@ from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
 from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.optimizer_config import OptimizerConfig
 from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
-from metagrad.networks import (
-    ImpalaCnn,
-    NatureCnn,
-    NetworkSpec,
-    PolicyOnly,
-    SnakeCnn,
-    SnakeTorsoCnn,
-    build_network,
-)
+from metagrad.networks import Network, NetworkSpec, build_network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,20 +75,15 @@ class Experiment(BaseExperiment):
         )
 
     def _check_network(self) -> None:
-        _check_spec("network", self.network, self.env)
-        embedding = getattr(self.network, "gamma_embedding", None)
-        rule = "tells a critic the discount, and these losses have no hyper-parameter gamma"
-        is_told = embedding is None or hasattr(self.meta_parameters, "gamma")
-        require(is_told, "network.gamma_embedding", embedding, rule, "leave it out")
-        for f in dataclasses.fields(self.meta_parameters):
-            value = getattr(self.meta_parameters, f.name)
-            if isinstance(value, NetworkSpec):
-                _check_spec(f"meta_parameters.{f.name}", value, self.env)
-                embedding = getattr(value, "gamma_embedding", None)
-                rule = "is for critics, and this network is none"
-                require(embedding is None, f"meta_parameters.{f.name}.gamma_embedding", embedding, rule, "leave it out")
-        network = type(self.network).__name__
-        has_critics = not isinstance(self.network, PolicyOnly)
+        for field, spec in self._networks():
+            spec.check_sizes(field)
+            embedding = getattr(spec, "gamma_embedding", None)
+            rule = "tells a critic the discount, and these losses have no hyper-parameter gamma"
+            is_told = hasattr(self.meta_parameters, "gamma")
+            if spec is not self.network:
+                rule, is_told = "is for critics, and this network is none", False
+            require(embedding is None or is_told, f"{field}.gamma_embedding", embedding, rule, "leave it out")
+        network, has_critics = type(self.network).__name__, self.network.has_critics
         require(
             has_critics or not isinstance(self.meta_parameters, _LOSSES_WITH_CRITICS),
             "network",
@@ -109,16 +95,29 @@ class Experiment(BaseExperiment):
         rule = f"matches critics, and {network} has none"
         require(has_critics or not coefficient, "meta.bootstrap.value_coefficient", coefficient, rule, "leave it out")
 
+    def _networks(self) -> Iterator[tuple[str, NetworkSpec]]:
+        """Yield the actor-critic and the networks among the meta-parameters with the fields that hold them."""
+        yield "network", self.network
+        for field in dataclasses.fields(self.meta_parameters):
+            value = getattr(self.meta_parameters, field.name)
+            if isinstance(value, NetworkSpec):
+                yield f"meta_parameters.{field.name}", value
+
     def algorithm(self, spec: EnvironmentSpec) -> MetaGradientActorCritic:
-        shape, actions = spec.observation_shape, spec.num_actions
         require_possible(self, spec, self.parameters(spec))
-        network = build_network(self.network, shape, actions, self.has_outer_critic)
-        return MetaGradientActorCritic(build_agent(self.learner, network, shape, actions))
+        return MetaGradientActorCritic(
+            build_agent(self.learner, self._built(spec), spec.observation_shape, spec.num_actions)
+        )
 
     def parameters(self, spec: EnvironmentSpec) -> int:
         with torch.device("meta"):  # nothing is made
-            layers = build_network(self.network, spec.observation_shape, spec.num_actions, self.has_outer_critic)
-        return layers.layout.size
+            return self._built(spec).layout.size
+
+    def _built(self, spec: EnvironmentSpec) -> Network:
+        """Build the actor-critic for an environment, once all networks are known to take its observations."""
+        for field, network in self._networks():
+            network.check_observations(spec.observation_shape, spec.observation_dtype, field)
+        return build_network(self.network, spec.observation_shape, spec.num_actions, self.has_outer_critic)
 
     @property
     def learner(self) -> LearnerConfig:
@@ -139,31 +138,7 @@ class Experiment(BaseExperiment):
     @property
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
-        return self.outer.critic == "outer" and not isinstance(self.network, PolicyOnly)
+        return self.outer.critic == "outer" and self.network.has_critics
 
 
 _LOSSES_WITH_CRITICS = A2cParameters | VtraceParameters | IntrinsicRewardParameters
-
-
-def _check_spec(field: str, network: NetworkSpec, env: EnvironmentConfig) -> None:
-    """Refuse layers without units, and observations that this network cannot have."""
-    for f in dataclasses.fields(network):
-        size = getattr(network, f.name)
-        rule = "a layer has at least one unit, and at most 2^16"
-        is_size = isinstance(size, int)  # other numbers are checked where they are declared
-        require(not is_size or 1 <= size <= 2**16, f"{field}.{f.name}", size, rule, "change it")
-    name = type(network).__name__
-    is_atari, is_snake = isinstance(env, AtariConfig), isinstance(env, SnakeConfig)
-    rule, remedy = "expects Atari screens", "use an Atari environment or another network"
-    require(is_atari or not isinstance(network, NatureCnn | ImpalaCnn), field, name, rule, remedy)
-    rule, remedy = "expects Snake boards", "use a Snake environment or another network"
-    require(is_snake or not isinstance(network, SnakeCnn | SnakeTorsoCnn), field, name, rule, remedy)
-    if isinstance(network, NatureCnn) and isinstance(env, AtariConfig):
-        size = env.frame_size
-        rule = "the three convolutions of NatureCnn need 36 pixels"
-        require(size >= 36, "env.frame_size", size, rule, "use 36 or more; the papers use 84")
-    if isinstance(network, SnakeTorsoCnn) and isinstance(env, SnakeConfig):
-        sides = f"{env.rows} x {env.columns}"
-        rule = "the two poolings of SnakeTorsoCnn need 4 rows and 4 columns"
-        remedy = "use a larger board or another network"
-        require(min(env.rows, env.columns) >= 4, "env.rows, columns", sides, rule, remedy)

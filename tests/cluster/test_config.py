@@ -1,13 +1,19 @@
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.envs.base import Environment, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.rollout import probe
+from metagrad.cli.main import main
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
@@ -17,7 +23,17 @@ from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.optimizer_config import SgdConfig
 from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter
-from metagrad.networks import Head, ImpalaCnn, LinearPolicy, Mlp, NatureCnn, NetworkSpec, SnakeCnn, SnakeTorsoCnn
+from metagrad.networks import (
+    Head,
+    ImpalaCnn,
+    LinearPolicy,
+    Mlp,
+    NatureCnn,
+    NetworkSpec,
+    Observations,
+    SnakeCnn,
+    SnakeTorsoCnn,
+)
 
 Tiny = Callable[..., Experiment]
 
@@ -42,18 +58,11 @@ PEEK = {"schedule": "peek"}
         ({"lookahead": "fork", "meta": {"n": 0}}, "lookahead"),
         ({"lookahead": "separate", "meta": {"strategy": "sequential"}}, "lookahead"),
         ({"lookahead": "fork"} | ATARI, "lookahead"),
-        ({"network": NatureCnn()}, "network"),
         ({"network": LinearPolicy()}, "network"),
         ({"network": SnakeCnn(channels=0)}, "network.channels"),
         ({"network": SnakeCnn(channels=2**16 + 1)}, "network.channels"),
-        (ATARI | {"network": SnakeCnn()}, "network"),
-        (ATARI | {"network": SnakeTorsoCnn()}, "network"),
-        ({"network": ImpalaCnn()}, "network"),
         ({"network": Mlp(gamma_embedding=0)}, "network.gamma_embedding"),
         ({"network": Mlp(gamma_embedding=4), "meta_parameters": WithoutGamma()}, "network.gamma_embedding"),
-        ({"network": SnakeTorsoCnn()}, "env.rows, columns"),
-        ({"network": SnakeTorsoCnn(), "env": SnakeConfig(rows=9, columns=3, time_limit=9)}, "env.rows, columns"),
-        (ATARI | {"env": AtariConfig(frame_size=35)}, "env.frame_size"),
         (PEEK | {"meta": {"n": 3, "strategy": "sequential"}}, "meta.strategy"),
         (PEEK | {"lookahead": "fork"}, "lookahead"),
         (PEEK | {"lookahead": "separate"}, "lookahead"),
@@ -67,6 +76,100 @@ def test_wrong_combinations_are_refused(tiny: Tiny, changes: dict[str, Any], fie
         tiny(**changes)
 
 
+PIXELS, BOARDS = "pixels (uint8) [channels, height{0}, width{0}]", "boards (not uint8) [rows{0}, columns{0}, planes]"
+
+
+@pytest.mark.parametrize(
+    ("network", "env", "needed", "given"),
+    [
+        (NatureCnn(), SnakeConfig(rows=3, columns=3, time_limit=9), PIXELS.format(" ≥ 36"), "float32 [3, 3, 5]"),
+        (ImpalaCnn(), SnakeConfig(rows=3, columns=3, time_limit=9), PIXELS.format(""), "float32 [3, 3, 5]"),
+        (SnakeCnn(), AtariConfig(), BOARDS.format(""), "uint8 [4, 84, 84]"),
+        (SnakeTorsoCnn(), AtariConfig(), BOARDS.format(" ≥ 4"), "uint8 [4, 84, 84]"),
+        (SnakeTorsoCnn(), SnakeConfig(rows=3, columns=3, time_limit=9), BOARDS.format(" ≥ 4"), "float32 [3, 3, 5]"),
+        (SnakeTorsoCnn(), SnakeConfig(rows=9, columns=3, time_limit=9), BOARDS.format(" ≥ 4"), "float32 [9, 3, 5]"),
+        (NatureCnn(), AtariConfig(frame_size=35), PIXELS.format(" ≥ 36"), "uint8 [4, 35, 35]"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, NetworkSpec) else None,
+)
+def test_a_network_that_cannot_have_the_observations_is_refused_before_anything_is_made(
+    tiny: Tiny, network: NetworkSpec, env: EnvironmentConfig, needed: str, given: str
+) -> None:
+    rule = f"needs {needed}, and the environment gives {given}; use another network or environment"
+    spec, name = probe(env), type(network).__name__
+    for field, experiment in (
+        ("network", tiny(network=network, env=env)),
+        ("meta_parameters.reward_network", tiny(env=env, network=Mlp(), meta_parameters=with_reward_network(network))),
+    ):
+        for refused in (experiment.parameters, experiment.algorithm):
+            with pytest.raises(ConfigurationError, match=f"^{re.escape(f'{field} = {name!r}: {rule}')}$"):
+                refused(spec)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraConfig(EnvironmentConfig):
+    """An environment of a user's own with pictures for observations."""
+
+    def make(self, *_: Any) -> Environment:
+        return Camera()
+
+
+class Camera:
+    spec = EnvironmentSpec(1, (3, 40, 60), torch.uint8, ("left", "right"), torch.device("cpu"), "Camera")
+
+    def reset(self) -> torch.Tensor:
+        raise NotImplementedError
+
+    def step(self, action: torch.Tensor) -> EnvironmentStep:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("network", [NatureCnn(hidden=4), ImpalaCnn(hidden=4)])
+def test_any_environment_with_pictures_may_use_the_networks_for_them(tiny: Tiny, network: NetworkSpec) -> None:
+    experiment = tiny(env=CameraConfig(), network=network)
+    built = experiment.algorithm(probe(experiment.env)).network
+    theta = built.init(torch.Generator().manual_seed(0))
+    pictures = torch.zeros(2, 3, 40, 60, dtype=torch.uint8)
+    assert built.apply(theta, pictures, ("logits",))["logits"].shape == (2, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows(NetworkSpec):
+    """A kind of network of a user's own."""
+
+    takes: ClassVar[Observations | None] = Observations("vectors", ("numbers",), (2,), False)
+
+    hidden: int = 3
+
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        return Mlp(hidden=self.hidden).module(observation_shape, num_actions, has_outer_critic)
+
+
+def test_a_kind_of_network_of_a_users_own_is_a_subclass(tiny: Tiny) -> None:
+    fitting = tiny(network=Rows(), env=DiscountingChainConfig())
+    assert fitting.algorithm(probe(fitting.env)).network.layout.size == fitting.parameters(probe(fitting.env)) > 0
+    with pytest.raises(ConfigurationError, match=r"^network\.hidden = 0: must be at least 1"):
+        tiny(network=Rows(hidden=0))
+    other = tiny(network=Rows())
+    with pytest.raises(ConfigurationError, match=r"^network = 'Rows': needs vectors \[numbers ≥ 2\], and "):
+        other.algorithm(probe(other.env))
+
+
+def test_the_command_line_refuses_observations_that_the_network_cannot_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    words = ["train", "snake-12x12", "--env.rows", "3", "--topology", "colocated", "--run-dir", str(folder)]
+    assert main(words) == 2
+    needed = BOARDS.format(" ≥ 4")
+    line = f"network = 'SnakeTorsoCnn': needs {needed}, and the environment gives float32 [3, 12, 5]; use another"
+    assert capsys.readouterr().err.startswith(f"metagrad: {line}")
+    assert not folder.exists()
+
+
 def with_reward_network(spec: NetworkSpec) -> IntrinsicRewardParameters:
     names = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
     names += ("extrinsic_coefficient", "intrinsic_coefficient")
@@ -78,8 +181,6 @@ def with_reward_network(spec: NetworkSpec) -> IntrinsicRewardParameters:
     [
         (Mlp(hidden=0), "meta_parameters.reward_network.hidden"),
         (Mlp(gamma_embedding=4), "meta_parameters.reward_network.gamma_embedding"),
-        (NatureCnn(), "meta_parameters.reward_network"),
-        (SnakeTorsoCnn(), "env.rows, columns"),
     ],
 )
 def test_networks_among_the_meta_parameters_are_checked_too(tiny: Tiny, spec: NetworkSpec, field: str) -> None:
@@ -88,9 +189,12 @@ def test_networks_among_the_meta_parameters_are_checked_too(tiny: Tiny, spec: Ne
 
 
 def test_networks_that_fit_are_taken(tiny: Tiny) -> None:
-    assert tiny(network=SnakeTorsoCnn(), env=SnakeConfig(rows=4, columns=4, time_limit=9))
-    assert tiny(**ATARI | {"network": ImpalaCnn(), "env": AtariConfig(frame_size=12)})
-    assert tiny(meta_parameters=with_reward_network(SnakeCnn()))
+    for experiment in (
+        tiny(network=SnakeTorsoCnn(), env=SnakeConfig(rows=4, columns=4, time_limit=9)),
+        tiny(**ATARI | {"network": ImpalaCnn(), "env": AtariConfig(frame_size=12)}),
+        tiny(meta_parameters=with_reward_network(SnakeCnn())),
+    ):
+        assert experiment.parameters(probe(experiment.env))
 
 
 def test_losses_with_critics_need_a_network_with_critics(tiny: Tiny) -> None:

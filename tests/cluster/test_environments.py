@@ -13,6 +13,7 @@ from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
+from metagrad.actors.rollout import probe
 from metagrad.cli.options import parse
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.json_form import from_json, to_json
@@ -90,8 +91,8 @@ def test_configuration_round_trips_and_is_options(tiny: Tiny, env: Any) -> None:
 
 @every_environment
 def test_only_fitting_networks_are_taken(tiny: Tiny, env: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"^network = 'SnakeCnn': expects Snake boards"):
-        tiny(env=env, network=SnakeCnn())
+    with pytest.raises(ConfigurationError, match=r"^network = 'SnakeCnn': needs boards .* gives float32 \[\d+\]"):
+        tiny(env=env, network=SnakeCnn()).algorithm(probe(env))
 
 
 @every_environment

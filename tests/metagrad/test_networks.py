@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -118,8 +119,9 @@ def test_impala_of_double_width():
 
 @pytest.mark.parametrize("shape", [(3, 12, 5), (12, 3, 5), (1, 1, 1)])
 def test_a_board_too_small_to_pool_twice_is_refused(shape):
+    given = re.escape(str([*shape]))
     with pytest.raises(
-        ConfigurationError, match=rf"'{shape[0]}x{shape[1]}': two poolings of 2x2 need .* 4 columns; use"
+        ConfigurationError, match=rf"needs .*rows ≥ 4, columns ≥ 4.* the environment gives {given}; use"
     ):
         build_network(SnakeTorsoCnn(), shape, 4, True)
     build_network(SnakeTorsoCnn(), (4, 4, 1), 4, True)
