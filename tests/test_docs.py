@@ -19,16 +19,10 @@ DOCUMENTS = [*(ROOT / name for name in AT_TOP), *sorted((ROOT / "docs").glob("*.
 MAX_COLUMNS = 100
 WIDE_UNTIL_WRAPPED = {
     "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
     "architecture.md",
-    "conventions.md",
     "extending.md",
-    "fidelity.md",
     "library.md",
     "performance.md",
-    "results.md",
-    "snake-12x12.md",
 }
 
 
