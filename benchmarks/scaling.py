@@ -34,9 +34,9 @@ from benchmarks.waiting import WaitingConfig
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import Schedule
+from metagrad.cluster.config.size import rollout_bytes
 from metagrad.cluster.launch.launch import actor_setups
 from metagrad.cluster.on_ray.session import ANY_ROOM, ray_session
-from metagrad.cluster.config.size import rollout_bytes
 from metagrad.experiments.debiasing.snake import demo
 from metagrad.networks import Mlp
 from metagrad.types import WeightSnapshot

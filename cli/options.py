@@ -1,4 +1,4 @@
-"""From command-line words to frozen dataclasses with tyro, and from its complaints to one line each."""
+"""Parse command-line words into frozen dataclasses with tyro, and turn its complaints into one line each."""
 
 import contextlib
 import difflib
@@ -7,18 +7,42 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
-from metagrad.errors import ConfigurationError
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.errors import ConfigurationError, require
 
 T = TypeVar("T")
+AllFields = Annotated[BaseExperiment, tyro.conf.arg(name="")]
+"""An experiment in a command's options: its fields are options of the command, without a prefix."""
 _CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterOptions:
+    """Holds the option of every command that talks to a cluster's dashboard."""
+
+    address: str | None = None
+    """The cluster's dashboard, http://HEAD:8265; None: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOptions(ClusterOptions):
+    """Holds the options of every command about a job."""
+
+    job: tyro.conf.Positional[str] = ""
+    """The job's id, which `metagrad status` lists."""
+
+    def require_job(self, command: str) -> None:
+        """Refuse a command that needs a job's id and was given none."""
+        rule = f"metagrad {command} needs a job's id first"
+        require(bool(self.job), "job", self.job, rule, "metagrad status lists them")
+
+
 def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
-    """An instance of `kind` from `--field value` words; `--help` prints and exits.
+    """Make an instance of `kind` from `--field value` words; `--help` prints and exits.
 
     Raises:
         ConfigurationError: an unknown field, a value of the wrong type or one that its dataclass refuses.
@@ -37,14 +61,14 @@ def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The run that a command continues, if any."""
+    """Names the run that a command continues, if any."""
 
     run_dir: str | None = None
     resume: bool = False
 
 
 def resumed(words: Sequence[str]) -> Resumed:
-    """What the words say of it; the others can be parsed only when the run's own experiment is known."""
+    """Read --run-dir and --resume alone: the other words can be parsed only when the run's experiment is known."""
     others = [word for word in words if word not in ("--help", "-h")]
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -73,7 +97,7 @@ def _columns(width: int):  # type: ignore[no-untyped-def]
 
 
 def _python_name(word: str) -> str:
-    """`--outer.lambda` as the dataclass spells it (lambda is a keyword)."""
+    """Spell `--outer.lambda` as the dataclass does (lambda is a keyword)."""
     field, is_given, value = word.partition("=")
     if not field.startswith("--"):
         return word
@@ -81,7 +105,7 @@ def _python_name(word: str) -> str:
 
 
 def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
-    """Field, value, rule and remedy from tyro's panel."""
+    """Extract field, value, rule and remedy from tyro's panel."""
     lines = [line.strip(" │|") for line in complaint.splitlines()]
     body = [line for line in lines if line and not set(line) <= set("-─╭╮╰╯ ")]
     text = next((line for line in body[1:]), complaint.strip())
@@ -106,7 +130,7 @@ def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
 
 
 def _placed(place: str, refusal: str) -> str:
-    """A dataclass's refusal with its field's whole dotted name: it knows its own fields, tyro knows where it sits."""
+    """Give a dataclass's refusal its field's whole dotted name: it knows its own fields, tyro knows where it sits."""
     field, _, rest = refusal.partition(" = ")
     place = re.sub(r"^\w*[Ee]xperiment\.?", "", place).replace("-", "_")  # the root is called by field or by type
     owner = place.rpartition(".")[2]
@@ -118,7 +142,7 @@ def _placed(place: str, refusal: str) -> str:
 
 
 def _value_of(field: str, words: Sequence[str]) -> str:
-    """What the command line gave for a field."""
+    """Return what the command line gave for a field."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == field or word.startswith(f"{field}="):
             value = following if word == field else word.partition("=")[2]
@@ -127,5 +151,5 @@ def _value_of(field: str, words: Sequence[str]) -> str:
 
 
 def _masked(value: str) -> str:
-    """Of a variable (NAME=VALUE) no value is shown, since it may be a secret."""
+    """Hide the value of a variable (NAME=VALUE), which may be a secret."""
     return re.sub(r"(?s)^([A-Za-z_]\w*)=.*", r"\1=…", value)

@@ -235,6 +235,15 @@ class UnknownJob(ConfigurationError):
     """No job of this id."""
 
 
+def connect(address: str | None) -> JobClient:
+    """Return the jobs of the cluster at an address, else of the one that the environment names.
+
+    Raises:
+        ConfigurationError: `resolve_address` refuses it, or no dashboard answers there.
+    """
+    return JobClient(resolve_address(address, os.environ))
+
+
 @contextlib.contextmanager
 def _api_server(url: str) -> Iterator[None]:
     """For Ray's client the environment wins over its argument."""

@@ -327,7 +327,7 @@ def test_ctrl_c_outside_of_a_run_is_one_line(capsys: Capture, monkeypatch: pytes
     def interrupted(_words: Sequence[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "list", interrupted)
+    monkeypatch.setattr("metagrad.cli.commands.list.run", interrupted)
     assert main(("list",)) == 130
     assert capsys.readouterr().err == "metagrad: interrupted\n"
 
@@ -416,7 +416,7 @@ def test_a_submitted_resumption_is_one_of_the_stored_run_too(
     if is_here:
         assert main((*SNAKE, *TINY, *ANNEALED, "--run-dir", run_dir)) == 0
     submitted: list[tuple[Any, Sequence[str]]] = []
-    monkeypatch.setattr("metagrad.cluster.jobs.jobs.submit", lambda *arguments: submitted.append(arguments) or 0)
+    monkeypatch.setattr("metagrad.cli.commands.submit.submit", lambda *arguments: submitted.append(arguments) or 0)
     own = ("--run-dir", run_dir, "--resume", "--address", "http://h:1")
     words = (*own, "--updates", "60000", "--optimizer.annealing-updates", "70000")
     if is_here:

@@ -1,17 +1,20 @@
 import dataclasses
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from metagrad.cluster.config import commands
-from metagrad.cluster.config.commands import SubmitOptions, sibling
+from metagrad.cli.commands.submit import SubmitOptions
+from metagrad.cli.main import COMMANDS
+from metagrad.cli.shell import sibling
 from metagrad.experiments import EXPERIMENTS
 
-OPTIONS = [kind for name, kind in vars(commands).items() if name.endswith("Options")]
+MODULES = [import_module(f"metagrad.cli.commands.{name}") for name in COMMANDS]
+OPTIONS = {kind for module in MODULES for name, kind in vars(module).items() if name.endswith("Options")}
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("kind", sorted(OPTIONS, key=str))
 def test_options_are_values(kind: type) -> None:
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert kind.__doc__

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from metagrad import experiments
+from metagrad.cli.commands.submit import experiment_words
 from metagrad.cli.main import main
-from metagrad.cluster.config.commands import SubmitOptions
-from metagrad.cluster.jobs import jobs
+from metagrad.cluster.jobs import client as job_client
 from metagrad.cluster.jobs.client import Address, JobView, Submission, UnknownJob
-from metagrad.cluster.jobs.jobs import entrypoint, experiment_words, runtime_env
+from metagrad.cluster.jobs.description import run_dir_of
+from metagrad.cluster.jobs.entrypoint import entrypoint, runtime_env
 from metagrad.errors import ConfigurationError
 
 Capture = pytest.CaptureFixture[str]
@@ -94,15 +94,11 @@ class FakeCluster:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     """An empty current directory, and no waiting."""
     fake = FakeCluster()
-    monkeypatch.setattr(jobs, "JobClient", fake)
-    monkeypatch.setattr(jobs, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(job_client, "JobClient", fake)
+    monkeypatch.setattr("metagrad.cli.commands.stop._SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", URL)
     monkeypatch.chdir(tmp_path)
     return fake
-
-
-def options(**changes: object) -> SubmitOptions:
-    return SubmitOptions(experiment=experiments.EXPERIMENTS["demo"](), **changes)  # type: ignore[arg-type]
 
 
 def test_a_job_trains_with_the_experiments_words_and_keeps_its_run(cluster: FakeCluster, capsys: Capture) -> None:
@@ -144,19 +140,18 @@ def test_the_experiments_words_are_the_others(words: tuple[str, ...], kept: list
 
 
 def test_the_command_is_one_of_the_shell() -> None:
-    words = ["--env.game", "a;b $HOME"]
-    run_dir = "s3://bucket/my run"
-    command = entrypoint(options(resume=True), words, ["mine/toy one.py"], run_dir)
-    expected = ["--import", "mine/toy one.py", "train", "demo", *words, "--run-dir", run_dir, "--resume"]
+    words = ["train", "demo", "--env.game", "a;b $HOME", "--run-dir", "s3://bucket/my run", "--resume"]
+    command = entrypoint(words, ["mine/toy one.py"], brings_metagrad=False, has_variables=False)
+    expected = ["--import", "mine/toy one.py", *words]
     assert shlex.split(command) == ["cd", "folder", "&&", "exec", "metagrad", *expected]
-    brought = shlex.split(entrypoint(options(install=True), words, [], run_dir))
+    brought = shlex.split(entrypoint(words, [], brings_metagrad=True, has_variables=False))
     assert brought[:6] == ["cd", "folder", "&&", "exec", "python", "-P"]
     assert subprocess.run([sys.executable, *brought[5:8], "--version"], capture_output=True, check=True, cwd="/").stdout
 
 
 def test_pip_is_asked_for_packages_only_where_they_are_to_be_installed() -> None:
-    assert set(runtime_env(options())) == {"env_vars"}
-    environment = runtime_env(options(install=True, packages=("s3fs==2026.9.0",), stop_seconds=60))
+    assert set(runtime_env(300)) == {"env_vars"}
+    environment = runtime_env(60, packages=("s3fs==2026.9.0",))
     assert environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     assert "s3fs==2026.9.0" in environment["pip"]["packages"]
 
@@ -209,7 +204,7 @@ def test_environments_that_cannot_be_made_are_found_out_here(
     def probe(_env: object) -> object:
         raise ConfigurationError("env.backend = 'ale': is not installed; use envpool")
 
-    monkeypatch.setattr(jobs, "probe", probe)
+    monkeypatch.setattr("metagrad.cli.commands.submit.probe", probe)
     assert main(("submit", "demo")) == 2
     assert capsys.readouterr().err == "metagrad: env.backend = 'ale': is not installed; use envpool\n"
     assert cluster.submissions == []
@@ -273,7 +268,7 @@ def test_a_stop_that_kept_nothing_or_does_not_end_says_so(
     assert "job killed is STOPPED, without a last checkpoint" in output.err
     cluster.add("waiting", "PENDING", "")
     cluster.looks_until_stopped = 10**9
-    monkeypatch.setattr(jobs, "_SECONDS_TO_NOTICE", -3.0)
+    monkeypatch.setattr("metagrad.cli.commands.stop._SECONDS_TO_NOTICE", -3.0)
     assert main(("stop", "waiting")) == 1
     assert capsys.readouterr().err == "metagrad: job waiting is PENDING still; it ends as soon as it can\n"
 
@@ -403,4 +398,4 @@ def test_words_of_others_reach_no_terminal_and_no_shell(cluster: FakeCluster, ca
     ],
 )
 def test_a_run_folder_is_read_off_a_shells_line(line: str, expected: str) -> None:
-    assert jobs._run_dir(JobView(job_id="one", state="RUNNING", entrypoint=line)) == expected
+    assert run_dir_of(JobView(job_id="one", state="RUNNING", entrypoint=line)) == expected

@@ -15,22 +15,21 @@ from typing import Any
 import pytest
 
 from metagrad.cli import main as cli
-from metagrad.cluster.config.commands import (
-    EvalOptions,
-    LogsOptions,
-    PlanOptions,
-    PlotOptions,
-    ReproduceOptions,
-    StatusOptions,
-    StopOptions,
-    SubmitOptions,
-    TrainOptions,
-)
-from metagrad.cluster.jobs import jobs
+from metagrad.cli.commands.eval import EvalOptions
+from metagrad.cli.commands.logs import LogsOptions
+from metagrad.cli.commands.plan import PlanOptions
+from metagrad.cli.commands.plot import PlotOptions
+from metagrad.cli.commands.reproduce import ReproduceOptions
+from metagrad.cli.commands.status import StatusOptions
+from metagrad.cli.commands.stop import StopOptions
+from metagrad.cli.commands.submit import SubmitOptions
+from metagrad.cli.commands.train import TrainOptions
+from metagrad.cli.options import parse
+from metagrad.cluster.jobs import client as job_client
 from metagrad.cluster.launch import launch
 from metagrad.cluster.plan import preview as plan
 from metagrad.cluster.run import evaluation, plot
-from metagrad.cluster.studies import study as studies
+from metagrad.cluster.studies import reproduce as studies
 from metagrad.experiments import EXPERIMENTS
 
 pytestmark = pytest.mark.timeout(600)
@@ -68,19 +67,19 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.chdir(tmp_path)
     for place, name in (
         *((launch._Run, "on_ray"), (launch._Run, "colocated"), (studies, "_run_missing"), (evaluation, "evaluate")),
-        *((plan, "measure"), (jobs, "JobClient"), (plot, "_picture")),
+        *((plan, "measure"), (job_client, "JobClient"), (plot, "_picture")),
     ):
         monkeypatch.setattr(place, name, started)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     seen: list[Any] = []
-    parse = cli.parse
 
     def recorded(*words: Any) -> Any:
         seen[:] = [parse(*words)]
         return seen[0]
 
-    monkeypatch.setattr(cli, "parse", recorded)
+    for name in set(cli.COMMANDS) - {"list"}:
+        monkeypatch.setattr(f"metagrad.cli.commands.{name}.parse", recorded)
     return seen
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from metagrad.actors.rollout import Actor
 from metagrad.cli.main import main
+from metagrad.cli.shell import quoted
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.commands import quoted
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.errors import ConfigurationError

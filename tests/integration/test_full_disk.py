@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
     def refuse(_: object) -> None:
         raise CannotWrite(errno.ENOSPC, "No space left on device", "/run/checkpoints/update-000000020.pt")
 
-    monkeypatch.setitem(cli.COMMANDS, "list", refuse)
+    monkeypatch.setattr("metagrad.cli.commands.list.run", refuse)
     assert cli.main(["list"]) == 1
     line = f"metagrad: /run/checkpoints/update-000000020.pt: {FULL}; free some space there and continue\n"
     assert capsys.readouterr().err == line

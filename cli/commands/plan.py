@@ -1,0 +1,24 @@
+"""`metagrad plan EXPERIMENT`: preview where a run's processes would go."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from metagrad.cli.lookup import experiment_first
+from metagrad.cli.options import AllFields, parse
+from metagrad.cluster.plan.preview import plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PlanOptions:
+    """Preview a run's layout on the cluster at RAY_ADDRESS, or here. Every field of the experiment is an option."""
+
+    experiment: AllFields
+    json: bool = False
+    """Print the plan as JSON."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Print how a run would be laid out."""
+    experiment, rest = experiment_first(words, "plan")
+    options = parse(PlanOptions, rest, PlanOptions(experiment=experiment), f"metagrad plan {experiment.name}")
+    plan(options.experiment, options.json)

@@ -1,0 +1,51 @@
+"""`metagrad train EXPERIMENT`: train, or continue a run, and say where the results are."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from metagrad.actors.record import has_pictures
+from metagrad.cli.lookup import experiment_first, stored_experiment
+from metagrad.cli.options import AllFields, parse, resumed
+from metagrad.cli.shell import print_lines, quoted, sibling
+from metagrad.cluster.launch.launch import default_run_dir
+from metagrad.cluster.launch.launch import run as train
+from metagrad.errors import require
+from metagrad.learner.storage import lasting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions:
+    """Train one experiment. Every field of the experiment is an option."""
+
+    experiment: AllFields
+    run_dir: str | None = None
+    """The run's folder, a path or a URL such as s3://…; None: runs/EXPERIMENT-seedS-TIME-RANDOM."""
+    resume: bool = False
+    """Continue the run in --run-dir from its newest checkpoint, for instance with more --updates or another device."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Train one experiment."""
+    experiment, rest = experiment_first(words, "train")
+    program = f"metagrad train {experiment.name}"
+    continued = resumed(rest)
+    if continued.run_dir is not None:
+        lasting(continued.run_dir)
+    if continued.resume:
+        run_dir = continued.run_dir
+        require(run_dir is not None, "run-dir", None, "--resume needs the folder to continue", "add --run-dir DIR")
+        assert run_dir is not None
+        experiment = stored_experiment(run_dir, experiment.name)
+    options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
+    run_dir = options.run_dir or str(default_run_dir(options.experiment))
+    summary = train(options.experiment, run_dir, options.resume, Console(stderr=False))
+    recorded = " --record" if has_pictures(options.experiment.env) else ""
+    lines = (
+        f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
+        f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
+        f"look at it: {quoted(sibling('tensorboard'))} --logdir {quoted(run_dir)}",
+        f"play it:    {quoted(sibling('metagrad'))} eval {quoted(run_dir)}{recorded}",
+    )
+    print_lines(lines if summary["updates"] else lines[:2])  # else there is nothing to look at
