@@ -18,10 +18,8 @@ AT_TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 DOCUMENTS = [*(ROOT / name for name in AT_TOP), *sorted((ROOT / "docs").glob("*.md"))]
 MAX_COLUMNS = 100
 WIDE_UNTIL_WRAPPED = {
-    "CHANGELOG.md",
     "architecture.md",
     "extending.md",
-    "library.md",
     "performance.md",
 }
 

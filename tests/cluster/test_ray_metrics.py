@@ -93,7 +93,7 @@ def test_every_scalar_has_its_place(scalar: str, place: tuple[str, str | None]) 
 def test_the_names_of_the_conventions_are_no_others() -> None:
     """A scalar of docs/conventions.md falls under `metagrad_scalar` only if its area is nobody's."""
     page = (Path(__file__).parents[2] / "docs" / "conventions.md").read_text()
-    areas = set(re.findall(r"^\| `(\w+)/", page, re.MULTILINE))
+    areas = set(re.findall(r"^\* `(\w+)/", page, re.MULTILINE))
     assert {"episode", "eta", "meta_gradient", "time"} <= areas
     names = re.findall(r"`((?:episode|advantage|norm|throughput|policy|transport|evaluation)/\w+)`", page)
     assert len(names) >= 6
