@@ -1,102 +1,114 @@
-"""What a training loop sees of an algorithm, and the actor-critic with meta-gradients as one of them."""
+"""The protocol that a training loop asks an algorithm by, and what algorithms share."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metagrad.learner.agent import Agent
-from metagrad.learner.lookahead import Sample
-from metagrad.learner.state import LearnerState, from_tree, init_state, misfit, to_tree
-from metagrad.learner.step import UpdateMetrics, meta_update
-from metagrad.meta_parameters import learnt_names, shown
 from metagrad.networks import Network
-from metagrad.types import Trajectory
+from metagrad.types import Trajectory, WeightSnapshot
+
+Sample = Callable[[WeightSnapshot, int], Trajectory]
+"""(snapshot, j) to T steps of all environments under exactly that snapshot: j = 0 for a real rollout, j ≥ 1 for one at
+looked-ahead parameters."""
+
+
+class NonFinite(FloatingPointError):
+    """A loss, a parameter or a meta-parameter became NaN or infinite: the run ends, its last checkpoint stands."""
+
+
+class UpdateMetrics(NamedTuple):
+    """Holds what one update has to log."""
+
+    scalars: dict[str, float]  # by name, "area/quantity_unit"
+    meta_gradient: tuple[float, ...]  # of the learnt scalars, before clipping; empty where there are none
+    eta_gradient: Float[Tensor, "M"] | None = None  # the whole of it; None: η was not updated
 
 
 @runtime_checkable
-class State(Protocol):
-    """What the loop reads of a state; all else is the algorithm's."""
+class AlgorithmState(Protocol):
+    """Names what the loop reads of a state; all else is the algorithm's."""
 
     @property
     def update(self) -> int: ...  # real updates done
     @property
     def theta(self) -> Float[Tensor, "P"]: ...  # what is evaluated
     @property
-    def carry(self) -> Trajectory | None: ...  # a batch that was sampled and waits to be used
+    def held_batches(self) -> int: ...  # real batches in the state that no update has used yet
 
 
-S = TypeVar("S", bound=State)
+S = TypeVar("S", bound=AlgorithmState)
 
 
 @runtime_checkable
 class Algorithm(Protocol[S]):
-    """One update after another, state in, state out; where rollouts come from is the loop's."""
+    """Makes one update after another, state in, state out; where rollouts come from is the loop's."""
 
     @property
     def network(self) -> Network:
-        """What actors act with, under the θ of the snapshots that `update` asks rollouts for."""
+        """The network that actors act with, under the θ of the snapshots that `update` asks rollouts for."""
         ...
 
     def init(self, seed: int, device: torch.device) -> S:
-        """A fresh state."""
+        """Return a fresh state."""
         ...
 
     def update(self, state: S, sample: Sample) -> tuple[S, UpdateMetrics]:
-        """The next state and the scalars of this update."""
+        """Return the next state and the scalars of this update."""
         ...
 
     def shown(self, state: S) -> dict[str, float]:
-        """Present values that belong into the summary."""
+        """Return the present values that belong into the summary."""
         ...
 
     def learnt(self, state: S) -> dict[str, float]:
-        """Those of them that move, for the progress line."""
+        """Return those of them that move, for the progress line."""
         ...
 
     def to_tree(self, state: S) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
+        """Return the state as plain data (dictionaries, lists, numbers, tensors) for a checkpoint."""
         ...
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> S:
-        """Inverse of `to_tree`."""
+        """Invert `to_tree`, on `device`."""
         ...
 
     def misfit(self, tree: Any) -> str | None:
-        """Name of the first entry of a tree that is not as `to_tree` gives it; None: fits."""
+        """Return the name of the first entry of a tree that is not as `to_tree` gives it; None: the tree fits."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class MetaGradientActorCritic:
-    """Actor-critic whose hyper-parameters are tuned by meta-gradients."""
+class Clock:
+    """Adds up the seconds spent in each phase of an update."""
 
-    agent: Agent
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._since = time.perf_counter()
 
-    @property
-    def network(self) -> Network:
-        return self.agent.network
+    def lap(self, phase: str) -> None:
+        """Count the time since the last call to this phase."""
+        now = time.perf_counter()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self._since
+        self._since = now
 
-    def init(self, seed: int, device: torch.device) -> LearnerState:
-        return init_state(self.agent, seed, device)
+    def scalars(self) -> dict[str, float]:
+        """Return the seconds under the names that they are logged by."""
+        return {f"time/{phase}_seconds": seconds for phase, seconds in self.phases.items()}
 
-    def update(self, state: LearnerState, sample: Sample) -> tuple[LearnerState, UpdateMetrics]:
-        return meta_update(self.agent, state, sample)
 
-    def shown(self, state: LearnerState) -> dict[str, float]:
-        return {name: x.item() for name, x in shown(self.agent.declaration, state.eta).items()}
+def finite_scalars(tensors: dict[str, Tensor], update: int) -> dict[str, float]:
+    """Fetch all scalars from the device in one transfer.
 
-    def learnt(self, state: LearnerState) -> dict[str, float]:
-        values, learnt = self.shown(state), learnt_names(self.agent.declaration)
-        return {name: value for name, value in values.items() if name in learnt}
-
-    def to_tree(self, state: LearnerState) -> dict[str, Any]:
-        return to_tree(state)
-
-    def from_tree(self, tree: dict[str, Any], device: torch.device) -> LearnerState:
-        return from_tree(tree, device)
-
-    def misfit(self, tree: Any) -> str | None:
-        return misfit(tree, self.agent)
+    Raises:
+        NonFinite: one is NaN or infinite; names the first and the update.
+    """
+    flat = torch.cat([x.reshape(1) for x in tensors.values()])
+    scalars = dict(zip(tensors, flat.tolist(), strict=True))
+    for name, value in scalars.items():
+        if not math.isfinite(value):
+            raise NonFinite(f"{name} became {value} at update {update}")
+    return scalars

@@ -78,7 +78,7 @@ def syntax(path: Path) -> ast.Module:
 
 
 def dotted(path: Path) -> str:
-    """Under which name a module is imported: learner/step.py is metagrad.learner.step."""
+    """Under which name a module is imported: learner/schedule.py is metagrad.learner.schedule."""
     parts = path.with_suffix("").parts
     return ".".join(parts if parts[0] in ("metagrad", "benchmarks") else ("metagrad", *parts))
 

@@ -10,8 +10,7 @@ from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_possible
 from metagrad.errors import require
-from metagrad.learner.agent import build_agent
-from metagrad.learner.algorithm import MetaGradientActorCritic
+from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
 from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
 from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
@@ -103,11 +102,9 @@ class Experiment(BaseExperiment):
             if isinstance(value, NetworkSpec):
                 yield f"meta_parameters.{field.name}", value
 
-    def algorithm(self, spec: EnvironmentSpec) -> MetaGradientActorCritic:
+    def algorithm(self, spec: EnvironmentSpec) -> ActorCritic:
         require_possible(self, spec, self.parameters(spec))
-        return MetaGradientActorCritic(
-            build_agent(self.learner, self._built(spec), spec.observation_shape, spec.num_actions)
-        )
+        return build_actor_critic(self.learner, self._built(spec), spec.observation_shape, spec.num_actions)
 
     def parameters(self, spec: EnvironmentSpec) -> int:
         with torch.device("meta"):  # nothing is made

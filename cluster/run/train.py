@@ -193,7 +193,7 @@ class Training:
 
     def _held_batches(self) -> int:
         """Batches that are here but not yet used: the schedule's, and the one that `sequential` carries over."""
-        return self.schedule.held_batches + (self.state.carry is not None)
+        return self.schedule.held_batches + self.state.held_batches
 
     def _count_frames(self) -> None:
         real = sum(int(count) for count, is_lookahead in self._frames if not is_lookahead)

@@ -36,9 +36,8 @@ from metagrad.experiments.gradient_bias.ipd_games import (
     value_gradient,
 )
 from metagrad.experiments.gradient_bias.lola import Data, Estimation, inner_problem, outer_loss
-from metagrad.learner.lookahead import Clock, Sample
+from metagrad.learner.algorithm import Clock, NonFinite, Sample, UpdateMetrics
 from metagrad.learner.plain_data import is_finite, is_like
-from metagrad.learner.step import NonFinite, UpdateMetrics
 from metagrad.monte_carlo import Sampler
 from metagrad.networks import Network
 from metagrad.opponent_shaping import ShapingGradients, shaping_gradients
@@ -58,7 +57,11 @@ class LolaState(NamedTuple):
     optimizer: OptimizerState
     values: Float[Tensor, "10"]  # both players' tables of values
     value_optimizer: OptimizerState
-    carry: None = None  # no games wait for the next update
+
+    @property
+    def held_batches(self) -> int:
+        """No games wait for the next update."""
+        return 0
 
 
 def codes(trajectory: Trajectory) -> Int64[Tensor, "T B"]:

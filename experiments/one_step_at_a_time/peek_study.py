@@ -27,7 +27,6 @@ from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samp
 from metagrad.experiments.training.runs import curves, evaluations, train
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
-from metagrad.learner.lookahead import estimate_meta_gradient
 from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
 from metagrad.meta_parameters import MetaParameter
 from metagrad.types import Trajectory, WeightSnapshot
@@ -157,7 +156,7 @@ def peek_samples(experiment: Experiment, trees: list[dict[str, Any]], count: int
         with closing(restarted(fresh, trees[0]["actors"][0])) as actor, torch.no_grad():
             snapshots = [WeightSnapshot(j, state.theta, state.eta) for j, state in enumerate(states)]
             window = [merge([actor.rollout(each, 0)], each.version, CPU).trajectory for each in snapshots]
-        yield estimate_meta_gradient(algorithm.agent, states[-1], partial(_held, window))
+        yield algorithm.estimate_meta_gradient(states[-1], partial(_held, window))
 
 
 def _held(window: list[Trajectory], _: WeightSnapshot, step: int) -> Trajectory:

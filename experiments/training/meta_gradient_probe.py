@@ -24,7 +24,6 @@ from metagrad.diagnostics import Moments, add_samples, no_samples, standard_devi
 from metagrad.errors import require
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
-from metagrad.learner.lookahead import estimate_meta_gradient
 from metagrad.learner.storage import exists
 from metagrad.types import Trajectory, WeightSnapshot
 
@@ -79,7 +78,7 @@ def meta_gradient_samples(
                 with torch.no_grad():
                     return merge([actor.rollout(snapshot, j) for actor in own], snapshot.version, CPU).trajectory
 
-            yield estimate_meta_gradient(algorithm.agent, state, sample)
+            yield algorithm.estimate_meta_gradient(state, sample)
 
 
 def restarted(setup: ActorSetup, games: State) -> Actor:

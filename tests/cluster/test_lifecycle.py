@@ -25,9 +25,8 @@ from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.errors import ConfigurationError, RunLost
-from metagrad.learner import algorithm
+from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import load, paths, save
-from metagrad.learner.step import meta_update
 from metagrad.learner.storage import CannotWrite
 from metagrad.networks import Mlp
 
@@ -39,13 +38,15 @@ QUIET = Console(quiet=True)
 def at_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
     """(update, happens): something happens in the middle of this update."""
 
+    own_update = ActorCritic.update
+
     def arrange(update: int, happens: Callable[[], None]) -> None:
-        def watched(agent: Any, state: Any, sample: Any) -> Any:
+        def watched(algorithm: Any, state: Any, sample: Any) -> Any:
             if state.update + 1 == update:
                 happens()
-            return meta_update(agent, state, sample)
+            return own_update(algorithm, state, sample)
 
-        monkeypatch.setattr(algorithm, "meta_update", watched)
+        monkeypatch.setattr(ActorCritic, "update", watched)
 
     return arrange
 

@@ -16,7 +16,7 @@ from metagrad.cluster.plan import preview as page
 from metagrad.cluster.plan.placement import Node, Rates, make_plan
 from metagrad.cluster.plan.preview import describe, find_nodes, measure
 from metagrad.experiments import EXPERIMENTS
-from metagrad.learner.algorithm import MetaGradientActorCritic
+from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.config import BootstrapConfig
 
 SPEC = probe(SnakeConfig(rows=3, columns=3, time_limit=20))
@@ -123,18 +123,18 @@ def test_seconds_are_those_of_actor_and_learner(tiny: Tiny, monkeypatch: pytest.
     """A clock that only rollouts move, by 5 s and 2 s for each environment, and only updates, by 7 s."""
     clock = [0.0]
     experiment = tiny(topology="ray", environments=12, actors=3, meta={"n": 1})
-    roll_out, update = Actor.rollout, MetaGradientActorCritic.update
+    roll_out, update = Actor.rollout, ActorCritic.update
 
     def slow_rollout(self: Actor, *arguments: Any) -> Any:
         clock[0] += 5.0 + 2.0 * self.setup.batch_size
         return roll_out(self, *arguments)
 
-    def slow_update(self: MetaGradientActorCritic, state: Any, sample: Any) -> Any:
+    def slow_update(self: ActorCritic, state: Any, sample: Any) -> Any:
         clock[0] += 7.0
         return update(self, state, sample)
 
     monkeypatch.setattr(Actor, "rollout", slow_rollout)
-    monkeypatch.setattr(MetaGradientActorCritic, "update", slow_update)
+    monkeypatch.setattr(ActorCritic, "update", slow_update)
     monkeypatch.setattr(page.time, "perf_counter", lambda: clock[0])
     assert measure(experiment, SPEC)[0] == Rates(rollout=5.0, environment=2.0, update=7.0, batches=2.0)
 

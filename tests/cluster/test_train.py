@@ -24,11 +24,10 @@ from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.train import CHECKPOINT_PARTS
 from metagrad.errors import ConfigurationError
-from metagrad.learner import algorithm
-from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.actor_critic import ActorCritic
+from metagrad.learner.algorithm import Algorithm, NonFinite, Sample, UpdateMetrics
 from metagrad.learner.checkpoint import checkpoint_path, paths, update_of
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.step import NonFinite, Sample, UpdateMetrics, meta_update
 from metagrad.networks import Network, build_network
 from metagrad.types import WeightSnapshot
 
@@ -63,15 +62,15 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     """SIGTERM to this process in the middle of the meta-update that follows `updates` others."""
-    done = [0]
+    done, update = [0], ActorCritic.update
 
     def counted(*args: Any) -> Any:
         if done[0] == updates:
             os.kill(os.getpid(), signal.SIGTERM)
         done[0] += 1
-        return meta_update(*args)
+        return update(*args)
 
-    monkeypatch.setattr(algorithm, "meta_update", counted)
+    monkeypatch.setattr(ActorCritic, "update", counted)
 
 
 def test_the_summary_holds_what_is_promised(tiny: Tiny, console: Console, tmp_path: Path) -> None:
@@ -222,14 +221,16 @@ def test_an_error_in_the_learner_ends_the_run_and_the_account_still_holds(
 ) -> None:
     updates = [0]
 
-    def failing(agent: Any, state: Any, sample: Any) -> Any:
+    update = ActorCritic.update
+
+    def failing(algorithm: Any, state: Any, sample: Any) -> Any:
         updates[0] += 1
         if updates[0] == 4:
             sample(state.snapshot(), 0)
             raise NonFinite("loss/inner became nan at update 4")
-        return meta_update(agent, state, sample)
+        return update(algorithm, state, sample)
 
-    monkeypatch.setattr(algorithm, "meta_update", failing)
+    monkeypatch.setattr(ActorCritic, "update", failing)
     with pytest.raises(NonFinite, match="at update 4"):
         run(tiny(checkpoint=CheckpointConfig(every=2, keep=3)), tmp_path, False, console)
     summary = summary_of(tmp_path)
@@ -262,7 +263,7 @@ class ToyState(NamedTuple):
 
     update: int
     theta: Tensor
-    carry: None = None
+    held_batches: int = 0
 
 
 class ToyAlgorithm(NamedTuple):

@@ -71,7 +71,7 @@ def test_the_meta_parameter_is_one_at_the_start_and_has_the_right_derivative(exa
     experiment = example.catch()
     environment = experiment.env.make(16, 0, CPU, 1, True)
     algorithm = experiment.algorithm(environment.spec)
-    agent, state = algorithm.agent, algorithm.init(0, CPU)
+    agent, state = algorithm, algorithm.init(0, CPU)
     theta, eta = state.theta.double(), state.eta.double()
     batches = [_rollout(environment, seed) for seed in (1, 2)]
     name = list(agent.declaration).index("bad_news") - 3  # of the learnt ones: gamma, bad_news

@@ -26,10 +26,8 @@ from metagrad.experiments.debiasing.discounting_chain_training import (
     discounting_chain,
     true_values,
 )
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.lookahead import estimate_meta_gradient
-from metagrad.learner.state import LearnerState, init_state
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.networks import LinearPolicy, build_network
 from metagrad.types import Trajectory, WeightSnapshot
@@ -94,7 +92,7 @@ def test_inner_loss_and_its_derivatives_are_the_studys(is_normalised: bool, is_e
     config = experiment("outer", is_normalised, is_exact)
     theta, eta = a_policy(seed).requires_grad_(), torch.tensor([0.3], dtype=F64, requires_grad=True)
     trajectory = episodes(theta.detach(), seed)
-    agent = build_agent(config.learner, NETWORK, (2,), 5)
+    agent = build_actor_critic(config.learner, NETWORK, (2,), 5)
     ours, metrics = agent.problem.loss(theta, eta, trajectory)
     study = agents.inner_problem(agents.Agent("mg", True, chain.Objective(is_normalised, is_exact)), TABLE)
     other = as_in_the_study(theta.detach()).requires_grad_()
@@ -117,7 +115,7 @@ def test_outer_loss_and_its_gradient_are_the_studys(critic: str, is_normalised: 
     config = experiment(critic, is_normalised, is_exact)
     theta, eta = a_policy(2), torch.tensor([0.3], dtype=F64)
     trajectory = episodes(theta, 5)
-    agent = build_agent(config.learner, NETWORK, (2,), 5)
+    agent = build_actor_critic(config.learner, NETWORK, (2,), 5)
     ours = outer_gradient(lambda x, batch: agent.outer_loss(x, eta, batch), theta, trajectory)
     study = agents.Agent("mg", critic == "outer", chain.Objective(is_normalised, is_exact))
     theirs = outer_gradient(agents.outer_loss_of(study, TABLE, eta), as_in_the_study(theta), counts_of(trajectory))
@@ -127,15 +125,15 @@ def test_outer_loss_and_its_gradient_are_the_studys(critic: str, is_normalised: 
         close(ours.metrics, theirs.metrics.advantage.squeeze())
 
 
-def double(agent: Agent) -> LearnerState:
-    state = init_state(agent, 0, torch.device("cpu"))
+def double(agent: ActorCritic) -> LearnerState:
+    state = agent.init(0, torch.device("cpu"))
     return state._replace(theta=a_policy(3), eta=state.eta.to(F64))
 
 
 @every_variant
 @every_critic
 def test_the_meta_gradient_is_the_studys(critic: str, is_normalised: bool, is_exact: bool) -> None:
-    agent = build_agent(experiment(critic, is_normalised, is_exact).learner, NETWORK, (2,), 5)
+    agent = build_actor_critic(experiment(critic, is_normalised, is_exact).learner, NETWORK, (2,), 5)
     state = double(agent)
     batches: list[Trajectory] = []
     thetas: list[Tensor] = []
@@ -146,7 +144,7 @@ def test_the_meta_gradient_is_the_studys(critic: str, is_normalised: bool, is_ex
         batches.append(episodes(snapshot.theta, j))
         return batches[-1]
 
-    ours = estimate_meta_gradient(agent, state, sample)
+    ours = agent.estimate_meta_gradient(state, sample)
     study = agents.Agent("mg", critic == "outer", chain.Objective(is_normalised, is_exact))
     problem = agents.inner_problem(study, TABLE)
     start = as_in_the_study(state.theta)
@@ -165,7 +163,7 @@ def test_the_bootstrapped_meta_gradient_on_first_states_is_the_studys(
 ) -> None:
     config = experiment(critic, is_normalised, is_exact)
     target = BootstrapConfig(updates=1, states="first")
-    agent = build_agent(replace(config, meta=replace(config.meta, bootstrap=target)).learner, NETWORK, (2,), 5)
+    agent = build_actor_critic(replace(config, meta=replace(config.meta, bootstrap=target)).learner, NETWORK, (2,), 5)
     state = double(agent)
     batches: list[Trajectory] = []
 
@@ -173,7 +171,7 @@ def test_the_bootstrapped_meta_gradient_on_first_states_is_the_studys(
         batches.append(episodes(snapshot.theta, j))
         return batches[-1]
 
-    ours = estimate_meta_gradient(agent, state, sample)
+    ours = agent.estimate_meta_gradient(state, sample)
     assert len(batches) == 3
     study = agents.Agent("bmg", critic == "outer", chain.Objective(is_normalised, is_exact))
     problem = agents.inner_problem(study, TABLE)

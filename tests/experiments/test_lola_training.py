@@ -21,7 +21,7 @@ from metagrad.experiments.gradient_bias.ipd_games import (
 )
 from metagrad.experiments.gradient_bias.lola import Estimation, dice_objective
 from metagrad.experiments.gradient_bias.lola_training import Lola, LolaState, codes
-from metagrad.learner.step import NonFinite
+from metagrad.learner.algorithm import NonFinite
 from metagrad.networks import MemoryOnePair, build_network
 from metagrad.optimizers import Adam, Sgd, constant
 from metagrad.types import Trajectory, WeightSnapshot

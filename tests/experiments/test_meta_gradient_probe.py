@@ -172,20 +172,20 @@ def one_step(game: SnakeState, theta: Tensor, network: Any) -> list[tuple[float,
 def expected_meta_gradient(experiment: Experiment, checkpoint: dict[str, Any]) -> Tensor:
     """E ∂J/∂η for n = 1 by listing τ₀ and τ₁, each pair differentiated through the whole graph at once."""
     algorithm = experiment.algorithm(probe(experiment.env))
-    agent, state = algorithm.agent, algorithm.from_tree(checkpoint["learner"], CPU)
+    state = algorithm.from_tree(checkpoint["learner"], CPU)
     environment = Snake(SnakeConfig(rows=1, columns=3), 1, 0)
     prefix = "real/environment/"
     [games] = checkpoint["actors"]
     environment.restore({name.removeprefix(prefix): x for name, x in games.items() if name.startswith(prefix)})
     total = torch.zeros(4, dtype=torch.float64)
-    for share, first, game in one_step(environment._running(), state.theta, agent.network):
+    for share, first, game in one_step(environment._running(), state.theta, algorithm.network):
         theta = state.theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(agent.problem.loss(theta, state.eta, first)[0], theta)
+        (gradient,) = torch.autograd.grad(algorithm.problem.loss(theta, state.eta, first)[0], theta)
         moved = theta.detach() - 0.5 * gradient
-        for further, second, _ in one_step(game, moved, agent.network):
+        for further, second, _ in one_step(game, moved, algorithm.network):
             found = reference_meta_gradient(
-                agent.problem,
-                lambda x, batch: agent.outer_loss(x, state.eta, batch),
+                algorithm.problem,
+                lambda x, batch: algorithm.outer_loss(x, state.eta, batch),
                 state.theta,
                 state.optimizer,
                 state.eta,

@@ -11,8 +11,8 @@ from metagrad.cluster.config.json_form import differences, from_json, to_json
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
+from metagrad.learner.algorithm import Sample
 from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.lookahead import Sample
 from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import action_log_prob, forward
 from metagrad.meta_parameters import learnt_slices
@@ -108,7 +108,7 @@ def test_two_updates_move_all_that_is_learnt(make: Callable[[], Experiment]) -> 
     for _ in range(2):
         state, _ = algorithm.update(state, sample)
     is_moved = state.eta != first.eta
-    slices = learnt_slices(algorithm.agent.declaration)
+    slices = learnt_slices(algorithm.declaration)
     assert slices
     assert all(is_moved[at].any() for at in slices.values()), {name: is_moved[at] for name, at in slices.items()}
     fixed = set(algorithm.shown(first)) - {name.replace("weights", "weights_norm") for name in slices}

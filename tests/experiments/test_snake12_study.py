@@ -52,7 +52,7 @@ def test_arms_differ_in_the_meta_gradient_alone(name: str, n: int, estimator: st
     own = study.arm_experiment(base, study.ARMS[name])
     assert (own.meta.n, own.meta.estimator) == (n, estimator)
     assert replace(own, meta=replace(own.meta, n=3, estimator="n-step")) == base
-    agent = own.algorithm(probe(base.env)).agent
+    agent = own.algorithm(probe(base.env))
     assert sum(weight > 0 for weight in agent.weights) == weights
 
 

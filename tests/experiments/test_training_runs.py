@@ -18,9 +18,8 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.training.runs import checkpoints, curves, evaluate_newest, evaluations, train
-from metagrad.learner import algorithm
+from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import load, paths, update_of
-from metagrad.learner.step import meta_update
 from metagrad.networks import Mlp
 
 CPU = torch.device("cpu")
@@ -82,14 +81,16 @@ def at_update(
     """Something happens in the middle of this update; gives those that were begun."""
     begun: list[int] = []
 
-    def watched(agent: Any, state: Any, sample: Any) -> Any:
+    own_update = ActorCritic.update
+
+    def watched(algorithm: Any, state: Any, sample: Any) -> Any:
         begun.append(state.update + 1)
         if begun[-1] == update:
             happens(lambda: sample(state.snapshot(), 0))
-        return meta_update(agent, state, sample)
+        return own_update(algorithm, state, sample)
 
     with monkeypatch.context() as patch:
-        patch.setattr(algorithm, "meta_update", watched)
+        patch.setattr(ActorCritic, "update", watched)
         yield begun
 
 

@@ -8,14 +8,15 @@ import pytest
 
 # Printed by the run itself, after its updates 200 and 2,000.
 MEASURING = """
-import metagrad.learner.algorithm, metagrad.learner.step
-def measured(agent, state, sample):
-    result = metagrad.learner.step.meta_update(agent, state, sample)
+from metagrad.learner.actor_critic import ActorCritic
+update = ActorCritic.update
+def measured(algorithm, state, sample):
+    result = update(algorithm, state, sample)
     if result[0].update in (200, 2000):
         status = open("/proc/self/status").read()
         print("\\nVmRSS at", result[0].update, status.split("VmRSS:")[1].split()[0], "kB", flush=True)
     return result
-metagrad.learner.algorithm.meta_update = measured
+ActorCritic.update = measured
 """
 
 

@@ -141,14 +141,15 @@ def test_ctrl_c_on_a_ray_run_leaves_a_checkpoint_and_no_process(
 
 
 FAILING_LEARNER = """
-import metagrad.learner.algorithm, metagrad.learner.step
+from metagrad.learner.actor_critic import ActorCritic
+update = ActorCritic.update
 updates = [0]
 def failing_update(*args):
     updates[0] += 1
     if updates[0] == 8:
         raise RuntimeError("the learner's own")
-    return metagrad.learner.step.meta_update(*args)
-metagrad.learner.algorithm.meta_update = failing_update
+    return update(*args)
+ActorCritic.update = failing_update
 """
 
 

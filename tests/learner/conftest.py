@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
 from metagrad.learner.meta_parameters import A2cParameters
 from metagrad.learner.optimizer_config import AdamConfig
@@ -73,13 +73,15 @@ def fixed_meta_parameters(config: LearnerConfig) -> LearnerConfig:
 
 
 @pytest.fixture
-def make_agent() -> Callable[..., Agent]:
-    """(is_learnt=True, **fields of MetaGradientConfig) -> agent."""
+def make_algorithm() -> Callable[..., ActorCritic]:
+    """(is_learnt=True, **fields of MetaGradientConfig) -> algorithm."""
 
-    def make(is_learnt: bool = True, **meta: object) -> Agent:
+    def make(is_learnt: bool = True, **meta: object) -> ActorCritic:
         config = learner_config(**meta)
         config = config if is_learnt else fixed_meta_parameters(config)
-        return build_agent(config, build_network(Mlp(hidden=8), (FEATURES,), ACTIONS, True), (FEATURES,), ACTIONS)
+        return build_actor_critic(
+            config, build_network(Mlp(hidden=8), (FEATURES,), ACTIONS, True), (FEATURES,), ACTIONS
+        )
 
     return make
 

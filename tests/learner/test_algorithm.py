@@ -5,40 +5,28 @@ from typing import Any
 import pytest
 import torch
 
-from metagrad.learner.agent import Agent
-from metagrad.learner.algorithm import Algorithm, MetaGradientActorCritic, State
+from metagrad.learner import algorithm as algorithm_module
+from metagrad.learner.actor_critic import ActorCritic
+from metagrad.learner.algorithm import Algorithm, AlgorithmState, Clock
 from metagrad.learner.checkpoint import load, save
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.state import init_state
-from metagrad.learner.step import meta_update
 
 CPU = torch.device("cpu")
-MakeAgent = Callable[..., Agent]
+MakeAlgorithm = Callable[..., ActorCritic]
 
 
 @pytest.fixture
-def algorithm(make_agent: MakeAgent) -> MetaGradientActorCritic:
-    return MetaGradientActorCritic(make_agent(n=2))
+def algorithm(make_algorithm: MakeAlgorithm) -> ActorCritic:
+    return make_algorithm(n=2)
 
 
-def test_it_is_an_algorithm_with_the_network_of_its_agent(algorithm: MetaGradientActorCritic) -> None:
+def test_the_actor_critic_is_an_algorithm(algorithm: ActorCritic) -> None:
     assert isinstance(algorithm, Algorithm)
-    assert isinstance(algorithm.init(0, CPU), State)
-    assert algorithm.network is algorithm.agent.network
-
-
-def test_its_update_is_the_learners(algorithm: MetaGradientActorCritic, sampler: Any) -> None:
-    state = algorithm.init(3, CPU)
-    assert torch.equal(state.theta, init_state(algorithm.agent, 3, CPU).theta)
-    new, metrics = algorithm.update(state, sampler)
-    expected, others = meta_update(algorithm.agent, state, sampler)
-    assert torch.equal(new.theta, expected.theta)
-    assert torch.equal(new.eta, expected.eta)
-    assert metrics.meta_gradient == others.meta_gradient
+    assert isinstance(algorithm.init(0, CPU), AlgorithmState)
 
 
 def test_what_is_shown_are_all_hyper_parameters_and_what_is_learnt_are_those_that_move(
-    algorithm: MetaGradientActorCritic, sampler: Any
+    algorithm: ActorCritic, sampler: Any
 ) -> None:
     state = algorithm.init(0, CPU)
     shown = algorithm.shown(state)
@@ -53,9 +41,9 @@ def test_what_is_shown_are_all_hyper_parameters_and_what_is_learnt_are_those_tha
     "meta", [{"n": 0}, {"n": 2}, {"n": 2, "strategy": "sequential"}, {"n": 1, "bootstrap": BootstrapConfig(updates=1)}]
 )
 def test_a_checkpoint_gives_the_state_back(
-    make_agent: MakeAgent, sampler: Any, tmp_path: Path, meta: dict[str, Any]
+    make_algorithm: MakeAlgorithm, sampler: Any, tmp_path: Path, meta: dict[str, Any]
 ) -> None:
-    algorithm = MetaGradientActorCritic(make_agent(**meta))
+    algorithm = make_algorithm(**meta)
     state, _ = algorithm.update(algorithm.init(0, CPU), sampler)
     tree = load(save(tmp_path, 1, algorithm.to_tree(state), keep=1))
     assert algorithm.misfit(tree) is None
@@ -77,18 +65,23 @@ def test_a_checkpoint_gives_the_state_back(
     ],
     ids=str,
 )
-def test_a_tree_of_another_algorithm_does_not_fit(
-    algorithm: MetaGradientActorCritic, changes: dict[str, Any], name: str
-) -> None:
+def test_a_tree_of_another_algorithm_does_not_fit(algorithm: ActorCritic, changes: dict[str, Any], name: str) -> None:
     tree = algorithm.to_tree(algorithm.init(0, CPU))
     assert algorithm.misfit(tree | changes) == name
     assert algorithm.misfit({key: value for key, value in tree.items() if key != name}) == name
     assert algorithm.misfit(None) == "update"
 
 
-def test_a_state_without_a_target_does_not_fit_one_with_it(make_agent: MakeAgent) -> None:
-    plain, target = (
-        MetaGradientActorCritic(make_agent(n=1, bootstrap=BootstrapConfig(updates=updates))) for updates in (0, 1)
-    )
+def test_a_state_without_a_target_does_not_fit_one_with_it(make_algorithm: MakeAlgorithm) -> None:
+    plain, target = (make_algorithm(n=1, bootstrap=BootstrapConfig(updates=updates)) for updates in (0, 1))
     assert target.misfit(plain.to_tree(plain.init(0, CPU))) == "target_optimizer"
     assert plain.misfit(target.to_tree(target.init(0, CPU))) == "target_optimizer"
+
+
+def test_a_clock_adds_up_the_laps_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 11.0, 13.0, 17.0])
+    monkeypatch.setattr(algorithm_module.time, "perf_counter", lambda: next(times))
+    clock = Clock()
+    for phase in ("sample", "inner", "sample"):
+        clock.lap(phase)
+    assert clock.phases == {"sample": 1.0 + 4.0, "inner": 2.0}

@@ -8,11 +8,9 @@ import torch
 
 from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import intrinsic_loss, reward_network
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig
 from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.state import from_tree, init_state, misfit, to_tree
-from metagrad.learner.step import meta_update
 from metagrad.losses import outer_loss
 from metagrad.meta_parameters import MetaParameter, MetaVector, hyperparameters, learnt_names, learnt_slices, shown
 from metagrad.networks import Mlp, build_network
@@ -35,16 +33,18 @@ def parameters(**changes: Any) -> IntrinsicRewardParameters:
     return IntrinsicRewardParameters(**values | changes)
 
 
-MakeAgent = Callable[..., Agent]
+MakeAlgorithm = Callable[..., ActorCritic]
 
 
 @pytest.fixture
-def make_lirpg_agent(config: Callable[..., LearnerConfig]) -> MakeAgent:
-    def make(losses: IntrinsicRewardParameters | None = None, has_outer_critic: bool = True, **meta: Any) -> Agent:
+def make_lirpg_agent(config: Callable[..., LearnerConfig]) -> MakeAlgorithm:
+    def make(
+        losses: IntrinsicRewardParameters | None = None, has_outer_critic: bool = True, **meta: Any
+    ) -> ActorCritic:
         learner = replace(config(**meta), meta_parameters=losses or parameters())
         if not has_outer_critic:
             learner = replace(learner, outer=replace(learner.outer, critic="inner"))
-        return build_agent(learner, build_network(Mlp(hidden=8), (5,), 3, has_outer_critic), (5,), 3)
+        return build_actor_critic(learner, build_network(Mlp(hidden=8), (5,), 3, has_outer_critic), (5,), 3)
 
     return make
 
@@ -70,16 +70,16 @@ def test_bounds_without_a_meaning_are_refused(field: str, value: MetaParameter) 
 
 
 def test_the_losses_are_the_librarys_and_the_outer_one_knows_no_intrinsic_reward(
-    make_lirpg_agent: MakeAgent, trajectory: Any
+    make_lirpg_agent: MakeAlgorithm, trajectory: Any
 ) -> None:
-    agent = make_lirpg_agent(n=1)
-    state = init_state(agent, 0, CPU)
-    hyper = hyperparameters(agent.declaration, state.eta)
+    algorithm = make_lirpg_agent(n=1)
+    state = algorithm.init(0, CPU)
+    hyper = hyperparameters(algorithm.declaration, state.eta)
     lvc = SURROGATES["lvc"]
-    expected = intrinsic_loss(agent.network, state.theta, hyper, trajectory(0), lvc, agent.outer, REWARD)
-    assert torch.equal(agent.problem.loss(state.theta, state.eta, trajectory(0))[0], expected[0])
-    ours = agent.outer_loss(state.theta, state.eta, trajectory(0))
-    for x, y in zip(ours, outer_loss(agent.network, state.theta, trajectory(0), agent.outer), strict=True):
+    expected = intrinsic_loss(algorithm.network, state.theta, hyper, trajectory(0), lvc, algorithm.outer, REWARD)
+    assert torch.equal(algorithm.problem.loss(state.theta, state.eta, trajectory(0))[0], expected[0])
+    ours = algorithm.outer_loss(state.theta, state.eta, trajectory(0))
+    for x, y in zip(ours, outer_loss(algorithm.network, state.theta, trajectory(0), algorithm.outer), strict=True):
         assert torch.equal(x, y)
 
 
@@ -87,26 +87,26 @@ def test_the_losses_are_the_librarys_and_the_outer_one_knows_no_intrinsic_reward
 @pytest.mark.parametrize("product", ["retain", "recompute"])
 @pytest.mark.parametrize("has_outer_critic", [True, False])
 def test_two_updates_move_all_that_is_learnt(
-    make_lirpg_agent: MakeAgent, sampler: Any, n: int, product: str, has_outer_critic: bool
+    make_lirpg_agent: MakeAlgorithm, sampler: Any, n: int, product: str, has_outer_critic: bool
 ) -> None:
-    agent = make_lirpg_agent(n=n, product=product, has_outer_critic=has_outer_critic)
-    state = init_state(agent, 0, CPU)
+    algorithm = make_lirpg_agent(n=n, product=product, has_outer_critic=has_outer_critic)
+    state = algorithm.init(0, CPU)
     before = state.eta
     for _ in range(2):
-        state, metrics = meta_update(agent, state, sampler)
+        state, metrics = algorithm.update(state, sampler)
         assert all(metrics.meta_gradient)
-        norm = shown(agent.declaration, state.eta)["reward_weights_norm"].item()
+        norm = shown(algorithm.declaration, state.eta)["reward_weights_norm"].item()
         assert metrics.scalars["eta/reward_weights_norm"] == pytest.approx(norm)
-    at = learnt_slices(agent.declaration)["reward_weights"]
+    at = learnt_slices(algorithm.declaration)["reward_weights"]
     assert at.stop - at.start == reward_network(REWARD, (5,), 3).size
     assert (state.eta != before).all()
 
 
-def test_a_checkpoint_holds_the_network(make_lirpg_agent: MakeAgent, sampler: Any, tmp_path: Path) -> None:
-    agent = make_lirpg_agent(n=1)
-    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
-    torch.save(to_tree(state), tmp_path / "state")
+def test_a_checkpoint_holds_the_network(make_lirpg_agent: MakeAlgorithm, sampler: Any, tmp_path: Path) -> None:
+    algorithm = make_lirpg_agent(n=1)
+    state, _ = algorithm.update(algorithm.init(0, CPU), sampler)
+    torch.save(algorithm.to_tree(state), tmp_path / "state")
     tree = torch.load(tmp_path / "state", weights_only=True)
-    assert misfit(tree, agent) is None
-    assert torch.equal(from_tree(tree, CPU).eta, state.eta)
-    assert misfit(tree, make_lirpg_agent(parameters(reward_network=Mlp(hidden=5)), n=1)) == "eta"
+    assert algorithm.misfit(tree) is None
+    assert torch.equal(algorithm.from_tree(tree, CPU).eta, state.eta)
+    assert make_lirpg_agent(parameters(reward_network=Mlp(hidden=5)), n=1).misfit(tree) == "eta"

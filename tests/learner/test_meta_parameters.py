@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from metagrad.errors import ConfigurationError
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig
 from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
-from metagrad.learner.state import init_state
-from metagrad.learner.step import meta_update
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter, MetaVector, hyperparameters
 from metagrad.networks import Network
@@ -30,19 +28,21 @@ def test_meta_parameters_are_declared_in_the_order_of_eta(config: Any) -> None:
 
 
 @pytest.mark.parametrize("is_normalised", [False, True])
-def test_a2c_is_the_librarys_loss(make_agent: Callable[..., Agent], trajectory: Any, is_normalised: bool) -> None:
-    agent = make_agent(n=1)
-    losses = replace(agent.losses, is_advantage_normalised=is_normalised)
-    theta = init_state(agent, 0, CPU).theta
-    hyper = hyperparameters(agent.declaration, init_state(agent, 0, CPU).eta)
-    given = (agent.network, theta, hyper, trajectory(0), SURROGATES["ad"], agent.outer)
+def test_a2c_is_the_librarys_loss(
+    make_algorithm: Callable[..., ActorCritic], trajectory: Any, is_normalised: bool
+) -> None:
+    algorithm = make_algorithm(n=1)
+    losses = replace(algorithm.losses, is_advantage_normalised=is_normalised)
+    theta = algorithm.init(0, CPU).theta
+    hyper = hyperparameters(algorithm.declaration, algorithm.init(0, CPU).eta)
+    given = (algorithm.network, theta, hyper, trajectory(0), SURROGATES["ad"], algorithm.outer)
     found, expected = losses.inner_loss(*given), inner_loss(*given, is_advantage_normalised=is_normalised)
     assert torch.equal(found[0], expected[0])
     assert all(map(torch.equal, found[1], expected[1]))
     other = inner_loss(*given, is_advantage_normalised=not is_normalised)
     assert not torch.equal(found[0], other[0])
-    outer = losses.outer_loss(agent.network, theta, hyper, trajectory(0), agent.outer)
-    assert all(map(torch.equal, outer, outer_loss(agent.network, theta, trajectory(0), agent.outer)))
+    outer = losses.outer_loss(algorithm.network, theta, hyper, trajectory(0), algorithm.outer)
+    assert all(map(torch.equal, outer, outer_loss(algorithm.network, theta, trajectory(0), algorithm.outer)))
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,11 @@ class ToyShapedRewards(MetaParametersConfig):
 
 
 @pytest.fixture
-def shaped(config: Any, make_agent: Callable[..., Agent]) -> Agent:
+def shaped(config: Any, make_algorithm: Callable[..., ActorCritic]) -> ActorCritic:
     base: LearnerConfig = config(n=1)
-    return build_agent(replace(base, meta_parameters=ToyShapedRewards(gamma=HALF)), make_agent().network, (5,), 3)
+    return build_actor_critic(
+        replace(base, meta_parameters=ToyShapedRewards(gamma=HALF)), make_algorithm().network, (5,), 3
+    )
 
 
 def test_only_meta_parameters_among_the_fields_are_declared() -> None:
@@ -118,11 +120,11 @@ def test_only_meta_parameters_among_the_fields_are_declared() -> None:
     assert declaration == {"gamma": HALF, "lambda": MetaParameter(initial=1.0, is_learnt=False)}
 
 
-def test_a_loss_of_ones_own_is_differentiated_through(shaped: Agent, sampler: Any, trajectory: Any) -> None:
+def test_a_loss_of_ones_own_is_differentiated_through(shaped: ActorCritic, sampler: Any, trajectory: Any) -> None:
     """γ and the vector of rewards move, each by the derivative of the outer loss through one update."""
-    state = init_state(shaped, 0, CPU)
+    state = shaped.init(0, CPU)
     assert state.eta.shape == (1 + 3,)
-    new, metrics = meta_update(shaped, state, sampler)
+    new, metrics = shaped.update(state, sampler)
     assert not (new.eta == state.eta).any()
 
     def objective(eta: Tensor) -> Tensor:
@@ -143,8 +145,8 @@ def test_a_loss_of_ones_own_is_differentiated_through(shaped: Agent, sampler: An
     }
 
 
-def test_an_outer_loss_may_look_at_eta_and_has_no_derivative_in_it(shaped: Agent, trajectory: Any) -> None:
-    state = init_state(shaped, 0, CPU)
+def test_an_outer_loss_may_look_at_eta_and_has_no_derivative_in_it(shaped: ActorCritic, trajectory: Any) -> None:
+    state = shaped.init(0, CPU)
     loss, _ = shaped.outer_loss(state.theta, state.eta.requires_grad_(), trajectory(0))
     assert not loss.requires_grad
     expected, _ = outer_loss(shaped.network, state.theta, trajectory(0), shaped.outer)

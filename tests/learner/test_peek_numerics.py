@@ -9,13 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.lookahead import estimate_meta_gradient
 from metagrad.learner.optimizer_config import SgdConfig
 from metagrad.learner.schedule import Batch, Peek
-from metagrad.learner.state import LearnerState, init_state
-from metagrad.learner.step import meta_update
 from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.networks import Mlp, Network, build_network
 from metagrad.types import Trajectory, WeightSnapshot
@@ -26,15 +23,15 @@ MakeConfig = Callable[..., LearnerConfig]
 MakeTrajectory = Callable[[int], Trajectory]
 
 
-def build(config: LearnerConfig) -> Agent:
-    return build_agent(config, build_network(Mlp(hidden=6), (5,), 3, True), (5,), 3)
+def build(config: LearnerConfig) -> ActorCritic:
+    return build_actor_critic(config, build_network(Mlp(hidden=6), (5,), 3, True), (5,), 3)
 
 
-def float64_state(agent: Agent) -> LearnerState:
-    state = init_state(agent, 0, CPU)
+def float64_state(algorithm: ActorCritic) -> LearnerState:
+    state = algorithm.init(0, CPU)
     theta, eta = state.theta.double(), state.eta.double()
-    optimizer = agent.problem.optimizer.init(theta)
-    return state._replace(theta=theta, eta=eta, optimizer=optimizer, meta_optimizer=agent.meta_optimizer.init(eta))
+    optimizer = algorithm.problem.optimizer.init(theta)
+    return state._replace(theta=theta, eta=eta, optimizer=optimizer, meta_optimizer=algorithm.meta_optimizer.init(eta))
 
 
 def log_policy(network: Network, theta: Tensor, trajectory: Trajectory) -> Tensor:
@@ -60,9 +57,9 @@ def acted_by(network: Network, theta: Tensor, trajectory: Trajectory) -> Traject
 class Slow:
     """A2C's losses with V-trace; what a stop-gradient holds is computed at parameters of its own."""
 
-    def __init__(self, agent: Agent):
-        self.network = agent.network
-        self.is_lvc = agent.meta.surrogate == "lvc"
+    def __init__(self, algorithm: ActorCritic):
+        self.network = algorithm.network
+        self.is_lvc = algorithm.meta.surrogate == "lvc"
 
     def values(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """V and V', [T+1, B]; the features of V' are those of `frozen`."""
@@ -163,23 +160,28 @@ def test_an_update_on_stale_batches_is_vtraces(
     learner = replace(
         learner, optimizer=SgdConfig(learning_rate=RATE), meta_parameters=off_policy(learner.meta_parameters)
     )
-    agent = build(learner)
-    state = float64_state(agent)
+    algorithm = build(learner)
+    state = float64_state(algorithm)
     batches = [
         acted_by(
-            agent.network, 3.0 * agent.network.init(torch.Generator().manual_seed(100 + k)).double(), trajectory(k)
+            algorithm.network,
+            3.0 * algorithm.network.init(torch.Generator().manual_seed(100 + k)).double(),
+            trajectory(k),
         )
         for k in range(3 + n)
     ]
     stream = iter(batches)
     peek = Peek(lambda published, _: Batch(next(stream), (published.version,)), n + 1, max_lag=n + 1, version=0)
     for _ in range(2):
-        state, _ = meta_update(agent, state, peek.sample)
-    new, metrics = meta_update(agent, state, peek.sample)
+        state, _ = algorithm.update(state, peek.sample)
+    new, metrics = algorithm.update(state, peek.sample)
 
-    slow, window = Slow(agent), batches[2:]
+    slow, window = Slow(algorithm), batches[2:]
     ratios = torch.cat(
-        [(chosen(log_policy(agent.network, state.theta, x), x) - x.behaviour_log_prob).exp()[x.valid] for x in window]
+        [
+            (chosen(log_policy(algorithm.network, state.theta, x), x) - x.behaviour_log_prob).exp()[x.valid]
+            for x in window
+        ]
     )
     assert ratios.min() < 0.8
     assert ratios.max() > 1.25, "ratios on both sides of the clips"
@@ -223,7 +225,7 @@ def test_on_policy_the_losses_and_the_meta_gradient_are_a2cs(
     learner = replace(learner, outer=replace(learner.outer, critic=critic, is_advantage_normalised=critic == "inner"))
     network = build_network(Mlp(hidden=6), (5,), 3, critic == "outer")
     plain, streaming = (
-        build_agent(x, network, (5,), 3)
+        build_actor_critic(x, network, (5,), 3)
         for x in (learner, replace(learner, meta_parameters=off_policy(learner.meta_parameters)))
     )
     state = float64_state(plain)
@@ -237,8 +239,10 @@ def test_on_policy_the_losses_and_the_meta_gradient_are_a2cs(
 
     own = fresh(state.snapshot(), 0)
     exact(streaming.problem.loss(state.theta, state.eta, own)[0], plain.problem.loss(state.theta, state.eta, own)[0])
-    for x, y in zip(*(agent.outer_loss(state.theta, state.eta, own) for agent in (streaming, plain)), strict=True):
+    for x, y in zip(
+        *(algorithm.outer_loss(state.theta, state.eta, own) for algorithm in (streaming, plain)), strict=True
+    ):
         exact(x, y)
-    expected = estimate_meta_gradient(plain, state, fresh)
+    expected = plain.estimate_meta_gradient(state, fresh)
     assert expected.abs().min() > 1e-8
-    torch.testing.assert_close(estimate_meta_gradient(streaming, state, fresh), expected, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(streaming.estimate_meta_gradient(state, fresh), expected, rtol=1e-10, atol=0.0)

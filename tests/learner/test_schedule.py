@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from metagrad.errors import ConfigurationError
-from metagrad.learner.agent import build_agent
+from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
 from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
 from metagrad.learner.schedule import Batch, Lockstep, Peek
-from metagrad.learner.state import init_state
-from metagrad.learner.step import meta_update
 from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
@@ -131,8 +129,8 @@ def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
     """Where batch j was sampled by θⱼ itself every ratio is 1, and V-trace's losses are A2C's."""
     lockstep_config = config(**meta)
     network = build_network(Mlp(hidden=4), (5,), 3, has_outer_critic=True)
-    agent = build_agent(lockstep_config, network, (5,), 3)
-    state = init_state(agent, 0, CPU)
+    algorithm = build_actor_critic(lockstep_config, network, (5,), 3)
+    state = algorithm.init(0, CPU)
     batches: list[Batch] = []
 
     def on_policy(published: WeightSnapshot, step: int) -> Batch:
@@ -142,11 +140,11 @@ def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
         batches.append(Batch(fresh._replace(behaviour_log_prob=log_prob, policy_version=0), (0,)))
         return batches[-1]
 
-    expected, _ = meta_update(agent, state, Lockstep(on_policy).sample)
+    expected, _ = algorithm.update(state, Lockstep(on_policy).sample)
     streaming = replace(lockstep_config, meta_parameters=off_policy(lockstep_config.meta_parameters))
     stream = iter(batches)
     peek = Peek(lambda *_: next(stream), len(batches), max_lag=len(batches), version=0)
-    found, _ = meta_update(build_agent(streaming, network, (5,), 3), state, peek.sample)
+    found, _ = build_actor_critic(streaming, network, (5,), 3).update(state, peek.sample)
     torch.testing.assert_close(found.theta, expected.theta, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found.eta, expected.eta, rtol=1e-5, atol=1e-7)
     assert meta["n"] == 0 or not torch.equal(expected.eta, state.eta)

@@ -5,24 +5,22 @@ from typing import Any
 import pytest
 import torch
 
-from metagrad.learner.agent import Agent
+from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import load, save
-from metagrad.learner.state import from_tree, init_state, to_tree
-from metagrad.learner.step import meta_update
 
-MakeAgent = Callable[..., Agent]
+MakeAlgorithm = Callable[..., ActorCritic]
 CPU = torch.device("cpu")
 
 
-def test_a_seed_determines_theta(make_agent: MakeAgent) -> None:
-    agent = make_agent()
-    assert torch.equal(init_state(agent, 3, CPU).theta, init_state(agent, 3, CPU).theta)
-    assert not torch.equal(init_state(agent, 3, CPU).theta, init_state(agent, 4, CPU).theta)
+def test_a_seed_determines_theta(make_algorithm: MakeAlgorithm) -> None:
+    algorithm = make_algorithm()
+    assert torch.equal(algorithm.init(3, CPU).theta, algorithm.init(3, CPU).theta)
+    assert not torch.equal(algorithm.init(3, CPU).theta, algorithm.init(4, CPU).theta)
 
 
-def test_the_snapshot_is_what_actors_are_told(make_agent: MakeAgent, sampler: Any) -> None:
-    agent = make_agent()
-    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
+def test_the_snapshot_is_what_actors_are_told(make_algorithm: MakeAlgorithm, sampler: Any) -> None:
+    algorithm = make_algorithm()
+    state, _ = algorithm.update(algorithm.init(0, CPU), sampler)
     snapshot = state.snapshot()
     assert snapshot.version == state.version
     assert snapshot.theta is state.theta
@@ -31,16 +29,16 @@ def test_the_snapshot_is_what_actors_are_told(make_agent: MakeAgent, sampler: An
 
 @pytest.mark.parametrize("meta", [{"n": 0}, {"n": 2}, {"n": 2, "strategy": "sequential"}])
 def test_a_state_from_a_checkpoint_continues_bitwise(
-    make_agent: MakeAgent, sampler: Any, tmp_path: Path, meta: dict[str, Any]
+    make_algorithm: MakeAlgorithm, sampler: Any, tmp_path: Path, meta: dict[str, Any]
 ) -> None:
-    agent = make_agent(**meta)
-    state = init_state(agent, 0, CPU)
+    algorithm = make_algorithm(**meta)
+    state = algorithm.init(0, CPU)
     for _ in range(2):
-        state, _ = meta_update(agent, state, sampler)
-    restored = from_tree(load(save(tmp_path, 1, to_tree(state), keep=1)), CPU)
+        state, _ = algorithm.update(state, sampler)
+    restored = algorithm.from_tree(load(save(tmp_path, 1, algorithm.to_tree(state), keep=1)), CPU)
     for _ in range(2):
-        state, _ = meta_update(agent, state, sampler)
-        restored, _ = meta_update(agent, restored, sampler)
+        state, _ = algorithm.update(state, sampler)
+        restored, _ = algorithm.update(restored, sampler)
     assert (restored.update, restored.version) == (state.update, state.version)
     for left, right in (
         (restored.theta, state.theta),

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from metagrad.errors import ConfigurationError
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.state import init_state
-from metagrad.learner.step import meta_update
 from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter, hyperparameters, learnt_names, shown
 from metagrad.networks import Mlp, build_network
@@ -42,14 +40,14 @@ def parameters(**changes: MetaParameter) -> VtraceParameters:
     return VtraceParameters(**values | changes)
 
 
-MakeVtraceAgent = Callable[..., Agent]
+MakeVtraceAgent = Callable[..., ActorCritic]
 
 
 @pytest.fixture
 def make_vtrace_agent(config: Callable[..., LearnerConfig]) -> MakeVtraceAgent:
-    def make(losses: VtraceParameters | None = None, **meta: Any) -> Agent:
+    def make(losses: VtraceParameters | None = None, **meta: Any) -> ActorCritic:
         learner = replace(config(**meta), meta_parameters=losses or parameters())
-        return build_agent(learner, build_network(Mlp(hidden=8), (5,), 3, True), (5,), 3)
+        return build_actor_critic(learner, build_network(Mlp(hidden=8), (5,), 3, True), (5,), 3)
 
     return make
 
@@ -76,14 +74,16 @@ def test_bounds_without_a_meaning_are_refused(field: str, value: MetaParameter) 
 
 
 def test_the_losses_are_the_librarys(make_vtrace_agent: MakeVtraceAgent, trajectory: Any) -> None:
-    agent = make_vtrace_agent(n=1, surrogate="ad")
-    state = init_state(agent, 0, CPU)
-    hyper = hyperparameters(agent.declaration, state.eta)
-    arguments = (agent.network, state.theta, hyper, trajectory(0), SURROGATES["ad"], agent.outer)
-    loss, _ = agent.problem.loss(state.theta, state.eta, trajectory(0))
+    algorithm = make_vtrace_agent(n=1, surrogate="ad")
+    state = algorithm.init(0, CPU)
+    hyper = hyperparameters(algorithm.declaration, state.eta)
+    arguments = (algorithm.network, state.theta, hyper, trajectory(0), SURROGATES["ad"], algorithm.outer)
+    loss, _ = algorithm.problem.loss(state.theta, state.eta, trajectory(0))
     assert torch.equal(loss, vtrace_inner_loss(*arguments)[0])
-    ours = agent.outer_loss(state.theta, state.eta, trajectory(0))
-    for x, y in zip(ours, vtrace_outer_loss(agent.network, state.theta, trajectory(0), agent.outer), strict=True):
+    ours = algorithm.outer_loss(state.theta, state.eta, trajectory(0))
+    for x, y in zip(
+        ours, vtrace_outer_loss(algorithm.network, state.theta, trajectory(0), algorithm.outer), strict=True
+    ):
         assert torch.equal(x, y)
 
 
@@ -92,9 +92,9 @@ def test_the_losses_are_the_librarys(make_vtrace_agent: MakeVtraceAgent, traject
 def test_two_updates_on_stale_rollouts_move_all_of_them(
     make_vtrace_agent: MakeVtraceAgent, sampler: Any, n: int, product: str
 ) -> None:
-    agent = make_vtrace_agent(n=n, product=product)
-    state = init_state(agent, 0, CPU)
-    before = shown(agent.declaration, state.eta)
+    algorithm = make_vtrace_agent(n=n, product=product)
+    state = algorithm.init(0, CPU)
+    before = shown(algorithm.declaration, state.eta)
 
     def stale(snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
         """Each action taken by μ = (.6, .2, .2): ratios on both sides of 1."""
@@ -102,8 +102,8 @@ def test_two_updates_on_stale_rollouts_move_all_of_them(
         return batch._replace(behaviour_log_prob=torch.tensor([0.6, 0.2, 0.2]).log()[batch.action])
 
     for _ in range(2):
-        state, metrics = meta_update(agent, state, stale)
+        state, metrics = algorithm.update(state, stale)
         assert len(metrics.meta_gradient) == len(NAMES)
         assert all(metrics.meta_gradient), dict(zip(NAMES, metrics.meta_gradient, strict=True))
-    after = shown(agent.declaration, state.eta)
+    after = shown(algorithm.declaration, state.eta)
     assert all((after[name] - before[name]).abs() > 1e-3 * before[name] for name in NAMES)

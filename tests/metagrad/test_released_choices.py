@@ -8,13 +8,10 @@ import torch
 from metagrad import autodiff
 from metagrad.bootstrap import LastUpdate, bootstrap_target, matching_loss
 from metagrad.errors import ConfigurationError
-from metagrad.learner.agent import build_agent
+from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig, MetaGradientConfig, OuterConfig
-from metagrad.learner.lookahead import estimate_meta_gradient
 from metagrad.learner.meta_parameters import A2cParameters
 from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
-from metagrad.learner.state import init_state
-from metagrad.learner.step import meta_update
 from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.meta_parameters import MetaParameter, hyperparameters
 from metagrad.networks import Mlp, NatureCnn, build_network
@@ -57,11 +54,11 @@ class Setting:
             meta_parameters=off_policy(LOSSES) if losses == "vtrace" else LOSSES,
         )
         built = build_network(network or Mlp(hidden=6), shape, ACTIONS, critic == "outer")
-        self.agent = build_agent(config, built, shape, ACTIONS)
+        self.agent = build_actor_critic(config, built, shape, ACTIONS)
         self.batches = [make_trajectory(generator, STEPS, BATCH, shape, ACTIONS) for _ in range(8)]
         if isinstance(network, NatureCnn):
             self.batches = [batch._replace(observation=batch.observation * 255.0) for batch in self.batches]
-        state = init_state(self.agent, 0, torch.device("cpu"))
+        state = self.agent.init(0, torch.device("cpu"))
         theta, eta = state.theta.double(), state.eta.double()
         theta += 0.1 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
         optimizer = self.agent.problem.optimizer.init(theta)
@@ -72,14 +69,14 @@ class Setting:
             state = state._replace(target_optimizer=optimizer)
         for _ in range(2):
             self.state = state
-            state, _ = meta_update(self.agent, state, self.sample)
+            state, _ = self.agent.update(state, self.sample)
         self.state = state._replace(carry=None)
 
     def sample(self, snapshot, _step):
         return self.batches[snapshot.version - self.state.version]
 
     def estimate(self):
-        return estimate_meta_gradient(self.agent, self.state, self.sample)
+        return self.agent.estimate_meta_gradient(self.state, self.sample)
 
     def objective(self, eta):
         """J by plain updates; what the learner is told to hold constant is declared so here, too."""

@@ -1,4 +1,4 @@
-"""The look-ahead's own parts; bootstrapped targets against the papers' equations written out slowly in float64."""
+"""Bootstrapped targets against the papers' equations written out slowly in float64."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.learner import lookahead
-from metagrad.learner.agent import Agent
+from metagrad.learner import actor_critic
+from metagrad.learner.actor_critic import ActorCritic, LearnerState
+from metagrad.learner.algorithm import NonFinite
 from metagrad.learner.checkpoint import load, save
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.lookahead import Clock, estimate_meta_gradient, look_ahead
-from metagrad.learner.state import LearnerState, from_tree, init_state, to_tree
-from metagrad.learner.step import NonFinite, meta_update
+from metagrad.meta_gradient import MetaGradient, meta_gradient
 from metagrad.types import Trajectory, WeightSnapshot
 
-MakeAgent = Callable[..., Agent]
+MakeAlgorithm = Callable[..., ActorCritic]
 CPU = torch.device("cpu")
 
 
@@ -47,11 +46,11 @@ class Heads(NamedTuple):
 
 
 class Slow:
-    """Losses of the tests' agent from the papers; what a stop-gradient holds is computed at parameters of its own."""
+    """Losses of the tests' learner from the papers; what a stop-gradient holds is computed at parameters of its own."""
 
-    def __init__(self, agent: Agent):
-        self.network = agent.network
-        self.is_lvc = agent.meta.surrogate == "lvc"
+    def __init__(self, algorithm: ActorCritic):
+        self.network = algorithm.network
+        self.is_lvc = algorithm.meta.surrogate == "lvc"
 
     def heads(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> Heads:
         """The outer critic's features are those of `frozen`, since no derivative of its loss goes through them."""
@@ -116,16 +115,16 @@ def in_float64(trajectory: Trajectory) -> Trajectory:
     return Trajectory(*(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in trajectory))
 
 
-def float64_state(agent: Agent) -> LearnerState:
-    state = init_state(agent, 0, CPU)
+def float64_state(algorithm: ActorCritic) -> LearnerState:
+    state = algorithm.init(0, CPU)
     theta, eta = state.theta.double(), state.eta.double()
-    optimizer = agent.problem.optimizer.init(theta)
+    optimizer = algorithm.problem.optimizer.init(theta)
     return state._replace(
         theta=theta,
         eta=eta,
         optimizer=optimizer,
-        meta_optimizer=agent.meta_optimizer.init(eta),
-        target_optimizer=optimizer if agent.meta.bootstrap.updates else state.target_optimizer,
+        meta_optimizer=algorithm.meta_optimizer.init(eta),
+        target_optimizer=optimizer if algorithm.meta.bootstrap.updates else state.target_optimizer,
     )
 
 
@@ -158,7 +157,7 @@ def derivative(function: Callable[[Tensor], Tensor], point: Tensor, step: float 
 )
 @pytest.mark.thinned(3)
 def test_a_bootstrapped_update_is_the_papers(
-    make_agent: MakeAgent,
+    make_algorithm: MakeAlgorithm,
     sampler: Any,
     trajectory: Any,
     n: int,
@@ -174,16 +173,16 @@ def test_a_bootstrapped_update_is_the_papers(
     """
     direction, coefficient, states = matching
     bootstrap = BootstrapConfig(updates=updates, direction=direction, value_coefficient=coefficient, states=states)
-    agent = make_agent(n=n, strategy=strategy, surrogate=surrogate, product=product, bootstrap=bootstrap)
-    slow = Slow(agent)
+    algorithm = make_algorithm(n=n, strategy=strategy, surrogate=surrogate, product=product, bootstrap=bootstrap)
+    slow = Slow(algorithm)
 
     def sample(snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
         return in_float64(sampler(snapshot, lookahead_step))
 
-    state = float64_state(agent)
+    state = float64_state(algorithm)
     for _ in range(2):  # moments away from 0, where Adam's step would hardly depend on the gradient
-        state, _ = meta_update(agent, state, sample)
-    new, metrics = meta_update(agent, state, sample)
+        state, _ = algorithm.update(state, sample)
+    new, metrics = algorithm.update(state, sample)
 
     # The sampler gives a trajectory by version; under `sequential` the first one is carried over.
     after = state.version + n
@@ -217,7 +216,7 @@ def test_a_bootstrapped_update_is_the_papers(
     torch.testing.assert_close(torch.tensor(metrics.meta_gradient, dtype=torch.float64), expected, rtol=1e-5, atol=0.0)
     eta = state.eta.clone().requires_grad_()
     (whole_graph,) = torch.autograd.grad(objective(eta), eta)
-    actual = estimate_meta_gradient(agent, state, sample)
+    actual = algorithm.estimate_meta_gradient(state, sample)
     torch.testing.assert_close(actual, whole_graph, rtol=1e-12, atol=0.0)
     torch.testing.assert_close(new.theta, path[1 if strategy == "discard" else n], rtol=1e-9, atol=1e-12)
     assert new.target_optimizer.count == target_moments.count == 3
@@ -230,18 +229,18 @@ def test_a_bootstrapped_update_is_the_papers(
         assert metrics.scalars[name] == pytest.approx(value.item(), rel=1e-8, abs=1e-14), name
 
 
-def bootstrapped(make_agent: MakeAgent, updates: int = 1, **meta: Any) -> Agent:
-    return make_agent(**meta, bootstrap=BootstrapConfig(updates=updates))
+def bootstrapped(make_algorithm: MakeAlgorithm, updates: int = 1, **meta: Any) -> ActorCritic:
+    return make_algorithm(**meta, bootstrap=BootstrapConfig(updates=updates))
 
 
 @pytest.mark.parametrize(("n", "updates"), [(1, 1), (1, 2), (2, 1), (2, 3)])
 def test_a_target_asks_for_each_version_once_in_order(
-    make_agent: MakeAgent, sampler: Any, n: int, updates: int
+    make_algorithm: MakeAlgorithm, sampler: Any, n: int, updates: int
 ) -> None:
-    agent = bootstrapped(make_agent, updates, n=n)
-    state = init_state(agent, 0, CPU)
+    algorithm = bootstrapped(make_algorithm, updates, n=n)
+    state = algorithm.init(0, CPU)
     for _ in range(3):
-        state, _ = meta_update(agent, state, sampler)
+        state, _ = algorithm.update(state, sampler)
     versions, steps = zip(*sampler.calls, strict=True)
     assert versions == tuple(range(3 * (n + updates + 1)))
     assert steps == tuple(range(n + updates + 1)) * 3
@@ -251,12 +250,12 @@ def test_a_target_asks_for_each_version_once_in_order(
 
 @pytest.mark.parametrize(("n", "updates"), [(1, 1), (2, 2)])
 def test_a_target_beyond_real_updates_is_looked_ahead_to_and_the_batch_before_it_carried(
-    make_agent: MakeAgent, sampler: Any, n: int, updates: int
+    make_algorithm: MakeAlgorithm, sampler: Any, n: int, updates: int
 ) -> None:
-    agent = bootstrapped(make_agent, updates, n=n, strategy="sequential")
-    state = init_state(agent, 0, CPU)
+    algorithm = bootstrapped(make_algorithm, updates, n=n, strategy="sequential")
+    state = algorithm.init(0, CPU)
     for window in range(1, 4):
-        state, _ = meta_update(agent, state, sampler)
+        state, _ = algorithm.update(state, sampler)
         at_last = sampler.calls[-1 - updates]
         assert state.carry is not None
         assert state.carry.policy_version == at_last[0]
@@ -269,21 +268,21 @@ def test_a_target_beyond_real_updates_is_looked_ahead_to_and_the_batch_before_it
 
 @pytest.mark.parametrize("strategy", ["discard", "sequential"])
 def test_the_targets_optimizer_goes_on_from_update_to_update_and_through_a_checkpoint(
-    make_agent: MakeAgent, sampler: Any, tmp_path: Path, strategy: str
+    make_algorithm: MakeAlgorithm, sampler: Any, tmp_path: Path, strategy: str
 ) -> None:
-    agent = bootstrapped(make_agent, 2, n=2, strategy=strategy)
-    state = init_state(agent, 0, CPU)
+    algorithm = bootstrapped(make_algorithm, 2, n=2, strategy=strategy)
+    state = algorithm.init(0, CPU)
     assert state.target_optimizer.count == 0
     for update in range(1, 3):
         before = state.target_optimizer
-        state, _ = meta_update(agent, state, sampler)
+        state, _ = algorithm.update(state, sampler)
         assert state.target_optimizer.count == update, "one update of each target is its own"
         assert not any(map(torch.equal, before.moments, state.target_optimizer.moments))
         assert not any(map(torch.equal, state.optimizer.moments, state.target_optimizer.moments))
-    restored = from_tree(load(save(tmp_path, 1, to_tree(state), keep=1)), CPU)
+    restored = algorithm.from_tree(load(save(tmp_path, 1, algorithm.to_tree(state), keep=1)), CPU)
     states = []
     for each in (state, restored):
-        new, metrics = meta_update(agent, each, sampler)
+        new, metrics = algorithm.update(each, sampler)
         states.append((new.target_optimizer, metrics.meta_gradient, metrics.scalars["loss/matching"]))
     (left, *scalars), (right, *others) = states
     assert (left.count, scalars) == (right.count, others)
@@ -291,37 +290,37 @@ def test_the_targets_optimizer_goes_on_from_update_to_update_and_through_a_check
     assert not any(x.requires_grad for x in left.moments)
 
 
-def test_the_targets_moments_count(make_agent: MakeAgent, sampler: Any) -> None:
+def test_the_targets_moments_count(make_algorithm: MakeAlgorithm, sampler: Any) -> None:
     """A target from a fresh optimizer is another one: the state is used, not merely kept."""
-    agent = bootstrapped(make_agent, 1, n=1)
-    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
-    fresh = state._replace(target_optimizer=agent.problem.optimizer.init(state.theta))
-    gradients = [meta_update(agent, each, sampler)[1].meta_gradient for each in (state, fresh)]
+    algorithm = bootstrapped(make_algorithm, 1, n=1)
+    state, _ = algorithm.update(algorithm.init(0, CPU), sampler)
+    fresh = state._replace(target_optimizer=algorithm.problem.optimizer.init(state.theta))
+    gradients = [algorithm.update(each, sampler)[1].meta_gradient for each in (state, fresh)]
     assert gradients[0] != gradients[1]
 
 
 @pytest.mark.parametrize("strategy", ["discard", "sequential"])
 def test_without_a_target_its_optimizer_is_empty_and_there_is_no_distance(
-    make_agent: MakeAgent, sampler: Any, strategy: str
+    make_algorithm: MakeAlgorithm, sampler: Any, strategy: str
 ) -> None:
-    agent = make_agent(n=2, strategy=strategy)
-    state, metrics = meta_update(agent, init_state(agent, 0, CPU), sampler)
+    algorithm = make_algorithm(n=2, strategy=strategy)
+    state, metrics = algorithm.update(algorithm.init(0, CPU), sampler)
     assert state.target_optimizer.count == 0
     assert [x.numel() for x in state.target_optimizer.moments] == [0, 0]
     assert "loss/matching" not in metrics.scalars
 
 
-def test_with_nothing_learnt_a_target_changes_nothing(make_agent: MakeAgent, sampler: Any) -> None:
-    plain, target = make_agent(is_learnt=False, n=1), bootstrapped(make_agent, 1, n=1, is_learnt=False)
-    states = [meta_update(agent, init_state(agent, 0, CPU), sampler)[0] for agent in (plain, target)]
+def test_with_nothing_learnt_a_target_changes_nothing(make_algorithm: MakeAlgorithm, sampler: Any) -> None:
+    plain, target = make_algorithm(is_learnt=False, n=1), bootstrapped(make_algorithm, 1, n=1, is_learnt=False)
+    states = [algorithm.update(algorithm.init(0, CPU), sampler)[0] for algorithm in (plain, target)]
     assert torch.equal(states[0].theta, states[1].theta)
     assert all(map(torch.equal, states[0].optimizer.moments, states[1].optimizer.moments))
 
 
-def test_a_trace_decays_on_its_way_from_the_target(make_agent: MakeAgent, sampler: Any) -> None:
+def test_a_trace_decays_on_its_way_from_the_target(make_algorithm: MakeAlgorithm, sampler: Any) -> None:
     def components(n: int, **estimator: Any) -> Tensor:
-        agent = bootstrapped(make_agent, 1, n=n, **estimator)
-        return estimate_meta_gradient(agent, init_state(agent, 0, CPU), sampler)
+        algorithm = bootstrapped(make_algorithm, 1, n=n, **estimator)
+        return algorithm.estimate_meta_gradient(algorithm.init(0, CPU), sampler)
 
     torch.testing.assert_close(components(1, estimator="trace", mu=0.1), components(1), rtol=1e-5, atol=0.0)
     fast, slow = (components(3, estimator="trace", mu=mu) for mu in (0.1, 0.9))
@@ -330,9 +329,9 @@ def test_a_trace_decays_on_its_way_from_the_target(make_agent: MakeAgent, sample
 
 @pytest.mark.parametrize(("step", "field", "name"), [(2, "reward", "loss/outer"), (3, "observation", "loss/matching")])
 def test_what_is_not_finite_beyond_the_look_ahead_is_named(
-    make_agent: MakeAgent, sampler: Any, step: int, field: str, name: str
+    make_algorithm: MakeAlgorithm, sampler: Any, step: int, field: str, name: str
 ) -> None:
-    agent = bootstrapped(make_agent, 1, n=2)
+    algorithm = bootstrapped(make_algorithm, 1, n=2)
 
     def broken(snapshot: WeightSnapshot, lookahead_step: int) -> Trajectory:
         batch: Trajectory = sampler(snapshot, lookahead_step)
@@ -340,44 +339,43 @@ def test_what_is_not_finite_beyond_the_look_ahead_is_named(
         return batch._replace(**{field: torch.full_like(getattr(batch, field), torch.nan)}) if is_broken else batch
 
     with pytest.raises(NonFinite, match=rf"^{name} became nan at update 1$"):
-        meta_update(agent, init_state(agent, 0, CPU), broken)
+        algorithm.update(algorithm.init(0, CPU), broken)
 
 
 @pytest.mark.parametrize("updates", [0, 1])
 def test_an_estimate_is_the_gradient_of_an_update_and_updates_nothing(
-    make_agent: MakeAgent, sampler: Any, updates: int
+    make_algorithm: MakeAlgorithm, sampler: Any, updates: int
 ) -> None:
-    agent = bootstrapped(make_agent, updates, n=2)
-    state, _ = meta_update(agent, init_state(agent, 0, CPU), sampler)
+    algorithm = bootstrapped(make_algorithm, updates, n=2)
+    state, _ = algorithm.update(algorithm.init(0, CPU), sampler)
     copies = [x.clone() for x in (state.theta, state.eta, *state.optimizer.moments, *state.target_optimizer.moments)]
-    estimate = estimate_meta_gradient(agent, state, sampler)
+    estimate = algorithm.estimate_meta_gradient(state, sampler)
     after = (state.theta, state.eta, *state.optimizer.moments, *state.target_optimizer.moments)
     assert all(map(torch.equal, copies, after))
-    assert tuple(estimate.tolist()) == meta_update(agent, state, sampler)[1].meta_gradient
+    assert tuple(estimate.tolist()) == algorithm.update(state, sampler)[1].meta_gradient
     calls = sampler.calls[-2 * (3 + updates) :]
     assert calls[: 3 + updates] == calls[3 + updates :], "the versions that were asked for are free again"
 
 
-def test_outer_gradients_are_those_that_have_a_weight(make_agent: MakeAgent, sampler: Any) -> None:
-    def given(**meta: Any) -> list[bool]:
-        agent = make_agent(n=3, **meta)
-        ahead = look_ahead(agent, init_state(agent, 0, CPU), sampler, Clock())
-        assert (len(ahead.tape), ahead.version, ahead.last_batch.policy_version) == (
-            3,
-            3 + agent.meta.bootstrap.updates,
-            3,
-        )
-        return [gradient is not None for gradient in ahead.outer_gradients]
+def test_outer_gradients_are_those_that_have_a_weight(
+    make_algorithm: MakeAlgorithm, sampler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[int, list[bool]]] = []
 
-    assert given() == [False, False, True]
-    assert given(estimator="mix") == [True, True, True]
-    assert given(bootstrap=BootstrapConfig(updates=2)) == [False, False, True]
+    def recorded(problem: Any, tape: Any, outer_gradients: Any, *options: Any, **named: Any) -> MetaGradient:
+        given.append((len(tape), [gradient is not None for gradient in outer_gradients]))
+        return meta_gradient(problem, tape, outer_gradients, *options, **named)
 
+    monkeypatch.setattr(actor_critic, "meta_gradient", recorded)
 
-def test_a_clock_adds_up_the_laps_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([10.0, 11.0, 13.0, 17.0])
-    monkeypatch.setattr(lookahead.time, "perf_counter", lambda: next(times))
-    clock = Clock()
-    for phase in ("sample", "inner", "sample"):
-        clock.lap(phase)
-    assert clock.phases == {"sample": 1.0 + 4.0, "inner": 2.0}
+    def has_gradient(**meta: Any) -> list[bool]:
+        algorithm = make_algorithm(n=3, **meta)
+        new, _ = algorithm.update(algorithm.init(0, CPU), sampler)
+        length, which = given.pop()
+        updates = algorithm.meta.bootstrap.updates
+        assert (length, new.version, sampler.calls[-1 - updates]) == (3, 3 + updates + 1, (3, 3))
+        return which
+
+    assert has_gradient() == [False, False, True]
+    assert has_gradient(estimator="mix") == [True, True, True]
+    assert has_gradient(bootstrap=BootstrapConfig(updates=2)) == [False, False, True]

@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.learner import agent as agent_module
-from metagrad.learner.agent import Agent, build_agent
+from metagrad.learner import actor_critic
+from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
-from metagrad.learner.lookahead import estimate_meta_gradient
 from metagrad.learner.meta_parameters import A2cParameters
-from metagrad.learner.state import init_state
 from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.losses import OuterObjective, inner_loss, outer_loss
 from metagrad.meta_parameters import hyperparameters
@@ -19,42 +17,42 @@ from metagrad.networks import Mlp, SnakeCnn, build_network
 from metagrad.surrogates import SURROGATES
 from metagrad.types import Trajectory, WeightSnapshot
 
-MakeAgent = Callable[..., Agent]
+MakeAlgorithm = Callable[..., ActorCritic]
 
 
-def test_the_inner_loss_is_the_configured_one(make_agent: MakeAgent, trajectory: Any) -> None:
+def test_the_inner_loss_is_the_configured_one(make_algorithm: MakeAlgorithm, trajectory: Any) -> None:
     values = {}
     for surrogate in ("ad", "lvc"):
-        agent = make_agent(n=1, surrogate=surrogate)
-        state = init_state(agent, 0, torch.device("cpu"))
-        hyper = hyperparameters(agent.declaration, state.eta)
+        algorithm = make_algorithm(n=1, surrogate=surrogate)
+        state = algorithm.init(0, torch.device("cpu"))
+        hyper = hyperparameters(algorithm.declaration, state.eta)
         outer = OuterObjective(0.99, 0.95, uses_outer_critic=True, outer_critic_coefficient=0.5)
-        expected, _ = inner_loss(agent.network, state.theta, hyper, trajectory(0), SURROGATES[surrogate], outer)
-        loss, _ = agent.problem.loss(state.theta, state.eta, trajectory(0))
+        expected, _ = inner_loss(algorithm.network, state.theta, hyper, trajectory(0), SURROGATES[surrogate], outer)
+        loss, _ = algorithm.problem.loss(state.theta, state.eta, trajectory(0))
         assert torch.equal(loss, expected)
         values[surrogate] = loss.item()
     assert values["ad"] != values["lvc"], "the two surrogates have other values, only equal gradients"
 
 
-def test_weights_and_optimizers_follow_the_configuration(make_agent: MakeAgent) -> None:
-    assert make_agent(n=0).weights == ()
-    assert make_agent(n=3).weights == (0.0, 0.0, 1.0)
-    assert make_agent(n=2, estimator="mix", kappa=1.0).weights == (0.5, 0.5)
-    agent = make_agent(n=1)
+def test_weights_and_optimizers_follow_the_configuration(make_algorithm: MakeAlgorithm) -> None:
+    assert make_algorithm(n=0).weights == ()
+    assert make_algorithm(n=3).weights == (0.0, 0.0, 1.0)
+    assert make_algorithm(n=2, estimator="mix", kappa=1.0).weights == (0.5, 0.5)
+    algorithm = make_algorithm(n=1)
     one = torch.ones(1)
-    theta, _ = agent.meta_optimizer.update(one, agent.meta_optimizer.init(one), one, one)
+    theta, _ = algorithm.meta_optimizer.update(one, algorithm.meta_optimizer.init(one), one, one)
     torch.testing.assert_close(theta, torch.tensor([0.9]))  # Adam's first step is its learning rate
 
 
-def test_the_outer_loss_is_on_the_outer_objective(make_agent: MakeAgent, trajectory: Any) -> None:
-    agent = make_agent(n=1)
-    state = init_state(agent, 0, torch.device("cpu"))
-    biased = agent._replace(outer=agent.outer._replace(uses_outer_critic=False))
-    assert agent.outer.uses_outer_critic
-    for chosen in (agent, biased):
-        expected, _ = outer_loss(agent.network, state.theta, trajectory(0), chosen.outer)
+def test_the_outer_loss_is_on_the_outer_objective(make_algorithm: MakeAlgorithm, trajectory: Any) -> None:
+    algorithm = make_algorithm(n=1)
+    state = algorithm.init(0, torch.device("cpu"))
+    biased = replace(algorithm, outer=algorithm.outer._replace(uses_outer_critic=False))
+    assert algorithm.outer.uses_outer_critic
+    for chosen in (algorithm, biased):
+        expected, _ = outer_loss(algorithm.network, state.theta, trajectory(0), chosen.outer)
         assert torch.equal(chosen.outer_loss(state.theta, state.eta, trajectory(0))[0], expected)
-    losses = [chosen.outer_loss(state.theta, state.eta, trajectory(0))[0] for chosen in (agent, biased)]
+    losses = [chosen.outer_loss(state.theta, state.eta, trajectory(0))[0] for chosen in (algorithm, biased)]
     assert not torch.equal(*losses)
 
 
@@ -79,19 +77,19 @@ class Boards:
         )
 
 
-def boards_agent(config: LearnerConfig) -> Agent:
+def boards_agent(config: LearnerConfig) -> ActorCritic:
     """With separate networks for the policy and both critics."""
     spec = SnakeCnn(channels=3, policy_hidden=4, value_hidden=4)
-    return build_agent(config, build_network(spec, (3, 3, 5), 4, config.outer.critic == "outer"), (3, 3, 5), 4)
+    return build_actor_critic(config, build_network(spec, (3, 3, 5), 4, config.outer.critic == "outer"), (3, 3, 5), 4)
 
 
-def meta_gradient_of(agent: Agent) -> Tensor:
-    state = init_state(agent, 0, torch.device("cpu"))
+def meta_gradient_of(algorithm: ActorCritic) -> Tensor:
+    state = algorithm.init(0, torch.device("cpu"))
     state = state._replace(theta=state.theta.double(), eta=state.eta.double())
-    state = state._replace(optimizer=agent.problem.optimizer.init(state.theta))
-    if agent.meta.bootstrap.updates:
-        state = state._replace(target_optimizer=agent.problem.optimizer.init(state.theta))
-    return estimate_meta_gradient(agent, state, Boards())
+    state = state._replace(optimizer=algorithm.problem.optimizer.init(state.theta))
+    if algorithm.meta.bootstrap.updates:
+        state = state._replace(target_optimizer=algorithm.problem.optimizer.init(state.theta))
+    return algorithm.estimate_meta_gradient(state, Boards())
 
 
 @pytest.mark.parametrize("product", ["retain", "recompute"])
@@ -119,11 +117,11 @@ def test_products_that_leave_out_critics_give_the_same_meta_gradient(
     config = replace(config, outer=replace(config.outer, critic=meta.get("critic", "outer")))
     if meta.get("losses"):
         config = replace(config, meta_parameters=off_policy(config.meta_parameters))
-    left_out = agent_module._beyond_adjoints(config, boards_agent(config).network)
+    left_out = actor_critic._beyond_adjoints(config, boards_agent(config).network)
     assert left_out
     assert not any(name.startswith("logits.") for name in left_out)
     found = meta_gradient_of(boards_agent(config))
-    monkeypatch.setattr(agent_module, "_beyond_adjoints", lambda *_: ())
+    monkeypatch.setattr(actor_critic, "_beyond_adjoints", lambda *_: ())
     expected = meta_gradient_of(boards_agent(config))
     assert expected.abs().min() > 0
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
@@ -133,17 +131,17 @@ def test_critics_that_an_adjoint_reaches_are_left_in(config: Any) -> None:
     config = config(n=1)
     network = boards_agent(config).network
     assert config.optimizer.max_gradient_norm is not None
-    assert agent_module._beyond_adjoints(config, network) == ()
+    assert actor_critic._beyond_adjoints(config, network) == ()
     free = replace(config, optimizer=replace(config.optimizer, max_gradient_norm=None))
-    assert agent_module._beyond_adjoints(free, network)
+    assert actor_critic._beyond_adjoints(free, network)
 
     @dataclass(frozen=True, kw_only=True)
     class Other(A2cParameters):
         """Somebody's own, which may be anything."""
 
     other = Other(**{f.name: getattr(free.meta_parameters, f.name) for f in fields(free.meta_parameters)})
-    assert agent_module._beyond_adjoints(replace(free, meta_parameters=other), network) == ()
+    assert actor_critic._beyond_adjoints(replace(free, meta_parameters=other), network) == ()
     matched = replace(free.meta, bootstrap=BootstrapConfig(updates=1, value_coefficient=0.5))
-    assert agent_module._beyond_adjoints(replace(free, meta=matched), network) == ()
+    assert actor_critic._beyond_adjoints(replace(free, meta=matched), network) == ()
     shared = build_network(Mlp(hidden=3), (5,), 3, has_outer_critic=True)
-    assert agent_module._beyond_adjoints(free, shared) == ()
+    assert actor_critic._beyond_adjoints(free, shared) == ()
