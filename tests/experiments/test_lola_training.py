@@ -189,7 +189,8 @@ def test_where_all_is_exact_no_table_is_learnt(look_ahead: int) -> None:
 
 def test_metrics_are_of_the_real_games_and_the_new_policies() -> None:
     algorithm, actors = lola(), Actors()
-    after, (scalars, meta_gradient) = algorithm.update(somewhere(algorithm), actors)
+    after, metrics = algorithm.update(somewhere(algorithm), actors)
+    scalars, meta_gradient = metrics.scalars, metrics.meta_gradient
     real = torch.cat(actors.codes[:2], dim=1)
     first, second = (rewards(code, torch.float64).mean().item() for code in (real, other_code(real)))
     assert (scalars["reward/player_1_per_step"], scalars["reward/player_2_per_step"]) == (first, second)
@@ -228,7 +229,7 @@ def test_a_state_comes_back_from_plain_data() -> None:
     assert algorithm.misfit(tree) is None
     back = algorithm.from_tree(tree, CPU)
     assert algorithm.update(back, Actors())[0].theta.tolist() == algorithm.update(state, Actors())[0].theta.tolist()
-    assert (back.optimizer.count, back.value_optimizer.count, back.update, back.carry) == (2, 2, 2, None)
+    assert (back.optimizer.count, back.value_optimizer.count, back.update, back.held_batches) == (2, 2, 2, 0)
     for name in tree:
         assert algorithm.misfit({k: x for k, x in tree.items() if k != name}) == name
     assert algorithm.misfit(tree | {"moments": torch.zeros(2, 9)}) == "moments"
