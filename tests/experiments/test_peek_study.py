@@ -19,7 +19,7 @@ from metagrad.experiments.one_step_at_a_time.peek_study import (
     run_part,
 )
 from metagrad.experiments.training.runs import checkpoints, train
-from metagrad.learner import lookahead
+from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import checkpoint_path, load
 from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.types import Trajectory, WeightSnapshot
@@ -113,14 +113,14 @@ def test_a_sampled_window_is_what_a_run_has(tmp_path: Path, monkeypatch: pytest.
     assert all(torch.equal(x, theta[u]) for x, u in zip(window_of_update_3, (1, 2, 3), strict=True))
     trees = [load(checkpoint_path(tmp_path / "checkpoints", update)) for update in (1, 2, 3)]
     windows: list[list[Trajectory]] = []
-    look_ahead = lookahead.look_ahead
+    update = ActorCritic.update
 
-    def looked(agent: Any, state: Any, sample: Any, clock: Any) -> Any:
+    def looked(algorithm: Any, state: Any, sample: Any) -> Any:
         windows.append([sample(state.snapshot(), j) for j in range(3)])
         assert torch.equal(state.theta, theta[3])
-        return look_ahead(agent, state, sample, clock)
+        return update(algorithm, state, sample)
 
-    monkeypatch.setattr(lookahead, "look_ahead", looked)
+    monkeypatch.setattr(ActorCritic, "update", looked)
     assert len(list(peek_samples(experiment, trees, 2, seed=5))) == 2
     first, second = windows
     assert not torch.equal(first[0].action, second[0].action), "fresh streams"
