@@ -1,7 +1,7 @@
-"""Hold the files of docker/ and deploy/ against their schemas: `python deploy/check.py`, a part of `make lint`.
+"""Check the files of docker/ and deploy/ against their schemas: `python deploy/check.py`, a part of `make lint`.
 
-Prints one line for each fault, file and place in it, and exits with 1 if there is any. deploy/schemas/README.md says
-what each kind of file is held against, and how far that goes.
+Prints one line per fault, with file and place, and exits with 1 if there is any. deploy/schemas/README.md lists the
+schema of each kind of file.
 """
 
 import functools
@@ -19,13 +19,13 @@ import yaml
 from referencing import Registry, Resource
 
 ROOT = Path(__file__).resolve().parent.parent
-_KUBERNETES = "v1.36.0-local-strict"  # of kubernetes-validate: the newest that refuses unknown fields
+_KUBERNETES = "v1.36.0-local-strict"  # the newest in kubernetes-validate that refuses unknown fields
 _DEFINITIONS = "https://kubernetes.io/api/_definitions.json"
 _IMAGE = re.compile(r"[\w./-]+:[\w.-]*\d[\w.-]*(@sha256:[0-9a-f]{64})?")  # a tag with a version in it
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that is there twice."""
+    """Loads YAML and refuses duplicate keys."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -42,7 +42,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def documents(path: Path) -> list[Any]:
-    """Those of a YAML file."""
+    """Load the documents of a YAML file."""
     with path.open(encoding="utf-8") as file:
         return [each for each in yaml.load_all(file, _Loader) if each is not None]
 
@@ -54,7 +54,7 @@ def _kubernetes(name: str) -> dict[str, Any] | None:
 
 @functools.cache
 def _registry() -> Registry[Any]:
-    """Kubernetes' definitions, also where our schema of KubeRay's objects looks for them."""
+    """Return Kubernetes' definitions, also under the address at which our schema of KubeRay's objects expects them."""
     definitions = Resource.from_contents(_kubernetes("_definitions.json"))
     pod = {"$ref": f"{_DEFINITIONS}#/$defs/io.k8s.api.core.v1.PodTemplateSpec"}
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
@@ -74,7 +74,7 @@ def _faults(document: Any, schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def compose_faults(document: Any) -> Iterator[str]:
-    """Of a compose file: the specification's, an image without a version, a port that is open to the network."""
+    """Check a compose file: the specification's schema, versions of images, ports that are open to the network."""
     place = files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json"
     yield from _faults(document, json.loads(place.read_text(encoding="utf-8")))
     for name, service in document.get("services", {}).items():
@@ -85,7 +85,7 @@ def compose_faults(document: Any) -> Iterator[str]:
 
 
 def kubernetes_faults(document: Any) -> Iterator[str]:
-    """Of an object for Kubernetes: its schema's, an image without a version, a container that may be root."""
+    """Check an object for Kubernetes: its schema, versions of images, containers that may be root."""
     if document.get("apiVersion") == "ray.io/v1":
         own = ROOT / "deploy/schemas/ray.io_v1.json"
         yield from _faults(document, json.loads(own.read_text(encoding="utf-8")))
@@ -118,7 +118,7 @@ def _pods(tree: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def ray_up_faults(document: Any) -> Iterator[str]:
-    """Of a cluster for `ray up`: Ray's own schema's, one without a token, a dashboard that is open to the network."""
+    """Check a cluster for `ray up`: Ray's own schema, its token, a dashboard that is open to the network."""
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
     yield from _faults(document, schema)
     yield from _image_fault("docker", document.get("docker", {}))
@@ -143,7 +143,7 @@ CHECKS = {
 
 
 def all_faults(root: Path) -> Iterator[str]:
-    """Of every file that a row of `CHECKS` names; one line each."""
+    """Check every file that a row of `CHECKS` names, and yield one line per fault."""
     for pattern, check in CHECKS.items():
         paths = sorted(root.glob(pattern))
         if not paths:
@@ -158,7 +158,7 @@ def all_faults(root: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Exit code: 1 where there is a fault."""
+    """Print the faults and return the exit code: 1 if there is any."""
     faults = list(all_faults(ROOT))
     print("\n".join(faults) or f"{len(CHECKS)} kinds of files agree with their schemas")
     return 1 if faults else 0

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Let the training runs of this container write a checkpoint before it goes: SIGTERM to each, then wait for them.
+# Send SIGTERM to the training runs of this container and wait until they have written a checkpoint.
 #
-# Ray ends drivers with SIGKILL when a node stops, and only a container's first process is told beforehand. So whoever
-# stops the container calls this first: docker/ray_node.sh, or a preStop hook in Kubernetes.
+# When a node stops, Ray ends drivers with SIGKILL, and only a container's first process is warned. Call this script before
+# the container stops: docker/ray_node.sh and the preStop hooks for Kubernetes do.
 #
-#   metagrad-drain [SECONDS]     the most to wait; 100 unless told
+#   metagrad-drain [SECONDS]     longest time to wait; 100 by default
 set -eu
 
 seconds=${1:-100}
 proc=${METAGRAD_PROC:-/proc}
 
-# The words of a process, one a line; none of one that has ended, also where nobody has collected it yet.
+# Print the words of a process's command line, one per line; nothing for a process that has ended, zombies included.
 words() {
     tr '\0' '\n' 2>/dev/null <"$proc/$1/cmdline" || true
 }

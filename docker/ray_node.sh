@@ -1,5 +1,5 @@
 #!/bin/sh
-# A Ray node as a container's command: `ray start … --block`, and on SIGTERM first a checkpoint of what trains here.
+# Run a Ray node as a container's command (`ray start … --block`). On SIGTERM let training runs write a checkpoint first.
 #
 #   metagrad-ray-node --head --port=6379 …
 #   metagrad-ray-node --address=head:6379 …
@@ -18,7 +18,7 @@ trap stop TERM INT
 ray start --block "$@" &
 node=$!
 
-# A signal ends the first wait; the second one is for the node itself, which may have ended meanwhile.
+# A signal ends the first wait; the second one waits for the node itself, which may have ended meanwhile.
 status=0
 wait "$node" || status=$?
 if [ -n "$is_stopped" ] && [ "$status" -gt 128 ]; then

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A training run on a Slurm allocation: a Ray head on its first node, a worker on each other one, the run on all of them.
+# Train on a Slurm allocation: start a Ray head on its first node and a worker on each other node, and run on all of them.
 #
 #   sbatch deploy/slurm/metagrad.sh RUN_DIR EXPERIMENT [--field value …]
 #   METAGRAD_BIN=/opt/metagrad/bin sbatch --nodes 5 --cpus-per-task 32 metagrad.sh /scratch/me/pong-0 atari --env.game Pong …
 #
-# RUN_DIR is on storage that all nodes share, or a URL. This file may lie anywhere; of metagrad it needs what pip installs.
+# RUN_DIR must be on storage that all nodes share, or a URL. You may copy this file anywhere; it needs only an installed metagrad.
 #
-# Three minutes before the time is up the run writes a checkpoint and the job goes back into the queue, where the same
-# command continues it; so it does before preemption where Slurm has PreemptParameters=send_user_signal. To end a run with a
-# checkpoint: `scancel --batch --signal=TERM JOB`; the job is COMPLETED then, and the same sbatch goes on with the run. Plain
-# scancel ends Ray's processes along with it, and the run keeps its last regular checkpoint.
+# Three minutes before the time limit the run writes a checkpoint and the job is requeued; the same command then continues it.
+# The same happens before preemption if Slurm has PreemptParameters=send_user_signal. To end a run with a checkpoint use
+# `scancel --batch --signal=TERM JOB`: the job is then COMPLETED, and the same sbatch continues the run later. Plain scancel
+# kills Ray's processes too, which leaves the last regular checkpoint.
 #
-#   METAGRAD_BIN   folder with ray and metagrad, on all nodes; .venv/bin of the folder that sbatch was called in
-#   RAY_AUTH_TOKEN_PATH   the token's file, on all nodes; ~/.ray/auth_token (`ray get-auth-token --generate` makes it)
+#   METAGRAD_BIN   folder with ray and metagrad on all nodes; default: .venv/bin of the folder in which sbatch was called
+#   RAY_AUTH_TOKEN_PATH   file of the token on all nodes; default: ~/.ray/auth_token (from `ray get-auth-token --generate`)
 #SBATCH --job-name=metagrad
 #SBATCH --nodes=3
 #SBATCH --ntasks-per-node=1
@@ -24,7 +24,7 @@
 #SBATCH --output=metagrad-%j.log
 set -euo pipefail
 
-# From the first line on, signals are remembered: unanswered, one would end the job at once, with nothing queued again.
+# Remember signals from the first line on: unhandled, one would end the job at once, without requeueing it.
 signals="" run=""
 # shellcheck disable=SC2329 # the traps call it
 asked() {
@@ -49,26 +49,26 @@ export RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 cpus=${SLURM_CPUS_PER_TASK:-1}
-on() { # node, command …: with all of the node's share, beside what runs there, in place of the subshell that asks for it
+on() { # node, command …: run it with all of the node's share, next to what runs there, replacing the calling subshell
     local node=$1
     shift
     exec srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="$cpus" --overlap "$@"
 }
 
-# This node's address as another one sees it; its name may stand for 127.0.1.1. No packet is sent.
+# This is the node's address as another node sees it; its name may resolve to 127.0.1.1. No packet is sent.
 address=$(python -c '
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     probe.connect((sys.argv[1], 9))
     print(probe.getsockname()[0])' "${nodes[1]:-$head}")
-# Two jobs on one node do not meet: ports above those of Ray's workers, and a folder that no other user has made.
+# Two jobs on one node must not collide: use ports above those of Ray's workers, and a folder of the job's own.
 port=$((20000 + SLURM_JOB_ID % 6000 * 2))
 folder=/tmp/ray-$SLURM_JOB_ID
 export RAY_ADDRESS=$address:$port
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # a node ends after the run or together with it; Slurm waits 30 s for all of it
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nodes end with or after the run; Slurm waits only 30 s for everything
 
-# Ray on one node. The step removes its folder itself: of a job that is cancelled, Slurm starts no further step. It ends by
-# a signal that srun passes on (after SIGTERM srun kills): SIGUSR2, or SIGUSR1 where Ray's logs are of use.
+# This script runs Ray on one node. It removes its folder itself, because Slurm starts no further step for a cancelled job.
+# It is ended by a signal that srun forwards (srun kills after SIGTERM): SIGUSR2, or SIGUSR1 to keep Ray's logs.
 # shellcheck disable=SC2016 # expanded there
 node='
 folder=$1 signal="" ray=""
@@ -82,7 +82,7 @@ code=0
 wait "$ray" || code=$?
 [ -n "$signal" ] || exit "$code"
 while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
-[ "$signal" = USR1 ] || rm -rf "$folder" || { sleep 1; rm -rf "$folder"; } # it may just have been written into'
+[ "$signal" = USR1 ] || rm -rf "$folder" || { sleep 1; rm -rf "$folder"; } # something may just have been written into it'
 on "$head" bash -c "$node" ray-head "$folder" --head --node-ip-address="$address" --port="$port" \
     --ray-client-server-port=$((port + 1)) --include-dashboard=false --num-cpus="$cpus" &
 raylets=($!)
@@ -110,7 +110,7 @@ for _ in $(seq 60); do
     wait $! || kill $! 2>/dev/null || true # a signal ends the wait
 done
 
-code=75 # not begun, so not finished
+code=75 # not started, hence not finished
 if [ -z "$signals" ]; then
     metagrad-continue "$@" &
     run=$!
@@ -121,10 +121,10 @@ if [ -z "$signals" ]; then
         [ "$signals" != "$before" ] || break
     done
 fi
-# 75: stopped in good order, and not finished. 143: SIGTERM came before the run could listen, so it had nothing to keep.
+# 75: the run stopped properly before its end. 143: SIGTERM came before it could handle it, so there was nothing to save.
 case "$code,$signals" in
     75,*USR1* | 143,*USR1*)
-        clean_up # while there still are steps
+        clean_up # while steps can still be started
         echo "metagrad: the time is up; the job goes back into the queue, and then on from the newest checkpoint" >&2
         scontrol requeue "$SLURM_JOB_ID" || echo "metagrad: job $SLURM_JOB_ID cannot be queued again; call the same sbatch anew" >&2
         ;;
