@@ -14,7 +14,8 @@ MAKEFLAGS += --no-builtin-rules
 .PHONY: help train reproduce test test-all lint format image test-image bench alternatives clean
 
 pip := .venv/bin/python -m pip --disable-pip-version-check
-packages := actors learner cluster experiments cli
+# The folders that metagrad/ links to.
+packages := $(shell find metagrad -maxdepth 1 -type l -exec basename {} \;)
 extras := aws,azure,gcs,s3
 image = metagrad:$(version)-$(ACCELERATOR)
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)

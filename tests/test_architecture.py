@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("actors", "cli", "cluster", "experiments", "learner")  # folders that metagrad/ links to
+PARTS = sorted(path.name for path in (ROOT / "metagrad").iterdir() if path.is_symlink())  # folders of the repository
 PACKAGES = ("metagrad", *PARTS, "benchmarks")
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CODE = [path for path in MODULES if path.name != "__init__.py"]
@@ -223,6 +223,15 @@ def test_every_part_is_imported_as_one_of_metagrad(part: str) -> None:
     link = ROOT / "metagrad" / part
     assert link.is_symlink()
     assert link.readlink() == Path("..", part)
+
+
+def test_the_image_holds_every_part_and_no_other_folder() -> None:
+    """Docker cannot loop over COPY, so docker/Dockerfile and .dockerignore repeat what metagrad/ links to."""
+    folders = {"metagrad", *PARTS}
+    copied = re.findall(r"^COPY (\w+) \1$", (ROOT / "docker/Dockerfile").read_text(), re.MULTILINE)
+    assert set(copied) == folders
+    kept = re.findall(r"^!(\w+)/$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert set(kept) == folders
 
 
 def test_the_library_is_checked_at_run_time() -> None:
