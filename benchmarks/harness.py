@@ -10,7 +10,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metagrad.cluster.run.provenance import CPU_INFO, ROOT, commit, processor
 from metagrad.cores import usable_cores
 
 MIN_ROUNDS = 5  # below it a quartile says nothing
@@ -176,25 +176,6 @@ def _peak_resident_bytes() -> int:
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
 
 
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str:
-    """Commit of the code that ran, "+" added where files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    answers = [
-        subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False)
-        for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-    ]
-    if any(answer.returncode for answer in answers):
-        return "unknown"
-    return answers[0].stdout.strip() + ("+" if answers[1].stdout.strip() else "")
-
-
 def machine_record() -> dict[str, Any]:
     """Hardware, versions, load: what a number needs beside it to be compared with another."""
     versions = {}
@@ -204,7 +185,7 @@ def machine_record() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     return {
-        "cpu": _cpu_name(),
+        "cpu": processor(CPU_INFO),
         "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -212,7 +193,7 @@ def machine_record() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit(ROOT) or "unknown",
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -1,7 +1,7 @@
-"""docs/performance.md: what the newest results say, between the marks that its text leaves for them, and their history.
+"""Keep results, and tabulate promises and ratios for docs/performance.md and the README of the results.
 
 `python -m benchmarks NAME --record` keeps a result as `benchmarks/results/NAME.json`, adds its ratios to
-`history.jsonl` there and renders the page anew. The text around the marks is written by hand and stays.
+`history.jsonl` there and renders both pages anew. The text around the marks is written by hand and stays.
 """
 
 import json
@@ -22,7 +22,7 @@ _MARKED = re.compile(r"(<!-- begin (?P<name>[a-z_0-9 ]+) -->\n).*?(<!-- end -->)
 
 
 class Table(NamedTuple):
-    """One table in Markdown."""
+    """A table that prints itself in Markdown."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 def number(value: float) -> str:
-    """Three digits, thousands with commas.
+    """Format three digits, thousands with commas.
 
     >>> number(0.04567), number(9.876), number(15559.3)
     ('.0457', '9.88', '15,600')
@@ -67,12 +67,12 @@ def keep(result: Mapping[str, Any], folder: Path = RESULTS) -> None:
 
 
 def hardware(machine: Mapping[str, Any]) -> str:
-    """Cores, processor and GPUs in words."""
+    """Name cores, processor and GPUs."""
     return ", ".join([f"{machine['cores']} cores of {machine['cpu']}", *machine["gpus"]])
 
 
 def history_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Each ratio of the newest runs and before on the same hardware; more than a tenth worse is marked."""
+    """Tabulate each ratio now and before on the same hardware; more than a tenth worse is marked."""
     lines = []
     for benchmark, newest in {row["benchmark"]: row for row in rows}.items():
         for label, value in newest["ratios"].items():
@@ -92,7 +92,7 @@ def history_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def targets_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What was promised of each benchmark, and what was measured."""
+    """Tabulate what was promised of each benchmark, and what was measured."""
     rows = []
     for name, result in results.items():
         for target in result.get("targets", ()):
@@ -103,7 +103,7 @@ def targets_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def made_by(result: Mapping[str, Any]) -> str:
-    """One line: command, machine, versions."""
+    """Return command, machine and versions in one line."""
     machine = result["machine"]
     packages = machine["versions"] | result.get("versions", {})
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version != "absent")
@@ -114,18 +114,18 @@ def made_by(result: Mapping[str, Any]) -> str:
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The newest result of every benchmark that has one."""
+    """Read the newest result of every benchmark that has one."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def read_history(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All rows, oldest first."""
+    """Read all rows, oldest first."""
     path = folder / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def fill(page: str, blocks: Mapping[str, str]) -> str:
-    r"""The page with every marked part replaced.
+    r"""Return the page with every marked part replaced.
 
     Raises:
         ValueError: a mark that no block is for, or a block without a mark.

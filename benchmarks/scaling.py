@@ -1,19 +1,16 @@
-"""Throughput and the learner's idle share against actors and nodes, and what a broadcast of weights costs.
+"""Measure throughput and the learner's idle share against actors and nodes, and the cost of a broadcast of weights.
 
-**Measured**: the training loop and the transport of real runs on Ray (`learn`, `RayActors`, actor processes on raylets
-of this machine), for schedules lockstep and peek. Only the learner runs in the benchmark's process instead of one of
-Ray's, and actor processes are kept from run to run with new environments in each, so that the start of none is measured
+The training loop and the transport are those of real runs on Ray (`learn`, `RayActors`, actor processes on raylets of
+this machine), for schedules lockstep and peek. Only the learner runs in the benchmark's process instead of one of
+Ray's, and actor processes are kept from run to run with new environments in each, so that no start of one is measured
 or waited for. Two cores cannot step games for many actors, so there are two kinds of environments: `waiting`, whose
 steps take a stated time and no core, as if they ran elsewhere (`benchmarks.waiting`), and Snake, which saturates the
 cores at once. Every actor has the same number of environments; lockstep's batch is one rollout of every actor, peek's
 four rollouts of whichever. The learner is idle while it waits for rollouts or takes them in (`time/sample_seconds`).
 Layouts of nodes are measured one after another, everything else in turn.
 
-**Predicted**: `benchmarks.queueing`, fitted to the waiting environments at `FITTED` numbers of actors and checked at
-the `HELD_OUT` ones; then for more actors than there is room for here, each on a core of its own: of these runs, and of
-the Atari experiment with a learner on a GPU, from numbers that `Atari` states.
-
-**Broadcast**: `benchmarks.broadcast`.
+Beside each waiting run stands the speed that `metagrad plan` gives it from one actor's rollout and the learner's
+update: rollouts of equal length and free transport, so that the share of it that a run reaches shows what those cost.
 """
 
 from collections import defaultdict
@@ -25,10 +22,8 @@ import torch
 
 from benchmarks import broadcast
 from benchmarks.broadcast import Broadcast
-from benchmarks.extrapolation import Atari, waiting_predicted
 from benchmarks.fleet import Fleet
-from benchmarks.harness import at_most, interleave, summary, torch_threads
-from benchmarks.queueing import Lockstep, Pace, Peek, Point, Rollouts, errors, fit_lockstep, fit_peek
+from benchmarks.harness import interleave, summary, torch_threads
 from benchmarks.raylets import on_raylets
 from benchmarks.waiting import WaitingConfig
 from metagrad.actors.rollout import Actor, probe
@@ -37,14 +32,13 @@ from metagrad.cluster.config.experiment import Schedule
 from metagrad.cluster.config.size import rollout_bytes
 from metagrad.cluster.launch.launch import actor_setups
 from metagrad.cluster.on_ray.session import ANY_ROOM, ray_session
+from metagrad.cluster.plan.placement import Rates, update_seconds
 from metagrad.experiments.debiasing.snake import demo
 from metagrad.networks import Mlp
 from metagrad.types import WeightSnapshot
 
-Model = Lockstep | Peek
 SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
-# Fitted where the actors set peek's pace and where the learner does; held out between these, and beyond them.
-FITTED, HELD_OUT = (1, 2, 4, 16), (3, 6, 8, 12, 20)
+WAITING_ACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 SNAKE_ACTORS = (1, 2, 3, 4, 6, 8)
 ON_NODES = 8  # actors, of which one, two or four nodes have equal shares
 NODES = (1, 2, 4)
@@ -53,9 +47,6 @@ ENVIRONMENTS = {"waiting": 16, "snake": 64}  # of an actor; four of them make pe
 WARM_UP = 2  # updates of a run; in peek also orders of the run before, which its actors still work off
 BROADCASTS = tuple(Broadcast(size, actors) for size in (1_000_000, 6_800_000) for actors in (1, 2, 4, 8))
 QUICK_BROADCASTS = (Broadcast(1_000_000, 2),)
-# Of the throughput where nothing was fitted: the model is within .07 of a simulation of its own assumptions, a median
-# of five runs of some twenty rollouts each is uncertain by about .03, and the rest is for cores that are shared here.
-MAX_ERROR = 0.15
 ROLLOUTS_TIMED = 40
 CPU = torch.device("cpu")
 
@@ -105,7 +96,8 @@ class Case(NamedTuple):
 class Measured(NamedTuple):
     """One run in its steady state."""
 
-    pace: Pace
+    update_s: float
+    learner_idle_share: float
     dropped_steps: float
 
 
@@ -113,8 +105,8 @@ def steady(rows: dict[str, list[float]], frames: int) -> Measured:
     """From the rows of a run's updates; seconds from one row to the next are all there are."""
     seconds = [frames / rate for rate in rows["throughput/real_frames_per_second"][WARM_UP:]]
     sampling = rows["time/sample_seconds"][WARM_UP:]
-    pace = Pace(sum(seconds) / len(seconds), sum(sampling) / sum(seconds))
-    return Measured(pace, rows["transport/dropped_steps"][-1])
+    idle = sum(sampling) / sum(seconds)
+    return Measured(sum(seconds) / len(seconds), idle, rows["transport/dropped_steps"][-1])
 
 
 def measure(cases: Sequence[Case], rounds: int, quick: bool, broadcasts: Sequence[Broadcast]) -> dict[str, Any]:
@@ -134,21 +126,21 @@ def measure(cases: Sequence[Case], rounds: int, quick: bool, broadcasts: Sequenc
     return {"runs": dict(found), "broadcasts": sent}
 
 
-def rollout_times(experiment: Experiment, count: int) -> Rollouts:
-    """Of one actor by itself: its waiting, which is known exactly, and its computing, measured in this process."""
+def rollout_seconds(experiment: Experiment, count: int) -> float:
+    """Add an actor's waiting, which is known exactly, to its computing, measured in this process."""
     assert isinstance(experiment.env, WaitingConfig)
-    waiting_s, sd_s = experiment.env.rollout_s(experiment.rollout_length)
+    waiting_s, _ = experiment.env.rollout_s(experiment.rollout_length)
     experiment = replace(experiment, env=replace(experiment.env, least_s=0.0, mean_beyond_s=0.0))
     state = experiment.algorithm(probe(experiment.env)).init(experiment.seed, CPU)
     actor = Actor(actor_setups(experiment, CPU, 0)[0])
     snapshot = WeightSnapshot(0, state.theta, state.eta)
     with torch_threads(1):
         timings = interleave({"rollout": lambda: actor.rollout(snapshot, 0)}, count)["rollout"]
-    return Rollouts(waiting_s + summary([timing.wall_s for timing in timings])["median"], sd_s)
+    return waiting_s + summary([timing.wall_s for timing in timings])["median"]
 
 
-def row(case: Case, runs: Sequence[Measured]) -> dict[str, Any]:
-    """What is kept of a case."""
+def row(case: Case, runs: Sequence[Measured], rollout_s: float) -> dict[str, Any]:
+    """Summarise the runs of a case; waiting ones beside what `metagrad plan` gives them for this rollout."""
     experiment = case.experiment
     share, length = experiment.environments_of_an_actor, experiment.rollout_length
     sent = case.rollouts_per_update * rollout_bytes(probe(experiment.env), share, length)
@@ -158,111 +150,49 @@ def row(case: Case, runs: Sequence[Measured]) -> dict[str, Any]:
         "schedule": case.schedule,
         "actors": case.actors,
         "nodes": case.nodes,
-        "real_frames_per_second": summary([frames / run.pace.update_s for run in runs]),
-        "learner_idle_share": summary([run.pace.learner_idle_share for run in runs]),
-        "update_s": summary([run.pace.update_s for run in runs]),
-        "rollout_bytes_per_second": summary([sent / run.pace.update_s for run in runs]),
+        "real_frames_per_second": summary([frames / run.update_s for run in runs]),
+        "learner_idle_share": summary([run.learner_idle_share for run in runs]),
+        "update_s": summary([run.update_s for run in runs]),
+        "rollout_bytes_per_second": summary([sent / run.update_s for run in runs]),
         "dropped_steps": max(run.dropped_steps for run in runs),
-    }
+    } | ({"share_of_plan": share_of_plan(case, runs, rollout_s)} if case.environment == "waiting" else {})
 
 
-def _point(case_row: dict[str, Any]) -> Point:
-    return Point(case_row["actors"], Pace(case_row["update_s"]["median"], case_row["learner_idle_share"]["median"]))
-
-
-def fitted(rows: Sequence[dict[str, Any]], rollouts: Rollouts, fit_to: Sequence[int]) -> tuple[Lockstep, Peek]:
-    """Both models, from the rows of waiting environments on one node with these numbers of actors."""
-    lockstep, peek = (
-        [_point(each) for each in rows if each["schedule"] == schedule and each["actors"] in fit_to]
-        for schedule in SCHEDULES
-    )
-    experiment = Case("waiting", "peek", 1).experiment
-    batches = 1 + experiment.look_ahead_batches
-    entry_lag = experiment.resolved_max_lag - experiment.look_ahead_batches
-    return fit_lockstep(rollouts, batches, lockstep), fit_peek(rollouts, PEEK_BATCH, entry_lag, peek)
-
-
-def checked(rows: Sequence[dict[str, Any]], models: dict[str, Model], fit_to: Sequence[int]) -> list[dict[str, Any]]:
-    """Predicted beside measured, and whether the fit had seen the point."""
-    result = []
-    for each in rows:
-        measured, predicted = _point(each).pace, models[each["schedule"]].pace(each["actors"])
-        frames = Case("waiting", each["schedule"], each["actors"]).experiment.steps_per_rollout
-        there = {
-            "schedule": each["schedule"],
-            "actors": each["actors"],
-            "is_held_out": each["actors"] not in fit_to,
-            "predicted_frames_per_second": frames / predicted.update_s,
-            "measured_frames_per_second": frames / measured.update_s,
-            "predicted_idle_share": predicted.learner_idle_share,
-            "measured_idle_share": measured.learner_idle_share,
-        }
-        result.append(there | errors(predicted, measured))
-    return result
-
-
-def model_result(rows: Sequence[dict[str, Any]], rollouts: Rollouts, fit_to: Sequence[int]) -> dict[str, Any]:
-    """The fit, how well it predicts, and what it says of more actors."""
-    lockstep, peek = fitted(rows, rollouts, fit_to)
-    points = checked(rows, {"lockstep": lockstep, "peek": peek}, fit_to)
-    return {
-        "rollout_s": rollouts._asdict(),
-        "lockstep": {
-            "batch_s": lockstep.batch_s,
-            "rollout_s": lockstep.rollout_s,
-            "learner_s": lockstep.learner._asdict(),
-        },
-        "peek": {
-            "order_s": peek.order_s,
-            "take_s": peek.take_s,
-            "learner_s": peek.learner.fixed_s,
-            "useful_actors": peek.useful_actors,
-        },
-        "points": points,
-        "more_actors": waiting_predicted(lockstep, peek, ENVIRONMENTS["waiting"], 5),
-        "atari_inputs": Atari()._asdict(),
-        "atari": Atari().predicted(lockstep, peek),
-    }
-
-
-def worst_error(points: Sequence[dict[str, Any]], schedule: str) -> float:
-    """Largest relative error of the throughput where nothing was fitted."""
-    held_out = [each for each in points if each["schedule"] == schedule and each["is_held_out"]]
-    return max(abs(each["throughput_relative_error"]) for each in held_out)
+def share_of_plan(case: Case, runs: Sequence[Measured], rollout_s: float) -> float:
+    """Divide the measured speed by the one that `metagrad plan` gives for a rollout and the learner's own seconds."""
+    experiment = case.experiment
+    learning_s = summary([run.update_s * (1 - run.learner_idle_share) for run in runs])["median"]
+    batches = case.rollouts_per_update / (experiment.environments / experiment.environments_of_an_actor)
+    rates = Rates(rollout=rollout_s, environment=0.0, update=learning_s, batches=batches)
+    return update_seconds(experiment, rates, case.actors) / summary([run.update_s for run in runs])["median"]
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
     """Quick: two rounds of one and two actors on one node, and one broadcast."""
     rounds = 2 if quick else rounds
-    fit_to, numbers = ((1,), (1, 2)) if quick else (FITTED, sorted(FITTED + HELD_OUT))
+    numbers = (1, 2) if quick else WAITING_ACTORS
     cases = [Case("waiting", schedule, actors) for actors in numbers for schedule in SCHEDULES]
     snake = () if quick else SNAKE_ACTORS
     cases += [Case("snake", schedule, actors) for actors in snake for schedule in SCHEDULES]
-    rollouts = rollout_times(cases[0].experiment, 5 if quick else ROLLOUTS_TIMED)
+    rollout_s = rollout_seconds(cases[0].experiment, 5 if quick else ROLLOUTS_TIMED)
     broadcasts = QUICK_BROADCASTS if quick else BROADCASTS
     # One CPU more than actors, so that none waits for a place: what cores there are is the machine's affair.
     there = on_raylets((max(numbers) + 1,), measure, cases, rounds, quick, broadcasts)
-    rows = {case.label: row(case, there["runs"][case.label]) for case in cases}
+    rows = {case.label: row(case, there["runs"][case.label], rollout_s) for case in cases}
     sent = {"1 node": there["broadcasts"]}
     for nodes in () if quick else NODES:
         layout = [Case("waiting", schedule, ON_NODES, nodes) for schedule in SCHEDULES]
         biggest = [each for each in BROADCASTS if each.actors == ON_NODES] * (nodes > 1)
         there = on_raylets((ON_NODES // nodes,) * nodes, measure, layout, rounds, quick, biggest)
         # The layout of one node is measured like the others, after them and beside as few cases.
-        rows |= {f"{case.label}, layouts": row(case, there["runs"][case.label]) for case in layout}
+        rows |= {f"{case.label}, layouts": row(case, there["runs"][case.label], rollout_s) for case in layout}
         sent |= {f"{nodes} nodes": there["broadcasts"]} if nodes > 1 else {}
-    model = model_result([rows[case.label] for case in cases if case.environment == "waiting"], rollouts, fit_to)
     return {
+        "rollout_s": rollout_s,
         "runs": rows,
-        "model": model,
         "broadcast": sent,
         "ratios": {
             f"broadcast of {label} by reference over by value": each["by_reference_over_by_value"]["median"]
             for label, each in sent["1 node"].items()
         },
-        "targets": [
-            at_most(f"model of {schedule}: worst error at held-out actors", error, MAX_ERROR)
-            for schedule in SCHEDULES
-            for error in [worst_error(model["points"], schedule)]
-        ],
     }

@@ -20,7 +20,6 @@ MAX_COLUMNS = 100
 WIDE_UNTIL_WRAPPED = {
     "architecture.md",
     "extending.md",
-    "performance.md",
 }
 
 

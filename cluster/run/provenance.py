@@ -1,4 +1,4 @@
-"""What a result was made with and on: versions, commit, processor. No names of machines or people."""
+"""Record what a result was made with and on: versions, commit, processor. No machine or person is named."""
 
 import functools
 import platform
@@ -11,23 +11,25 @@ import torch
 
 from metagrad.cores import usable_cores
 
-_ROOT = Path(__file__).resolve().parents[2]  # resolved: in a checkout metagrad/cluster is a link
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, if this is one; resolved, because metagrad/cluster is a link there."""
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def provenance() -> dict[str, Any]:
-    """Plain data: versions of metagrad, torch and Python, git commit (None outside of a checkout), hardware."""
+    """Return versions of metagrad, torch and Python, the git commit (None outside of a checkout) and the hardware."""
     return {
         "metagrad": version("metagrad"),
-        "commit": commit(_ROOT),
+        "commit": commit(ROOT),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": hardware(Path("/proc/cpuinfo")),
+        "hardware": hardware(CPU_INFO),
     }
 
 
 @functools.cache
 def commit(root: Path) -> str | None:
-    """The commit checked out at `root`, "+changes" behind it where tracked files differ; None: it is no checkout."""
+    """Return the commit checked out at `root`, with "+changes" where tracked files differ; None: it is no checkout."""
     # An installed package may lie inside somebody else's repository.
     if not (root / ".git").exists():
         return None
@@ -45,12 +47,13 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def hardware(cpu_info: Path) -> str:
-    """Processor model and the cores that this process may use."""
-    model = platform.machine()
-    if cpu_info.exists():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+    """Return the processor's model and the number of cores that this process may use."""
     cores = usable_cores()
-    return f"{model}, {cores} core{'s' if cores != 1 else ''}"
+    return f"{processor(cpu_info)}, {cores} core{'s' if cores != 1 else ''}"
+
+
+def processor(cpu_info: Path) -> str:
+    """Return the processor's model, or its architecture where the system does not say."""
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
