@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from metagrad.actors import policy
-from metagrad.actors.envs import EnvironmentConfig, make_environment
+from metagrad.actors.envs import EnvironmentConfig
 from metagrad.actors.envs.base import Environment, EnvironmentSpec, EnvironmentStep
 from metagrad.actors.rollout import name_fault
 from metagrad.errors import require
@@ -100,7 +100,9 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
     batch_size = environments or math.ceil(episodes / rounds)
     environment_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     player = Player(network, theta.to(device), policy_seed, is_greedy)
-    with closing(make_environment(config, batch_size, environment_seed, device, threads, False)) as environment:
+    with closing(
+        config.make(batch_size=batch_size, seed=environment_seed, device=device, threads=threads, is_training=False)
+    ) as environment:
         totals = _play_rounds(environment, player, rounds, max_steps, is_stopped)
     returns, lengths, is_cut = (total.flatten()[:episodes].tolist() for total in totals)
     return EvaluationResult(returns, lengths, sum(is_cut))

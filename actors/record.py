@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from metagrad.actors.envs import EnvironmentConfig, make_environment
+from metagrad.actors.envs import EnvironmentConfig
 from metagrad.actors.envs.atari import AtariConfig, make_atari_view
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.envs.snake_render import render
@@ -94,7 +94,9 @@ def record(
 
 def _play_snake(config: SnakeConfig, player: Player, seed: int, max_steps: int) -> Iterator[_Frame]:
     scale = max(8, 2 * round(PICTURE_SIZE / max(config.rows, config.columns) / 2))  # pixels a cell
-    with closing(make_environment(config, 1, seed, torch.device("cpu"), 1, False)) as environment:
+    with closing(
+        config.make(batch_size=1, seed=seed, device=torch.device("cpu"), threads=1, is_training=False)
+    ) as environment:
         observation = environment.reset()
         picture = render(observation[0], scale)
         yield _Frame(picture, 0.0, False, False)
@@ -111,7 +113,9 @@ def _play_snake(config: SnakeConfig, player: Player, seed: int, max_steps: int) 
 def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) -> Iterator[_Frame]:
     # Twins play the same game: one shows the policy what it was trained on, the other shows colours to a person.
     with (
-        closing(make_environment(config, 1, seed, torch.device("cpu"), 1, False)) as environment,
+        closing(
+            config.make(batch_size=1, seed=seed, device=torch.device("cpu"), threads=1, is_training=False)
+        ) as environment,
         closing(make_atari_view(config, 1, seed, threads=1, is_training=False)) as view,
     ):
         observation, screen = environment.reset(), view.reset()

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from metagrad.actors import policy
-from metagrad.actors.envs import EnvironmentConfig, make_environment
+from metagrad.actors.envs import EnvironmentConfig
 from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
 from metagrad.networks import NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
@@ -157,8 +157,12 @@ class Actor:
         setup = self.setup
         entropy = (*setup.seed, setup.index, ("real", "lookahead").index(purpose))
         environment_seed, policy_seed = np.random.SeedSequence(entropy).generate_state(2).tolist()
-        environment = make_environment(
-            setup.environment, setup.batch_size, environment_seed, torch.device(setup.device), setup.threads, True
+        environment = setup.environment.make(
+            batch_size=setup.batch_size,
+            seed=environment_seed,
+            device=torch.device(setup.device),
+            threads=setup.threads,
+            is_training=True,
         )
         return Pool(environment, policy_seed)
 
@@ -196,6 +200,6 @@ class Actor:
 
 def probe(config: EnvironmentConfig) -> EnvironmentSpec:
     """Shapes and actions of an environment, from one instance of it."""
-    environment = make_environment(config, 1, 0, torch.device("cpu"), 1, True)
+    environment = config.make(batch_size=1, seed=0, device=torch.device("cpu"), threads=1, is_training=True)
     environment.close()
     return environment.spec

@@ -28,7 +28,6 @@ from benchmarks.alternative import Alternative, alternative
 from benchmarks.end_to_end_ours import EXPERIMENTS, chosen, ours
 from benchmarks.harness import at_least, interleave, summary, torch_threads
 from metagrad.actors import policy
-from metagrad.actors.envs import make_environment
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.launch.launch import actor_setups
@@ -54,7 +53,7 @@ def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, floa
     alone = replace(experiment, topology="colocated", actors=1, environments_per_actor=None)
     algorithm, batch = alone.algorithm(probe(alone.env)), experiment.environments_of_an_actor
     state = algorithm.init(alone.seed, CPU)
-    games = make_environment(alone.env, batch, 0, CPU, 1, True)
+    games = alone.env.make(batch_size=batch, seed=0, device=CPU, threads=1, is_training=True)
     observation = games.reset()
     actions = torch.randint(games.spec.num_actions, (alone.rollout_length, batch))
     (setup,) = actor_setups(alone, CPU, 0)

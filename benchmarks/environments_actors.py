@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Timing
-from metagrad.actors.envs import make_environment
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.run.memory import keep_freed_memory
 
@@ -29,7 +28,9 @@ def step_shares(orders: "Connection[Any, Any]", seed: int) -> None:
         if order is not None:
             config, numbers = order
             actions = torch.from_numpy(numbers)
-            environment = make_environment(config, actions.shape[1], seed, torch.device("cpu"), 1, True)
+            environment = config.make(
+                batch_size=actions.shape[1], seed=seed, device=torch.device("cpu"), threads=1, is_training=True
+            )
             environment.reset()
         cpu = time.process_time()
         for action in actions:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
 from benchmarks.harness import interleave, one_core
 from benchmarks.rates import Program, compare
-from metagrad.actors.envs import AtariConfig, make_environment
+from metagrad.actors.envs import AtariConfig
 from metagrad.actors.envs.atari import BACKENDS, game_seeds
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.policy import Decision, Policy, sample
@@ -93,7 +93,7 @@ def loop(
     config: AtariConfig, games: int, steps: int, policy_of: Callable[[EnvironmentSpec], Callable[[], Policy]]
 ) -> Callable[[], None]:
     """Rollouts as an actor makes them, each under a policy of its own."""
-    pool = Pool(make_environment(config, games, 0, CPU, 1, True), seed=0)
+    pool = Pool(config.make(batch_size=games, seed=0, device=CPU, threads=1, is_training=True), seed=0)
     publish = policy_of(pool.environment.spec)
 
     def run() -> None:
@@ -128,7 +128,7 @@ def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> di
     """
     keep_freed_memory()
     with one_core():
-        ours = make_environment(config, games, 0, CPU, 1, True)
+        ours = config.make(batch_size=games, seed=0, device=CPU, threads=1, is_training=True)
         ours.reset()
         num_actions = ours.spec.num_actions
         actions = torch.randint(num_actions, (steps, games), generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,6 @@ from benchmarks.alternative import Alternative, alternative
 from benchmarks.environments_actors import Actors, snake_actors
 from benchmarks.harness import interleave, torch_threads
 from benchmarks.rates import Program, compare
-from metagrad.actors.envs import make_environment
 from metagrad.actors.envs.base import Environment
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.policy import sample
@@ -145,7 +144,7 @@ def counted(environment: Environment, actions: Tensor) -> Counts:
 
 def in_the_loop(case: SnakeCase) -> Program:
     """Rollouts on one thread, as an actor makes them."""
-    environment = make_environment(case.config, case.batch_size, 1, CPU, 1, True)
+    environment = case.config.make(batch_size=case.batch_size, seed=1, device=CPU, threads=1, is_training=True)
     spec = environment.spec
     network = build_network(SnakeCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
     theta = network.init(torch.Generator().manual_seed(0))
@@ -177,7 +176,7 @@ def measure_case(
     actions = torch.randint(4, (case.steps, case.batch_size), generator=torch.Generator().manual_seed(0))
     programs = {"in the loop": in_the_loop(case)}
     for count in threads:
-        environment = make_environment(case.config, case.batch_size, 0, CPU, 1, True)
+        environment = case.config.make(batch_size=case.batch_size, seed=0, device=CPU, threads=1, is_training=True)
         environment.reset()
         programs[f"ours, threads: {count}"] = Program(
             partial(step_through, environment, actions, count), actions.numel()

@@ -35,7 +35,7 @@ class WaitingConfig(EnvironmentConfig):
             require(is_time, f"env.{name}", seconds, "must be a time in seconds", "use 0 or more")
         require(self.features >= 1, "env.features", self.features, "must be at least 1", "raise env.features")
 
-    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Waiting":
+    def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Waiting":
         del threads, is_training
         return Waiting(self, batch_size, seed, device)
 

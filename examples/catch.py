@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
+from metagrad.actors.envs.base import DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.errors import require
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.losses import (
@@ -39,80 +38,66 @@ from metagrad.types import Trajectory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatchConfig(DeviceEnvironmentConfig):
-    """Size of the board; bsuite's by default."""
+    """Gives the size of the board; the default is bsuite's."""
 
     rows: int = 10
     columns: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns"):
-            require(getattr(self, name) >= 2, f"env.{name}", getattr(self, name), "must be at least 2", "raise it")
+        self.require_whole("rows", 2)
+        self.require_whole("columns", 2)
 
-    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Catch":
-        """B boards on `device`."""
+    def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Catch":
+        """Make B boards on `device`."""
         del threads, is_training
         return Catch(self, batch_size, seed, device)
 
 
 class CatchState(NamedTuple):
-    """B boards."""
+    """Holds B boards."""
 
     row: Int64[Tensor, "B"]  # of the ball
     ball: Int64[Tensor, "B"]  # column
     paddle: Int64[Tensor, "B"]  # column
 
 
-class Catch:
-    """B games with SAME_STEP autoreset; every draw comes from one generator."""
+class Catch(DeviceEnvironment[CatchState]):
+    """Plays B games with SAME_STEP autoreset; every draw comes from one generator."""
 
     def __init__(self, config: CatchConfig, batch_size: int, seed: int, device: torch.device) -> None:
+        super().__init__(
+            name="Catch",
+            batch_size=batch_size,
+            observation_shape=(config.rows, config.columns),
+            action_names=("left", "stay", "right"),
+            device=device,
+            seed=seed,
+        )
         self._config = config
-        self._generator = torch.Generator(device).manual_seed(seed)
-        self._state = CatchState(*(torch.zeros(batch_size, dtype=torch.int64, device=device) for _ in range(3)))
-        shape = (config.rows, config.columns)
-        self.spec = EnvironmentSpec(batch_size, shape, torch.float32, ("left", "stay", "right"), device, "Catch")
-
-    def reset(self) -> Float[Tensor, "B rows columns"]:
-        """Start all B games."""
-        self._state = self._fresh()
-        return self.observe()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
-        """The ball falls by a row, the paddle moves by a column at most."""
-        paddle = (self._state.paddle + action.to(torch.int64) - 1).clamp(0, self._config.columns - 1)
-        row = self._state.row + 1
+        """Let the ball fall by a row and the paddle move by at most a column."""
+        before = self._running()
+        paddle = (before.paddle + action.to(torch.int64) - 1).clamp(0, self._config.columns - 1)
+        row = before.row + 1
         is_end = row == self._config.rows - 1
-        reward = torch.where(is_end, torch.where(paddle == self._state.ball, 1.0, -1.0), 0.0)
-        moved = CatchState(row, self._state.ball, paddle)
+        reward = torch.where(is_end, torch.where(paddle == before.ball, 1.0, -1.0), 0.0)
+        moved = CatchState(row, before.ball, paddle)
         self._state = CatchState(
-            *(torch.where(is_end, new, old) for new, old in zip(self._fresh(), moved, strict=True))
+            *(torch.where(is_end, new, old) for new, old in zip(self._start(), moved, strict=True))
         )
         return EnvironmentStep.same_step(self.observe(), reward, is_end)
 
     def observe(self) -> Float[Tensor, "B rows columns"]:
-        """1 where the ball is and where the paddle is."""
+        """Return boards with 1 where the ball is and where the paddle is."""
+        games = self._running()
         board = torch.zeros(self.spec.batch_size, *self.spec.observation_shape, device=self.spec.device)
         index = torch.arange(self.spec.batch_size, device=self.spec.device)
-        board[index, self._state.row, self._state.ball] = 1.0
-        board[index, -1, self._state.paddle] = 1.0
+        board[index, games.row, games.ball] = 1.0
+        board[index, -1, games.paddle] = 1.0
         return board
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copies of the games and of the random stream: with these two, runs resume bitwise and look-aheads fork."""
-        return {name: x.clone() for name, x in self._state._asdict().items()} | {
-            "generator": self._generator.get_state()
-        }
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a snapshot back; without a generator the own one goes on."""
-        self._state = CatchState(*(snapshot[name].to(self.spec.device, copy=True) for name in CatchState._fields))
-        if "generator" in snapshot:
-            continue_stream(self._generator, snapshot["generator"])
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _fresh(self) -> CatchState:
+    def _start(self) -> CatchState:
         shape, columns = (self.spec.batch_size,), self._config.columns
         ball = torch.randint(columns, shape, generator=self._generator, device=self.spec.device)
         return CatchState(torch.zeros_like(ball), ball, torch.full_like(ball, columns // 2))

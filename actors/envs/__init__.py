@@ -1,9 +1,7 @@
-"""Environments as configurations, and the one function that makes them."""
-
-import torch
+"""Re-exports the configurations of all environments; `make` of each makes a batch of them."""
 
 from metagrad.actors.envs.atari import AtariConfig
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, Environment, EnvironmentConfig
+from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
@@ -19,17 +17,4 @@ __all__ = [
     "MarkovRewardProcessConfig",
     "SnakeConfig",
     "TabularMdpConfig",
-    "make_environment",
 ]
-
-
-def make_environment(
-    config: EnvironmentConfig,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    threads: int,
-    is_training: bool,
-) -> Environment:
-    """B environments of one kind; `is_training` False plays full lives (evaluation)."""
-    return config.make(batch_size, seed, device, threads, is_training)

@@ -90,8 +90,7 @@ class AtariConfig(EnvironmentConfig):
             ("stack_size", 1, 1_000, "1 shows the present screen only"),
             ("max_episode_steps", 1, 2**31 - 1, "27000 is usual"),
         ):
-            value = getattr(self, name)
-            require(low <= value <= high, f"env.{name}", value, f"must lie in [{low}, {high}]", remedy)
+            self.require_whole(name, low, high, remedy)
         sticky = self.sticky_action_probability
         require(0 <= sticky < 1, "env.sticky_action_probability", sticky, "in [0, 1)", "0 never repeats an action")
 
@@ -101,7 +100,7 @@ class AtariConfig(EnvironmentConfig):
         return GAMES[self.game]
 
     def make(
-        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+        self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
     ) -> "AtariEnvironment":
         """Make B games on the host, whatever the device."""
         del device

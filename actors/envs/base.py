@@ -1,4 +1,4 @@
-"""What every batched environment looks like to an actor.
+"""Interfaces of batched environments, and what those on a torch device have in common.
 
 Shapes: B environments stepped together. All tensors live on `spec.device`.
 
@@ -12,15 +12,20 @@ Autoreset is one of two, and is the environment's own property (see docs/convent
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from metagrad.actors.envs.snapshots import checked_fields
+from metagrad.errors import require
+
+MAX_STEPS = torch.iinfo(torch.int32).max  # environments count the steps of an episode in int32
+
 
 class EnvironmentSpec(NamedTuple):
-    """Static facts of one batch of environments."""
+    """Holds the static facts of one batch of environments."""
 
     batch_size: int
     observation_shape: tuple[int, ...]
@@ -35,7 +40,7 @@ class EnvironmentSpec(NamedTuple):
 
 
 class EnvironmentStep(NamedTuple):
-    """What one step of B environments returns."""
+    """Holds what one step of B environments returns."""
 
     observation: Shaped[Tensor, "B ..."]
     reward: Float[Tensor, "B"]  # what the learner is fed (Atari: its sign)
@@ -49,22 +54,22 @@ class EnvironmentStep(NamedTuple):
     def same_step(
         cls, observation: Shaped[Tensor, "B ..."], reward: Float[Tensor, "B"], is_terminal: Bool[Tensor, "B"]
     ) -> "EnvironmentStep":
-        """Of environments with SAME_STEP autoreset: every step counts, ends are terminal, the reward is the raw one."""
+        """Make the step of SAME_STEP autoreset: every step counts, ends are terminal, the reward is the raw one."""
         never = torch.zeros_like(is_terminal)
         return cls(observation, reward, is_terminal, never, torch.ones_like(is_terminal), reward, is_terminal)
 
 
 def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -> None:
-    """Go on from another generator's `get_state()`, where both draw in the same way.
+    """Continue from another generator's `get_state()`, where both draw in the same way.
 
-    CPU and CUDA do not: of a checkpoint from the other kind of device nothing can be taken, and the own stream goes on.
+    CPU and CUDA generators do not: after a checkpoint from the other kind of device the own stream goes on.
     """
     if state.numel() == generator.get_state().numel():
         generator.set_state(state.to("cpu", copy=True))
 
 
 class Environment(Protocol):
-    """B environments stepped together."""
+    """B environments that are stepped together."""
 
     spec: EnvironmentSpec
 
@@ -83,36 +88,134 @@ class Environment(Protocol):
 
 @runtime_checkable
 class SnapshotEnvironment(Environment, Protocol):
-    """An environment whose state can be copied out and put back (device environments; not EnvPool or ALE vector)."""
+    """An environment whose state can be copied out and put back (device environments; not EnvPool or ALE)."""
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the game states under their names; "generator": that of the random numbers, where any are drawn."""
+        """Copy the state by name; "generator" is the state of the random numbers, where any are drawn."""
         ...
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a snapshot back; where it has no "generator", the own generator goes on (a fork of the game)."""
+        """Put a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
         ...
 
     def observe(self) -> Shaped[Tensor, "B ..."]:
-        """Observation of the present states, without stepping."""
+        """Return the observation of the present states, without stepping."""
         ...
+
+
+S = TypeVar("S", bound=tuple[Tensor, ...])  # a NamedTuple of tensors; run-time type checks know no such bound
+
+
+class DeviceEnvironment(ABC, Generic[S]):
+    """B environments that are tensor operations on one device; their whole state is a NamedTuple of tensors.
+
+    A subclass says how episodes begin (`_start`) and what is seen (`observe`), and adds `step`, which sets `_state`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        batch_size: int,
+        observation_shape: tuple[int, ...],
+        action_names: tuple[str, ...],
+        device: torch.device | str,
+        seed: int | None,
+        observation_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Describe the environments; `seed` is None where nothing is random, and then no generator is kept.
+
+        Raises:
+            ConfigurationError: the batch is empty.
+        """
+        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
+        device = torch.zeros(0, device=device).device  # with its index, as tensors have it
+        self.spec = EnvironmentSpec(batch_size, observation_shape, observation_dtype, action_names, device, name)
+        self._generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        self._state: S | None = None
+
+    @abstractmethod
+    def _start(self) -> S:
+        """Return the first states of B episodes; what is random in them comes from `_generator`."""
+
+    @abstractmethod
+    def observe(self) -> Shaped[Tensor, "..."]:
+        """Return the observation of the present states, without stepping."""
+
+    def reset(self) -> Shaped[Tensor, "..."]:
+        """Start all B episodes; the generator goes on from where it is."""
+        self._state = self._start()
+        return self.observe()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy the fields of the state, and the generator's state (a byte tensor) as "generator" where there is one."""
+        running: Any = self._running()
+        state = {name: value.clone() for name, value in running._asdict().items()}
+        return state if self._generator is None else {**state, "generator": self._generator.get_state()}
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a copy of a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
+        like: Any = self._example() if self._state is None else self._state
+        fields = checked_fields(snapshot, like._asdict(), self.spec.name)
+        self._state = like._replace(**fields)
+        if self._generator is not None and "generator" in snapshot:
+            continue_stream(self._generator, snapshot["generator"])
+
+    def close(self) -> None:
+        """Drop the episodes."""
+        self._state = None
+
+    def _running(self) -> S:
+        """Return the present states.
+
+        Raises:
+            RuntimeError: no episode has begun.
+        """
+        if self._state is None:
+            raise RuntimeError("no episodes to step or observe; call reset() or restore(snapshot) first")
+        return self._state
+
+    def _example(self) -> S:
+        """Return a state as `_start` makes them, without using up random numbers."""
+        if self._generator is None:
+            return self._start()
+        stream = self._generator.get_state()
+        state = self._start()
+        self._generator.set_state(stream)
+        return state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvironmentConfig(ABC):
-    """One kind of environment as a value, which makes batches of it; a new kind is a subclass in a file of its own."""
+    """Describes one kind of environment and makes batches of it; a new kind is a subclass in a file of its own."""
 
     @abstractmethod
-    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Environment:
-        """B environments; `threads` are those of a C++ pool, `is_training` False plays full lives (evaluation)."""
+    def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Environment:
+        """Make B environments.
+
+        Args:
+            batch_size: B.
+            seed: seeds everything that is random in them.
+            device: where environments that are tensor operations live.
+            threads: threads of a C++ backend.
+            is_training: False plays full lives (evaluation).
+        """
+
+    def require_whole(self, name: str, low: int, high: int | None = None, remedy: str | None = None) -> None:
+        """Raise `ConfigurationError` unless the field `name` is a whole number from `low` to `high`."""
+        value = getattr(self, name)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        is_in_range = is_whole and low <= value and (high is None or value <= high)
+        bounds = f"of at least {low}" if high is None else f"in [{low}, {high}]"
+        require(is_in_range, f"env.{name}", value, f"must be a whole number {bounds}", remedy or f"raise env.{name}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceEnvironmentConfig(EnvironmentConfig):
-    """Environments that are tensor operations on any torch device, and whose state can be copied."""
+    """Describes environments that are tensor operations on any torch device, and whose state can be copied."""
 
     @abstractmethod
     def make(
-        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+        self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
     ) -> SnapshotEnvironment:
-        """B environments on `device`."""
+        """Make B environments on `device`."""

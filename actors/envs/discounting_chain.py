@@ -15,9 +15,7 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from metagrad.actors.envs.snapshots import checked_fields
-from metagrad.errors import require
+from metagrad.actors.envs.base import DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
 
 PAYING_STEPS = (1, 3, 10, 30, 100)  # bsuite
 REWARD, BONUS = 1.0, 0.1  # bsuite
@@ -28,7 +26,7 @@ MAX_HORIZON = 2**24  # step counts beyond it are no float32 numbers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiscountingChainConfig(DeviceEnvironmentConfig):
-    """Which chain pays the bonus, and how long episodes are; the defaults are the debiasing paper's release."""
+    """Says which chain pays the bonus, and how long episodes are; the defaults are the debiasing paper's release."""
 
     mapping_seed: int = 3
     """Number of the chain that pays 1.1, from 0; bsuite's name for it. 3: the one of 30 steps."""
@@ -36,33 +34,26 @@ class DiscountingChainConfig(DeviceEnvironmentConfig):
     """Steps of an episode; its end is a true termination. A chain longer than that never pays."""
 
     def __post_init__(self) -> None:
-        is_chain = _is_whole(self.mapping_seed) and 0 <= self.mapping_seed < len(PAYING_STEPS)
-        rule = f"must be a whole number in [0, {len(PAYING_STEPS) - 1}]"
-        require(is_chain, "env.mapping_seed", self.mapping_seed, rule, "the paper's release uses 3")
-        is_length = _is_whole(self.horizon) and 1 <= self.horizon <= MAX_HORIZON
-        require(is_length, "env.horizon", self.horizon, "must be a whole number in [1, 2^24]", "bsuite uses 100")
+        self.require_whole("mapping_seed", 0, len(PAYING_STEPS) - 1, "the paper's release uses 3")
+        self.require_whole("horizon", 1, MAX_HORIZON, "bsuite uses 100")
 
     def make(
-        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+        self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
     ) -> "DiscountingChain":
-        """B environments on `device`; neither threads nor training matter."""
+        """Make B environments on `device`; neither threads nor training matter."""
         del threads, is_training
         return DiscountingChain(self, batch_size, seed, device)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 class Chains(NamedTuple):
-    """What there is to choose from; action a is chain a."""
+    """Holds what there is to choose from; action a is chain a."""
 
     paying_step: Int64[Tensor, "A"]  # K
     reward: Float[Tensor, "A"]  # R
 
 
 def chains(mapping_seed: int, dtype: torch.dtype = torch.float64) -> Chains:
-    """The five chains, the bonus on number `mapping_seed`.
+    """Make the five chains, with the bonus on number `mapping_seed`.
 
     >>> chains(3).reward
     tensor([1.0000, 1.0000, 1.0000, 1.1000, 1.0000], dtype=torch.float64)
@@ -75,7 +66,7 @@ def chains(mapping_seed: int, dtype: torch.dtype = torch.float64) -> Chains:
 def reward_at(
     table: Chains, context: Int64[Tensor, "*batch"], step_count: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Reward of the step that makes `step_count` steps in a chain: R[c] where the count is K[c], else 0.
+    """Return the reward of the step that makes `step_count` steps in a chain: R[c] where the count is K[c], else 0.
 
     Args:
         table: from `chains`.
@@ -88,19 +79,19 @@ def reward_at(
 def observe_state(
     context: Int64[Tensor, "*batch"], step_count: Int[Tensor, "*batch"], horizon: int = HORIZON
 ) -> Float[Tensor, "*batch 2"]:
-    """What a policy sees after t steps in chain c: the two numbers c and t / horizon, float32; c = -1 at t = 0."""
+    """Return what a policy sees after t steps in chain c: c and t / horizon, float32; c = -1 at t = 0."""
     return torch.stack([context.to(torch.float32), step_count.to(torch.float32) / horizon], dim=-1)
 
 
 class DiscountingChainState(NamedTuple):
-    """B episodes."""
+    """Holds B episodes."""
 
     context: Int64[Tensor, "B"]  # -1 before the first action
     step_count: Int32[Tensor, "B"]  # steps of the episode so far
 
 
-class DiscountingChain:
-    """B episodes with SAME_STEP autoreset; deterministic, so the seed is not looked at and no generator is kept.
+class DiscountingChain(DeviceEnvironment[DiscountingChainState]):
+    """Steps B episodes with SAME_STEP autoreset; deterministic, so the seed changes nothing and no generator is kept.
 
     Observations are float32 [B, 2], as in `observe_state`.
     """
@@ -109,28 +100,21 @@ class DiscountingChain:
         self, config: DiscountingChainConfig, batch_size: int, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:
         del seed
-        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
-        self._horizon = config.horizon
-        self._chains = Chains(*(x.to(device) for x in chains(config.mapping_seed, torch.float32)))
-        self._state: DiscountingChainState | None = None
-        self.spec = EnvironmentSpec(
+        super().__init__(
+            name=f"DiscountingChain-{config.mapping_seed}",
             batch_size=batch_size,
             observation_shape=(2,),
-            observation_dtype=torch.float32,
             action_names=tuple(f"chain of {steps}" for steps in PAYING_STEPS),
-            device=self._chains.reward.device,
-            name=f"DiscountingChain-{config.mapping_seed}",
+            device=device,
+            seed=None,
         )
+        self._horizon = config.horizon
+        self._chains = Chains(*(x.to(self.spec.device) for x in chains(config.mapping_seed, torch.float32)))
 
     @property
     def state(self) -> DiscountingChainState:
         """Context and step count of each episode, copies."""
         return DiscountingChainState(*(value.clone() for value in self._running()))
-
-    def reset(self) -> Float[Tensor, "B 2"]:
-        """Start all B episodes."""
-        self._state = self._start()
-        return self.observe()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
         """Step all B episodes; a first action beyond the chains is an IndexError on the CPU."""
@@ -145,26 +129,9 @@ class DiscountingChain:
         return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
 
     def observe(self) -> Float[Tensor, "B 2"]:
-        """Observation of the present states, without stepping."""
+        """Return the observation of the present states, without stepping."""
         return observe_state(*self._running(), self._horizon)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the fields of `DiscountingChainState`; there is no generator."""
-        return self.state._asdict()
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a copy of a snapshot back."""
-        self._state = DiscountingChainState(**checked_fields(snapshot, self._start()._asdict(), self.spec.name))
-
-    def close(self) -> None:
-        """Drop the episodes."""
-        self._state = None
 
     def _start(self) -> DiscountingChainState:
         context = torch.full((self.spec.batch_size,), NO_CONTEXT, dtype=torch.int64, device=self.spec.device)
         return DiscountingChainState(context=context, step_count=torch.zeros_like(context, dtype=torch.int32))
-
-    def _running(self) -> DiscountingChainState:
-        if self._state is None:
-            raise RuntimeError("no episodes to step or observe; call reset() or restore(snapshot) first")
-        return self._state

@@ -20,9 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor
 
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from metagrad.actors.envs.snapshots import checked_fields
-from metagrad.errors import require
+from metagrad.actors.envs.base import MAX_STEPS, DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
 
 DEFECT, COOPERATE = 0, 1
 ACTION_NAMES = ("defect", "cooperate")
@@ -32,30 +30,28 @@ OTHER_STATE = (0, 1, 3, 2, 4)  # what the other player sees in each state
 PAYOFF = ((-2.0, 0.0), (-3.0, -1.0))  # [own action][other's action]; G.2.1, R^1, and R^2 is its transpose
 START = 0
 STEPS = 100  # Table 3
-MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IteratedPrisonersDilemmaConfig(DeviceEnvironmentConfig):
-    """Length of a game; the default is the paper's (Table 3)."""
+    """Gives the length of a game; the default is the paper's (Table 3)."""
 
     steps: int = STEPS
     """Rounds of a game; its end is a true termination."""
 
     def __post_init__(self) -> None:
-        is_count = isinstance(self.steps, int) and not isinstance(self.steps, bool) and 1 <= self.steps <= MAX_STEPS
-        require(is_count, "env.steps", self.steps, "must be a whole number in [1, 2^31)", "the paper uses 100")
+        self.require_whole("steps", 1, MAX_STEPS, "the paper uses 100")
 
     def make(
-        self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+        self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
     ) -> "JointIteratedPrisonersDilemma":
-        """B games on `device`; nothing is random in them, and neither threads nor training matter."""
+        """Make B games on `device`; nothing is random in them, and neither threads nor training matter."""
         del seed, threads, is_training
         return JointIteratedPrisonersDilemma(self, batch_size, device)
 
 
 def state_after(own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
-    """State of the player who did `own`: 1 + 2 a + a', whatever the state was.
+    """Return the state of the player who did `own`: 1 + 2 a + a', whatever the state was.
 
     >>> state_after(torch.tensor([DEFECT, COOPERATE]), torch.tensor([COOPERATE, COOPERATE])).tolist()
     [2, 4]
@@ -66,7 +62,7 @@ def state_after(own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"]) -> Int
 def reward_of(
     own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"], dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "*batch"]:
-    """Reward of the player who did `own`; an action that is not 0 or 1 is an IndexError on the CPU.
+    """Return the reward of the player who did `own`; an action that is not 0 or 1 is an IndexError on the CPU.
 
     >>> reward_of(torch.tensor([DEFECT, COOPERATE]), torch.tensor([COOPERATE, DEFECT])).tolist()
     [0.0, -3.0]
@@ -75,7 +71,7 @@ def reward_of(
 
 
 def other_state(state: Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
-    """The same situations as the other player sees them.
+    """Return the same situations as the other player sees them.
 
     >>> other_state(torch.tensor([0, 1, 2, 3, 4])).tolist()
     [0, 1, 3, 2, 4]
@@ -84,7 +80,7 @@ def other_state(state: Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
 
 
 class TwoPlayerStep(NamedTuple):
-    """What one step of B games returns, a row for each player."""
+    """Holds what one step of B games returns, with a row for each player."""
 
     observation: Int64[Tensor, "2 B"]  # at a game's end that of the next one
     reward: Float[Tensor, "2 B"]
@@ -92,71 +88,67 @@ class TwoPlayerStep(NamedTuple):
 
 
 class IteratedPrisonersDilemmaState(NamedTuple):
-    """B games, in the eyes of player 0."""
+    """Holds B games in the eyes of player 0."""
 
     state: Int64[Tensor, "B"]
     step_count: Int32[Tensor, "B"]  # rounds of the game so far
 
 
-class IteratedPrisonersDilemma:
-    """B games with SAME_STEP autoreset. Observations are numbers of states, int64 [2, B], one row for each player."""
+class _Games(DeviceEnvironment[IteratedPrisonersDilemmaState]):
+    """Plays B games with SAME_STEP autoreset; nothing is random, so no generator is kept."""
 
-    def __init__(
-        self, config: IteratedPrisonersDilemmaConfig, batch_size: int, device: torch.device | str = "cpu"
-    ) -> None:
-        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
-        self._steps = config.steps
-        self._state: IteratedPrisonersDilemmaState | None = None
-        self.batch_size = batch_size
-        self.device = torch.zeros(0, device=device).device  # with its index, as tensors have it
+    _length: int
 
-    def reset(self) -> Int64[Tensor, "2 B"]:
-        """Start all B games."""
-        self._state = self._start()
-        return self.observe()
-
-    def step(self, action: Int[Tensor, "2 B"]) -> TwoPlayerStep:
-        """One round of all B games, a row of actions for each player."""
+    def _play(self, action: Int[Tensor, "2 B"]) -> tuple[Float[Tensor, "2 B"], Bool[Tensor, "B"]]:
+        """Play one round of all B games; return both players' rewards, and which games ended."""
         step_count = self._running().step_count + 1
         first, second = action
         reward = torch.stack([reward_of(first, second, torch.float32), reward_of(second, first, torch.float32)])
-        is_terminal = step_count >= self._steps
+        is_terminal = step_count >= self._length
         self._state = IteratedPrisonersDilemmaState(
             state=state_after(first, second).masked_fill(is_terminal, START),
             step_count=step_count.masked_fill(is_terminal, 0),
         )
+        return reward, is_terminal
+
+    def _start(self) -> IteratedPrisonersDilemmaState:
+        state = torch.full((self.spec.batch_size,), START, dtype=torch.int64, device=self.spec.device)
+        return IteratedPrisonersDilemmaState(state=state, step_count=torch.zeros_like(state, dtype=torch.int32))
+
+
+class IteratedPrisonersDilemma(_Games):
+    """Steps the players apart: observations are numbers of states, int64 [2, B], one row for each player.
+
+    The specification describes what one player sees and does.
+    """
+
+    def __init__(
+        self, config: IteratedPrisonersDilemmaConfig, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(
+            name="IteratedPrisonersDilemma",
+            batch_size=batch_size,
+            observation_shape=(),
+            observation_dtype=torch.int64,
+            action_names=ACTION_NAMES,
+            device=device,
+            seed=None,
+        )
+        self._length = config.steps
+
+    def step(self, action: Int[Tensor, "2 B"]) -> TwoPlayerStep:
+        """Play one round of all B games, with a row of actions for each player."""
+        reward, is_terminal = self._play(action)
         return TwoPlayerStep(self.observe(), reward, is_terminal)
 
     def observe(self) -> Int64[Tensor, "2 B"]:
-        """What both players see now, without stepping."""
+        """Return what both players see now, without stepping."""
         state = self._running().state
         return torch.stack([state, other_state(state)])
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the fields of `IteratedPrisonersDilemmaState`."""
-        return {name: value.clone() for name, value in self._running()._asdict().items()}
 
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a copy of a snapshot back."""
-        fields = checked_fields(snapshot, self._start()._asdict(), "IteratedPrisonersDilemma")
-        self._state = IteratedPrisonersDilemmaState(**fields)
-
-    def close(self) -> None:
-        """Drop the games."""
-        self._state = None
-
-    def _start(self) -> IteratedPrisonersDilemmaState:
-        state = torch.full((self.batch_size,), START, dtype=torch.int64, device=self.device)
-        return IteratedPrisonersDilemmaState(state=state, step_count=torch.zeros_like(state, dtype=torch.int32))
-
-    def _running(self) -> IteratedPrisonersDilemmaState:
-        if self._state is None:
-            raise RuntimeError("no games to step or observe; call reset() or restore(snapshot) first")
-        return self._state
-
-
-class JointIteratedPrisonersDilemma:
-    """B games in which one policy moves both players; deterministic, so there is no seed and no generator is kept.
+class JointIteratedPrisonersDilemma(_Games):
+    """Lets one policy move both players, as an `Environment`.
 
     Action 2 a + a' is a of player 0 and a' of player 1, as in `JOINT_ACTION_NAMES`. Observations are the state as
     player 0 sees it, one-hot, float32 [B, 5]. The reward is the mean of both players', which are functions of the
@@ -166,39 +158,21 @@ class JointIteratedPrisonersDilemma:
     def __init__(
         self, config: IteratedPrisonersDilemmaConfig, batch_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        self._games = IteratedPrisonersDilemma(config, batch_size, device)
-        self.spec = EnvironmentSpec(
+        super().__init__(
+            name=f"IteratedPrisonersDilemma-{config.steps}",
             batch_size=batch_size,
             observation_shape=(len(STATE_NAMES),),
-            observation_dtype=torch.float32,
             action_names=JOINT_ACTION_NAMES,
-            device=self._games.device,
-            name=f"IteratedPrisonersDilemma-{config.steps}",
+            device=device,
+            seed=None,
         )
-
-    def reset(self) -> Float[Tensor, "B 5"]:
-        """Start all B games."""
-        self._games.reset()
-        return self.observe()
+        self._length = config.steps
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
-        """One round of all B games; an action beyond the four is an IndexError on the CPU."""
-        step = self._games.step(torch.stack([action // 2, action % 2]))
-        reward = step.reward.mean(0)
-        return EnvironmentStep.same_step(self.observe(), reward, step.is_terminal)
+        """Play one round of all B games; an action beyond the four is an IndexError on the CPU."""
+        reward, is_terminal = self._play(torch.stack([action // 2, action % 2]))
+        return EnvironmentStep.same_step(self.observe(), reward.mean(0), is_terminal)
 
     def observe(self) -> Float[Tensor, "B 5"]:
-        """What player 0 sees now, without stepping."""
-        return torch.nn.functional.one_hot(self._games.observe()[0], len(STATE_NAMES)).to(torch.float32)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the fields of `IteratedPrisonersDilemmaState`."""
-        return self._games.snapshot()
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a copy of a snapshot back."""
-        self._games.restore(snapshot)
-
-    def close(self) -> None:
-        """Drop the games."""
-        self._games.close()
+        """Return what player 0 sees now, without stepping."""
+        return torch.nn.functional.one_hot(self._running().state, len(STATE_NAMES)).to(torch.float32)

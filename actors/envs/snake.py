@@ -16,31 +16,26 @@ import torch
 from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
 from torch import Tensor
 
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
-from metagrad.actors.envs.snapshots import checked_fields
+from metagrad.actors.envs.base import MAX_STEPS, DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
 from metagrad.errors import require
 
 ACTION_NAMES = ("up", "right", "down", "left")
 MAX_CELLS = torch.iinfo(torch.int16).max  # `body_state` counts up to the snake's length in int16
-MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
 CACHED_BYTES = 3 * 2**19  # of observations written at a time on the host: a second-level cache of 2 MiB keeps them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnakeConfig(DeviceEnvironmentConfig):
-    """Board and time limit; the default is Jumanji 0.1.3's `Snake-6x6-v0` (its 12x12 has a limit of 5000)."""
+    """Describes board and time limit; the default is Jumanji 0.1.3's `Snake-6x6-v0` (its 12x12 has a limit of 5000)."""
 
     rows: int = 6
     columns: int = 6
     time_limit: int = 500  # steps; reaching it is a true termination
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns", "time_limit"):
-            value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            require(is_count, f"env.{name}", value, "must be a whole number of at least 1", f"raise env.{name}")
-        rule = "steps are counted in 32 bits"
-        require(self.time_limit <= MAX_STEPS, "env.time_limit", self.time_limit, rule, f"use at most {MAX_STEPS}")
+        self.require_whole("rows", 1)
+        self.require_whole("columns", 1)
+        self.require_whole("time_limit", 1, MAX_STEPS, "Jumanji uses 500 on 6 x 6 and 5000 on 12 x 12")
         board = f"{self.rows} x {self.columns}"
         rule = f"the board must have 2 to {MAX_CELLS} cells (head and first fruit need one each)"
         require(2 <= self.cells <= MAX_CELLS, "env.rows x env.columns", board, rule, "change env.rows or env.columns")
@@ -49,14 +44,14 @@ class SnakeConfig(DeviceEnvironmentConfig):
     def cells(self) -> int:
         return self.rows * self.columns
 
-    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Snake":
-        """B environments on `device`; neither threads nor training matter."""
+    def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "Snake":
+        """Make B environments on `device`; neither threads nor training matter."""
         del threads, is_training
         return Snake(self, batch_size, seed, device)
 
 
 class SnakeState(NamedTuple):
-    """B games. After a death the snake's cells mean nothing until `restart`."""
+    """Holds B games; after a death the snake's cells mean nothing until `restart`."""
 
     body_state: Int16[Tensor, "B cells"]  # steps until the cell is vacated: `length` at the head, 1 at the tail, 0 free
     head: Int64[Tensor, "B"]  # cell
@@ -67,14 +62,14 @@ class SnakeState(NamedTuple):
 
 
 class SnakeOutcome(NamedTuple):
-    """What one move led to."""
+    """Tells what one move led to."""
 
     is_fruit_eaten: Bool[Tensor, "B"]
     is_terminal: Bool[Tensor, "B"]  # wall, own body, full board or time limit
 
 
 class Board(NamedTuple):
-    """Neighbourhood tables of one board size, and the time limit."""
+    """Holds the neighbourhood tables of one board size, and the time limit."""
 
     next_cell: Int64[Tensor, "cells 4"]  # where an action leads; off the board: the cell itself
     neighbourhood: Int64[Tensor, "cells 5"]  # the cell and its four `next_cell`
@@ -82,7 +77,7 @@ class Board(NamedTuple):
 
 
 def make_board(config: SnakeConfig, device: torch.device) -> Board:
-    """Tables of the board that `config` describes, on `device`."""
+    """Make the tables of the board that `config` describes, on `device`."""
     cell = torch.arange(config.cells, device=device)
     row, column = cell // config.columns, cell % config.columns
     is_inside = torch.stack((row > 0, column < config.columns - 1, row < config.rows - 1, column > 0), dim=1)
@@ -92,7 +87,7 @@ def make_board(config: SnakeConfig, device: torch.device) -> Board:
 
 
 def empty_state(board: Board, batch_size: int) -> SnakeState:
-    """B boards without snakes, what `restart` fills."""
+    """Make B boards without snakes, which `restart` fills."""
     device, cells = board.next_cell.device, board.next_cell.shape[0]
     position = torch.zeros(batch_size, dtype=torch.int64, device=device)
     return SnakeState(
@@ -151,14 +146,14 @@ def place_fruit(state: SnakeState, is_fruit_needed: Bool[Tensor, "B"], fruit: In
 
 
 def uniform_cell(uniform: Float[Tensor, "B"], cells: int) -> Int64[Tensor, "B"]:
-    """A cell of the board, each as likely, from a number uniform in [0, 1)."""
+    """Choose a cell of the board, each as likely, by a number uniform in [0, 1)."""
     return (uniform * cells).to(torch.int64)
 
 
 def uniform_free_cell(
     body_state: Int16[Tensor, "B cells"], length: Int16[Tensor, "B"], uniform: Float[Tensor, "B"]
 ) -> Int64[Tensor, "B"]:
-    """A cell without snake, each as likely, from a number uniform in [0, 1); no meaning on a full board."""
+    """Choose a cell without snake, each as likely, by a number uniform in [0, 1); meaningless on a full board."""
     is_free = (1 - body_state).clamp_(min=0)
     num_free = is_free.shape[1] - length
     rank = (uniform * num_free).to(torch.int16)  # the product rounds to below num_free for every uniform < 1
@@ -169,7 +164,7 @@ def uniform_free_cell(
 def step_state(
     state: SnakeState, action: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], board: Board
 ) -> tuple[SnakeState, SnakeOutcome]:
-    """One move with SAME_STEP autoreset; `uniform` in [0, 1) places new heads (row 0) and new fruits (row 1)."""
+    """Move once with SAME_STEP autoreset; `uniform` in [0, 1) places new heads (row 0) and new fruits (row 1)."""
     state, outcome = advance(state, action, board)
     state = restart(state, outcome.is_terminal, uniform_cell(uniform[0], state.body_state.shape[1]))
     is_fruit_needed = outcome.is_fruit_eaten | outcome.is_terminal
@@ -180,7 +175,7 @@ def step_state(
 def step_state_on_host(
     state: SnakeState, action: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], board: Board
 ) -> tuple[SnakeState, SnakeOutcome]:
-    """`step_state`, bit by bit, whose shapes depend on how many boards need a new snake or fruit."""
+    """Do what `step_state` does, bit by bit, in shapes that depend on how many boards need a new snake or fruit."""
     state, outcome = advance(state, action, board)  # all fields anew but the fruit: they are written in place
     over = outcome.is_terminal.nonzero().squeeze(1)
     head = uniform_cell(uniform[0].index_select(0, over), state.body_state.shape[1])
@@ -195,7 +190,7 @@ def step_state_on_host(
 
 
 def observe_state(state: SnakeState, rows: int) -> Float[Tensor, "B rows columns 5"]:
-    """Channels body, head, tail, fruit, body_state / length (1 at the head, falling towards the tail, 0 off the snake).
+    """Return channels body, head, tail, fruit, body_state / length (1 at the head, falling to the tail, 0 elsewhere).
 
     Deviations: Jumanji divides by max(1, max(body_state)), which is the length of every snake that is alive; compiled,
     it multiplies by the rounded reciprocal instead, so its last channel can be off by one unit in the last place.
@@ -223,37 +218,25 @@ def _write_body(
     observation[..., 0] = order.ceil_()
 
 
-class Snake:
-    """B games of Snake with SAME_STEP autoreset; every draw comes from one generator seeded by `seed`.
+class Snake(DeviceEnvironment[SnakeState]):
+    """Plays B games with SAME_STEP autoreset; every draw comes from one generator seeded by `seed`.
 
     Reward 1 for a fruit, else 0. An episode ends at a wall, at the own body, on a full board and at the time limit,
     each a true termination. Observations are float32 [B, rows, columns, 5] and belong to the caller.
     """
 
     def __init__(self, config: SnakeConfig, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
-        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
-        self._config = config
-        self._board = make_board(config, torch.device(device))
-        self.spec = EnvironmentSpec(
+        super().__init__(
+            name=f"Snake-{config.rows}x{config.columns}",
             batch_size=batch_size,
             observation_shape=(config.rows, config.columns, 5),
-            observation_dtype=torch.float32,
             action_names=ACTION_NAMES,
-            device=self._board.next_cell.device,
-            name=f"Snake-{config.rows}x{config.columns}",
+            device=device,
+            seed=seed,
         )
+        self._config = config
+        self._board = make_board(config, self.spec.device)
         self._step_state = step_state_on_host if self.spec.device.type == "cpu" else step_state
-        self._generator = torch.Generator(self.spec.device).manual_seed(seed)
-        self._state: SnakeState | None = None
-
-    def reset(self) -> Float[Tensor, "B rows columns 5"]:
-        """Start all B episodes; the generator goes on from where it is."""
-        everywhere = torch.ones(self.spec.batch_size, dtype=torch.bool, device=self.spec.device)
-        uniform = self._uniform()
-        head = uniform_cell(uniform[0], self._config.cells)
-        state = restart(empty_state(self._board, self.spec.batch_size), everywhere, head)
-        self._state = place_fruit(state, everywhere, uniform_free_cell(state.body_state, state.length, uniform[1]))
-        return self.observe()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
         """Move all B snakes; an action outside 0..3 is an IndexError on the CPU."""
@@ -262,31 +245,17 @@ class Snake:
         return EnvironmentStep.same_step(self.observe(), reward, outcome.is_terminal)
 
     def observe(self) -> Float[Tensor, "B rows columns 5"]:
-        """Observation of the present states, without stepping."""
+        """Return the observation of the present states, without stepping."""
         return observe_state(self._running(), self._config.rows)
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the fields of `SnakeState`, and the generator's state (a byte tensor on the CPU) as "generator"."""
-        state = {name: value.clone() for name, value in self._running()._asdict().items()}
-        return {**state, "generator": self._generator.get_state()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a copy of a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
-        expected = empty_state(self._board, self.spec.batch_size)
-        self._state = SnakeState(**checked_fields(snapshot, expected._asdict(), self.spec.name))
-        if "generator" in snapshot:
-            continue_stream(self._generator, snapshot["generator"])
-
-    def close(self) -> None:
-        """Drop the games."""
-        self._state = None
+    def _start(self) -> SnakeState:
+        everywhere = torch.ones(self.spec.batch_size, dtype=torch.bool, device=self.spec.device)
+        uniform = self._uniform()
+        head = uniform_cell(uniform[0], self._config.cells)
+        state = restart(empty_state(self._board, self.spec.batch_size), everywhere, head)
+        return place_fruit(state, everywhere, uniform_free_cell(state.body_state, state.length, uniform[1]))
 
     def _uniform(self) -> Float[Tensor, "2 B"]:
         # As many draws whatever happens on the boards: the stream depends on the number of steps alone.
         shape = (2, self.spec.batch_size)
         return torch.rand(shape, generator=self._generator, dtype=torch.float32, device=self.spec.device)
-
-    def _running(self) -> SnakeState:
-        if self._state is None:
-            raise RuntimeError("no games to step or observe; call reset() or restore(snapshot) first")
-        return self._state

@@ -1,4 +1,4 @@
-"""Checks that a snapshot fits the environment it is put back into."""
+"""Checks that a snapshot fits the environment that it is put back into."""
 
 from torch import Tensor
 
@@ -6,10 +6,10 @@ from metagrad.errors import require
 
 
 def checked_fields(snapshot: dict[str, Tensor], expected: dict[str, Tensor], environment: str) -> dict[str, Tensor]:
-    """Copies of a snapshot's fields (its "generator" apart) on the device of `expected`, equal in names, types, shapes.
+    """Return copies of a snapshot's fields, without its "generator", on the device of `expected`.
 
     Raises:
-        ConfigurationError: a field is missing, unknown, or of another type or shape.
+        ConfigurationError: a field is missing or unknown, or its type or shape is not that of `expected`.
     """
     names = set(snapshot) - {"generator"}
     remedy = f"restore a snapshot of {environment} with the same configuration and batch size"

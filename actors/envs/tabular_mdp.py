@@ -15,52 +15,48 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep, continue_stream
-from metagrad.actors.envs.snapshots import checked_fields
+from metagrad.actors.envs.base import MAX_STEPS, DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
 from metagrad.errors import require
 
 START_STATE = 0
-MAX_STEPS = torch.iinfo(torch.int32).max  # `step_count` is int32
 MAX_ENTRIES = 2**26  # of the transition table; half a GiB in float64
 MDP_STREAM = 0x4D4450  # keeps the draws of the tables apart from every stream that is seeded with the same number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TabularMdpConfig(DeviceEnvironmentConfig):
-    """One random MDP and the length of its episodes; the defaults are the paper's (Table 2)."""
+    """Describes one random MDP and the length of its episodes; the defaults are the paper's (Table 2)."""
 
     states: int = 20
     actions: int = 5
     concentration: float = 0.001
-    """Of the symmetric Dirichlet of each P(.|s, a); the smaller, the closer to deterministic."""
+    """Parameter of the symmetric Dirichlet of each P(.|s, a); the smaller, the closer to deterministic."""
     horizon: int = 20
     """Steps of an episode; its end is a true termination."""
     mdp_seed: int = 0
-    """Decides which MDP it is, whatever the run's seed."""
+    """Selects the MDP, whatever the run's seed."""
 
     def __post_init__(self) -> None:
-        for name in ("states", "actions", "horizon"):
-            value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            require(is_count, f"env.{name}", value, "must be a whole number of at least 1", f"raise env.{name}")
-        rule = "steps are counted in 32 bits"
-        require(self.horizon <= MAX_STEPS, "env.horizon", self.horizon, rule, f"use at most {MAX_STEPS}")
+        self.require_whole("states", 1)
+        self.require_whole("actions", 1)
+        self.require_whole("horizon", 1, MAX_STEPS, "the paper uses 20")
+        self.require_whole("mdp_seed", 0, 2**63 - 1, "use a non-negative integer")
         sizes = f"{self.states}^2 x {self.actions}"
         rule = f"a transition table has at most {MAX_ENTRIES} entries"
         is_small = self.states**2 * self.actions <= MAX_ENTRIES
         require(is_small, "env.states^2 x env.actions", sizes, rule, "lower env.states or env.actions")
         _check_concentration(self.concentration, "env.concentration")
-        is_seed = isinstance(self.mdp_seed, int) and 0 <= self.mdp_seed < 2**63
-        require(is_seed, "env.mdp_seed", self.mdp_seed, "must lie in [0, 2^63)", "use a non-negative integer")
 
-    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> "TabularMdp":
-        """B environments on `device`; neither threads nor training matter."""
+    def make(
+        self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "TabularMdp":
+        """Make B environments on `device`; neither threads nor training matter."""
         del threads, is_training
         return TabularMdp(self, batch_size, seed, device)
 
 
 class TabularMdpTables(NamedTuple):
-    """Dynamics and rewards, one MDP or a stack of them."""
+    """Holds dynamics and rewards of one MDP or of a stack of them."""
 
     transition: Float[Tensor, "*mdps S A S"]  # P(s'|s, a)
     reward: Float[Tensor, "*mdps S A"]
@@ -69,13 +65,13 @@ class TabularMdpTables(NamedTuple):
 def random_mdp(
     states: int, actions: int, concentration: float, seed: int, dtype: torch.dtype = torch.float64
 ) -> TabularMdpTables:
-    """One random MDP, on the CPU; the same seed makes the same tables.
+    """Draw one random MDP, on the CPU; the same seed makes the same tables.
 
     P(.|s, a) ~ Dirichlet(c, …, c) and r(s, a) ~ U[0, 1), all independent, drawn in float64 and rounded to `dtype`.
     The stream is the tables' own: a generator that is seeded with the same number elsewhere draws other numbers.
 
     Raises:
-        ConfigurationError: concentration out of [1e-9, 1e9].
+        ConfigurationError: the concentration is out of [1e-9, 1e9].
 
     Source: "A Theoretical Understanding of Gradient Bias in Meta-Reinforcement Learning", G.1 (dynamics, sizes) and its
     released code (rewards).
@@ -99,7 +95,7 @@ def _check_concentration(concentration: float, field: str) -> None:
 
 
 def _dirichlet(shape: tuple[int, ...], concentration: float, generator: torch.Generator) -> Float[Tensor, "..."]:
-    """Symmetric Dirichlet over the last dimension, float64.
+    """Draw from a symmetric Dirichlet over the last dimension, in float64.
 
     A Gamma(c) number of small c underflows (c = 0.001: mostly exp(-1000) and less), and a row of zeros has no
     normalisation. So its logarithm is drawn, log Gamma(c) = log Gamma(c + 1) + log(U) / c, and normalised by a softmax.
@@ -110,7 +106,7 @@ def _dirichlet(shape: tuple[int, ...], concentration: float, generator: torch.Ge
 
 
 def cumulative_transition(transition: Float[Tensor, "*mdps S A S"]) -> Float[Tensor, "*mdps S A S"]:
-    """F(s'|s, a) = sum of P(k|s, a) over k <= s', exactly 1 from the last state on that can be reached.
+    """Sum P(k|s, a) over k <= s' to F(s'|s, a), exactly 1 from the last state on that can be reached.
 
     So no number in [0, 1) lies above a row, whatever its sum was rounded to, and none falls on an impossible state.
     """
@@ -124,7 +120,7 @@ def advance(
     action: Int[Tensor, "*batch"],
     uniform: Float[Tensor, "*batch"],
 ) -> Int64[Tensor, "*batch"]:
-    """Successor of every (state, action), by the inverse of F: the first s' with F(s'|s, a) > u.
+    """Return the successor of every (state, action) by the inverse of F: the first s' with F(s'|s, a) > u.
 
     The first dimensions of the batch are those of the MDPs: tables [S, A, S] serve a batch of any shape, tables
     [N, S, A, S] serve states [N, …], each row with an MDP of its own.
@@ -142,12 +138,12 @@ def advance(
 def reward_of(
     reward: Float[Tensor, "*mdps S A"], state: Int64[Tensor, "*batch"], action: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Reward r(s, a) of every (state, action); leading dimensions as in `advance`."""
+    """Return r(s, a) of every (state, action); leading dimensions are as in `advance`."""
     return _of_pair(reward, reward.ndim - 2, state, action)
 
 
 def _of_pair(table: Tensor, mdp_dims: int, state: Tensor, action: Tensor) -> Tensor:
-    """table[…, s, a], its first `mdp_dims` dimensions in step with the batch's first ones."""
+    """Return table[…, s, a], its first `mdp_dims` dimensions in step with the batch's first ones."""
     mdps = table.shape[:mdp_dims]
     is_aligned = state.shape[:mdp_dims] == mdps
     remedy = "give states [N, …] for tables [N, S, A, …]"
@@ -158,14 +154,14 @@ def _of_pair(table: Tensor, mdp_dims: int, state: Tensor, action: Tensor) -> Ten
 
 
 class TabularMdpState(NamedTuple):
-    """B episodes."""
+    """Holds B episodes."""
 
     state: Int64[Tensor, "B"]
     step_count: Int32[Tensor, "B"]  # steps of the episode so far
 
 
-class TabularMdp:
-    """B episodes of one random MDP with SAME_STEP autoreset; transitions come from one generator seeded by `seed`.
+class TabularMdp(DeviceEnvironment[TabularMdpState]):
+    """Steps B episodes of one random MDP with SAME_STEP autoreset; one generator, seeded by `seed`, draws successors.
 
     Episodes start in state 0 and terminate after `horizon` steps. Observations are one-hot float32 [B, S].
     """
@@ -173,32 +169,24 @@ class TabularMdp:
     def __init__(
         self, config: TabularMdpConfig, batch_size: int, seed: int, device: torch.device | str = "cpu"
     ) -> None:
-        require(batch_size >= 1, "batch_size", batch_size, "must be at least 1", "raise batch_size")
-        tables = random_mdp(config.states, config.actions, config.concentration, config.mdp_seed)
-        self._config = config
-        self.tables = TabularMdpTables(*(table.to(device) for table in tables))
-        self._cumulative = cumulative_transition(self.tables.transition)
-        self.spec = EnvironmentSpec(
+        super().__init__(
+            name=f"TabularMdp-{config.states}x{config.actions}-{config.mdp_seed}",
             batch_size=batch_size,
             observation_shape=(config.states,),
-            observation_dtype=torch.float32,
             action_names=tuple(f"action {i}" for i in range(config.actions)),
-            device=self._cumulative.device,
-            name=f"TabularMdp-{config.states}x{config.actions}-{config.mdp_seed}",
+            device=device,
+            seed=seed,
         )
+        tables = random_mdp(config.states, config.actions, config.concentration, config.mdp_seed)
+        self.tables = TabularMdpTables(*(table.to(self.spec.device) for table in tables))
+        self._cumulative = cumulative_transition(self.tables.transition)
+        self._horizon = config.horizon
         self._one_hot = torch.eye(config.states, device=self.spec.device)
-        self._generator = torch.Generator(self.spec.device).manual_seed(seed)
-        self._state: TabularMdpState | None = None
 
     @property
     def state(self) -> Int64[Tensor, "B"]:
         """Number of each episode's present state, a copy."""
         return self._running().state.clone()
-
-    def reset(self) -> Float[Tensor, "B S"]:
-        """Start all B episodes in state 0."""
-        self._state = self._start()
-        return self.observe()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
         """Step all B episodes; an action outside 0..A-1 is an IndexError on the CPU."""
@@ -209,36 +197,16 @@ class TabularMdp:
         successor = advance(self._cumulative, before.state, action, uniform)
         reward = reward_of(self.tables.reward, before.state, action).to(torch.float32)
         step_count = before.step_count + 1
-        is_terminal = step_count >= self._config.horizon
+        is_terminal = step_count >= self._horizon
         self._state = TabularMdpState(
             state=successor.masked_fill(is_terminal, START_STATE), step_count=step_count.masked_fill(is_terminal, 0)
         )
         return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
 
     def observe(self) -> Float[Tensor, "B S"]:
-        """Observation of the present states, without stepping."""
+        """Return the observation of the present states, without stepping."""
         return self._one_hot[self._running().state]
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copy of the fields of `TabularMdpState`, and the generator's state (a byte tensor) as "generator"."""
-        state = {name: value.clone() for name, value in self._running()._asdict().items()}
-        return {**state, "generator": self._generator.get_state()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a copy of a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
-        self._state = TabularMdpState(**checked_fields(snapshot, self._start()._asdict(), self.spec.name))
-        if "generator" in snapshot:
-            continue_stream(self._generator, snapshot["generator"])
-
-    def close(self) -> None:
-        """Drop the episodes."""
-        self._state = None
 
     def _start(self) -> TabularMdpState:
         state = torch.full((self.spec.batch_size,), START_STATE, dtype=torch.int64, device=self.spec.device)
         return TabularMdpState(state=state, step_count=torch.zeros_like(state, dtype=torch.int32))
-
-    def _running(self) -> TabularMdpState:
-        if self._state is None:
-            raise RuntimeError("no episodes to step or observe; call reset() or restore(snapshot) first")
-        return self._state

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metagrad.actors import envs
-from metagrad.actors.envs import DeviceEnvironmentConfig, make_environment
+from metagrad.actors.envs import DeviceEnvironmentConfig
 from metagrad.actors.envs.base import SnapshotEnvironment
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
@@ -30,7 +30,7 @@ DEVICES = ["cpu", torch.device("cpu"), pytest.param("cuda", marks=pytest.mark.gp
 
 
 def make(config, batch_size=8, seed=1, device="cpu"):
-    return make_environment(config, batch_size, seed, torch.device(device), 1, True)
+    return config.make(batch_size=batch_size, seed=seed, device=torch.device(device), threads=1, is_training=True)
 
 
 def started(config, **arguments):

@@ -4,8 +4,7 @@ import re
 import pytest
 import torch
 
-from metagrad.actors import evaluate as evaluate_module
-from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
+from metagrad.actors.envs import AtariConfig, SnakeConfig
 from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
 from metagrad.actors.evaluate import (
     MAX_ENVIRONMENTS,
@@ -73,12 +72,12 @@ class Scripted:
 def evaluate_scripted(monkeypatch, lengths, episodes, environments=None, fault=None, **limits):
     made = []
 
-    def make(config, batch_size, seed, device, threads, is_training):
+    def make(config, *, batch_size, is_training, **_):
         assert not is_training
         made.append(Scripted(lengths[:batch_size], fault))
         return made[0]
 
-    monkeypatch.setattr(evaluate_module, "make_environment", make)
+    monkeypatch.setattr(SnakeConfig, "make", make)
     network = build_network(Mlp(hidden=2), (2,), 2, has_outer_critic=False)
     theta = network.init(torch.Generator().manual_seed(0))
     try:
@@ -113,11 +112,11 @@ def test_surplus_is_the_last_episode_of_the_last_environments(monkeypatch):
 def test_number_of_environments(monkeypatch, episodes, environments, batch_size):
     sizes = []
 
-    def make(config, batch_size, *rest):
+    def make(config, *, batch_size, **_):
         sizes.append(batch_size)
         return Scripted([[1]] * batch_size)
 
-    monkeypatch.setattr(evaluate_module, "make_environment", make)
+    monkeypatch.setattr(SnakeConfig, "make", make)
     network = build_network(Mlp(hidden=2), (2,), 2, has_outer_critic=False)
     theta = network.init(torch.Generator().manual_seed(0))
     result = evaluate(network, theta, SNAKE, episodes, 0, True, CPU, 1, environments)
@@ -155,11 +154,11 @@ def test_non_finite_numbers_name_environment_and_step(monkeypatch, fault):
 )
 def test_equals_a_slow_count_of_what_was_played(monkeypatch, config, network_spec, episodes, environments):
     network, theta = policy_for(config, network_spec)
-    log = []
+    log, make = [], type(config).make
 
     class Recorded:
-        def __init__(self, *arguments):
-            self._environment = make_environment(*arguments)
+        def __init__(self, **arguments):
+            self._environment = make(config, **arguments)
             self.spec, self.reset, self.close = self._environment.spec, self._environment.reset, lambda: None
 
         def step(self, action):
@@ -167,7 +166,7 @@ def test_equals_a_slow_count_of_what_was_played(monkeypatch, config, network_spe
             log.append(EnvironmentStep(*(field.clone() for field in step)))
             return step
 
-    monkeypatch.setattr(evaluate_module, "make_environment", Recorded)
+    monkeypatch.setattr(type(config), "make", lambda _, **arguments: Recorded(**arguments))
     result = evaluate(network, theta, config, episodes, 5, False, CPU, 1, environments)
     by_environment = [[] for _ in range(environments)]
     for i in range(environments):

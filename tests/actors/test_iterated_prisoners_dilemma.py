@@ -59,7 +59,7 @@ def test_all_rounds_in_one_batch(device):
         [row[4] for row in ROUNDS],
         [row[5] for row in ROUNDS],
     ]
-    assert {field.device for field in step} == {environment.device}
+    assert {field.device for field in step} == {environment.spec.device}
 
 
 @given(st.integers(1, 6), st.integers(1, 20))
@@ -112,7 +112,7 @@ def test_nothing_is_played_before_a_reset_or_after_the_end():
 
 def played_together(steps=5, batch_size=4, device="cpu"):
     config = IteratedPrisonersDilemmaConfig(steps=steps)
-    environment = config.make(batch_size, 0, torch.device(device), 1, True)
+    environment = config.make(batch_size=batch_size, seed=0, device=torch.device(device), threads=1, is_training=True)
     environment.reset()
     return environment
 

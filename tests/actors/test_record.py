@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metagrad.actors import record as record_module
-from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
+from metagrad.actors.envs import AtariConfig, SnakeConfig
 from metagrad.actors.envs.atari import make_atari_view
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.snake_render import render
@@ -61,7 +60,9 @@ class Replay:
 def played(monkeypatch):
     """Log of (step, first observation) that fills while `record` plays."""
     log = []
-    monkeypatch.setattr(record_module, "make_environment", lambda *a: Replay(make_environment(*a), log))
+    for kind in (SnakeConfig, AtariConfig):
+        make = kind.make
+        monkeypatch.setattr(kind, "make", lambda config, make=make, **named: Replay(make(config, **named), log))
     return log
 
 

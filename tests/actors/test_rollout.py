@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from metagrad.actors import policy, rollout
-from metagrad.actors.envs import AtariConfig, SnakeConfig, make_environment
+from metagrad.actors import policy
+from metagrad.actors.envs import AtariConfig, SnakeConfig
 from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
 from metagrad.actors.rollout import Actor, ActorSetup, EnvironmentFault, Pool, collect, probe
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
@@ -96,7 +96,9 @@ def acting(network, theta):
 
 
 def recorded_pool(config, batch_size, network_spec, seed=1):
-    environment = Recorded(make_environment(config, batch_size, seed, torch.device("cpu"), 1, True))
+    environment = Recorded(
+        config.make(batch_size=batch_size, seed=seed, device=torch.device("cpu"), threads=1, is_training=True)
+    )
     network, theta = parameters(environment.spec, network_spec)
     return environment, Pool(environment, seed), network, WeightSnapshot(3, theta, torch.zeros(1))
 
@@ -247,7 +249,7 @@ class Faulty:
     """Snake of which one environment returns a wrong number at one step."""
 
     def __init__(self, field, value, step, index):
-        self._snake = make_environment(SNAKE, 4, 0, torch.device("cpu"), 1, True)
+        self._snake = SNAKE.make(batch_size=4, seed=0, device=torch.device("cpu"), threads=1, is_training=True)
         self.spec = self._snake.spec
         self._field, self._value, self._fault_step, self._index = field, value, step, index
         self._time = 0
@@ -295,7 +297,8 @@ def test_non_finite_first_observation_names_the_reset():
 
 
 def test_fault_reaches_the_caller_of_an_actor(monkeypatch):
-    monkeypatch.setattr(rollout, "make_environment", lambda *_: Faulty("reward", float("nan"), 7, index=3))
+    faulty = Faulty("reward", float("nan"), 7, index=3)
+    monkeypatch.setattr(SnakeConfig, "make", lambda *_, **__: faulty)
     actor = Actor(replace(SETUP, lookahead="continue", batch_size=4))
     snapshot = snapshot_of(SETUP)
     actor.rollout(snapshot, 0)
@@ -433,13 +436,13 @@ def test_actors_train_on_lives():
 
 def test_games_and_policies_draw_from_streams_of_their_own(monkeypatch):
     seeds = []
-    make = rollout.make_environment
+    make = SnakeConfig.make
 
-    def recorded(config, batch_size, seed, *others):
+    def recorded(config, *, seed, **others):
         seeds.append(seed)
-        return make(config, batch_size, seed, *others)
+        return make(config, seed=seed, **others)
 
-    monkeypatch.setattr(rollout, "make_environment", recorded)
+    monkeypatch.setattr(SnakeConfig, "make", recorded)
     for index in range(3):
         actor = Actor(replace(SETUP, index=index, lookahead="separate"))
         seeds += [pool.generator.initial_seed() for pool in (actor._real, actor._lookahead)]

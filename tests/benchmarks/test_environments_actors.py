@@ -53,7 +53,12 @@ def test_a_run_steps_through_all_actions_of_the_share(monkeypatch):
             stepped.append(action.tolist())
 
     asked = []
-    monkeypatch.setattr(subject, "make_environment", lambda *arguments: asked.append(arguments[1:3]) or Counting())
+
+    def make(config, *, batch_size, seed, **_):
+        asked.append((batch_size, seed))
+        return Counting()
+
+    monkeypatch.setattr(SnakeConfig, "make", make)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: asked.append(count))
     orders = Orders((SnakeConfig(), torch.tensor([[1, 2], [3, 0]]).numpy()), None)
     subject.step_shares(orders, seed=7)

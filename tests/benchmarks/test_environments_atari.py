@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import environments_atari as subject
-from metagrad.actors.envs import AtariConfig, make_environment
+from metagrad.actors.envs import AtariConfig
 from metagrad.networks import NatureCnn, build_network
 
 
@@ -56,7 +56,7 @@ def test_the_bare_forward_pass_computes_what_the_network_does(memory_format):
 
 
 def test_random_actions_are_all_actions_and_no_others():
-    spec = make_environment(AtariConfig(), 1, 0, torch.device("cpu"), 1, True).spec
+    spec = AtariConfig().make(batch_size=1, seed=0, device=torch.device("cpu"), threads=1, is_training=True).spec
     act = subject.random_actions(spec)()
     drawn = act(torch.zeros(1000, 1), torch.Generator().manual_seed(0)).action
     assert drawn.unique().tolist() == list(range(spec.num_actions))

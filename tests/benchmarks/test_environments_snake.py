@@ -33,7 +33,9 @@ def test_quick_run_of_ours_alone():
 
 
 def test_what_happens_is_counted():
-    environment = SnakeConfig(rows=2, columns=2).make(50, 0, torch.device("cpu"), 1, True)
+    environment = SnakeConfig(rows=2, columns=2).make(
+        batch_size=50, seed=0, device=torch.device("cpu"), threads=1, is_training=True
+    )
     environment.reset()
     counts = subject.counted(environment, torch.full((3, 50), 1))
     # To the right, a snake on two columns is dead after one step or two and at most three fruits are there.
@@ -49,7 +51,7 @@ def test_envpool_plays_the_same_game():
         pool.run()
     counts = pool.counts()
     assert counts.steps == 64 * 300 - counts.ends
-    environment = SMALL.config.make(64, 0, torch.device("cpu"), 1, True)
+    environment = SMALL.config.make(batch_size=64, seed=0, device=torch.device("cpu"), threads=1, is_training=True)
     environment.reset()
     subject.check_same_game({"ours": subject.counted(environment, actions.repeat(3, 1)), "EnvPool": counts})
 

@@ -12,7 +12,7 @@ QUICK = WaitingConfig(least_s=0.0, mean_beyond_s=0.0, features=3)
 
 
 def make(config: WaitingConfig, batch_size: int = 2) -> Waiting:
-    return config.make(batch_size, 0, CPU, 1, True)
+    return config.make(batch_size=batch_size, seed=0, device=CPU, threads=1, is_training=True)
 
 
 def test_it_terminates_and_goes_on() -> None:
@@ -45,7 +45,7 @@ def test_seeds_decide_the_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     for seed in (0, 0, 1):
-        WaitingConfig().make(1, seed, CPU, 1, True).step(torch.tensor([0]))
+        WaitingConfig().make(batch_size=1, seed=seed, device=CPU, threads=1, is_training=True).step(torch.tensor([0]))
     assert waited[0] == waited[1] != waited[2]
 
 

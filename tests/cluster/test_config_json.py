@@ -73,7 +73,7 @@ class ToyMaze(EnvironmentConfig):
     walls: tuple[float, ...] = ()
     start: tuple[int, str] = (0, "left")
 
-    def make(self, *_: Any) -> Environment:
+    def make(self, **_: Any) -> Environment:
         raise NotImplementedError
 
 

@@ -51,7 +51,7 @@ class ToyCorridorConfig(DeviceEnvironmentConfig):
 
     rewards: tuple[float, ...] = (0.0, 0.0, 1.0)
 
-    def make(self, batch_size, seed, device, threads, is_training):
+    def make(self, *, batch_size, seed, device, threads, is_training):
         return Corridor(self, batch_size, device)
 
 

@@ -22,7 +22,7 @@ class PacedSnakeConfig(SnakeConfig):
 
     seconds_per_step: float = 0.01
 
-    def make(self, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Snake:
+    def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Snake:
         del threads, is_training
         return PacedSnake(self, batch_size, seed, device)
 

@@ -37,7 +37,9 @@ def metagrad(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_ball_falls_and_is_caught_by_who_is_below_it(example: ModuleType) -> None:
-    environment = example.CatchConfig(rows=4, columns=5).make(256, 0, CPU, 1, True)
+    environment = example.CatchConfig(rows=4, columns=5).make(
+        batch_size=256, seed=0, device=CPU, threads=1, is_training=True
+    )
     board = environment.reset()
     assert board.shape == (256, 4, 5)
     ball = board[:, 0].argmax(-1)
@@ -57,7 +59,7 @@ def test_a_ball_falls_and_is_caught_by_who_is_below_it(example: ModuleType) -> N
 
 
 def test_a_game_can_be_put_back(example: ModuleType) -> None:
-    environment = example.CatchConfig().make(8, 1, CPU, 1, True)
+    environment = example.CatchConfig().make(batch_size=8, seed=1, device=CPU, threads=1, is_training=True)
     environment.reset()
     kept = environment.snapshot()
     actions = torch.randint(3, (30, 8), generator=torch.Generator().manual_seed(2))
@@ -69,7 +71,7 @@ def test_a_game_can_be_put_back(example: ModuleType) -> None:
 def test_the_meta_parameter_is_one_at_the_start_and_has_the_right_derivative(example: ModuleType) -> None:
     """Finite differences in β through one inner update, in float64."""
     experiment = example.catch()
-    environment = experiment.env.make(16, 0, CPU, 1, True)
+    environment = experiment.env.make(batch_size=16, seed=0, device=CPU, threads=1, is_training=True)
     algorithm = experiment.algorithm(environment.spec)
     agent, state = algorithm, algorithm.init(0, CPU)
     theta, eta = state.theta.double(), state.eta.double()

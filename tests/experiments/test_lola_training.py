@@ -36,7 +36,10 @@ class Actors:
 
     def __init__(self, games: int = GAMES, steps: int = STEPS) -> None:
         config = IteratedPrisonersDilemmaConfig(steps=steps)
-        self.pool, self.steps = Pool(config.make(games, 0, CPU, 1, True), 0), steps
+        self.pool, self.steps = (
+            Pool(config.make(batch_size=games, seed=0, device=CPU, threads=1, is_training=True), 0),
+            steps,
+        )
         self.asked: list[tuple[int, int]] = []  # version, look-ahead step
         self.pairs: list[Tensor] = []
         self.codes: list[Tensor] = []
