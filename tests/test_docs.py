@@ -18,7 +18,6 @@ AT_TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 DOCUMENTS = [*(ROOT / name for name in AT_TOP), *sorted((ROOT / "docs").glob("*.md"))]
 MAX_COLUMNS = 100
 WIDE_UNTIL_WRAPPED = {
-    "architecture.md",
     "extending.md",
 }
 
