@@ -18,7 +18,7 @@ from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 Lookahead = Literal["continue", "fork", "separate"]
 """Where rollouts of virtual updates run: in the real environments, in forks of their states, in a pool of their own."""
 
-State = dict[str, Tensor]
+ActorState = dict[str, Tensor]
 
 
 class EnvironmentFault(RuntimeError):
@@ -53,7 +53,7 @@ class Pool:
         self.episode_length = torch.zeros(spec.batch_size, dtype=torch.int64, device=spec.device)
         self.steps_done = 0
 
-    def state(self) -> State:
+    def state(self) -> ActorState:
         """Everything a bitwise continuation needs; empty where the environments cannot be snapshot."""
         if not isinstance(self.environment, SnapshotEnvironment):
             return {}
@@ -65,7 +65,7 @@ class Pool:
         }
         return own | {f"environment/{name}": x for name, x in self.environment.snapshot().items()}
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, state: ActorState) -> None:
         """Continue from `state()`; bitwise, if it comes from the same kind of device."""
         assert isinstance(self.environment, SnapshotEnvironment)
         prefix = "environment/"
@@ -177,14 +177,14 @@ class Actor:
             episodes = Episodes(episodes.returns[:0], episodes.lengths[:0])  # statistics are of the real stream
         return Rollout(trajectory, episodes, self.setup.index, lookahead_step > 0)
 
-    def state(self) -> State:
+    def state(self) -> ActorState:
         """Both pools' states, for a checkpoint; empty where the environments cannot be snapshot."""
         state = {f"real/{name}": x for name, x in self._real.state().items()}
         if self._lookahead is not self._real:
             state |= {f"lookahead/{name}": x for name, x in self._lookahead.state().items()}
         return state
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, state: ActorState) -> None:
         """Continue from `state()`; an empty one (no snapshots) leaves the fresh environments as they are."""
         for name, pool in (("real", self._real), ("lookahead", self._lookahead)):
             own = {k.removeprefix(f"{name}/"): x for k, x in state.items() if k.startswith(f"{name}/")}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.actors.rollout import Actor, ActorSetup, ActorState, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.on_ray.actors import RayActors
 from metagrad.cluster.on_ray.rollout_actor import create
@@ -70,7 +70,7 @@ class Fleet:
         per_batch = experiment.environments // experiment.environments_of_an_actor
 
         @contextmanager
-        def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+        def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
             assert states is None
             slots = [Slot(setup, handle, None) for setup, handle in zip(setups, self.handles, strict=False)]
             for slot in slots:  # a process that another run has used would keep that run's environments

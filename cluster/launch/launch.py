@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.actors.rollout import Actor, ActorSetup, ActorState, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_room_here
 from metagrad.cluster.launch.driver_reports import DriverReports, driver_reports
@@ -157,7 +157,7 @@ class _Run:
         rollouts_per_batch = experiment.environments // experiment.environments_of_an_actor
 
         @contextmanager
-        def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+        def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
             actors = ColocatedActors(setups, states, rollouts_per_batch, make)
             try:
                 yield actors

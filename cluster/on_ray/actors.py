@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorUnavailableError
 from torch import Tensor
 
-from metagrad.actors.rollout import State
+from metagrad.actors.rollout import ActorState
 from metagrad.cluster.config.experiment import FaultConfig
 from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, Published, versions
@@ -285,7 +285,7 @@ class RayActors:
                 "are free on the whole cluster; add nodes, and continue with --resume"
             )
 
-    def states(self) -> list[State]:
+    def states(self) -> list[ActorState]:
         """Every actor's state, for a checkpoint; one that is away is left out and starts afresh on resume."""
         # Actors that stream are asked behind their rollouts, and a slow one would hold the learner up.
         is_streaming = any(slot.orders for slot in self._slots)

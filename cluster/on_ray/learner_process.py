@@ -10,7 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from metagrad.actors.rollout import ActorSetup, State
+from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.on_ray.actors import RayActors
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, Place, address_and_pid
 from metagrad.cluster.on_ray.slots import Slot
@@ -38,7 +38,7 @@ class Learner:
         experiment = assignment.experiment
 
         @contextmanager
-        def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+        def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
             slots = [
                 Slot(setup, handle, states[i] if states else None)
                 for i, (setup, handle) in enumerate(zip(setups, handles, strict=True))

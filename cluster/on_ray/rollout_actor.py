@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from metagrad.actors.rollout import Actor, ActorSetup, State
+from metagrad.actors.rollout import Actor, ActorSetup, ActorState
 from metagrad.cluster.on_ray.faults import NotStarted
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.errors import ConfigurationError
@@ -66,7 +66,7 @@ class RolloutActor:
         """Rollouts that begin from now on are under these weights, or newer ones."""
         self._newest = published
 
-    def start(self, setup: ActorSetup, make: MakeActor, state: State | None, expected: dict[str, str]) -> None:
+    def start(self, setup: ActorSetup, make: MakeActor, state: ActorState | None, expected: dict[str, str]) -> None:
         """Make the environments.
 
         Raises:
@@ -114,7 +114,7 @@ class RolloutActor:
             held = self._weights = (published.learner, snapshot)
         return held[1]
 
-    def state(self) -> State:
+    def state(self) -> ActorState:
         return self._started().state()
 
     def _started(self) -> Actor:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from metagrad.actors.rollout import ActorSetup, State
+from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line
 from metagrad.cluster.on_ray.rollout_actor import Place
 
@@ -44,7 +44,7 @@ class Slot:
 
     setup: ActorSetup
     handle: Any
-    state: State | None
+    state: ActorState | None
     phase: Phase = Phase.PLACING
     place: Place | None = None
     coming: Any = None  # reference to what ends PLACING or STARTING
@@ -115,13 +115,13 @@ def whom_to_ask(
     return least if is_wanted else None
 
 
-def states_of(slots: Sequence[Slot], seconds: float, report: Callable[[str], None]) -> list[State]:
+def states_of(slots: Sequence[Slot], seconds: float, report: Callable[[str], None]) -> list[ActorState]:
     """Every actor's state, for a checkpoint, within so many seconds; one that is away is left out, and that is said."""
     asked = [slot.handle.state.remote() if slot.phase is Phase.READY else None for slot in slots]
     deadline = time.monotonic() + seconds
-    states: list[State] = []
+    states: list[ActorState] = []
     for slot, reference in zip(slots, asked, strict=True):
-        state: State = {}
+        state: ActorState = {}
         if reference is not None:
             try:
                 state = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))

@@ -9,7 +9,7 @@ import torch
 
 from metagrad.actors.envs import DeviceEnvironmentConfig
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.actors.rollout import ActorSetup, State
+from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.cluster.run.reports import Reports
@@ -19,7 +19,7 @@ from metagrad.cluster.run.transport import Actors
 from metagrad.cores import default_threads
 from metagrad.errors import ConfigurationError, require
 
-OpenActors = Callable[[list[ActorSetup], Sequence[State] | None], AbstractContextManager[Actors]]
+OpenActors = Callable[[list[ActorSetup], Sequence[ActorState] | None], AbstractContextManager[Actors]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

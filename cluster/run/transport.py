@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from metagrad.actors.rollout import Actor, ActorSetup, State
+from metagrad.actors.rollout import Actor, ActorSetup, ActorState
 from metagrad.types import Rollout, WeightSnapshot
 
 
@@ -61,7 +61,7 @@ class Actors(Protocol):
         """The next batch of rollouts, whoever brings them, none older than version `oldest`; publishes the snapshot."""
         ...
 
-    def states(self) -> list[State]:
+    def states(self) -> list[ActorState]:
         """Every actor's state, for a checkpoint."""
         ...
 
@@ -72,7 +72,7 @@ class ColocatedActors:
     def __init__(
         self,
         setups: Sequence[ActorSetup],
-        states: Sequence[State] | None,
+        states: Sequence[ActorState] | None,
         rollouts_per_batch: int,
         make: Callable[[ActorSetup], Actor] = Actor,
     ):
@@ -100,7 +100,7 @@ class ColocatedActors:
             local = snapshot._replace(theta=snapshot.theta.to(actor.setup.device))
             return actor.rollout(local, lookahead_step)
 
-    def states(self) -> list[State]:
+    def states(self) -> list[ActorState]:
         """Every actor's state."""
         return [actor.state() for actor in self._actors]
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from metagrad.actors.rollout import Actor, ActorSetup, State, probe
+from metagrad.actors.rollout import Actor, ActorSetup, ActorState, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.launch.launch import actor_setups
 from metagrad.cluster.run.folder import read_json, write_json
@@ -52,7 +52,7 @@ def meta_gradient_samples(
     Source: "One Step at a Time", Table 1: 96 meta-gradients at each of 300 points throughout training.
     """
     algorithm = experiment.algorithm(probe(experiment.env))
-    actors: list[State] = checkpoint["actors"]
+    actors: list[ActorState] = checkpoint["actors"]
     require(experiment.meta.n >= 1, "meta.n", experiment.meta.n, "looks ahead nowhere", "use 1 or more")
     wrong = algorithm.misfit(checkpoint["learner"])
     require(wrong is None, "checkpoint", wrong, "is not as this experiment has it", "probe with the run's own settings")
@@ -81,7 +81,7 @@ def meta_gradient_samples(
             yield algorithm.estimate_meta_gradient(state, sample)
 
 
-def restarted(setup: ActorSetup, games: State) -> Actor:
+def restarted(setup: ActorSetup, games: ActorState) -> Actor:
     """An actor whose random streams come from its setup and whose games are these."""
     actor = Actor(setup)
     streams = {name: x for name, x in actor.state().items() if name.endswith("generator") and name in games}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from metagrad.actors.rollout import ActorSetup, State, probe
+from metagrad.actors.rollout import ActorSetup, ActorState, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.run import learning
 from metagrad.cluster.run.learning import Assignment, actor_setups, learn, learner_threads
@@ -21,7 +21,7 @@ class Stop:
 
 
 @contextmanager
-def open_actors(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
     yield ColocatedActors(setups, states, len(setups))
 
 
@@ -54,7 +54,7 @@ def test_the_summary_stands_when_a_life_ends_badly(tiny: Tiny) -> None:
             raise RuntimeError("its own")
 
     @contextmanager
-    def broken(setups: list[ActorSetup], states: Sequence[State] | None) -> Iterator[Actors]:
+    def broken(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
         yield Broken(setups, states, len(setups))
 
     assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None)
