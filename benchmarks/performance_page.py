@@ -19,7 +19,7 @@ from benchmarks.report import (
     read_results,
     targets_table,
 )
-from metagrad.experiments.reporting.report import Panel, line_panels
+from metagrad.experiments.reporting.figures import Panel, line_panels
 
 Result = Mapping[str, Any]
 SHOWN = ("n = 3", "n = 20")  # lengths of look-ahead in the table of meta-gradients

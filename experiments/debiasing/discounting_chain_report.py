@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from metagrad.cluster.studies.study import Result, Settings
+from metagrad.cluster.studies.study import Settings
 from metagrad.experiments.debiasing.discounting_chain_agents import Meta
-from metagrad.experiments.reporting.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
+from metagrad.experiments.reporting.parts import Parts, first_settings
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import Array, mean_and_std, number, std_of
 
 UPDATES = 50_000  # release
 START_DISCOUNT = 0.95  # C.1
 
 
-class Arm(NamedTuple):
+class ChainAgent(NamedTuple):
     """One agent of Figure 2."""
 
     title: str
@@ -27,12 +29,12 @@ class Arm(NamedTuple):
     uses_outer_value: bool
 
 
-ARMS: dict[str, Arm] = {
-    "a2c": Arm("A2C", "none", False),
-    "mg": Arm("MG", "mg", False),
-    "mg-outer": Arm("MG, outer value", "mg", True),
-    "bmg": Arm("BMG", "bmg", False),
-    "bmg-outer": Arm("BMG, outer value", "bmg", True),
+ARMS: dict[str, ChainAgent] = {
+    "a2c": ChainAgent("A2C", "none", False),
+    "mg": ChainAgent("MG", "mg", False),
+    "mg-outer": ChainAgent("MG, outer value", "mg", True),
+    "bmg": ChainAgent("BMG", "bmg", False),
+    "bmg-outer": ChainAgent("BMG, outer value", "bmg", True),
 }
 
 
@@ -70,20 +72,31 @@ CENTRED = 0.02  # a mean advantage at step 0 up to this one is centred; the publ
 LEARNT, MYOPIC = 1.05, 1.02  # returns: mostly the long chain, hardly ever
 
 
-class Curves(NamedTuple):
+class ArmCurves(NamedTuple):
     """What one agent's seeds recorded, [seeds, K]."""
 
     updates: Array  # [K]
     of: dict[str, Array]  # discount, return; of agents that learn γ also first_advantage, advantage
 
     def end(self, name: str) -> Array:
-        """The last number of every seed; of an advantage, its mean over the second half."""
+        """Return the last number of every seed; of an advantage its mean over the second half."""
         values = self.of[name]
         return np.asarray(values[:, values.shape[1] // 2 :].mean(1) if "advantage" in name else values[:, -1])
 
+    def mean_end(self, name: str) -> float:
+        """Return the mean of `end` over the seeds."""
+        return float(self.end(name).mean())
 
-def curves_of(parts: Mapping[str, tuple[Settings, Result]], variant: str) -> dict[str, Curves]:
-    """By arm, in the order of `ARMS`; seeds of all its parts, in order. Variants: "", "normalised", "exact-start"."""
+    @property
+    def seeds(self) -> int:
+        return len(self.of["return"])
+
+
+ByArm = Mapping[str, ArmCurves]
+
+
+def curves_of(parts: Parts, variant: str) -> dict[str, ArmCurves]:
+    """Return curves by arm, in the order of `ARMS`, seeds in order; of a variant: "", "normalised", "exact-start"."""
     found = {}
     for arm in ARMS:
         own = [each for each in parts.values() if each[0]["arm"] == arm and _variant(each[0]) == variant]
@@ -91,7 +104,8 @@ def curves_of(parts: Mapping[str, tuple[Settings, Result]], variant: str) -> dic
         if own:
             names = [name for name in own[0][1] if name != "updates"]
             updates = np.array(own[0][1]["updates"], dtype=np.float64)
-            found[arm] = Curves(updates, {name: np.concatenate([result[name] for _, result in own]) for name in names})
+            of = {name: np.concatenate([result[name] for _, result in own]) for name in names}
+            found[arm] = ArmCurves(updates, of)
     return found
 
 
@@ -101,28 +115,28 @@ def _variant(settings: Settings) -> str:
     return "exact-start" if settings["is_first_value_exact"] else ""
 
 
-def _paper_rows(main: Mapping[str, Curves]) -> Iterator[tuple[Row, list[str]]]:
-    """Each published number, and a sentence where ours is not within its tolerance."""
+def _paper_rows(main: ByArm) -> Iterator[Row]:
+    """Yield each published number, with a sentence where ours is not within its tolerance."""
     for quantity in QUANTITIES:
+        tolerance = quantity.tolerance
         for arm, text in quantity.published.items():
             values, paper = main[arm].end(quantity.name), float(text)
-            off = abs(values - paper) > quantity.tolerance
-            mean, std = mean_and_std(values)
-            ours = f"{mean:.3f}{'' if abs(mean - paper) <= quantity.tolerance else ' (differs)'}"
+            off, mean = abs(values - paper) > tolerance, values.mean()
+            is_off = abs(mean - paper) > tolerance
             label = f"{ARMS[arm].title}: {quantity.label}"
-            spread = f"std {number(float(std), 2)}, {values.min():.3f} to {values.max():.3f}"
+            spread = f"std {std_of(values)}, {values.min():.3f} to {values.max():.3f}"
             shown = text + (PUBLISHED_SPREAD.get(arm, "") if quantity.name == "return" else "")
             sentences = []
-            if abs(mean - paper) > quantity.tolerance:
-                sentences.append(f"{label}: {mean:.3f}, published {text} (tolerance {quantity.tolerance:g}).")
+            if is_off:
+                sentences.append(f"{label}: {mean:.3f}, published {text} (tolerance {tolerance:g}).")
             elif off.any():
-                beyond = f"{off.sum()} of {len(values)} seeds beyond {quantity.tolerance:g} of it"
+                beyond = f"{off.sum()} of {len(values)} seeds beyond {tolerance:g} of it"
                 sentences.append(f"{label}: {text} as published on average ({mean:.3f}), with {beyond}.")
-            yield Row(label, shown, ours, str(len(values)), spread), sentences
+            yield Row(label, shown, f"{mean:.3f}{' (differs)' if is_off else ''}", len(values), spread, sentences)
 
 
-def _way_rows(main: Mapping[str, Curves]) -> Iterator[tuple[Row, list[str]]]:
-    """Where γ goes before it ends; the paper's text speaks of the biased agents as unable to increase it."""
+def _way_rows(main: ByArm) -> Iterator[Row]:
+    """Tell where γ goes before it ends; the paper's text speaks of the biased agents as unable to increase it."""
     for arm, curves in main.items():
         if ARMS[arm].meta == "none":
             continue
@@ -132,89 +146,80 @@ def _way_rows(main: Mapping[str, Curves]) -> Iterator[tuple[Row, list[str]]]:
         extreme, update = float(mean[at]), f"{curves.updates[at]:,.0f}"
         label = f"{ARMS[arm].title}: {'largest' if is_biased else 'smallest'} γ on the way"
         paper = "“unable to increase the discount factor”" if is_biased else "figure only"
-        ours = f"{extreme:.3f} after {update} updates"
         sentences = []
         if is_biased and extreme > START_DISCOUNT + 0.002:
             sentences.append(
                 f"{ARMS[arm].title}: γ rises from 0.95 to {extreme:.3f} (update {update}) before it ends at"
                 f" {mean[-1]:.3f}; the text says that it cannot rise."
             )
-        yield Row(label, paper, ours, str(len(curves.of["discount"])), f"std {number(float(std[at]), 2)}"), sentences
+        ours = f"{extreme:.3f} after {update} updates"
+        yield Row(label, paper, ours, curves.seeds, f"std {number(std[at], 2)}", sentences)
 
 
-def _normalised_rows(normalised: Mapping[str, Curves]) -> Iterator[tuple[Row, list[str]]]:
-    """Figure 6: with normalised advantages the biased agents stay myopic; the claim is about them."""
+def _normalised_rows(normalised: ByArm) -> Iterator[Row]:
+    """Yield Figure 6: with normalised advantages the biased agents stay myopic; the claim is about them."""
     for arm, curves in normalised.items():
-        gamma, paid = (float(curves.end(name).mean()) for name in ("discount", "return"))
-        every_step = float(abs(curves.of["advantage"]).max())
+        gamma, paid = (curves.mean_end(name) for name in ("discount", "return"))
         is_biased = not ARMS[arm].uses_outer_value
         paper = "normalising does not fix it" if is_biased else "figure only"
         label = f"{ARMS[arm].title}, advantages normalised: γ, return at the end"
-        spread = f"largest mean advantage of a batch {number(every_step, 1)}"
-        sentences = []
+        spread = f"largest mean advantage of a batch {number(abs(curves.of['advantage']).max(), 1)}"
+        ends, sentences = f"{label}: {gamma:.3f} and {paid:.3f}", []
         if is_biased and paid > MYOPIC:
-            sentences.append(
-                f"{label}: {gamma:.3f} and {paid:.3f}; the paper says that normalising does not fix the bias."
-            )
+            sentences.append(f"{ends}; the paper says that normalising does not fix the bias.")
         if not is_biased and paid < LEARNT:
-            sentences.append(f"{label}: {gamma:.3f} and {paid:.3f}, so it does not learn to wait for the bonus.")
-        seeds = str(len(curves.of["return"]))
-        yield Row(label, paper, f"{gamma:.3f}, {paid:.3f}", seeds, spread), sentences
+            sentences.append(f"{ends}, so it does not learn to wait for the bonus.")
+        yield Row(label, paper, f"{gamma:.3f}, {paid:.3f}", curves.seeds, spread, sentences)
 
 
-def _exact_start_rows(main: Mapping[str, Curves], exact: Mapping[str, Curves]) -> Iterator[tuple[Row, list[str]]]:
-    """Our control: what is left of the published numbers where the start has its exact value."""
+def _exact_start_rows(main: ByArm, exact: ByArm) -> Iterator[Row]:
+    """Tell what is left of the published numbers where the start has its exact value: our control."""
     for arm, curves in exact.items():
-        ends = {name: float(curves.end(name).mean()) for name in ("discount", "return", "first_advantage")}
-        label = f"{ARMS[arm].title}, exact value of the start: γ, return, advantage at step 0"
+        title = ARMS[arm].title
+        ends = {name: curves.mean_end(name) for name in ("discount", "return", "first_advantage")}
         ours = ", ".join(f"{value:.3f}" for value in ends.values())
-        _, std = mean_and_std(curves.end("return"))
-        released = float(main[arm].end("first_advantage").mean())
+        released = main[arm].mean_end("first_advantage")
         sentences = []
         if abs(ends["first_advantage"]) <= CENTRED < abs(released):
             sentences.append(
-                f"{ARMS[arm].title}: the mean outer advantage at step 0, {released:.3f} with the released value of the"
+                f"{title}: the mean outer advantage at step 0, {released:.3f} with the released value of the"
                 f" start (γ^K for γ^(K-1)), is {ends['first_advantage']:.3f} with the exact one. At the end of"
                 " training its offset there is the released value's, not the inner critic's."
             )
         for name, tolerance in (("discount", 0.002), ("return", 0.01)):
-            other = float(main[arm].end(name).mean())
+            other = main[arm].mean_end(name)
             if abs(ends[name] - other) > tolerance:
                 text = f"{ends[name]:.3f} with the exact value of the start, {other:.3f} with the released one."
-                sentences.append(f"{ARMS[arm].title}: {name} at the end {text}")
-        row = Row(
-            label, "not in the paper", ours, str(len(curves.of["return"])), f"return: std {number(float(std), 2)}"
-        )
-        yield row, sentences
+                sentences.append(f"{title}: {name} at the end {text}")
+        label = f"{title}, exact value of the start: γ, return, advantage at step 0"
+        spread = f"return: std {std_of(curves.end('return'))}"
+        yield Row(label, "not in the paper", ours, curves.seeds, spread, sentences)
 
 
-def _panel(curves: Mapping[str, Curves], name: str, title: str, label: str) -> Panel:
-    lines: list[tuple[str, ArrayLike, ArrayLike, ArrayLike | None]] = []
-    for arm, each in curves.items():
-        if name in each.of:
-            mean, std = mean_and_std(each.of[name])
-            lines.append((ARMS[arm].title, each.updates, mean, std))
+def _panel(curves: ByArm, name: str, title: str, label: str) -> Panel:
+    own = {arm: each for arm, each in curves.items() if name in each.of}
+    lines = [mean_curve(ARMS[arm].title, each.updates, each.of[name]) for arm, each in own.items()]
     return Panel(title, "updates", label, lines)
 
 
-def _draw(folder: Path, all_curves: Mapping[str, Mapping[str, Curves]]) -> list[tuple[str, str]]:
-    """One picture for each figure of the paper, and one for the control."""
+def _figures(all_curves: Mapping[str, ByArm]) -> list[Figure]:
+    """Return one picture for each figure of the paper, and one for the control."""
     shown = (
         ("discount", "discount", "γ"),
         ("return", "return", "mean of a batch"),
         ("first_advantage", "outer advantage, first step", "mean of a batch"),
     )
     panels = {variant: [_panel(curves, *each) for each in shown] for variant, curves in all_curves.items()}
-    line_panels(folder / "figure_2.png", panels[""][:2], columns=2)
-    line_panels(folder / "figure_5a.png", panels[""][2:])
     every_step = _panel(all_curves["normalised"], "advantage", "outer advantage, all steps", "mean of a batch")
-    line_panels(folder / "figure_6.png", [*panels["normalised"], every_step], columns=2)
-    line_panels(folder / "exact_start.png", panels["exact-start"])
+    main, first = "As the paper's Figure 2: γ and return. Mean ± standard deviation over seeds.", panels[""]
+    advantage = "As the paper's Figure 5a: mean advantage of the outer loss at the first step."
+    normalised = "As the paper's Figure 6, first row: advantages normalised over the batch."
+    exact = "Beyond the paper: the exact value of the start instead of the released one."
     return [
-        ("figure_2.png", "As the paper's Figure 2: γ and return. Mean ± standard deviation over seeds."),
-        ("figure_5a.png", "As the paper's Figure 5a: mean advantage of the outer loss at the first step."),
-        ("figure_6.png", "As the paper's Figure 6, first row: advantages normalised over the batch."),
-        ("exact_start.png", "Beyond the paper: the exact value of the start instead of the released one."),
+        Figure("figure_2.png", main, first[:2], columns=2),
+        Figure("figure_5a.png", advantage, first[2:]),
+        Figure("figure_6.png", normalised, [*panels["normalised"], every_step], columns=2),
+        Figure("exact_start.png", exact, panels["exact-start"]),
     ]
 
 
@@ -238,14 +243,14 @@ This run ends after {updates} updates, where none of the published numbers is re
 """
 
 
-def report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
-    """Pictures and report.md; verdicts on the published numbers only after as many updates as the authors made."""
+def report(folder: Path, parts: Parts, is_quick: bool) -> None:
+    """Write the page; published numbers are judged only after as many updates as the authors made."""
     del is_quick  # what counts is the number of updates
-    settings = next(iter(parts.values()))[0]
+    settings = first_settings(parts)
     all_curves = {variant: curves_of(parts, variant) for variant in ("", "normalised", "exact-start")}
     main = all_curves[""]
     is_whole = settings["updates"] >= UPDATES
-    found = [
+    rows = [
         *_paper_rows(main),
         *_way_rows(main),
         *_normalised_rows(all_curves["normalised"]),
@@ -255,12 +260,8 @@ def report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: bo
     introduction = INTRODUCTION.format(
         updates=updates, every=settings["record_every"], short="" if is_whole else SHORT.format(updates=updates)
     )
+    if not is_whole:
+        rows = [row._replace(ours=row.ours.replace(" (differs)", "")) for row in rows]
     short = f"Only {updates} updates were made, the paper's curves have {UPDATES:,}: no verdicts."
-    write_report(
-        folder,
-        "Discounting Chain: the outer value function",
-        introduction,
-        [row if is_whole else row._replace(ours=row.ours.replace(" (differs)", "")) for row, _ in found],
-        _draw(folder, all_curves),
-        [text for _, sentences in found for text in sentences] if is_whole else [short],
-    )
+    title = "Discounting Chain: the outer value function"
+    write_report(folder, title, introduction, rows, _figures(all_curves), None if is_whole else [short])

@@ -4,18 +4,19 @@ Source: "A Theoretical Understanding of Gradient Bias in Meta-Reinforcement Lear
 curves and no numbers; aggregates of Agarwal et al. (2021).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.gradient_bias import atari_scores
 from metagrad.experiments.gradient_bias.atari_scores import Interval, human_normalised, stratified_bootstrap
-from metagrad.experiments.reporting.paired import paired
-from metagrad.experiments.reporting.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.reporting.claims import paired
+from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
+from metagrad.experiments.reporting.parts import Curves, Parts, curves_of, first_settings, results_of
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import Array, mean_of, number, std_of
 
 RETURN = "episode/return_mean"
 ETA = ("eta/gamma", "eta/lambda", "eta/value_coefficient", "eta/entropy_coefficient")
@@ -29,82 +30,53 @@ AGGREGATES: dict[str, Callable[[Array], ArrayLike]] = {
     "optimality gap": atari_scores.optimality_gap,
 }
 
-Parts = Mapping[str, tuple[Settings, Result]]
-
-
-class Curve(NamedTuple):
-    """One scalar of one agent on one game: updates [K], values [seeds, K]."""
-
-    updates: Array
-    values: Array
-
 
 def games_of(parts: Parts) -> list[str]:
-    """Games in the order of the parts."""
+    """Return the games in the order of the parts."""
     return list(dict.fromkeys(settings["game"] for settings, _ in parts.values()))
 
 
-def _own(parts: Parts, arm: str, game: str) -> list[Result]:
-    own = [part for part in parts.values() if (part[0]["arm"], part[0]["game"]) == (arm, game)]
-    return [result for _, result in sorted(own, key=lambda part: part[0]["seed"])]
-
-
 def scores_of(parts: Parts, arm: str) -> Array:
-    """Mean raw returns of the games played after training, [seeds, games]."""
-    by_game = [[float(np.mean(result["returns"])) for result in _own(parts, arm, game)] for game in games_of(parts)]
-    return np.array(by_game, dtype=np.float64).T
+    """Return mean raw returns of the games played after training, [seeds, games]."""
+    games = [results_of(parts, arm=arm, game=game) for game in games_of(parts)]
+    return np.array([[np.mean(result["returns"]) for result in results] for results in games], dtype=np.float64).T
 
 
 def normalised_of(parts: Parts, arm: str) -> Array:
-    """The same, human-normalised."""
-    scores, games = scores_of(parts, arm), games_of(parts)
-    columns = [[human_normalised(game, x) for x in column] for game, column in zip(games, scores.T, strict=True)]
-    return np.array(columns, dtype=np.float64).T
+    """Return the same scores, human-normalised."""
+    columns = zip(games_of(parts), scores_of(parts, arm).T, strict=True)
+    return np.array([[human_normalised(game, x) for x in column] for game, column in columns], dtype=np.float64).T
 
 
-def curve_of(parts: Parts, arm: str, game: str, name: str) -> Curve | None:
-    """A scalar along training at the updates that all seeds logged; None where one logged nothing."""
-    own = [result.get(name) for result in _own(parts, arm, game)]
-    if not own or any(curve is None for curve in own):
-        return None
-    held = [dict(zip(curve["updates"], curve["values"], strict=True)) for curve in own]  # type: ignore[index]
-    updates = sorted(set.intersection(*map(set, held)))
-    if not updates:
-        return None
-    return Curve(np.array(updates, dtype=np.float64), np.array([[each[u] for u in updates] for each in held]))
+def curve_of(parts: Parts, arm: str, game: str, name: str) -> Curves | None:
+    """Return a scalar along training at the updates that all seeds logged; None where one logged nothing."""
+    own = results_of(parts, arm=arm, game=game)
+    return curves_of(own, name) if all(name in result for result in own) else None
 
 
-def _game_rows(parts: Parts) -> Iterator[tuple[Row, str | None]]:
-    """LVC against plain differentiation, game by game; seeds share nothing but their number."""
-    claim = "with LVC comparable or better"
+def _game_rows(parts: Parts) -> Iterator[Row]:
+    """Compare LVC with plain differentiation, game by game; seeds share nothing but their number."""
     scores = {arm: scores_of(parts, arm) for arm in TITLES}
     for column, game in enumerate(games_of(parts)):
         own = {arm: scores[arm][:, column] for arm in TITLES}
-        ours = ", ".join(f"{TITLES[arm]} {number(float(values.mean()), 4)}" for arm, values in own.items())
+        ours = ", ".join(f"{TITLES[arm]} {mean_of(values, 4)}" for arm, values in own.items())
         difference = paired(own["mgrl"], own["mgrl-lvc"])
-        spread = ", ".join(number(float(mean_and_std(values)[1]), 3) for values in own.values())
-        worse = difference.difference < 0 and difference.verdict(True) == "the opposite"
-        sentence = (
-            f"{game}: with LVC lower by {number(-difference.difference)}, beyond its 95 % interval." if worse else None
-        )
-        row = Row(f"{game}, raw return", claim, ours, str(len(own["a2c"])), f"std {spread}; LVC - AD {difference}")
-        yield row, sentence
+        lower = f"{game}: with LVC lower by {number(-difference.difference)}, beyond its 95 % interval."
+        sentences = [lower] if difference.verdict("below") == "holds" else []
+        spread = f"std {', '.join(std_of(values, 3) for values in own.values())}; LVC - AD {difference}"
+        claim = "with LVC comparable or better"
+        yield Row(f"{game}, raw return", claim, ours, len(own["a2c"]), spread, sentences)
 
 
 def _aggregate_rows(parts: Parts) -> Iterator[Row]:
-    """Over games, with intervals over seeds."""
+    """Aggregate over games, with intervals over seeds."""
     for arm, title in TITLES.items():
         scores = normalised_of(parts, arm)
+        seeds = f"{scores.shape[0]} on {scores.shape[1]} games"
         for name, aggregate in AGGREGATES.items():
             interval = stratified_bootstrap(scores, aggregate, BOOTSTRAPS, np.random.default_rng(0))
-            seeds = f"{scores.shape[0]} on {scores.shape[1]} games"
-            yield Row(
-                f"{title}: human-normalised {name}",
-                "not in the paper",
-                f"{interval.point:.4f}",
-                seeds,
-                _shown(interval),
-            )
+            quantity = f"{title}: human-normalised {name}"
+            yield Row(quantity, "not in the paper", f"{interval.point:.4f}", seeds, _shown(interval))
 
 
 def _shown(interval: Interval) -> str:
@@ -114,27 +86,20 @@ def _shown(interval: Interval) -> str:
 
 
 def _panel(parts: Parts, game: str, name: str, title: str, arms: tuple[str, ...]) -> Panel:
-    lines: list[tuple[str, ArrayLike, ArrayLike, ArrayLike | None]] = []
-    for arm in arms:
-        curve = curve_of(parts, arm, game, name)
-        if curve is not None:
-            mean, std = mean_and_std(curve.values)
-            lines.append((TITLES[arm], curve.updates, mean, std))
+    found = {arm: curve_of(parts, arm, game, name) for arm in arms}
+    lines = [mean_curve(TITLES[arm], *curve) for arm, curve in found.items() if curve is not None]
     return Panel(title, "updates", name.partition("/")[2], lines)
 
 
-def _draw(folder: Path, parts: Parts) -> list[tuple[str, str]]:
-    games, figures = games_of(parts), []
-    panels = [_panel(parts, game, RETURN, game, tuple(TITLES)) for game in games]
-    if any(panel.curves for panel in panels):
-        line_panels(folder / "figure_9.png", panels, columns=4)
-        caption = "As the paper's Figures 3 and 9: mean raw return of the last 512 games. Mean ± standard deviation."
-        figures.append(("figure_9.png", caption))
+def _figures(parts: Parts) -> list[Figure]:
+    games = games_of(parts)
+    returns = [_panel(parts, game, RETURN, game, tuple(TITLES)) for game in games]
+    caption = "As the paper's Figures 3 and 9: mean raw return of the last 512 games. Mean ± standard deviation."
     learning = tuple(arm for arm in TITLES if arm != "a2c")
-    panels = [_panel(parts, game, name, f"{game}: {name[4:]}", learning) for game in games for name in ETA]
-    line_panels(folder / "figure_10.png", panels, columns=4)
-    figures.append(("figure_10.png", "As the paper's Figure 10: the four meta-parameters."))
-    return figures
+    learnt = [_panel(parts, game, name, f"{game}: {name[4:]}", learning) for game in games for name in ETA]
+    figures = [Figure("figure_9.png", caption, returns, columns=4)] if any(panel.curves for panel in returns) else []
+    text = "As the paper's Figure 10: the four meta-parameters."
+    return [*figures, Figure("figure_10.png", text, learnt, columns=4)]
 
 
 INTRODUCTION = """\
@@ -148,18 +113,15 @@ Frames are agent steps (4 screens each). Look-ahead frames are counted apart: MG
 QUICK = "**Quick: two games, a few updates; nothing here is a result.** "
 
 
-def report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
-    """Pictures and report.md; no verdict on a run that stops long before the paper's end."""
-    settings = next(iter(parts.values()))[0]
-    found = list(_game_rows(parts))
-    is_whole = settings["updates"] >= WHOLE_UPDATES
+def report(folder: Path, parts: Parts, is_quick: bool) -> None:
+    """Write the page of `atari`; there is no verdict on a run that stops long before the paper's end."""
+    settings = first_settings(parts)
     short = f"{settings['updates']:,} of 125,000 updates were made: nothing is said of the paper's scores."
-    sentences = [sentence for _, sentence in found if sentence is not None] if is_whole else [short]
     write_report(
         folder,
         "Atari: three-step meta-gradients",
         INTRODUCTION.format(quick=QUICK if is_quick else "", **settings),
-        [*(row for row, _ in found), *_aggregate_rows(parts)],
-        _draw(folder, parts),
-        sentences,
+        [*_game_rows(parts), *_aggregate_rows(parts)],
+        _figures(parts),
+        None if settings["updates"] >= WHOLE_UPDATES else [short],
     )

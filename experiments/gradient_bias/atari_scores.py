@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from metagrad.actors.envs.atari_games import close_games
 from metagrad.errors import require
-from metagrad.experiments.reporting.report import Array, interquartile_mean
+from metagrad.experiments.reporting.statistics import Array, interquartile_mean
 
 # Resampled scores held at a time: 32 MiB of float64.
 _SCORES_AT_ONCE = 2**22

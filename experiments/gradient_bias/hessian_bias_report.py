@@ -1,13 +1,18 @@
 """The report of study `hessian-bias`: what the numbers say of Theorem 4.5, decided by the numbers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.reporting.paired import claim_row, neighbours
-from metagrad.experiments.reporting.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.reporting.claims import change_row, neighbours
+from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve, median_curve
+from metagrad.experiments.reporting.parts import Parts, first_settings
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import Array, mean_of, number, std_of
+
+NAMES = ("expected", "spared", "measured", "corrected", "pearson", "cosine", "bound", "remainder")
 
 
 class _Found(NamedTuple):
@@ -20,59 +25,39 @@ class _Found(NamedTuple):
     of: dict[str, Array]
 
 
-def _collect(done: dict[str, tuple[Settings, Result]]) -> _Found:
-    settings = next(iter(done.values()))[0]
+def _collect(done: Parts) -> _Found:
+    settings = first_settings(done)
     rates, steps = settings["rates"], settings["steps"]
-    names = ("expected", "spared", "measured", "corrected", "pearson", "cosine", "bound", "remainder")
 
     def values(name: str) -> Array:
         return np.array([[[r[f"{a:g}"][str(k)][name] for k in steps] for a in rates] for _, r in done.values()])
 
     c = np.array([*settings["coefficients"], *settings["beyond"]])
-    return _Found(rates, steps, c, len(settings["coefficients"]), {name: values(name) for name in names})
+    return _Found(rates, steps, c, len(settings["coefficients"]), {name: values(name) for name in NAMES})
 
 
-def _claims(found: _Found) -> tuple[list[Row], list[str]]:
-    """What slides and theorem say of the direction of each effect."""
+def _claims(found: _Found) -> Iterator[Row]:
+    """Yield what slides and theorem say of the direction of each effect."""
     bias, distance = found.of["expected"], 1.0 - found.of["pearson"]
-    steps, two = found.steps, found.steps.index(2)
+    two, last = found.steps.index(2), found.own - 1
     shown = [i for i, c in enumerate(found.c[: found.own]) if c in (0.5, 1.0, 2.0, 4.0)]
-    c_labels, k_labels = [f"c = {found.c[i]:g}" for i in shown], [f"K = {k}" for k in steps]
-    a_labels = [f"α = {a:g}" for a in found.rates]
-    rows, sentences = [], []
-    made = [
-        claim_row(
-            f"{what}, K = 2, α = {a:g}",
-            claim,
-            True,
-            neighbours(c_labels, [values[:, j, two, i] for i in shown]),
-        )
-        for j, a in enumerate(found.rates)
-        if j in (0, len(found.rates) - 1)
-        for what, values, claim in (
+    c_labels = [f"c = {found.c[i]:g}" for i in shown]
+    for j in dict.fromkeys((0, len(found.rates) - 1)):
+        for what, values, paper in (
             ("relative bias in c", bias, "the bound grows with the Hessian bias (eq. 9)"),
             ("1 - correlation in c", distance, "slides: figure only; ablated as growing with the Hessian bias"),
-        )
-    ]
-    last = found.own - 1
-    by_rate = [bias[:, j, two, last] for j in range(len(found.rates))]
-    by_steps = [bias[:, -1, k, last] for k in range(len(steps))]
-    made.append(
-        claim_row(
-            "relative bias in α, K = 2, c = 4", "the bound grows with α (eq. 9)", True, neighbours(a_labels, by_rate)
-        )
-    )
+        ):
+            changes = neighbours(c_labels, [values[:, j, two, i] for i in shown])
+            yield change_row(f"{what}, K = 2, α = {found.rates[j]:g}", paper, True, changes)
+    changes = neighbours([f"α = {a:g}" for a in found.rates], list(bias[:, :, two, last].T))
+    yield change_row("relative bias in α, K = 2, c = 4", "the bound grows with α (eq. 9)", True, changes)
+    changes = neighbours([f"K = {k}" for k in found.steps], list(bias[:, -1, :, last].T))
     name = f"relative bias in K, α = {found.rates[-1]:g}, c = 4"
-    made.append(claim_row(name, "the bound grows with K (eq. 9)", True, neighbours(k_labels, by_steps)))
-    for row, differing in made:
-        rows.append(row)
-        sentences += differing
-    return rows, sentences
+    yield change_row(name, "the bound grows with K (eq. 9)", True, changes)
 
 
-def _exponents(found: _Found) -> tuple[list[Row], list[str]]:
-    """The power of Δ_H in the bias: slope of its logarithm over the paper's c, and between the two largest of all."""
-    rows, sentences = [], []
+def _exponents(found: _Found) -> Iterator[Row]:
+    """Measure the power of Δ_H: slope of the bias's logarithm over the paper's c, and between the two largest c."""
     for name, claimed, what in (
         ("expected", 0, "every update disturbed; MAML has K Hessians"),
         ("spared", 1, "the first update spared (Δ_J = 0); K - 1 Hessians"),
@@ -84,113 +69,81 @@ def _exponents(found: _Found) -> tuple[list[Row], list[str]]:
             logs = np.log(found.of[name][:, -1, k])
             near = np.polyfit(np.log(found.c[: found.own]), logs[:, : found.own].T, 1)[0]
             far = (logs[:, -1] - logs[:, -2]) / np.log(found.c[-1] / found.c[-2])
-            (middle, spread), (at_end, end_spread) = mean_and_std(near), mean_and_std(far)
-            ours = f"{number(float(middle))} over c = 0.5 to 4; {number(float(at_end), 4)} at c → {found.c[-1]:g}"
+            middle, at_end = near.mean(), far.mean()
+            ours = f"{mean_of(near)} over c = 0.5 to 4; {mean_of(far, 4)} at c → {found.c[-1]:g}"
             quantity = f"exponent of Δ_H in the bias, K = {steps}: {what}"
-            deviations = f"std over MDPs {number(float(spread), 2)}; {number(float(end_spread), 2)}"
-            rows.append(Row(quantity, f"{power} at most", ours, str(len(near)), deviations))
+            sentences = []
             if abs(at_end - power) > 0.05:
-                sentences.append(
-                    f"At the largest c the exponent for K = {steps} is {at_end:.2f}, not {power} ({what})."
-                )
+                where = f"At the largest c the exponent for K = {steps}"
+                sentences.append(f"{where} is {at_end:.2f}, not {power} ({what}).")
             if middle < power - 0.05:
                 sentences.append(
                     f"At the paper's c the bias grows as Δ_H to the {middle:.2f} for K = {steps}, slower than the "
                     f"power {power} of the bound ({what}): lower powers of Δ_H decide there, with alternating signs."
                 )
-    return rows, sentences
+            spread = f"std over MDPs {std_of(near)}; {std_of(far)}"
+            yield Row(quantity, f"{power} at most", ours, len(near), spread, sentences)
 
 
-def _bound_and_noise(found: _Found) -> tuple[list[Row], list[str]]:
-    """The bound at every point, the polynomial, and the mean over draws against the exact expectation."""
+def _bound_and_noise(found: _Found) -> Iterator[Row]:
+    """Compare the bound at every point, the polynomial, and the mean over draws with the exact expectation."""
     bias, bound = found.of["expected"], found.of["bound"]
-    kept, count = int((bias <= bound * (1 + 1e-9)).sum()), bias.size
+    kept, count, mdps = int((bias <= bound * (1 + 1e-9)).sum()), bias.size, len(bias)
     ratio = (bound / bias)[..., : found.own]
-    looseness = f"bound/bias at c ≤ 4: median {number(float(np.median(ratio)))}, largest {number(float(ratio.max()))}"
-    mdps = str(len(bias))
+    looseness = f"bound/bias at c ≤ 4: median {number(np.median(ratio))}, largest {number(ratio.max())}"
+    above = [f"The bias is above its bound at {count - kept} of {count} points."] if kept < count else []
+    name = "bias ≤ ((B + α Δ_H)ᴷ - Bᴷ) ‖∇J(θ_K)‖"
+    yield Row(name, "at every point", f"{kept} of {count} points", mdps, looseness, above)
     worst = float(found.of["remainder"].max())
+    off = f"The estimate is no polynomial of degree K in c: off by {worst:.1e} of the exact norm."
+    yield Row(
+        "the mean estimate is a polynomial of degree K in Δ_H",
+        "exactly (follows from eq. 8)",
+        f"differences of order K + 1 at most {number(worst, 2)} of the exact norm",
+        mdps,
+        "largest over all points",
+        [off] if worst > 1e-9 else [],
+    )
     corrected = found.of["corrected"][..., : found.own]
     error = np.abs(np.sqrt(np.maximum(corrected.mean(0), 0)) - np.sqrt((bias[..., : found.own] ** 2).mean(0))).max()
-    rows = [
-        Row("bias ≤ ((B + α Δ_H)ᴷ - Bᴷ) ‖∇J(θ_K)‖", "at every point", f"{kept} of {count} points", mdps, looseness),
-        Row(
-            "the mean estimate is a polynomial of degree K in Δ_H",
-            "exactly (follows from eq. 8)",
-            f"differences of order K + 1 at most {number(worst, 2)} of the exact norm",
-            mdps,
-            "largest over all points",
-        ),
-        Row(
-            "mean over draws of ε, noise taken out, against ε = 0",
-            "equal in expectation",
-            f"root mean squared relative bias apart by at most {number(float(error), 2)}",
-            mdps,
-            "largest over α, K and c ≤ 4",
-        ),
-    ]
-    sentences = []
-    if kept < count:
-        sentences.append(f"The bias is above its bound at {count - kept} of {count} points.")
-    if worst > 1e-9:
-        sentences.append(f"The estimate is no polynomial of degree K in c: off by {worst:.1e} of the exact norm.")
-    return rows, sentences
+    yield Row(
+        "mean over draws of ε, noise taken out, against ε = 0",
+        "equal in expectation",
+        f"root mean squared relative bias apart by at most {number(error, 2)}",
+        mdps,
+        "largest over α, K and c ≤ 4",
+    )
 
 
-def _draw(folder: Path, found: _Found) -> list[tuple[str, str]]:
+def _figures(found: _Found) -> list[Figure]:
     two, own, middle = found.steps.index(2), slice(0, found.own), found.c[: found.own]
-
-    def by_rate(name: str, label: str) -> Panel:
-        curves = [
-            (f"α = {a:g}", middle, *mean_and_std(found.of[name][:, j, two, own])) for j, a in enumerate(found.rates)
-        ]
-        return Panel("K = 2", "Hessian bias coefficient c", label, curves)
-
-    def by_steps(name: str, label: str) -> Panel:
-        title = f"α = {found.rates[-1]:g}"
-        curves = [(f"K = {k}", middle, *mean_and_std(found.of[name][:, -1, i, own])) for i, k in enumerate(found.steps)]
-        return Panel(title, "Hessian bias coefficient c", label, curves)
-
-    shown = (("expected", "bias / norm of the exact"), ("pearson", "correlation"))
-    line_panels(folder / "coefficient.png", [make(*each) for make in (by_rate, by_steps) for each in shown], columns=2)
-    hessian = 2.0 * found.c / 100.0
-    powers = [
-        Panel(
-            title,
-            "bias of the inner Hessian Δ_H",
-            "bias / norm of the exact",
-            [
-                (f"K = {k}", hessian, np.median(found.of[name][:, -1, i], axis=0), None)
-                for i, k in enumerate(found.steps)
-                if name == "expected" or k > 1
-            ],
-            is_log_x=True,
-            is_log_y=True,
-        )
-        for name, title in (("expected", "every update disturbed"), ("spared", "first update spared"))
-    ]
-    line_panels(folder / "powers.png", powers)
-    bounds = [
-        Panel(
-            f"K = {k}",
-            "Hessian bias coefficient c",
-            "bias / norm of the exact",
-            [
-                (label, middle, np.median(found.of[label][:, -1, i, own], axis=0), None)
-                for label in ("measured", "bound")
-            ],
-            is_log_y=True,
-        )
-        for i, k in enumerate(found.steps)
-    ]
-    line_panels(folder / "bound.png", bounds)
-    rate = f"α = {found.rates[-1]:g}"
+    rate, axis, bias = f"α = {found.rates[-1]:g}", "Hessian bias coefficient c", "bias / norm of the exact"
+    shown = (("expected", bias), ("pearson", "correlation"))
+    coefficient = []
+    for name, label in shown:
+        of = found.of[name][:, :, two, own]
+        curves = [mean_curve(f"α = {a:g}", middle, of[:, j]) for j, a in enumerate(found.rates)]
+        coefficient.append(Panel("K = 2", axis, label, curves))
+    for name, label in shown:
+        of = found.of[name][:, -1, :, own]
+        curves = [mean_curve(f"K = {k}", middle, of[:, i]) for i, k in enumerate(found.steps)]
+        coefficient.append(Panel(rate, axis, label, curves))
+    powers = []
+    for name, title in (("expected", "every update disturbed"), ("spared", "first update spared")):
+        steps = [(i, k) for i, k in enumerate(found.steps) if name == "expected" or k > 1]
+        curves = [median_curve(f"K = {k}", 2.0 * found.c / 100.0, found.of[name][:, -1, i]) for i, k in steps]
+        powers.append(Panel(title, "bias of the inner Hessian Δ_H", bias, curves, is_log_x=True, is_log_y=True))
+    bounds = []
+    for i, k in enumerate(found.steps):
+        curves = [median_curve(name, middle, found.of[name][:, -1, i, own]) for name in ("measured", "bound")]
+        bounds.append(Panel(f"K = {k}", axis, bias, curves, is_log_y=True))
+    beyond = f"The bias of the expectation far beyond the paper's c; medians over MDPs, {rate}."
+    over = f"Bias of the mean over draws, and its bound; medians over MDPs, {rate}. At K = 1 they are one line."
+    text = "Bias and correlation of the meta-gradient, mean ± standard deviation over MDPs."
     return [
-        ("coefficient.png", "Bias and correlation of the meta-gradient, mean ± standard deviation over MDPs."),
-        ("powers.png", f"The bias of the expectation far beyond the paper's c; medians over MDPs, {rate}."),
-        (
-            "bound.png",
-            f"Bias of the mean over draws, and its bound; medians over MDPs, {rate}. At K = 1 they are one line.",
-        ),
+        Figure("coefficient.png", text, coefficient, columns=2),
+        Figure("powers.png", beyond, powers),
+        Figure("bound.png", over, bounds),
     ]
 
 
@@ -205,14 +158,10 @@ An order counts as found where the mean paired difference over MDPs has a 95 % i
 """
 
 
-def report(folder: Path, done: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
-    """Table, figures and where ours differs, of the parts of `hessian-bias`."""
+def report(folder: Path, done: Parts, is_quick: bool) -> None:
+    """Write the page of `hessian-bias`."""
     found = _collect(done)
-    rows: list[Row] = []
-    sentences: list[str] = []
-    for made in (_claims(found), _exponents(found), _bound_and_noise(found)):
-        rows += made[0]
-        sentences += made[1]
     title = f"Bias of the inner Hessian alone{' (quick version)' if is_quick else ''}"
-    introduction = INTRODUCTION.format(draws=next(iter(done.values()))[0]["draws"])
-    write_report(folder, title, introduction, rows, _draw(folder, found), sentences)
+    introduction = INTRODUCTION.format(draws=first_settings(done)["draws"])
+    rows = [*_claims(found), *_exponents(found), *_bound_and_noise(found)]
+    write_report(folder, title, introduction, rows, _figures(found))

@@ -9,15 +9,14 @@ not speak of: the scale ‖V_π‖₂ of the noise in the values, through which 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.cluster.studies.study import Settings, Study
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, PERMUTATIONS
 from metagrad.experiments.gradient_bias.tabular_sweeps import (
     CAPTION,
-    HOW_DECIDED,
+    MDPS,
     SHOWN,
     SPREADS,
     TITLES,
@@ -25,21 +24,23 @@ from metagrad.experiments.gradient_bias.tabular_sweeps import (
     Metric,
     Sweep,
     axis_label,
-    band,
     change,
     compared,
+    curve,
     curves_of,
+    identity_row,
+    ordering,
     panel,
     parts,
     run_part,
     summary_rows,
-    write_numbers,
+    write_tabular_report,
 )
-from metagrad.experiments.reporting.claims import Claim, Point, differences, row
-from metagrad.experiments.reporting.report import Panel, Row, line_panels, number, write_report
+from metagrad.experiments.reporting.claims import Claim, Point
+from metagrad.experiments.reporting.figures import Figure, Panel
+from metagrad.experiments.reporting.parts import Parts, first_settings
+from metagrad.experiments.reporting.report import Row
 
-TRIALS, QUICK_TRIALS = 20, 10  # Table 2
-MDPS, QUICK_MDPS = 10, 4  # Table 2
 SAMPLE_SIZES = (16, 32, 64, 128, 256)
 BASE = {"learning_rate": 10.0, "inner_lambda": 0.9}  # Table 2; generalised advantages as released
 STEPS, QUICK_STEPS = (1, 2, 3, 4, 5), (1, 3, 5)
@@ -64,21 +65,15 @@ BY_SIZE = {f"trajectories{n}": _sweep(f"trajectories{n}", n, ("ESE",)) for n in 
 SWEEPS = (*BY_SIZE.values(), _sweep("permutations", PERMUTATIONS_AT, PERMUTATIONS))
 
 
-def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
-    if is_quick:
-        return parts("lirpg", SWEEPS, min(seeds, QUICK_MDPS), QUICK_TRIALS, is_quick)
-    return parts("lirpg", SWEEPS, seeds, TRIALS, is_quick)
-
-
 def _released_parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
     return {
         name: settings | {"base": settings["base"] | {"is_noise_scale_constant": True}}
-        for name, settings in _parts(seeds, is_quick).items()
+        for name, settings in parts("lirpg", SWEEPS, seeds, is_quick).items()
     }
 
 
 def claims(found: dict[str, Curves]) -> list[Claim]:
-    """All that the text says of figures 1c, 1d and 7."""
+    """Return all that the text says of figures 1c, 1d and 7."""
     by_size = {n: found[f"trajectories{n}"] for n in SAMPLE_SIZES}
     return [*_growth_claims(by_size), *_estimator_claims(by_size)]
 
@@ -104,56 +99,39 @@ def _estimator_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
     yield Claim("fig. 1c/d, K = 1: LVC ≈ AD", text, "similar", same)
     text = "with several steps LVC still reaches a relatively high correlation, AD directly reaches a low one"
     for n, curves in by_size.items():
-        points = compared(curves, "pearson", lvc, ad, STEPS[1:])
-        yield Claim(f"fig. 1c/d, N = {n}: LVC > AD", text, "above", points)
-    falls = {
-        name: {n: change(curves, "pearson", (name, "ESE")).difference for n, curves in by_size.items()}
-        for name in ("lvc", "ad")
-    }
-    points = [Point(f"N = {n}", falls["lvc"][n] - falls["ad"][n]) for n in by_size]
+        yield ordering(curves, f"fig. 1c/d, N = {n}: LVC > AD", text, (lvc, ad), STEPS[1:])
+    points = [
+        Point(f"N = {n}", change(curves, "pearson", lvc).difference - change(curves, "pearson", ad).difference)
+        for n, curves in by_size.items()
+    ]
     yield Claim("fig. 1c/d: AD falls more than LVC from the fewest to the most steps", text, "above", points)
     text = "the AD based estimation tends to have higher variance"
     for n, curves in by_size.items():
-        points = compared(curves, "deviation", ad, lvc, STEPS[1:])
-        yield Claim(f"fig. 7, N = {n}: AD / LVC, log ratio of summed std", text, "above", points)
-
-
-def _one_step_row(found: dict[str, Curves]) -> Row:
-    """A single step needs no Hessian: AD, LVC and Loaded-DiCE coincide sample by sample."""
-    worst = max(
-        float(np.abs(curves.of["pearson"][other, p][:, 0] - curves.of["pearson"]["ad", p][:, 0]).max())
-        for curves in found.values()
-        for other in ("lvc", "loaded-dice")
-        for p in curves.sweep.permutations
-    )
-    count = len(found["permutations"].of["pearson"]["ad", "ESE"])
-    ours = f"largest difference of a correlation {number(worst, 2)}"
-    name = "figs. 1c/d, 7: AD, LVC, Loaded-DiCE with K = 1 on the same samples"
-    return Row(name, "not in the paper (identical by definition)", ours, f"{count} MDPs", "over all points and MDPs")
+        name = f"fig. 7, N = {n}: AD / LVC, log ratio of summed std"
+        yield ordering(curves, name, text, (ad, lvc), STEPS[1:], metric="deviation")
 
 
 def _by_size_panel(found: dict[str, Curves], metric: Metric, estimator: str, is_median: bool) -> Panel:
     lines = []
     for n in SAMPLE_SIZES:
         curves = found[f"trajectories{n}"]
-        lines.append((f"N = {n}", curves.x, *band(curves.of[metric][estimator, "ESE"], is_median)))
+        lines.append(curve(f"N = {n}", curves.x, curves.of[metric][estimator, "ESE"], is_median))
     title, label = f"{TITLES[estimator]}, ESE", axis_label(metric, is_median)
     return Panel(title, "inner steps K", label, lines, is_log_y=metric in SPREADS)
 
 
-def _draw(folder: Path, found: dict[str, Curves]) -> list[tuple[str, str]]:
-    panels = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN[:2] for e in ("lvc", "ad")]
-    line_panels(folder / "figure-1cd.png", panels, columns=2)
-    panels = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN for e in ESTIMATORS]
-    line_panels(folder / "figure-7.png", panels, columns=len(ESTIMATORS))
+def _figures(found: dict[str, Curves]) -> list[Figure]:
+    few = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN[:2] for e in ("lvc", "ad")]
+    sizes = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN for e in ESTIMATORS]
     curves = found["permutations"]
-    panels = [panel(curves, metric, e, PERMUTATIONS, median) for metric, median in SHOWN for e in ESTIMATORS]
-    line_panels(folder / "permutations.png", panels, columns=len(ESTIMATORS))
+    permutations = [panel(curves, metric, e, PERMUTATIONS, median) for metric, median in SHOWN for e in ESTIMATORS]
     setting = "exact inner value and outer gradient, learning rate 10"
+    text = f"Figures 1c and 1d: {setting}. Mean ± standard error and median over MDPs."
+    beyond = f"Beyond the paper: all permutations, N = {PERMUTATIONS_AT}. {CAPTION}"
     return [
-        ("figure-1cd.png", f"Figures 1c and 1d: {setting}. Mean ± standard error and median over MDPs."),
-        ("figure-7.png", f"Figure 7, with DiCE and Loaded-DiCE beyond the paper. {CAPTION}"),
-        ("permutations.png", f"Beyond the paper: all permutations, N = {PERMUTATIONS_AT}. {CAPTION}"),
+        Figure("figure-1cd.png", text, few, columns=2),
+        Figure("figure-7.png", f"Figure 7, with DiCE and Loaded-DiCE beyond the paper. {CAPTION}", sizes, columns=4),
+        Figure("permutations.png", beyond, permutations, columns=4),
     ]
 
 
@@ -163,38 +141,36 @@ LIRPG's meta-gradient ∂J_R(θ_K)/∂φ in random tabular MDPs (20 states, 5 ac
 the exact meta-gradient. ESE: exact inner values, sampled derivatives, exact outer gradient, as in all of the paper's
 runs. A correlation is that of one estimate, averaged over {trials} trials, one value per MDP. The scale of the values'
 noise {scale}.
-
-{how}
 """
 
 
-def _report(folder: Path, done: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
+def _report(folder: Path, done: Parts, is_quick: bool) -> None:
     found = curves_of(SWEEPS, done)
-    write_numbers(folder / "numbers.csv", found)
-    made = claims(found)
-    rows: list[Row] = []
-    for n in (SAMPLE_SIZES[0], SAMPLE_SIZES[-1]):
-        shown = [(name, "ESE") for name in ESTIMATORS]
-        rows += summary_rows(found[f"trajectories{n}"], f"fig. 1c/d, N = {n}", shown, (1, 5))
-    rows += [_one_step_row(found), *(row(claim) for claim in made)]
+    settings = first_settings(done)
+    at_ese = [(name, "ESE") for name in ESTIMATORS]
     all_pairs = [(name, p) for name in ESTIMATORS for p in PERMUTATIONS]
-    rows += [
-        each._replace(paper="beyond the paper")
-        for each in summary_rows(found["permutations"], f"N = {PERMUTATIONS_AT}", all_pairs, (3,))
+    beyond = summary_rows(found["permutations"], f"N = {PERMUTATIONS_AT}", all_pairs, (3,))
+    # A single step needs no Hessian: AD, LVC and Loaded-DiCE coincide sample by sample.
+    one_step = "figs. 1c/d, 7: AD, LVC, Loaded-DiCE with K = 1 on the same samples"
+    table: list[Row | Claim] = [
+        *summary_rows(found[f"trajectories{SAMPLE_SIZES[0]}"], f"fig. 1c/d, N = {SAMPLE_SIZES[0]}", at_ese, (1, 5)),
+        *summary_rows(found[f"trajectories{SAMPLE_SIZES[-1]}"], f"fig. 1c/d, N = {SAMPLE_SIZES[-1]}", at_ese, (1, 5)),
+        identity_row(list(found.values()), PERMUTATIONS, one_step, at=slice(1)),
+        *claims(found),
+        *(row._replace(paper="beyond the paper") for row in beyond),
     ]
-    title = f"Tabular LIRPG: a learnt intrinsic reward{' (quick version)' if is_quick else ''}"
-    settings = next(iter(done.values()))[0]
     is_constant = settings["base"].get("is_noise_scale_constant", False)
     scale = "carries no derivative in φ, as in the release" if is_constant else "is differentiated in φ"
-    introduction = INTRODUCTION.format(trials=settings["trials"], how=HOW_DECIDED, scale=scale)
-    write_report(folder, title, introduction, rows, _draw(folder, found), differences(made))
+    introduction = INTRODUCTION.format(trials=settings["trials"], scale=scale)
+    title = "Tabular LIRPG: a learnt intrinsic reward"
+    write_tabular_report(folder, title, introduction, found, table, _figures(found), is_quick)
 
 
 STUDY = Study(
     name="tabular-lirpg",
     description="LIRPG in random tabular MDPs: AD and LVC along inner steps and sample sizes (figs 1cd, 7)",
     seeds=MDPS,
-    parts=_parts,
+    parts=partial(parts, "lirpg", SWEEPS),
     run_part=run_part,
     report=_report,
 )

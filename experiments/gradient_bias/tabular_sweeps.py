@@ -6,6 +6,7 @@ A part scores every estimator, permutation and value of a sweep on one MDP, with
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,10 +23,23 @@ from metagrad.experiments.gradient_bias.tabular_estimators import (
     maml_gradients,
     mdp_stack,
 )
-from metagrad.experiments.reporting.claims import Point
-from metagrad.experiments.reporting.report import Array, Panel, Row, interquartile_mean, number
+from metagrad.experiments.reporting.claims import Claim, Point, Relation, differences, place_row
+from metagrad.experiments.reporting.figures import Curve, Figure, Panel, median_curve
+from metagrad.experiments.reporting.parts import Parts
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import (
+    Array,
+    interquartile_mean,
+    mean_and_error,
+    mean_and_std,
+    mean_of,
+    number,
+)
 from metagrad.learner.storage import write_whole
 from metagrad.tabular import TabularMdp, lirpg_meta_gradient, maml_meta_gradient
+
+TRIALS, QUICK_TRIALS = 20, 10  # "same trials", Table 2
+MDPS, QUICK_MDPS = 10, 4  # "independent trials", Table 2
 
 Problem = Literal["maml", "lirpg"]
 Metric = Literal["pearson", "cosine", "deviation", "variance"]
@@ -59,7 +73,7 @@ corrected for their number: where the true difference is 0, about one in forty i
 are mean ± standard error (number of MDPs above 0). Every number behind the figures (mean, median, IQM, spread over
 MDPs; Pearson as released, cosine of eq. 63, summed standard deviation as released, total variance) is in
 [numbers.csv](numbers.csv)."""
-"""For the introductions of the reports: what `claims.verdict` decides, and where the numbers are."""
+"""Ends the introductions of the reports: it tells how a claim is decided, and where the numbers are."""
 
 
 class Sweep(NamedTuple):
@@ -85,13 +99,13 @@ class Curves(NamedTuple):
     of: dict[Metric, dict[tuple[str, str], Array]]
 
 
-def parts(problem: Problem, sweeps: Sequence[Sweep], seeds: int, trials: int, is_quick: bool) -> dict[str, Settings]:
-    """A part for each sweep and MDP, "trajectories-mdp3" for instance; MDPs are numbered by their seeds."""
+def parts(problem: Problem, sweeps: Sequence[Sweep], seeds: int, is_quick: bool) -> dict[str, Settings]:
+    """Return a part for each sweep and MDP, "trajectories-mdp3" for instance; MDPs are numbered by their seeds."""
     return {
         f"{sweep.name}-mdp{mdp}": {
             "problem": problem,
             "mdp": mdp,
-            "trials": trials,
+            "trials": QUICK_TRIALS if is_quick else TRIALS,
             "field": sweep.field,
             "values": list(sweep.quick_values if is_quick else sweep.values),
             "estimators": list(sweep.estimators),
@@ -99,12 +113,12 @@ def parts(problem: Problem, sweeps: Sequence[Sweep], seeds: int, trials: int, is
             "base": sweep.base,
         }
         for sweep in sweeps
-        for mdp in range(seeds)
+        for mdp in range(min(seeds, QUICK_MDPS) if is_quick else seeds)
     }
 
 
 def run_part(settings: Settings) -> Result:
-    """{estimator: {permutation: {metric: [value for each x]}}} of one MDP."""
+    """Return {estimator: {permutation: {metric: [value for each x]}}} of one MDP."""
     mdps = mdp_stack([settings["mdp"]] * settings["trials"])
     curves: Result = {
         estimator: {permutation: {metric: [] for metric in METRICS} for permutation in settings["permutations"]}
@@ -145,13 +159,13 @@ def _scores(settings: Settings, estimation: Estimation, mdps: TabularMdp, exact:
     return {metric: float(score) for metric, score in scores.items()}
 
 
-def curves_of(sweeps: Sequence[Sweep], done: dict[str, tuple[Settings, Result]]) -> dict[str, Curves]:
-    """All parts of each sweep together, MDPs in the order of their seeds."""
+def curves_of(sweeps: Sequence[Sweep], done: Parts) -> dict[str, Curves]:
+    """Join all parts of each sweep, MDPs in the order of their seeds."""
     found = {}
     for sweep in sweeps:
-        own = [(s, r) for name, (s, r) in done.items() if name.rpartition("-mdp")[0] == sweep.name]
-        own.sort(key=lambda each: each[0]["mdp"])
-        pairs = [(estimator, permutation) for estimator in sweep.estimators for permutation in sweep.permutations]
+        own = [part for name, part in done.items() if name.rpartition("-mdp")[0] == sweep.name]
+        own.sort(key=lambda part: part[0]["mdp"])
+        pairs = list(product(sweep.estimators, sweep.permutations))
         found[sweep.name] = Curves(
             sweep,
             np.asarray(own[0][0]["values"], dtype=np.float64),
@@ -160,49 +174,37 @@ def curves_of(sweeps: Sequence[Sweep], done: dict[str, tuple[Settings, Result]])
     return found
 
 
-def write_numbers(path: Path, all_curves: dict[str, Curves]) -> None:
-    """Every number behind the figures: mean, median, IQM and standard deviation over the MDPs."""
+def _write_numbers(path: Path, all_curves: dict[str, Curves]) -> None:
+    """Write every number behind the figures: mean, median, IQM and standard deviation over the MDPs."""
     content = StringIO()
     table = csv.writer(content, lineterminator="\n")
-    table.writerow(
-        ["sweep", "x", "estimator", "permutation", "metric", "mdps", "mean", "median", "iqm", "std", "low", "high"]
-    )
+    head = ("sweep", "x", "estimator", "permutation", "metric", "mdps", "mean", "median", "iqm", "std", "low", "high")
+    table.writerow(head)
     for name, curves in all_curves.items():
         for metric, of_pair in curves.of.items():
-            for (estimator, permutation), values in of_pair.items():
+            for pair, values in of_pair.items():
                 for x, column in zip(curves.x, values.T, strict=True):
-                    std = column.std(ddof=1) if len(column) > 1 else 0.0
-                    middle = (column.mean(), np.median(column), float(interquartile_mean(column)))
-                    numbers = (*middle, std, column.min(), column.max())
-                    table.writerow(
-                        [name, f"{x:g}", estimator, permutation, metric, len(column)]
-                        + [f"{each:.6g}" for each in numbers]
-                    )
+                    mean, std = mean_and_std(column)
+                    numbers = (mean, np.median(column), interquartile_mean(column), std, column.min(), column.max())
+                    table.writerow([name, f"{x:g}", *pair, metric, len(column), *(f"{each:.6g}" for each in numbers)])
     write_whole(path, content.getvalue().encode())
 
 
+def curve(label: str, x: Array, values: Array, is_median: bool) -> Curve:
+    """Return the mean over the MDPs [N, X] with its standard error as a band, or their median."""
+    return median_curve(label, x, values) if is_median else (label, x, *mean_and_error(values))
+
+
 def panel(curves: Curves, metric: Metric, estimator: str, permutations: Sequence[str], is_median: bool) -> Panel:
-    """One estimator's permutations along a sweep."""
+    """Return the axes of one estimator's permutations along a sweep."""
     sweep = curves.sweep
-    lines = [(name, curves.x, *band(curves.of[metric][estimator, name], is_median)) for name in permutations]
+    lines = [curve(name, curves.x, curves.of[metric][estimator, name], is_median) for name in permutations]
     return Panel(TITLES[estimator], sweep.label, axis_label(metric, is_median), lines, sweep.is_log, metric in SPREADS)
 
 
-def band(values: Array, is_median: bool) -> tuple[Array, Array | None]:
-    """Mean and standard error over the MDPs [N, X], or their median, which no single MDP can dominate."""
-    return (np.median(values, axis=0), None) if is_median else (values.mean(0), standard_error(values))
-
-
 def axis_label(metric: Metric, is_median: bool) -> str:
-    """What `band` shows."""
+    """Name what `curve` shows."""
     return METRICS[metric] + (", median" if is_median else ", mean")
-
-
-def standard_error(values: Array) -> Array:
-    """Of the mean over MDPs [N, …]; nan for a single one."""
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan)
-    return np.asarray(values.std(axis=0, ddof=1) / len(values) ** 0.5)
 
 
 def compared(
@@ -212,9 +214,9 @@ def compared(
     below: tuple[str, str],
     at: Sequence[float] | None = None,
 ) -> list[Point]:
-    """Paired differences of two (estimator, permutation) at the points `at` of a sweep (None: all).
+    """Compare two (estimator, permutation) pair by pair at the points `at` of a sweep (None: all).
 
-    Of variances, differences of their logarithms. Of `at`, what the sweep has: a quick version has fewer points.
+    Variances are compared by their logarithms. Points that the sweep lacks are left out: a quick version has fewer.
     """
     first, second = curves.of[metric][above], curves.of[metric][below]
     if metric in SPREADS:
@@ -226,14 +228,27 @@ def compared(
     ]
 
 
+def ordering(
+    curves: Curves,
+    quantity: str,
+    paper: str,
+    pair: tuple[tuple[str, str], tuple[str, str]],
+    at: Sequence[float] | None = None,
+    metric: Metric = "pearson",
+    relation: Relation = "above",
+) -> Claim:
+    """Return the paper's claim that one (estimator, permutation) lies above another, or is similar, along a sweep."""
+    return Claim(quantity, paper, relation, compared(curves, metric, *pair, at))
+
+
 def change(curves: Curves, metric: Metric, pair: tuple[str, str]) -> Point:
-    """How far a curve rises from the first x to the last one."""
+    """Measure how far a curve rises from the first x to the last one."""
     values, x = curves.of[metric][pair], curves.x
     return Point(f"{curves.sweep.symbol} = {x[0]:g} to {x[-1]:g}", values[:, -1] - values[:, 0])
 
 
 def summary_rows(curves: Curves, figure: str, pairs: Sequence[tuple[str, str]], at: Sequence[float]) -> list[Row]:
-    """Correlations at some points of a sweep for the report's table; both forms, and how far MDPs are apart."""
+    """Return correlations at some points of a sweep: both forms, and how far MDPs are apart."""
     rows = []
     for estimator, permutation in pairs:
         values, cosines = (curves.of[metric][estimator, permutation] for metric in ("pearson", "cosine"))
@@ -241,10 +256,41 @@ def summary_rows(curves: Curves, figure: str, pairs: Sequence[tuple[str, str]], 
             if x not in at:
                 continue
             column = values[:, i]
-            middle = f"mean {number(column.mean())}, median {number(float(np.median(column)))}"
-            middle += f", IQM {number(float(interquartile_mean(column)))} (cosine: mean {number(cosines[:, i].mean())})"
-            std = number(float(column.std(ddof=1))) if len(column) > 1 else "-"
+            middle = f"mean {mean_of(column)}, median {number(np.median(column))}"
+            middle += f", IQM {number(interquartile_mean(column))} (cosine: mean {mean_of(cosines[:, i])})"
+            std = number(column.std(ddof=1)) if len(column) > 1 else "-"
             spread = f"std {std}, from {number(column.min())} to {number(column.max())}"
             name = f"{figure}, {TITLES[estimator]} {permutation}, {curves.sweep.symbol} = {x:g}: correlation"
             rows.append(Row(name, "figure only", middle, f"{len(column)} MDPs", spread))
     return rows
+
+
+def identity_row(curves: Sequence[Curves], permutations: Sequence[str], where: str, at: slice = slice(None)) -> Row:
+    """Compare AD, LVC and Loaded-DiCE, sample by sample, where their definitions make them one estimator."""
+    pairs = [
+        [each.of["pearson"][name, p][:, at] for name in ("lvc", "loaded-dice", "ad")]
+        for each in curves
+        for p in permutations
+        if p in each.sweep.permutations
+    ]
+    worst = max(float(np.abs(other - ad).max()) for *others, ad in pairs for other in others)
+    ours = f"largest difference of a correlation {number(worst, 2)}"
+    seeds = f"{len(pairs[0][0])} MDPs"
+    return Row(where, "not in the paper (identical by definition)", ours, seeds, "over all points and MDPs")
+
+
+def write_tabular_report(
+    folder: Path,
+    title: str,
+    introduction: str,
+    all_curves: dict[str, Curves],
+    table: Sequence[Row | Claim],
+    figures: Sequence[Figure],
+    is_quick: bool,
+) -> None:
+    """Write numbers.csv and the page; a claim of the table is decided by the numbers."""
+    _write_numbers(folder / "numbers.csv", all_curves)
+    claims = [each for each in table if isinstance(each, Claim)]
+    rows = [place_row(each) if isinstance(each, Claim) else each for each in table]
+    title += " (quick version)" if is_quick else ""
+    write_report(folder, title, f"{introduction}\n{HOW_DECIDED}", rows, figures, differences(claims))

@@ -3,32 +3,22 @@
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", 3.3 and Figure 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from metagrad.actors.envs.markov_reward_process import sample_rewards
 from metagrad.cluster.studies.study import Result, Settings, Study
-from metagrad.experiments.one_step_at_a_time.mrp_problem import (
-    BATCH_SIZE,
-    START_DISCOUNT,
-    MrpBatch,
-    batch_sampler,
-    discounts,
-    init_eta,
-    init_theta,
-    inner_problem,
-    meta_optimizer,
-    outer_loss,
-    state_values,
-    true_values,
-)
-from metagrad.experiments.reporting.paired import AGREES, Change, claim_row, neighbours
-from metagrad.experiments.reporting.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.one_step_at_a_time import mrp_problem as problem
+from metagrad.experiments.one_step_at_a_time.mrp_problem import START_DISCOUNT, MrpBatch
+from metagrad.experiments.reporting.claims import AGREES, Change, change_row, neighbours
+from metagrad.experiments.reporting.figures import Curve, Figure, Panel
+from metagrad.experiments.reporting.parts import Parts, first_settings, results_of
+from metagrad.experiments.reporting.report import Row, differences_of, write_report
+from metagrad.experiments.reporting.statistics import Array, mean_and_std, number
 from metagrad.meta_gradient import outer_weights
 from metagrad.monte_carlo import LookAhead, unroll_gradients
 from metagrad.unroll import inner_update
@@ -66,29 +56,29 @@ def run_part(settings: Settings) -> Result:
     """
     training = torch.Generator().manual_seed(2 * settings["seed"])
     looking_ahead = torch.Generator().manual_seed(2 * settings["seed"] + 1)
-    problem, meta = inner_problem(), meta_optimizer()
-    theta, eta = init_theta(training), init_eta()
-    state, meta_state = problem.optimizer.init(theta), meta.init(eta)
+    inner, meta = problem.inner_problem(), problem.meta_optimizer()
+    theta, eta = problem.init_theta(training), problem.init_eta()
+    state, meta_state = inner.optimizer.init(theta), meta.init(eta)
     look_ahead = LookAhead(outer_weights("n-step", settings["n"]))
-    truth, every = true_values(), settings["record_every"]
+    truth, every = problem.true_values(), settings["record_every"]
     result: Result = {"updates": [], "training_loss": [], "value_error": [], "discounts": []}
     loss_sum = error_sum = 0.0
     for done in range(1, settings["updates"] + 1):
-        sampler = batch_sampler(looking_ahead, settings["is_outer_fresh"], is_averaged=True)
+        sampler = problem.batch_sampler(looking_ahead, settings["is_outer_fresh"], is_averaged=True)
         start = (theta, state, eta)
-        gradients = unroll_gradients(problem, outer_loss, sampler, start, look_ahead, settings["copies"]).eta
-        rewards = sample_rewards((BATCH_SIZE,), training, theta.dtype)
-        update = inner_update(problem, theta, state, eta, MrpBatch(rewards, rewards), keep_graph=False)
+        gradients = unroll_gradients(inner, problem.outer_loss, sampler, start, look_ahead, settings["copies"]).eta
+        rewards = sample_rewards((problem.BATCH_SIZE,), training, theta.dtype)
+        update = inner_update(inner, theta, state, eta, MrpBatch(rewards, rewards), keep_graph=False)
         theta, state = update.theta, update.state
         with torch.no_grad():
             eta, meta_state = meta.update(gradients.mean(0), meta_state, eta, eta)
             loss_sum += float(update.loss)
-            error_sum += float((state_values(theta) - truth).square().mean())
+            error_sum += float((problem.state_values(theta) - truth).square().mean())
         if done % every == 0:
             result["updates"].append(done)
             result["training_loss"].append(loss_sum / every)
             result["value_error"].append(error_sum / every)
-            result["discounts"].append(discounts(eta).tolist())
+            result["discounts"].append(problem.discounts(eta).tolist())
             loss_sum = error_sum = 0.0
     return result
 
@@ -103,36 +93,33 @@ class _Curves(NamedTuple):
     odd: Array  # [seeds, K]
 
 
-def _curves(parts: Mapping[str, tuple[Settings, Result]]) -> dict[int, _Curves]:
-    """By n; every n has the same seeds in the same order."""
+def _curves(parts: Parts) -> dict[int, _Curves]:
+    """Return what was recorded by n; every n has the same seeds in the same order."""
     curves = {}
     for n in sorted({settings["n"] for settings, _ in parts.values()}):
-        runs = sorted((s["seed"], name) for name, (s, _) in parts.items() if s["n"] == n)
-        results = [parts[name][1] for _, name in runs]
-        gamma = np.array([result["discounts"] for result in results])
-        curves[n] = _Curves(
-            np.array(results[0]["updates"], dtype=np.float64),
-            np.array([result["training_loss"] for result in results]),
-            np.array([result["value_error"] for result in results]),
-            gamma[..., ::2].mean(-1),
-            gamma[..., 1::2].mean(-1),
-        )
+        results = results_of(parts, n=n)
+        loss, error, gamma = (np.array([r[x] for r in results]) for x in ("training_loss", "value_error", "discounts"))
+        updates = np.array(results[0]["updates"], dtype=np.float64)
+        curves[n] = _Curves(updates, loss, error, gamma[..., ::2].mean(-1), gamma[..., 1::2].mean(-1))
     return curves
 
 
+ByN = Mapping[int, _Curves]
+
+
 def _over_all(values: Array) -> Array:
-    """Mean over training, per seed."""
+    """Return the mean over training, per seed."""
     return np.asarray(values.mean(1))
 
 
 def _at_end(values: Array) -> Array:
-    """Mean over the last tenth of training, per seed."""
+    """Return the mean over the last tenth of training, per seed."""
     return np.asarray(values[:, -max(1, values.shape[1] // 10) :].mean(1))
 
 
-def _draw(folder: Path, curves: Mapping[int, _Curves]) -> None:
-    def all_n(field: str, start: float | None = None) -> list[tuple[str, ArrayLike, ArrayLike, ArrayLike | None]]:
-        lines: list[tuple[str, ArrayLike, ArrayLike, ArrayLike | None]] = []
+def _figures(curves: ByN) -> list[Figure]:
+    def all_n(field: str, start: float | None = None) -> list[Curve]:
+        lines: list[Curve] = []
         for n, curve in curves.items():
             x, (mean, std) = curve.updates, mean_and_std(getattr(curve, field))
             if start is not None:
@@ -145,40 +132,41 @@ def _draw(folder: Path, curves: Mapping[int, _Curves]) -> None:
         Panel("(b) even states", "updates", "discount", all_n("even", START_DISCOUNT)),
         Panel("(c) odd states", "updates", "discount", all_n("odd", START_DISCOUNT)),
     ]
-    line_panels(folder / "figure_4.png", panels)
     error = Panel("distance to the true values", "updates", "mean squared error", all_n("value_error"), is_log_y=True)
-    line_panels(folder / "value_error.png", [error])
+    beyond = "Beyond the paper: mean squared distance of the values to the true ones."
+    return [
+        Figure("figure_4.png", "As the paper's Figure 4: training loss, discounts of even and of odd states.", panels),
+        Figure("value_error.png", beyond, [error]),
+    ]
 
 
-def _claims(curves: Mapping[int, _Curves]) -> list[tuple[Row, list[str]]]:
-    """What the paper says of Figure 4, each with the sentences for where ours differs."""
+def _claims(curves: ByN) -> Iterator[Row]:
+    """Hold what the paper says of Figure 4 against our runs."""
     labels = [f"{n}-step" for n in curves]
-    claims = []
     for kind, goal in (("odd", 0), ("even", 1)):
-        moves = []
-        for label, curve in zip(labels, curves.values(), strict=True):
-            end = getattr(curve, kind)[:, -1]
-            moves.append(Change("start", np.full_like(end, START_DISCOUNT), f"end, {label}", end))
-        text = "decrease towards 0" if goal == 0 else "rise towards 1"
-        claims.append(claim_row(f"discounts of {kind} states", text, goal == 1, moves))
-    measures = (
-        ("discounts of even states, mean over training", "even", "larger n converges faster: higher", True, _over_all),
-        ("discounts of odd states, mean over training", "odd", "larger n converges faster: lower", False, _over_all),
-        ("training loss, last tenth", "training_loss", "larger n performs better: lower", False, _at_end),
-        ("error of the values, mean over training", "value_error", "larger n performs better: lower", False, _over_all),
-        ("error of the values, last tenth", "value_error", "larger n performs better: lower", False, _at_end),
-    )
-    for quantity, field, text, is_larger, summary in measures:
+        ends = [getattr(curve, kind)[:, -1] for curve in curves.values()]
+        starts = np.full_like(ends[0], START_DISCOUNT)
+        moves = [Change("start", starts, f"end, {label}", end) for label, end in zip(labels, ends, strict=True)]
+        text, is_larger = ("rise towards 1", True) if goal else ("decrease towards 0", False)
+        yield change_row(f"discounts of {kind} states", text, is_larger, moves)
+    faster, better = "larger n converges faster: ", "larger n performs better: lower"
+    for quantity, field, text, is_larger, summary in (
+        ("discounts of even states, mean over training", "even", f"{faster}higher", True, _over_all),
+        ("discounts of odd states, mean over training", "odd", f"{faster}lower", False, _over_all),
+        ("training loss, last tenth", "training_loss", better, False, _at_end),
+        ("error of the values, mean over training", "value_error", better, False, _over_all),
+        ("error of the values, last tenth", "value_error", better, False, _at_end),
+    ):
         values = [summary(getattr(curve, field)) for curve in curves.values()]
         changes = neighbours(labels, values)
         if field == "even":  # where the paper's lines of larger n are one: each against the smallest n
             changes = [Change(labels[0], values[0], *more) for more in list(zip(labels, values, strict=True))[1:]]
-        claims.append(claim_row(quantity, text, is_larger, changes))
-    return [*claims, _overlap(curves)]
+        yield change_row(quantity, text, is_larger, changes)
+    yield _overlap(curves)
 
 
-def _overlap(curves: Mapping[int, _Curves]) -> tuple[Row, list[str]]:
-    """Do the curves of the two largest n coincide on even states?"""
+def _overlap(curves: ByN) -> Row:
+    """Compare the curves of the two largest n on even states, which the paper has coincide."""
     least, *_, second, most = curves
     means = {n: np.asarray(curve.even.mean(0)) for n, curve in curves.items()}
     apart, others = (float(abs(means[n] - means[second]).max()) for n in (most, least))
@@ -188,22 +176,22 @@ def _overlap(curves: Mapping[int, _Curves]) -> tuple[Row, list[str]]:
     quantity = f"discounts of even states, {second}- and {most}-step lines"
     ours = f"at most {number(apart, 2)} apart: {verdict}"
     spread = f"{least}-step from {second}-step: at most {number(others, 2)}"
-    row = Row(quantity, "overlap, as they are identical", ours, str(len(curves[most].even)), spread)
-    if not is_any_apart:
-        return row, [f"{quantity} overlap, but so do all: nothing can be told apart yet."]
-    return row, [] if is_one_line else [f"{quantity} do not coincide: they are up to {number(apart, 2)} apart."]
-
-
-def _unfinished(curves: Mapping[int, _Curves]) -> list[str]:
-    """A sentence for every n whose discounts are on their way but more than 0.1 from where they should end."""
     sentences = []
+    if not is_any_apart:
+        sentences.append(f"{quantity} overlap, but so do all: nothing can be told apart yet.")
+    elif not is_one_line:
+        sentences.append(f"{quantity} do not coincide: they are up to {number(apart, 2)} apart.")
+    return Row(quantity, "overlap, as they are identical", ours, len(curves[most].even), spread, sentences)
+
+
+def _unfinished(curves: ByN) -> Iterator[str]:
+    """Yield a sentence for every n whose discounts are on their way but more than 0.1 from where they should end."""
     for n, curve in curves.items():
         for kind, goal in (("odd", 0), ("even", 1)):
             mean = float(getattr(curve, kind)[:, -1].mean())
             if abs(mean - goal) > 0.1:
                 where = f"With {n}-step meta-gradients the discounts of {kind} states are at {number(mean)} on average"
-                sentences.append(f"{where} after {curve.updates[-1]:,.0f} updates, not yet within 0.1 of {goal}.")
-    return sentences
+                yield f"{where} after {curve.updates[-1]:,.0f} updates, not yet within 0.1 of {goal}."
 
 
 _INTRODUCTION = """\
@@ -225,9 +213,8 @@ table go by the 95 % interval (Student's t) of the differences paired over seeds
 """
 
 
-def _report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
-    curves = _curves(parts)
-    settings = next(iter(parts.values()))[0]
+def _report(folder: Path, parts: Parts, is_quick: bool) -> None:
+    curves, settings = _curves(parts), first_settings(parts)
     introduction = _INTRODUCTION.format(
         copies=settings["copies"],
         steps=", ".join(map(str, curves)),
@@ -235,19 +222,10 @@ def _report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: b
         until="the quick version" if is_quick else "chosen beforehand; what is not there yet is listed below",
         every=settings["record_every"],
     )
-    _draw(folder, curves)
-    claims = _claims(curves)
-    write_report(
-        folder,
-        "Markov reward process: expected n-step meta-gradients",
-        introduction,
-        [row for row, _ in claims],
-        [
-            ("figure_4.png", "As the paper's Figure 4: training loss, discounts of even and of odd states."),
-            ("value_error.png", "Beyond the paper: mean squared distance of the values to the true ones."),
-        ],
-        [sentence for _, sentences in claims for sentence in sentences] + _unfinished(curves),
-    )
+    rows = list(_claims(curves))
+    title = "Markov reward process: expected n-step meta-gradients"
+    differences = [*differences_of(rows), *_unfinished(curves)]
+    write_report(folder, title, introduction, rows, _figures(curves), differences)
 
 
 STUDY = Study(

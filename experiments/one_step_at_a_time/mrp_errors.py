@@ -3,15 +3,17 @@
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", 2.4 (eq. 7), 3.4, 3.5.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.reporting.paired import Change, claim_row, neighbours
-from metagrad.experiments.reporting.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.reporting.claims import Change, change_row, neighbours
+from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
+from metagrad.experiments.reporting.parts import Parts, first_settings, results_of
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import Array, mean_of, number, std_of
 
 
 class Errors(NamedTuple):
@@ -24,7 +26,7 @@ class Errors(NamedTuple):
 
 
 def errors_of(moments: list[list[dict[str, Any]]], states: slice, copies: int) -> Errors:
-    """Bias per component, averaged over components as in Figure 5.
+    """Measure the bias of each component, averaged over components as in Figure 5.
 
     Equation: with d the mean of N differences from the oracle and s their standard deviation, E[d²] = bias² + s²/N.
 
@@ -43,83 +45,8 @@ def errors_of(moments: list[list[dict[str, Any]]], states: slice, copies: int) -
 
 
 def corrected_bias(errors: Errors) -> Array:
-    """Root mean squared bias over the whole training for each seed, without noise; 0 where noise explains it all."""
+    """Return each seed's root mean squared bias over all of training, without noise; 0 where noise explains it all."""
     return np.sqrt(np.maximum(errors.corrected.mean(1), 0.0))
-
-
-STATES_SHOWN = {"even": slice(0, None, 2), "odd": slice(1, None, 2), "all": slice(None)}
-
-
-class _Table(NamedTuple):
-    """Errors of all estimators: kind ("n-step", "mix") -> n -> Errors; mix has the 1-step estimator at n = 1."""
-
-    updates: Array
-    by_kind: dict[str, dict[int, Errors]]
-
-
-def _table(parts: Mapping[str, tuple[Settings, Result]], states: slice) -> _Table:
-    runs = [parts[name] for name in sorted(parts, key=lambda name: parts[name][0]["seed"])]
-    settings = runs[0][0]
-
-    def errors(name: str) -> Errors:
-        return errors_of([result["moments"][name] for _, result in runs], states, settings["copies"])
-
-    n_step = {n: errors(f"n-step-{n}") for n in settings["steps"]}
-    mix = {n: errors(f"mix-{n}") if n > 1 else n_step[n] for n in settings["steps"]}
-    return _Table(np.array(runs[0][1]["updates"], dtype=np.float64), {"n-step": n_step, "mix": mix})
-
-
-def _draw(folder: Path, table: _Table, states: str) -> str:
-    """Figure 5 for some of the discounts; its file name."""
-    n_step = table.by_kind["n-step"]
-    along = [
-        Panel(
-            title, "updates", label, [(f"{n}-step", table.updates, *mean_and_std(value(e))) for n, e in n_step.items()]
-        )
-        for title, label, value in (
-            (f"(a) bias, {states} states", "bias", lambda e: e.bias),
-            (f"(b) standard deviation, {states} states", "standard deviation", lambda e: e.std),
-        )
-    ]
-    along = [panel._replace(is_log_y=True) for panel in along]
-    averages = []
-    for kind, by_n in table.by_kind.items():
-        steps = list(by_n)
-        for label, value in (("bias", _mean_bias), ("std", _mean_std)):
-            mean, std = mean_and_std(np.stack([value(errors) for errors in by_n.values()], axis=1))
-            averages.append((f"{label}, {kind}", steps, mean, std))
-    panel = Panel("(c) averages over training", "n", "bias, standard deviation", averages, is_log_y=True)
-    name = f"figure_5_{states}.png"
-    line_panels(folder / name, [*along, panel])
-    return name
-
-
-def _claims(table: _Table, states: str) -> list[tuple[Row, list[str]]]:
-    """What the paper says of Figure 5 and of mixing, each with the sentences for where ours differs."""
-    n_step, mix = table.by_kind["n-step"], table.by_kind["mix"]
-    labels = [f"{n}-step" for n in n_step]
-    whose = "" if states == "even" else "beyond Figure 5, which averages even states: "
-    measures = (
-        ("standard deviation", "the higher n, the higher", True, _mean_std),
-        ("bias", "the higher n, the lower", False, _mean_bias),
-        ("bias without sampling noise (rms)", "the higher n, the lower", False, corrected_bias),
-    )
-    claims = []
-    for name, text, is_larger, value in measures:
-        changes = neighbours(labels, [value(errors) for errors in n_step.values()])
-        claims.append(claim_row(f"{name}, {states} states", whose + text, is_larger, changes))
-    against = [n for n in mix if n > 1]
-    for name, text, value in (
-        ("standard deviation", "mixing reduces it", _mean_std),
-        ("bias without sampling noise (rms)", "mixing keeps it low: below 1-step", corrected_bias),
-    ):
-        is_std = value is _mean_std
-        changes = [
-            Change(f"{n if is_std else 1}-step", value(n_step[n if is_std else 1]), f"{n}-mix", value(mix[n]))
-            for n in against
-        ]
-        claims.append(claim_row(f"{name}, {states} states, mix", whose + text, False, changes))
-    return claims
 
 
 def _mean_std(errors: Errors) -> Array:
@@ -130,18 +57,80 @@ def _mean_bias(errors: Errors) -> Array:
     return np.asarray(errors.bias.mean(1))
 
 
-def _noise_row(table: _Table, states: str) -> Row:
-    """How far the measured bias is from what noise alone would show."""
-    n_step = table.by_kind["n-step"]
-    ours = [f"{n}-step {number(_mean_bias(e).mean())} (noise {number(e.noise.mean(), 2)})" for n, e in n_step.items()]
-    spreads = [number(mean_and_std(_mean_bias(errors))[1].item(), 2) for errors in n_step.values()]
-    seeds = len(next(iter(n_step.values())).bias)
-    return Row(f"bias, {states} states", "not given", "; ".join(ours), str(seeds), "std " + ", ".join(spreads))
+STATES_SHOWN = {"even": slice(0, None, 2), "odd": slice(1, None, 2), "all": slice(None)}
+
+
+class _Table(NamedTuple):
+    """Errors of all estimators over some of the discounts, by n; mix has the 1-step estimator at n = 1."""
+
+    states: str
+    updates: Array
+    n_step: dict[int, Errors]
+    mix: dict[int, Errors]
+
+
+def _table(parts: Parts, states: str) -> _Table:
+    results, settings = results_of(parts), first_settings(parts)
+
+    def errors(name: str) -> Errors:
+        return errors_of([result["moments"][name] for result in results], STATES_SHOWN[states], settings["copies"])
+
+    n_step = {n: errors(f"n-step-{n}") for n in settings["steps"]}
+    mix = {n: errors(f"mix-{n}") if n > 1 else n_step[n] for n in settings["steps"]}
+    return _Table(states, np.array(results[0]["updates"], dtype=np.float64), n_step, mix)
+
+
+def _figure(table: _Table) -> Figure:
+    """Return Figure 5 for some of the discounts."""
+    states, panels = table.states, []
+    for title, label, field in (("(a) bias", "bias", "bias"), ("(b) standard deviation", "standard deviation", "std")):
+        curves = [mean_curve(f"{n}-step", table.updates, getattr(e, field)) for n, e in table.n_step.items()]
+        panels.append(Panel(f"{title}, {states} states", "updates", label, curves, is_log_y=True))
+    averages = [
+        mean_curve(f"{label}, {kind}", list(by_n), np.stack([value(errors) for errors in by_n.values()], axis=1))
+        for kind, by_n in (("n-step", table.n_step), ("mix", table.mix))
+        for label, value in (("bias", _mean_bias), ("std", _mean_std))
+    ]
+    panels.append(Panel("(c) averages over training", "n", "bias, standard deviation", averages, is_log_y=True))
+    caption = "As the paper's Figure 5: even states." if states == "even" else f"The same for {states} states."
+    return Figure(f"figure_5_{states}.png", caption, panels)
+
+
+def _claims(table: _Table) -> Iterator[Row]:
+    """Hold what the paper says of Figure 5 and of mixing against our runs."""
+    n_step, mix, states = table.n_step, table.mix, table.states
+    whose = "" if states == "even" else "beyond Figure 5, which averages even states: "
+    without_noise = "bias without sampling noise (rms)"
+    for name, text, is_larger, value in (
+        ("standard deviation", "the higher n, the higher", True, _mean_std),
+        ("bias", "the higher n, the lower", False, _mean_bias),
+        (without_noise, "the higher n, the lower", False, corrected_bias),
+    ):
+        changes = neighbours([f"{n}-step" for n in n_step], [value(errors) for errors in n_step.values()])
+        yield change_row(f"{name}, {states} states", whose + text, is_larger, changes)
+    for name, text, value in (
+        ("standard deviation", "mixing reduces it", _mean_std),
+        (without_noise, "mixing keeps it low: below 1-step", corrected_bias),
+    ):
+        pairs = [(n if value is _mean_std else 1, n) for n in mix if n > 1]
+        changes = [Change(f"{one}-step", value(n_step[one]), f"{n}-mix", value(mix[n])) for one, n in pairs]
+        yield change_row(f"{name}, {states} states, mix", whose + text, False, changes)
+
+
+def _noise_row(table: _Table) -> Row:
+    """Tell how far the measured bias is from what noise alone would show."""
+    biases = {n: _mean_bias(errors) for n, errors in table.n_step.items()}
+    noises = [number(errors.noise.mean(), 2) for errors in table.n_step.values()]
+    pairs = zip(biases.items(), noises, strict=True)
+    ours = "; ".join(f"{n}-step {mean_of(bias)} (noise {noise})" for (n, bias), noise in pairs)
+    seeds = len(next(iter(biases.values())))
+    spread = "std " + ", ".join(std_of(bias) for bias in biases.values())
+    return Row(f"bias, {table.states} states", "not given", ours, seeds, spread)
 
 
 _INTRODUCTION = """\
 Along runs of a standard 1-step meta-gradient algorithm (one meta-gradient for each update) {copies} samples of every
-estimator were drawn at {points} evenly spaced points of {updates} updates, from the θ, η and optimizer state there.
+estimator were drawn at {points} evenly spaced points of {updates:,} updates, from the θ, η and optimizer state there.
 The oracle is the mean of the {oracle}-step estimator; mix has κ = 1 - 1/n. Bias and standard deviation are taken for
 each discount (of its logit), averaged over the even states as in the paper, over the odd and over all beyond it.
 Bands are standard deviations over seeds.
@@ -158,28 +147,12 @@ by the 95 % interval (Student's t) of the differences paired over seeds.{quick}
 """
 
 
-def report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
-    """Figure 5 for even, odd and all states, and the page."""
-    settings = next(iter(parts.values()))[0]
-    rows: list[Row] = []
-    differences: list[str] = []
-    figures = []
-    for states, chosen in STATES_SHOWN.items():
-        table = _table(parts, chosen)
-        caption = "As the paper's Figure 5: even states." if states == "even" else f"The same for {states} states."
-        figures.append((_draw(folder, table, states), caption))
-        for row, sentences in _claims(table, states):
-            rows.append(row)
-            differences += sentences
-        rows.append(_noise_row(table, states))
-    introduction = _INTRODUCTION.format(
-        copies=settings["copies"],
-        points=settings["points"],
-        updates=f"{settings['updates']:,}",
-        oracle=settings["oracle_steps"],
-        quick=" This is the quick version: too few points, samples and updates for the paper's numbers."
-        if is_quick
-        else "",
-    )
+def report(folder: Path, parts: Parts, is_quick: bool) -> None:
+    """Write the page, with Figure 5 for even, odd and all states."""
+    tables = [_table(parts, states) for states in STATES_SHOWN]
+    rows = [row for table in tables for row in (*_claims(table), _noise_row(table))]
+    settings = first_settings(parts)
+    quick = " This is the quick version: too few points, samples and updates for the paper's numbers."
+    introduction = _INTRODUCTION.format(quick=quick if is_quick else "", oracle=settings["oracle_steps"], **settings)
     title = "Markov reward process: bias and spread of meta-gradients"
-    write_report(folder, title, introduction, rows, figures, differences)
+    write_report(folder, title, introduction, rows, [_figure(table) for table in tables])

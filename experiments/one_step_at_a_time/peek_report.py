@@ -1,23 +1,17 @@
 """Tables and figures of the study `peek`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.reporting.paired import paired
-from metagrad.experiments.reporting.report import (
-    Array,
-    Panel,
-    Row,
-    critical,
-    line_panels,
-    mean_and_std,
-    number,
-    write_report,
-)
+from metagrad.experiments.reporting.claims import paired
+from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
+from metagrad.experiments.reporting.parts import Parts
+from metagrad.experiments.reporting.report import Row, differences_of, write_report
+from metagrad.experiments.reporting.statistics import Array, critical, mean_and_std, mean_of, number, numbers, std_of
 
 _INTRODUCTION = """\
 {what}, {environments} environments × 5 steps an update, {updates:,} updates. `lockstep` rolls out every looked-ahead
@@ -52,8 +46,8 @@ SNAKE = About(
 PONG = About("Peek on Pong", "Pong (experiment `atari`: surrogate LVC, critic of the inner loss, four learnt)")
 
 
-class Arm(NamedTuple):
-    """What runs of one schedule differ in, beside the seed."""
+class PeekSetting(NamedTuple):
+    """What runs of one schedule differ in, apart from the seed."""
 
     n: int
     surrogate: str  # empty: the experiment's own
@@ -64,124 +58,110 @@ class Arm(NamedTuple):
         return f"n = {self.n}{extra}" + (f", ρ̄ = {number(self.rho_clip)}" if self.rho_clip != 1 else "")
 
     @property
-    def base(self) -> "Arm":
+    def base(self) -> "PeekSetting":
         """What it is compared with under lockstep, where no ratio is clipped."""
         return self._replace(rho_clip=1.0)
 
 
-def arm_of(settings: Settings) -> Arm:
-    """The arm that a part belongs to."""
-    return Arm(settings["n"], settings.get("surrogate", ""), settings.get("rho_clip", 1.0))
+def setting_of(settings: Settings) -> PeekSetting:
+    """Return what a part has in common with the other seeds' parts."""
+    return PeekSetting(settings["n"], settings.get("surrogate", ""), settings.get("rho_clip", 1.0))
 
 
-def runs_of(parts: Mapping[str, tuple[Settings, Result]], arm: Arm, schedule: str) -> list[Result]:
-    """Results of one arm, seeds in order."""
-    own = [(s["seed"], r) for s, r in parts.values() if s.get("schedule") == schedule and arm_of(s) == arm]
-    return [result for _, result in sorted(own, key=lambda each: each[0])]
+def runs_of(parts: Parts, setting: PeekSetting, schedule: str) -> list[Result]:
+    """Return results under one schedule, seeds in order."""
+    own = [(s["seed"], r) for s, r in parts.values() if s.get("schedule") == schedule and setting_of(s) == setting]
+    return [result for _, result in sorted(own, key=lambda each: int(each[0]))]
 
 
 def speed(runs: list[Result]) -> Array:
-    """Real frames per second of each run."""
+    """Return the real frames per second of each run."""
     return np.array([run["frames_real"] / run["wall_seconds"] for run in runs])
 
 
-def _rows(parts: Mapping[str, tuple[Settings, Result]], arms: list[Arm]) -> Iterator[tuple[Row, str | None]]:
-    for arm in arms:
-        lockstep, peek = runs_of(parts, arm.base, "lockstep"), runs_of(parts, arm, "peek")
-        seeds = min(len(lockstep), len(peek))
-        if not seeds:
-            continue
-        lockstep, peek = lockstep[:seeds], peek[:seeds]
-        for quantity, name in (("return at the end", "sampled"), ("γ at the end", "eta/gamma")):
-            ends = [np.array([run[name]["values"][-1] for run in runs]) for runs in (lockstep, peek)]
-            yield _compared(f"{arm}: {quantity}, equal real frames", ends, seeds, name == "sampled")
-        speeds = speed(lockstep), speed(peek)
-        ratio = np.median(speeds[1]) / np.median(speeds[0])
-        ours = f"{number(np.median(speeds[0]), 4)} → {number(np.median(speeds[1]), 4)}: {number(ratio)} times"
-        bound = f"{arm.n + 1} without a learner"
-        spread = "; ".join(f"{number(x.min(), 4)} to {number(x.max(), 4)}" for x in speeds)
-        yield Row(f"{arm}: real frames per second, one thread", bound, ours, str(seeds), spread), None
-        frames = [sum(run["frames_lookahead"] for run in runs) // seeds for runs in (lockstep, peek)]
-        shown = f"{frames[0]:,} → {frames[1]:,}"
-        yield Row(f"{arm}: look-ahead frames of a run", "0 under peek", shown, str(seeds), "exact"), None
+def _rows(parts: Parts, setting: PeekSetting) -> Iterator[Row]:
+    lockstep, peek = runs_of(parts, setting.base, "lockstep"), runs_of(parts, setting, "peek")
+    seeds = min(len(lockstep), len(peek))
+    if not seeds:
+        return
+    both = lockstep[:seeds], peek[:seeds]
+    for quantity, name in (("return at the end", "sampled"), ("γ at the end", "eta/gamma")):
+        ends = [np.array([run[name]["values"][-1] for run in runs]) for runs in both]
+        yield _compared(f"{setting}: {quantity}, equal real frames", ends, seeds, name == "sampled")
+    speeds = [speed(runs) for runs in both]
+    middle = [np.median(x) for x in speeds]
+    ours = f"{number(middle[0], 4)} → {number(middle[1], 4)}: {number(middle[1] / middle[0])} times"
+    spread = "; ".join(f"{number(x.min(), 4)} to {number(x.max(), 4)}" for x in speeds)
+    bound = f"{setting.n + 1} without a learner"
+    yield Row(f"{setting}: real frames per second, one thread", bound, ours, seeds, spread)
+    frames = [sum(run["frames_lookahead"] for run in runs) // seeds for runs in both]
+    shown = f"{frames[0]:,} → {frames[1]:,}"
+    yield Row(f"{setting}: look-ahead frames of a run", "0 under peek", shown, seeds, "exact")
 
 
-def _compared(quantity: str, ends: list[Array], seeds: int, is_larger_better: bool) -> tuple[Row, str | None]:
-    """Seed by seed, since both runs of a seed start from one network; beside it the interval of two samples."""
+def _compared(quantity: str, ends: Sequence[Array], seeds: int, is_larger_better: bool) -> Row:
+    """Compare seed by seed, since both runs of a seed start from one network, and as two samples as well."""
     difference = paired(*ends)
-    (first, first_std), (second, second_std) = (mean_and_std(x) for x in ends)
-    margin = critical(seeds) * difference.standard_error
-    is_apart = abs(difference.difference) > margin
-    verdict = ("larger" if difference.difference > 0 else "smaller") if is_apart else "not distinguishable"
+    verdict = difference.direction("larger", "smaller")
+    (_, first_std), (_, second_std) = (mean_and_std(x) for x in ends)
     apart = float(np.hypot(first_std, second_std)) / seeds**0.5 * critical(2 * seeds - 1)
     spread = (
-        f"std {number(float(first_std), 2)} and {number(float(second_std), 2)}; difference "
-        f"{number(difference.difference)}, 95 %: ± {number(margin, 2)} paired, ± {number(apart, 2)} as two samples"
-    )
-    row = Row(
-        quantity, "no difference", f"{number(float(first))} → {number(float(second))}: {verdict}", str(seeds), spread
+        f"std {std_of(ends[0])} and {std_of(ends[1])}; difference {number(difference.difference)}, "
+        f"95 %: ± {number(difference.margin, 2)} paired, ± {number(apart, 2)} as two samples"
     )
     worse = ", worse" if is_larger_better and difference.difference < 0 else ""
-    return row, f"{quantity}: {verdict} under peek{worse}, by {difference}." if is_apart else None
+    is_apart = difference.verdict("above") != "undecided"
+    sentences = [f"{quantity}: {verdict} under peek{worse}, by {difference}."] if is_apart else []
+    ours = f"{mean_of(ends[0])} → {mean_of(ends[1])}: {verdict}"
+    return Row(quantity, "no difference", ours, seeds, spread, sentences)
 
 
-def _meta_gradient_rows(settings: Settings, result: Result) -> Iterator[tuple[Row, str | None]]:
+def _meta_gradient_rows(settings: Settings, result: Result) -> Iterator[Row]:
     learnt = ", four learnt" if "learnt" in settings else ""
     for k, update in enumerate(result["updates"]):
         lockstep, peek = (np.array(result[name][k], dtype=np.float64) for name in ("lockstep", "peek"))
         means = lockstep.mean(axis=0), peek.mean(axis=0)
         stds = [x.std(axis=0, ddof=1) for x in (lockstep, peek)]
         apart = (means[1] - means[0]) / (np.hypot(*stds) / len(lockstep) ** 0.5)
-        ours = f"{_listed(means[0])} → {_listed(means[1])}; apart by {_listed(apart)} standard errors"
-        spread = f"std of single samples {_listed(stds[0])} and {_listed(stds[1])}, ratio {_listed(stds[1] / stds[0])}"
+        ours = f"{numbers(means[0], 2)} → {numbers(means[1], 2)}; apart by {numbers(apart, 2)} standard errors"
+        ratio = numbers(stds[1] / stds[0], 2)
+        spread = f"std of single samples {numbers(stds[0], 2)} and {numbers(stds[1], 2)}, ratio {ratio}"
         if len(means[0]) > 1:
             cosine = float(means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]))
             spread += f"; cosine of the means {number(cosine, 4)}"
-        quantity = f"{arm_of(settings)}{learnt}: meta-gradient at update {update:,}"
+        quantity = f"{setting_of(settings)}{learnt}: meta-gradient at update {update:,}"
         is_apart = bool((abs(apart) > critical(2 * len(lockstep) - 1)).any())
-        verdict = f"{quantity}: {ours}, of {len(lockstep)} samples each." if is_apart else None
-        yield Row(quantity, "no difference", ours, f"{len(lockstep)} samples", spread), verdict
+        sentences = [f"{quantity}: {ours}, of {len(lockstep)} samples each."] if is_apart else []
+        yield Row(quantity, "no difference", ours, f"{len(lockstep)} samples", spread, sentences)
 
 
-def _listed(values: Array) -> str:
-    return ", ".join(number(float(x), 2) for x in values)
-
-
-def report(folder: Path, parts: Mapping[str, tuple[Settings, Result]], is_quick: bool, about: About) -> None:
-    """Write report.md and its pictures into the study's folder."""
+def report(folder: Path, parts: Parts, is_quick: bool, about: About) -> None:
+    """Write the page of `peek` or `peek-pong`."""
     trained = {name: part for name, part in parts.items() if "schedule" in part[0]}
-    arms = sorted({arm_of(settings) for settings, _ in trained.values()})
-    found = list(_rows(trained, arms))
+    settings_found = sorted({setting_of(settings) for settings, _ in trained.values()})
+    rows = [row for setting in settings_found for row in _rows(trained, setting)]
     probed = [part for part in parts.values() if "points" in part[0]]
-    for settings, result in probed:
-        found += _meta_gradient_rows(settings, result)
-    rows, differences = [row for row, _ in found], [sentence for _, sentence in found if sentence]
-    line_panels(
-        folder / "returns.png",
-        [panel for arm in arms if arm == arm.base for panel in _panels(trained, arm, arms)],
-        columns=2,
-    )
-    if is_quick:
-        differences.append("A quick version: it shows that things work, and nothing else.")
+    rows += [row for part in probed for row in _meta_gradient_rows(*part)]
     any_run, _ = next(iter(trained.values()))
     introduction = _INTRODUCTION.format(what=about.what, **any_run)
-    if probed:
-        introduction += _PROBES.format(**probed[0][0])
+    introduction += _PROBES.format(**probed[0][0]) if probed else ""
+    bases = [each for each in settings_found if each == each.base]
+    panels = [panel for base in bases for panel in _panels(trained, base, settings_found)]
     caption = "Return of full episodes against real frames and against seconds; mean ± standard deviation over seeds."
-    write_report(folder, about.title, introduction, rows, [("returns.png", caption)], differences)
+    quick = ["A quick version: it shows that things work, and nothing else."] if is_quick else []
+    figures = [Figure("returns.png", caption, panels, columns=2)]
+    write_report(folder, about.title, introduction, rows, figures, [*differences_of(rows), *quick])
 
 
-def _panels(parts: Mapping[str, tuple[Settings, Result]], base: Arm, arms: list[Arm]) -> Iterator[Panel]:
-    by_frames, by_seconds = [], []
+def _panels(parts: Parts, base: PeekSetting, every: Sequence[PeekSetting]) -> Iterator[Panel]:
     shown = {"lockstep": ("lockstep", base)}
-    shown |= {str(arm).replace(str(base), "peek"): ("peek", arm) for arm in arms if arm.base == base}
-    for label, (schedule, arm) in shown.items():
-        runs = runs_of(parts, arm, schedule)
-        if not runs:
-            continue
-        share = np.array(runs[0]["sampled"]["updates"]) / runs[0]["sampled"]["updates"][-1]
-        mean, std = mean_and_std([run["sampled"]["values"] for run in runs])
-        by_frames.append((label, share * np.mean([run["frames_real"] for run in runs]), mean, std))
-        by_seconds.append((label, share * np.mean([run["wall_seconds"] for run in runs]), mean, std))
-    yield Panel(str(base), "real frames", "return", by_frames)
-    yield Panel(str(base), "seconds", "return", by_seconds)
+    shown |= {str(each).replace(str(base), "peek"): ("peek", each) for each in every if each.base == base}
+    found = {label: runs_of(parts, setting, schedule) for label, (schedule, setting) in shown.items()}
+    for x_label, name in (("real frames", "frames_real"), ("seconds", "wall_seconds")):
+        curves = []
+        for label, runs in found.items():
+            if runs:
+                share = np.array(runs[0]["sampled"]["updates"]) / runs[0]["sampled"]["updates"][-1]
+                x = share * np.mean([run[name] for run in runs])
+                curves.append(mean_curve(label, x, [run["sampled"]["values"] for run in runs]))
+        yield Panel(str(base), x_label, "return", curves)

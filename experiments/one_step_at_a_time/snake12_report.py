@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from metagrad.cluster.studies.study import Result, Settings
+from metagrad.cluster.studies.study import Result
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES
-from metagrad.experiments.reporting.paired import Change, claim_row, neighbours
-from metagrad.experiments.reporting.report import Array, Panel, Row, line_panels, mean_and_std, number, write_report
+from metagrad.experiments.reporting.claims import Change, change_row, neighbours
+from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
+from metagrad.experiments.reporting.parts import Parts, by_setting, curves_of, first_settings
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import mean_of, number, std_of
 from metagrad.experiments.training.meta_gradient_probe import Normalised, normalised_std
 
 
@@ -21,7 +23,11 @@ class Published(NamedTuple):
     """A column of Table 1: mean and standard deviation over 3 seeds."""
 
     final_return: tuple[float, float]
-    spread: tuple[float, float] | None  # of the meta-gradient, in units of the 1-step arm's
+    spread: tuple[float, float] | None  # of the meta-gradient, in units of the 1-step arm's; None: not sampled
+
+    @property
+    def shown_spread(self) -> str:
+        return "{:g} (std {:g})".format(*self.spread) if self.spread else "-"
 
 
 PUBLISHED: dict[str, Published] = {
@@ -35,9 +41,7 @@ PUBLISHED: dict[str, Published] = {
 }
 TITLES = {arm: arm if "mix" in arm else f"{arm}-step" for arm in PUBLISHED}
 Runs = Literal["own", "1-step"]
-Average = Literal["ratio of means", "mean of ratios"]
 RUNS: tuple[Runs, ...] = ("own", "1-step")
-AVERAGES: tuple[Average, ...] = ("ratio of means", "mean of ratios")
 META_PARAMETERS = {
     "eta/gamma": "discount γ",
     "eta/lambda": "λ",
@@ -47,18 +51,17 @@ META_PARAMETERS = {
 _RETURN = "episode/return_mean"
 
 
-def by_arm(parts: Mapping[str, tuple[Settings, Result]]) -> dict[str, list[Result]]:
-    """Results of every arm, in the order of Table 1, seeds in order."""
-    found = {}
-    for arm in PUBLISHED:
-        own = sorted(((s["seed"], r) for s, r in parts.values() if s["arm"] == arm), key=lambda each: int(each[0]))
-        if own:
-            found[arm] = [result for _, result in own]
-    return found
+ByArm = Mapping[str, list[Result]]
 
 
-def spreads(results: Mapping[str, list[Result]], arm: str, runs: Runs) -> list[Normalised]:
-    """Spread of an arm's meta-gradient in units of the 1-step arm's, by seed; none where nothing was sampled.
+def by_arm(parts: Parts) -> dict[str, list[Result]]:
+    """Return the results of every arm, in the order of Table 1, seeds in order."""
+    found = by_setting(parts, "arm")
+    return {arm: found[arm] for arm in PUBLISHED if arm in found}
+
+
+def spreads(results: ByArm, arm: str, runs: Runs) -> list[Normalised]:
+    """Return an arm's meta-gradient spread over the 1-step arm's, by seed; none where nothing was sampled.
 
     `runs` is whose training the arm's was sampled along; the 1-step one's always along its own.
     """
@@ -70,107 +73,80 @@ def spreads(results: Mapping[str, list[Result]], arm: str, runs: Runs) -> list[N
     return found
 
 
-def _value(spread: Normalised, average: Average) -> float:
-    return spread.ratio_of_means if average == "ratio of means" else spread.mean_of_ratios
-
-
-def _return_rows(results: Mapping[str, list[Result]]) -> Iterator[Row]:
+def _return_rows(results: ByArm) -> Iterator[Row]:
     for arm, published in PUBLISHED.items():
         values = np.array([result["return"]["mean"] for result in results[arm]])
-        mean, std = mean_and_std(values)
         paper = "{:g} (std {:g})".format(*published.final_return)
-        spread = f"std {number(float(std), 2)}, {number(values.min())} to {number(values.max())}"
-        yield Row(f"{TITLES[arm]}: return at the end", paper, number(float(mean)), str(len(values)), spread)
+        spread = f"std {std_of(values)}, {number(values.min())} to {number(values.max())}"
+        yield Row(f"{TITLES[arm]}: return at the end", paper, mean_of(values), len(values), spread)
 
 
-def _spread_rows(results: Mapping[str, list[Result]]) -> Iterator[Row]:
-    """Both averages along both kinds of runs: the paper says neither which one nor along which."""
+def _spread_rows(results: ByArm) -> Iterator[Row]:
+    """Yield both averages along both kinds of runs: the paper says neither which one nor along which."""
     for runs in RUNS:
         for arm, published in PUBLISHED.items():
             found = spreads(results, arm, runs) if published.spread is not None and arm != "1" else []
-            if not found or published.spread is None:
+            if not found:
                 continue
-            paper = "{:g} (std {:g})".format(*published.spread)
-            ours, stds = [], []
-            for average in AVERAGES:
-                mean, std = mean_and_std([_value(each, average) for each in found])
-                ours.append(f"{number(float(mean))} ({average})")
-                stds.append(number(float(std), 2))
+            averages = list(zip(("ratio of means", "mean of ratios"), zip(*found, strict=True), strict=True))
+            ours = ", ".join(f"{mean_of(values)} ({average})" for average, values in averages)
+            stds = ", ".join(std_of(values) for _, values in averages)
             whose = "its own run" if runs == "own" else "the 1-step run"
             label = f"{TITLES[arm]}: std of the meta-gradient / that of 1-step, along {whose}"
-            yield Row(label, paper, ", ".join(ours), str(len(found)), f"std {', '.join(stds)}")
+            yield Row(label, published.shown_spread, ours, len(found), f"std {stds}")
 
 
-def _claims(results: Mapping[str, list[Result]]) -> Iterator[tuple[Row, list[str]]]:
-    """What the text makes of Table 1 (§3.2, §3.5), by paired differences over seeds."""
+def _claims(results: ByArm) -> Iterator[Row]:
+    """Hold what the text makes of Table 1 (§3.2, §3.5) against paired differences over seeds."""
 
-    def returns(*arms: str) -> list[Change]:
-        values = [[result["return"]["mean"] for result in results[arm]] for arm in arms]
-        return neighbours([TITLES[arm] for arm in arms], values)
+    def changes(of: Mapping[str, list[float]], *arms: str) -> list[Change]:
+        return neighbours([TITLES[arm] for arm in arms], [of[arm] for arm in arms])
 
-    yield claim_row("return at the end", "rises with n at first", True, returns("0", "1", "3"))
-    yield claim_row("return at the end, more steps", "then falls", False, returns("3", "5", "10"))
-    yield claim_row("return at the end, mixing 5", "5-mix above 5-step", True, returns("5", "5-mix"))
+    returns = {arm: [result["return"]["mean"] for result in own] for arm, own in results.items()}
+    yield change_row("return at the end", "rises with n at first", True, changes(returns, "0", "1", "3"))
+    yield change_row("return at the end, more steps", "then falls", False, changes(returns, "3", "5", "10"))
+    yield change_row("return at the end, mixing 5", "5-mix above 5-step", True, changes(returns, "5", "5-mix"))
     for runs in RUNS:
-        of = {arm: spreads(results, arm, runs) for arm in PUBLISHED if arm != "0"}
+        of = {arm: [x.mean_of_ratios for x in spreads(results, arm, runs)] for arm in PUBLISHED if arm != "0"}
         if not all(of.values()):
             continue
-
-        def changes(*arms: str, of: dict[str, list[Normalised]] = of) -> list[Change]:
-            values = [[each.mean_of_ratios for each in of[arm]] for arm in arms]
-            return neighbours([TITLES[arm] for arm in arms], values)
-
         along = "own runs" if runs == "own" else "the 1-step run"
         name = f"std of the meta-gradient (mean of ratios, along {along})"
-        yield claim_row(name, "the higher n, the higher", True, changes("1", "3", "5", "10"))
-        mixed = [*changes("3", "3-mix"), *changes("5", "5-mix")]
-        yield claim_row(f"{name}, mixing", "mixing cuts it, by 3 for n = 3", False, mixed)
+        yield change_row(name, "the higher n, the higher", True, changes(of, "1", "3", "5", "10"))
+        mixed = [*changes(of, "3", "3-mix"), *changes(of, "5", "5-mix")]
+        yield change_row(f"{name}, mixing", "mixing cuts it, by 3 for n = 3", False, mixed)
 
 
-def _panels(results: Mapping[str, list[Result]]) -> list[Panel]:
-    """Figure 3: returns, and the four meta-parameters of the arms that learn them."""
+def _panels(results: ByArm) -> list[Panel]:
+    """Return Figure 3: returns, and the four meta-parameters of the arms that learn them."""
     panels = []
     for name, title in {_RETURN: "return", **META_PARAMETERS}.items():
-        lines: list[tuple[str, ArrayLike, ArrayLike, ArrayLike | None]] = []
-        for arm, own in results.items():
-            curves = [result[name] for result in own if name in result]
-            if not curves:
-                continue
-            updates, values = _common([curve["updates"] for curve in curves], [curve["values"] for curve in curves])
-            mean, std = mean_and_std(values)
-            lines.append((TITLES[arm], updates, mean, std))
+        found = {arm: curves_of(own, name) for arm, own in results.items()}
+        lines = [mean_curve(TITLES[arm], *curves) for arm, curves in found.items() if curves is not None]
         label = "mean of the last 512 episodes" if name == _RETURN else "mean of each interval"
         panels.append(Panel(title, "updates", label, lines))
     return panels
 
 
-def _common(updates: list[list[int]], values: list[list[float]]) -> tuple[Array, Array]:
-    """Curves at the updates that all of them have: no episode has ended yet where a return is missing."""
-    shared = sorted(set(updates[0]).intersection(*updates))
-    rows = [
-        [dict(zip(at, row, strict=True))[update] for update in shared] for at, row in zip(updates, values, strict=True)
-    ]
-    return np.array(shared, dtype=np.float64), np.array(rows, dtype=np.float64)
-
-
-def _spread_panels(results: Mapping[str, list[Result]]) -> list[Panel]:
-    """Standard deviations along the 1-step runs, one panel for each meta-parameter."""
+def _spread_panels(results: ByArm) -> list[Panel]:
+    """Return standard deviations along the 1-step runs, one panel for each meta-parameter."""
     panels = []
     probes = [result["probes"] for result in results["1"]]
     for component, title in enumerate(META_PARAMETERS.values()):
-        lines: list[tuple[str, ArrayLike, ArrayLike, ArrayLike | None]] = []
-        for arm in probes[0]:
-            of = [each[arm] for each in probes]
-            mean, std = mean_and_std([np.array(each["std"])[:, component] for each in of])
-            lines.append((TITLES[arm], of[0]["updates"], mean, std))
+        lines = [
+            mean_curve(
+                TITLES[arm], probes[0][arm]["updates"], [np.array(each[arm]["std"])[:, component] for each in probes]
+            )
+            for arm in probes[0]
+        ]
         panels.append(Panel(f"∂J/∂logit of {title}", "updates", "standard deviation", lines, is_log_y=True))
     return panels
 
 
 _INTRODUCTION = """\
 A2C on Snake 12x12 whose discount, λ, critic and entropy coefficients are tuned by meta-gradients through n updates, the
-first of which is kept; 0-step keeps them as they start. {seeds} seed(s), {updates} updates of {environments}
-environments x {length} steps with a step size that falls to 0 over {annealing}; look-ahead rollouts run in the same
+first of which is kept; 0-step keeps them as they start. {seeds} seed(s), {made} updates of {environments}
+environments x {length} steps with a step size that falls to 0 over {annealing:,}; look-ahead rollouts run in the same
 environments. Return at the end: mean of {episodes} full episodes under the sampled policy. Spread of a meta-gradient:
 {samples} independent samples (logits of the meta-parameters, before clipping) at every {every}th update, per
 meta-parameter over that of the 1-step meta-gradient of the same seed at the same update, averaged over the four and
@@ -181,40 +157,33 @@ Choices that the paper leaves open, and what was tried: docs/snake-12x12.md.
 {short}"""
 
 _SHORT = """
-This run ends after {updates} of {whole} updates: it is the beginning of the paper's, and its returns stand for nothing
+This run ends after {made} of {whole} updates: it is the beginning of the paper's, and its returns stand for nothing
 that the paper reports.
 """
 
 
-def report(folder: Path, parts: dict[str, tuple[Settings, Result]], is_quick: bool) -> None:
-    """Pictures and report.md; verdicts only on runs of full length."""
+def report(folder: Path, parts: Parts, is_quick: bool) -> None:
+    """Write the page; verdicts are passed only on runs of full length."""
     del is_quick  # what counts is the number of updates
-    settings = next(iter(parts.values()))[0]
-    results = by_arm(parts)
-    is_whole = settings["updates"] >= UPDATES
-    points = len(results["1"][0]["probes"]["1"]["updates"])
+    settings, results = first_settings(parts), by_arm(parts)
+    is_whole, made = settings["updates"] >= UPDATES, f"{settings['updates']:,}"
     introduction = _INTRODUCTION.format(
         seeds=len(results["1"]),
-        updates=f"{settings['updates']:,}",
-        environments=settings["environments"],
+        made=made,
         length=settings["rollout_length"],
-        annealing=f"{settings['annealing_updates']:,}",
-        episodes=settings["episodes"],
-        samples=settings["samples"],
+        annealing=settings["annealing_updates"],
         every=settings["probe_every"],
-        points=points,
-        short="" if is_whole else _SHORT.format(updates=f"{settings['updates']:,}", whole=f"{UPDATES:,}"),
+        points=len(results["1"][0]["probes"]["1"]["updates"]),
+        short="" if is_whole else _SHORT.format(made=made, whole=f"{UPDATES:,}"),
+        **settings,
     )
-    claims = list(_claims(results)) if is_whole else []
-    sentences = [text for _, texts in claims for text in texts]
-    if not is_whole:
-        made = f"{settings['updates']:,}"
-        sentences = [f"Only {made} updates were made, the paper's runs are taken to have {UPDATES:,}: no verdicts."]
-    line_panels(folder / "figure_3.png", _panels(results))
-    line_panels(folder / "spread.png", _spread_panels(results), columns=2)
+    text = "As the paper's Figure 3: returns and meta-parameters. Mean ± standard deviation over seeds."
+    spread = "Spread of the meta-gradients along the 1-step runs, behind the second row of Table 1."
     figures = [
-        ("figure_3.png", "As the paper's Figure 3: returns and meta-parameters. Mean ± standard deviation over seeds."),
-        ("spread.png", "Spread of the meta-gradients along the 1-step runs, behind the second row of Table 1."),
+        Figure("figure_3.png", text, _panels(results)),
+        Figure("spread.png", spread, _spread_panels(results), columns=2),
     ]
-    rows = [*_return_rows(results), *_spread_rows(results), *(row for row, _ in claims)]
-    write_report(folder, "Snake 12x12: multi-step meta-gradients", introduction, rows, figures, sentences)
+    rows = [*_return_rows(results), *_spread_rows(results), *(_claims(results) if is_whole else ())]
+    short = f"Only {made} updates were made, the paper's runs are taken to have {UPDATES:,}: no verdicts."
+    title = "Snake 12x12: multi-step meta-gradients"
+    write_report(folder, title, introduction, rows, figures, None if is_whole else [short])

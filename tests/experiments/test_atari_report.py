@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments.gradient_bias import atari_report
 from metagrad.experiments.gradient_bias.atari_report import (
     ETA,
     RETURN,
@@ -36,12 +35,6 @@ def parts(updates: int = 125_000, seeds: int = 3, **levels: float) -> dict[str, 
     return found
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files: drawing takes seconds, and these tests read the page."""
-    monkeypatch.setattr(atari_report, "line_panels", lambda path, *_, **__: path.write_bytes(b""))
-
-
 def page(folder: Path, found: dict[str, Any], is_quick: bool = False) -> str:
     report(folder, found, is_quick)
     return (folder / "report.md").read_text()
@@ -67,7 +60,7 @@ def test_curves_keep_what_all_seeds_logged() -> None:
     assert curve_of(found, "mgrl", "Alien", RETURN) is None, "no game of that seed has ended"
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(("lvc", "is_worse"), [(0.4, True), (0.6, False), (0.5, False)])
 def test_a_game_that_contradicts_the_paper_is_named(tmp_path: Path, lvc: float, is_worse: bool) -> None:
     found = parts(mgrl_lvc=lvc)
@@ -79,7 +72,7 @@ def test_a_game_that_contradicts_the_paper_is_named(tmp_path: Path, lvc: float, 
         assert (f"{game}: with LVC lower by" in differences) == is_worse
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_aggregates_stand_with_their_intervals(tmp_path: Path) -> None:
     text = page(tmp_path, parts(a2c=0.3))
     assert "| A2C: human-normalised IQM | not in the paper | 0.3100 | 3 on 2 games | 95 % interval 0.30" in text
@@ -87,7 +80,7 @@ def test_aggregates_stand_with_their_intervals(tmp_path: Path) -> None:
     assert "one seed: no interval" in page(tmp_path, parts(seeds=1))
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_a_short_run_says_nothing_of_the_papers_scores(tmp_path: Path) -> None:
     differences = page(tmp_path, parts(updates=500, mgrl_lvc=0.1)).partition("## Where ours differs")[2].strip()
     assert differences == "- 500 of 125,000 updates were made: nothing is said of the paper's scores."

@@ -42,11 +42,6 @@ def invented(updates: int = 50_000, is_quick: bool = False, **changes: Ends) -> 
     return parts
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "line_panels", lambda path, panels, columns=3: path.touch())
-
-
 def report_of(folder: Path, parts: Parts) -> tuple[str, str]:
     """Everything above the differences, and the differences."""
     page.report(folder, parts, False)

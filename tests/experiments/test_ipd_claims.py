@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from metagrad.experiments.gradient_bias import ipd_claims as claims
+from metagrad.experiments.gradient_bias import ipd_report as claims
 from metagrad.experiments.gradient_bias.ipd import ARMS, PROBES
+from metagrad.experiments.reporting.report import differences_of
 
 
 def run(arm, reward, seed=0, probe=0.5):
@@ -40,7 +41,8 @@ def test_runs_are_in_the_order_of_the_seeds():
 
 @pytest.mark.parametrize(("end", "is_within"), [(-1.0, True), (-1.019, True), (-1.021, False), (-0.97, False)])
 def test_where_exact_players_end(end, is_within):
-    rows, sentences = claims.end_rows(runs({"inner-exact-outer-exact": end - 0.05}, seeds=1))  # player 1 has 0.1 more
+    rows = list(claims.end_rows(runs({"inner-exact-outer-exact": end - 0.05}, seeds=1)))  # player 1 has 0.1 more
+    sentences = differences_of(rows)
     found = row(rows, "inner-exact-outer-exact")
     assert ("every seed within" if is_within else "every seed not within") in found.ours
     assert bool(sentences) == (not is_within)
@@ -48,19 +50,22 @@ def test_where_exact_players_end(end, is_within):
 
 def test_an_ordering_is_as_in_the_paper_the_opposite_or_undecided():
     rising = {"inner128-outer128": -1.6, "inner1024-outer128": -1.4, "inner-exact-outer128": -1.1}
-    rows, sentences = claims.claim_rows(runs(rising))
+    rows = list(claims.claim_rows(runs(rising)))
+    sentences = differences_of(rows)
     assert row(rows, "Fig. 2a, inner").ours.count("as in the paper") == 2
     assert not any("inner estimate" in sentence for sentence in sentences)
     falling = {"inner128-outer128": -1.1, "inner1024-outer128": -1.4, "inner-exact-outer128": -1.4}
-    rows, sentences = claims.claim_rows(runs(falling))
+    rows = list(claims.claim_rows(runs(falling)))
+    sentences = differences_of(rows)
     assert "the opposite" in row(rows, "Fig. 2a, inner").ours
     assert any("inner estimate" in sentence and "the opposite" in sentence for sentence in sentences)
-    assert not any("as in the paper" in found.ours for found in claims.claim_rows(runs(seeds=1))[0])
+    assert not any("as in the paper" in found.ours for found in claims.claim_rows(runs(seeds=1)))
 
 
 def test_a_control_is_reported_whichever_way_it_falls():
     for reward, says in ((-1.2, "higher"), (-1.8, "lower")):
-        rows, sentences = claims.claim_rows(runs({"value-off-hessian-off": reward}))
+        rows = list(claims.claim_rows(runs({"value-off-hessian-off": reward})))
+        sentences = differences_of(rows)
         found = row(rows, "value-off-hessian-off against")
         assert found.ours.endswith(says)
         assert found.paper == "-"
@@ -69,39 +74,41 @@ def test_a_control_is_reported_whichever_way_it_falls():
 
 def test_gain_of_the_hessian_against_that_of_the_value():
     gains = {"value128-hessian-exact": -1.1, "value-exact-hessian128": -1.4}
-    assert "as in the paper" in row(claims.claim_rows(runs(gains))[0], "Gain over").ours
+    assert "as in the paper" in row(claims.claim_rows(runs(gains)), "Gain over").ours
     gains = {"value128-hessian-exact": -1.4, "value-exact-hessian128": -1.1}
-    assert "the opposite" in row(claims.claim_rows(runs(gains))[0], "Gain over").ours
+    assert "the opposite" in row(claims.claim_rows(runs(gains)), "Gain over").ours
 
 
 def test_cosines_of_the_compositional_settings():
     found = runs()
-    rows, sentences = claims.probe_rows(found)
+    rows = list(claims.probe_rows(found))
+    sentences = differences_of(rows)
     assert "comparable" in row(rows, "Fig. 8c").ours
     assert not any("Fig. 8c" in sentence for sentence in sentences)
     for result in found["probe"]:
         result["probe"]["value-exact-hessian128"] = [0.9]
-    rows, sentences = claims.probe_rows(found)
+    rows = list(claims.probe_rows(found))
+    sentences = differences_of(rows)
     assert "differ by up to" in row(rows, "Fig. 8c").ours
     assert any("Fig. 8c" in sentence for sentence in sentences)
     for result in found["probe"]:
         result["probe"]["inner128-outer128 return-to-go"] = [0.7 + 0.01 * np.mean(result["probe"]["inner128-outer128"])]
-    assert row(claims.probe_rows(found)[0], "Cosine by table of values, inner128").ours.endswith("higher")
+    assert row(claims.probe_rows(found), "Cosine by table of values, inner128").ours.endswith("higher")
 
 
 def test_states_players_and_ring_are_named():
     found = runs()
     assert not any("probe" in of.quantity for of in claims.policy_rows(found))
-    assert "start 0.90, DD 0.10, DC 0.20, CD 0.30, CC 0.80" in claims.policy_rows(found)[0].ours
+    assert "start 0.90, DD 0.10, DC 0.20, CD 0.30, CC 0.80" in next(claims.policy_rows(found)).ours
     (ring,) = claims.ring_rows(found)
     assert ring.quantity.startswith("value-off-hessian-off")
     assert "mean 15, lowest 10" in ring.ours
-    assert "looks ahead" in claims.player_rows(found)[0].ours
-    assert claims.player_rows(found)[0].ours.endswith("lower")  # player 1's rewards are 0.1 more
+    assert "looks ahead" in next(claims.player_rows(found)).ours
+    assert next(claims.player_rows(found)).ours.endswith("lower")  # player 1's rewards are 0.1 more
 
 
 def test_arms_that_were_not_run_have_no_row():
     quick = {arm: of for arm, of in runs().items() if arm in ("inner128-outer128", "probe", "independent-exact")}
-    assert len(claims.end_rows(quick)[0]) == 1
-    assert not claims.claim_rows(quick)[0]
-    assert not claims.player_rows(quick)
+    assert len(list(claims.end_rows(quick))) == 1
+    assert not list(claims.claim_rows(quick))
+    assert not list(claims.player_rows(quick))

@@ -10,18 +10,10 @@ import pytest
 from hypothesis.extra.numpy import array_shapes, arrays
 from matplotlib import pyplot
 
-from metagrad.experiments.reporting import report
-from metagrad.experiments.reporting.report import (
-    Panel,
-    Row,
-    bootstrap_interval,
-    critical,
-    interquartile_mean,
-    line_panels,
-    mean_and_std,
-    median_and_quartiles,
-    write_report,
-)
+from metagrad.experiments.reporting import figures
+from metagrad.experiments.reporting.figures import Figure, Panel, line_panels
+from metagrad.experiments.reporting.report import Row, write_report
+from metagrad.experiments.reporting.statistics import critical, interquartile_mean, mean_and_std
 
 ROWS = [Row("bias", "0.10", "0.11", "30", "0.01 (std)"), Row("a | b", "-", "1", "2", "-")]
 
@@ -32,8 +24,7 @@ def origin(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_report_has_table_figures_and_no_differences(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    write_report(tmp_path, "Title", "What it is.\n", ROWS, [("a.png", "A caption")], [])
+    write_report(tmp_path, "Title", "What it is.\n", ROWS, [Figure("a.png", "A caption", [panel()])])
     lines = (tmp_path / "report.md").read_text().splitlines()
     assert lines[:3] == ["# Title", "", "What it is."]
     start = lines.index("| quantity | paper | ours | seeds | spread |")
@@ -55,6 +46,14 @@ def test_differences_are_listed(tmp_path: Path) -> None:
     assert "Figures" not in text
 
 
+def test_a_rows_sentences_are_among_the_differences_unless_others_are_given(tmp_path: Path) -> None:
+    rows = [ROWS[0]._replace(differences=["Off by 0.01."]), ROWS[1]]
+    write_report(tmp_path, "T", "I", rows, [])
+    assert (tmp_path / "report.md").read_text().endswith("## Where ours differs\n\n- Off by 0.01.\n")
+    write_report(tmp_path, "T", "I", rows, [], ["Too short."])
+    assert (tmp_path / "report.md").read_text().endswith("## Where ours differs\n\n- Too short.\n")
+
+
 def test_a_report_says_what_made_it(tmp_path: Path) -> None:
     parts = {"x": origin(), "y": origin(commit="def"), "z": origin(commit=None)}
     (tmp_path / "results.json").write_text(json.dumps({"command": "metagrad reproduce toy --seeds 3", "parts": parts}))
@@ -65,9 +64,9 @@ def test_a_report_says_what_made_it(tmp_path: Path) -> None:
     assert "- torch 2.13, Python 3.11\n- a CPU, 2 cores\n- 3 parts, 1.50 CPU hours, on one thread each\n" in text
 
 
-def test_a_figure_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"a\.png"):
-        write_report(tmp_path, "T", "I", ROWS, [("a.png", "c")], [])
+def test_a_figure_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.png"):
+        write_report(tmp_path, "T", "I", ROWS, [Figure("b.png", "c", [panel()]), Figure("a.png", "c", [])])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +88,7 @@ def test_panels_are_drawn(tmp_path: Path, count: int, is_log_y: bool) -> None:
 
 def drawn(panel: Panel, labels: list[str]) -> Any:
     figure, axis = pyplot.subplots()
-    report._draw(axis, panel, labels)
+    figures._draw(axis, panel, labels)
     pyplot.close(figure)
     return axis
 
@@ -126,7 +125,7 @@ TRIALS = arrays(np.float64, array_shapes(max_dims=2, max_side=12), elements=st.f
 
 @hypothesis.given(TRIALS)
 def test_statistics_do_not_depend_on_the_order_of_trials(trials: np.ndarray) -> None:
-    for statistic in (mean_and_std, median_and_quartiles, lambda x: (interquartile_mean(x),)):
+    for statistic in (mean_and_std, lambda x: (interquartile_mean(x),)):
         for one, other in zip(statistic(trials), statistic(trials[::-1]), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-9)
 
@@ -142,27 +141,6 @@ def test_statistics_against_slow_ones(trials: np.ndarray) -> None:
         column = sorted(trial[index] for trial in trials)
         kept = column[count // 4 : count - count // 4]
         assert interquartile_mean(trials)[index] == pytest.approx(sum(kept) / len(kept), rel=1e-12, abs=1e-9)
-        middle = (column[(count - 1) // 2] + column[count // 2]) / 2
-        assert median_and_quartiles(trials)[0][index] == pytest.approx(middle, rel=1e-12, abs=1e-9)
-
-
-def test_a_bootstrap_interval_of_a_mean_is_the_normal_one() -> None:
-    """For many trials: mean ± 1.96 standard errors, to the Monte-Carlo error of a quantile of 2,000 resamples."""
-    trials = np.random.default_rng(1).normal(3.0, 2.0, size=400)
-    low, high = bootstrap_interval(trials, lambda x: x.mean(axis=0))
-    error = trials.std() / 20
-    # Standard error of a normal 2.5 % quantile: sqrt(0.025 * 0.975 / 2000) / density(1.96) = 0.06; 4 of these.
-    assert low == pytest.approx(trials.mean() - 1.96 * error, abs=0.24 * error)
-    assert high == pytest.approx(trials.mean() + 1.96 * error, abs=0.24 * error)
-    assert bootstrap_interval(trials, lambda x: x.mean(axis=0)) == (low, high)
-
-
-def test_an_interval_of_several_values_is_elementwise() -> None:
-    trials = np.random.default_rng(0).normal(size=(20, 3))
-    low, high = bootstrap_interval(trials, interquartile_mean)
-    assert low.shape == high.shape == (3,)
-    assert (low < interquartile_mean(trials)).all()
-    assert (interquartile_mean(trials) < high).all()
 
 
 @pytest.mark.parametrize("trials", [[], 1.0])

@@ -59,11 +59,6 @@ def invented(is_quick: bool = False) -> Parts:
     return parts
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "line_panels", lambda path, panels, columns=3: path.touch())
-
-
 def text_of(folder: Path, parts: Parts, is_quick: bool = False) -> str:
     page.report(folder, parts, is_quick)
     return (folder / "report.md").read_text(encoding="utf-8")

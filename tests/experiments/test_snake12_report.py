@@ -49,11 +49,6 @@ def invented(updates: int = UPDATES, seeds: int = 3, **changes: tuple[float, flo
     return parts
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "line_panels", lambda path, panels, columns=3: path.touch())
-
-
 def report_of(folder: Path, parts: Parts) -> tuple[str, str]:
     page.report(folder, parts, False)
     above, below = (folder / "report.md").read_text(encoding="utf-8").split("## Where ours differs")

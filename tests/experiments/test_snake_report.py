@@ -5,17 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments.debiasing import snake_report
 from metagrad.experiments.debiasing.snake_published import DISCOUNTS, RETURNS
 from metagrad.experiments.debiasing.snake_report import TITLES, Curves, curves_of, report, returns_of
 
 UPDATES = (0, 584, 1_460)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files: drawing takes a second, and these tests read the page."""
-    monkeypatch.setattr(snake_report, "line_panels", lambda path, *_, **__: path.write_bytes(b""))
 
 
 def made_up(arm: str, seed: int, shift: float = 0.0) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -81,7 +74,7 @@ def test_published_numbers_are_found(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"figure_3.png", "figure_5b.png", "figure_6.png"}
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(("shift", "is_off"), [(2.9, False), (-2.9, False), (3.1, True), (-3.1, True)])
 def test_three_published_standard_deviations_are_the_limit(tmp_path: Path, shift: float, is_off: bool) -> None:
     page = differences(text(tmp_path, parts(shift)))
@@ -89,14 +82,14 @@ def test_three_published_standard_deviations_are_the_limit(tmp_path: Path, shift
     assert ("MG: γ, update 584:" in page) == is_off
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_a_single_seed_that_is_off_is_named(tmp_path: Path) -> None:
     far = [0.15, 3.53 + 4 * 0.18, 5.44]
     page = differences(text(tmp_path, parts(mg_seed2=("sampled", far))))
     assert "MG: return, update 584: within 3 published standard deviations on average, one seed is not." in page
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
     ("name", "advantage", "is_off"),
     [
@@ -114,7 +107,7 @@ def test_the_bias_of_the_outer_advantage_is_judged_after_update_584(
     assert ("mean outer advantage from update 584 on" in page) == is_off
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_pictures")
 def test_a_quick_report_decides_nothing(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"command": "metagrad …", "parts": {}}))
     page = text(tmp_path, parts(5.0), is_quick=True)

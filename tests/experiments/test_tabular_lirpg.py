@@ -8,8 +8,6 @@ import pytest
 from metagrad.experiments.gradient_bias import tabular_lirpg as study
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS
 from metagrad.experiments.gradient_bias.tabular_sweeps import METRICS, curves_of
-from metagrad.experiments.reporting.claims import verdict
-from metagrad.experiments.reporting.report import Panel, line_panels
 
 STUDY = study.STUDY
 SLOPES = {"ad": 0.2, "lvc": 0.05, "dice": 0.3, "loaded-dice": 0.01}  # how a correlation falls with each further step
@@ -63,7 +61,7 @@ def test_orderings_like_the_papers_are_confirmed_and_reversed_ones_contradicted(
     found = {}
     for sign in (1.0, -1.0):
         made = study.claims(curves_of(study.SWEEPS, made_up(5, sign)))
-        found[sign] = {claim.quantity: {verdict(claim, point) for point in claim.points} for claim in made}
+        found[sign] = {claim.quantity: {claim.verdict(point) for point in claim.points} for claim in made}
         assert len(found[sign]) == len(made)  # no two rows with one name
     same = "fig. 1c/d, K = 1: LVC ≈ AD"
     assert len(found[1.0]) == 4 + 1 + 5 + 1 + 5
@@ -81,14 +79,7 @@ def test_claims_about_several_steps_leave_out_one() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "is_quick"), [(3, False), (1, True)])
-def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, is_quick: bool) -> None:
-    drawn = {}
-
-    def draw_two(path: Path, panels: list[Panel], columns: int = 3) -> None:
-        drawn[path.name] = len(panels), columns
-        line_panels(path, panels[:: len(panels) - 1])
-
-    monkeypatch.setattr(study, "line_panels", draw_two)
+def test_report(tmp_path: Path, drawn: dict[str, tuple[int, int]], seeds: int, is_quick: bool) -> None:
     STUDY.report(tmp_path, made_up(seeds, is_quick=is_quick), is_quick)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"averaged over {10 if is_quick else 20} trials" in page

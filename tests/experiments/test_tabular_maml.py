@@ -8,8 +8,6 @@ import pytest
 from metagrad.experiments.gradient_bias import tabular_maml as study
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, Estimation
 from metagrad.experiments.gradient_bias.tabular_sweeps import METRICS, curves_of
-from metagrad.experiments.reporting.claims import verdict
-from metagrad.experiments.reporting.report import Panel, line_panels
 
 STUDY = study.STUDY
 # Best first, as the paper has them: by what is exact, and by estimator where the Hessian is sampled.
@@ -37,7 +35,7 @@ def made_up(seeds: int, is_upside_down: bool = False, is_quick: bool = False):
 
 def verdicts(done) -> dict[str, set[str]]:
     made = study.claims(curves_of(study.SWEEPS, done))
-    return {claim.quantity: {verdict(claim, point) for point in claim.points} for claim in made}
+    return {claim.quantity: {claim.verdict(point) for point in claim.points} for claim in made}
 
 
 def test_settings_are_the_papers() -> None:
@@ -107,7 +105,7 @@ def test_claims_about_trends(sign: float, expected: str) -> None:
             correlations[e, "EES"] += 2.0 * sign
         if name == "trajectories":
             correlations["lvc", "ESE"] += 0.1 * along
-    made = {claim.quantity: {verdict(claim, p) for p in claim.points} for claim in study.claims(found)}
+    made = {claim.quantity: {claim.verdict(p) for p in claim.points} for claim in study.claims(found)}
     names = [
         "fig. 1a, LVC: gap SEE - SSE",
         "fig. 1a, LVC: gap ESE - SSE",
@@ -131,14 +129,7 @@ def test_claims_about_large_updates_look_at_large_updates() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "is_quick"), [(3, False), (1, True)])
-def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int, is_quick: bool) -> None:
-    drawn = {}
-
-    def draw_two(path: Path, panels: list[Panel], columns: int = 3) -> None:
-        drawn[path.name] = len(panels), columns
-        line_panels(path, panels[:: len(panels) - 1])
-
-    monkeypatch.setattr(study, "line_panels", draw_two)
+def test_report(tmp_path: Path, drawn: dict[str, tuple[int, int]], seeds: int, is_quick: bool) -> None:
     STUDY.report(tmp_path, made_up(seeds, is_quick=is_quick), is_quick)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"averaged over\n{10 if is_quick else 20} trials" in page

@@ -9,6 +9,7 @@ import torch
 
 from metagrad.experiments.gradient_bias import tabular_sweeps as ts
 from metagrad.experiments.gradient_bias.tabular_estimators import Estimation, lirpg_gradients, maml_gradients, mdp_stack
+from metagrad.experiments.reporting.statistics import mean_and_error
 from metagrad.tabular import lirpg_meta_gradient, maml_meta_gradient
 
 SWEEP = ts.Sweep(
@@ -40,22 +41,22 @@ def made_up(seeds: int, scale: float = 1.0):
                 for i, e in enumerate(SWEEP.estimators)
             },
         )
-        for name, settings in ts.parts("maml", [SWEEP], seeds, 5, False).items()
+        for name, settings in ts.parts("maml", [SWEEP], seeds, False).items()
     }
 
 
 def test_more_seeds_add_parts_and_change_none() -> None:
-    few, many = (ts.parts("maml", [SWEEP], seeds, 20, False) for seeds in (2, 12))
+    few, many = (ts.parts("maml", [SWEEP], seeds, False) for seeds in (2, 12))
     assert list(few) == ["steps-mdp0", "steps-mdp1"]
     assert len(many) == 12
     assert few.items() <= many.items()
-    quick = ts.parts("maml", [SWEEP], 1, 3, True)["steps-mdp0"]
-    assert (quick["values"], quick["trials"], quick["mdp"]) == ([1, 2], 3, 0)
+    quick = ts.parts("maml", [SWEEP], 1, True)["steps-mdp0"]
+    assert (quick["values"], quick["trials"], quick["mdp"]) == ([1, 2], ts.QUICK_TRIALS, 0)
 
 
 @pytest.mark.parametrize("problem", ["maml", "lirpg"])
 def test_a_part_scores_every_estimation_against_the_exact_meta_gradient(problem: ts.Problem) -> None:
-    settings = ts.parts(problem, [SWEEP], 3, 5, True)["steps-mdp2"]
+    settings = ts.parts(problem, [SWEEP], 3, True)["steps-mdp2"] | {"trials": 5}
     result = ts.run_part(settings)
     assert ts.run_part(settings) == result
     zeros, mdps = torch.zeros(100, dtype=torch.float64), mdp_stack([2] * 5)
@@ -99,7 +100,7 @@ def test_comparisons_are_paired() -> None:
 
 
 def test_numbers_hold_every_statistic(tmp_path: Path) -> None:
-    ts.write_numbers(tmp_path / "numbers.csv", ts.curves_of([SWEEP], made_up(4)))
+    ts._write_numbers(tmp_path / "numbers.csv", ts.curves_of([SWEEP], made_up(4)))
     with (tmp_path / "numbers.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 3 * 2 * 2 * 4
@@ -134,10 +135,10 @@ def test_bands_and_labels() -> None:
     assert median.y_label == "total variance, median"
     assert median.is_log_y
     assert median.curves[0][3] is None
-    middle, error = ts.band(np.array([[0.0, 1.0], [0.0, 5.0], [9.0, 9.0]]), is_median=True)
-    assert middle.tolist() == [0.0, 5.0]
+    _, _, middle, error = ts.curve("x", x, np.array([[0.0, 1.0], [0.0, 5.0], [9.0, 9.0]]), is_median=True)
+    assert np.asarray(middle).tolist() == [0.0, 5.0]
     assert error is None
-    assert np.isnan(ts.standard_error(np.ones((1, 2)))).all()
+    assert np.isnan(mean_and_error(np.ones((1, 2)))[1]).all()
 
 
 def test_summary_rows() -> None:
