@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metagrad.experiments.gradient_bias import compositional_bias as study
+from metagrad.experiments.gradient_bias import compositional_bias_report
 
 MDPS = 3
 
@@ -38,7 +39,7 @@ def write(folder, changes):
         name: part(settings["mdp"], name.rpartition("-mdp")[0], changes)
         for name, settings in study.STUDY.parts(MDPS, True).items()
     }
-    study.STUDY.report(folder, done, True)
+    compositional_bias_report.report(folder, done, True)
     return (folder / "report.md").read_text()
 
 

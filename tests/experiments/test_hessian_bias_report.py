@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metagrad.experiments.gradient_bias import hessian_bias as study
+from metagrad.experiments.gradient_bias import hessian_bias_report
 
 C = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 100.0, 1000.0]
 
@@ -28,7 +28,7 @@ def part(mdp: int, change: dict[str, object]) -> tuple[dict, dict]:
 
 
 def write(folder, change):
-    study.STUDY.report(folder, {f"mdp{i}": part(i, change) for i in range(3)}, False)
+    hessian_bias_report.report(folder, {f"mdp{i}": part(i, change) for i in range(3)}, False)
     return (folder / "report.md").read_text()
 
 
