@@ -91,7 +91,7 @@ def _run_one(options: argparse.Namespace, module: Any) -> int:
 
 
 def _run_all(modules: dict[str, Any], options: argparse.Namespace) -> int:
-    """The worst exit code of all; one that fails does not keep the others from running."""
+    """Run all and return the worst exit code; one that fails does not keep the others from running."""
     worst = 0
     for name, module in modules.items():
         words = [sys.executable, "-m", "benchmarks", name, "--rounds", str(options.rounds)]

@@ -1,4 +1,4 @@
-"""What a user would pick instead: a program of `benchmarks/alternatives/` in an environment of its own, run by run.
+"""Runs what a user would pick instead: a program of `benchmarks/alternatives/`, in its own environment.
 
 An alternative's packages never become ours. `make alternatives` installs them, pinned, in `.alternatives/NAME`; here a
 process of that environment prepares its cases once and then waits, using no core, until it is asked for a run.
@@ -23,14 +23,14 @@ class NotInstalled(Exception):
 
 
 class Run(NamedTuple):
-    """One run in the other process."""
+    """Holds one run in the other process."""
 
     timing: Timing
     answer: dict[str, Any]  # all that it said, its own seconds among it
 
 
 class Alternative:
-    """A running program and its cases."""
+    """Runs a program and offers its cases."""
 
     def __init__(self, program: str, process: "subprocess.Popen[str]"):
         self._program, self._process = program, process
@@ -50,7 +50,7 @@ class Alternative:
         return dict(json.loads(line))
 
     def run(self, case: str) -> Run:
-        """One run of a case; its seconds are those that the other process measured around it.
+        """Run a case once; its seconds are those that the other process measured around it.
 
         Raises:
             RuntimeError: the program ended.
@@ -61,14 +61,14 @@ class Alternative:
         return Run(Timing(answer["wall_s"], answer["cpu_s"]), answer)
 
     def case(self, name: str) -> Callable[[], Timing]:
-        """A case for `harness.interleave`."""
+        """Return a case for `harness.interleave`."""
         if name not in self.hello["cases"]:
             raise ValueError(f"{self._program} has the cases {self.hello['cases']}, not {name!r}")
         return lambda: self.run(name).timing
 
 
 def interpreter(environment: str) -> Path:
-    """Python of `.alternatives/ENVIRONMENT`.
+    """Return the Python of `.alternatives/ENVIRONMENT`.
 
     Raises:
         NotInstalled: it is not there.
@@ -86,7 +86,7 @@ def interpreter(environment: str) -> Path:
 def alternative(
     environment: str, program: str, *arguments: str, variables: Mapping[str, str] | None = None
 ) -> Iterator[Alternative]:
-    """`benchmarks/alternatives/PROGRAM.py` in its environment, ended with the block.
+    """Run `benchmarks/alternatives/PROGRAM.py` in its environment; it ends with the block.
 
     Args:
         environment: folder under `.alternatives`.

@@ -45,7 +45,7 @@ class Receiver(Actor):
 
 
 class Broadcast(NamedTuple):
-    """Weights of one size to some actors."""
+    """Sends weights of one size to some actors."""
 
     weight_bytes: int
     actors: int
@@ -69,7 +69,7 @@ def _setup(index: int) -> ActorSetup:
 
 
 def cases(handles: Sequence[Any], broadcasts: Sequence[Broadcast], life: int) -> dict[str, Callable[[], object]]:
-    """Of each broadcast its three ways; `life` is one that these actor processes have not heard of yet."""
+    """Return the three ways of each broadcast; `life` is one that these actor processes have not heard of yet."""
     versions = itertools.count(1)
 
     def send(actors: RayActors, chosen: Sequence[Any], numbers: int, way: str) -> None:
@@ -105,7 +105,10 @@ def measure(handles: Sequence[Any], broadcasts: Sequence[Broadcast], life: int, 
 
 
 def compared(broadcast: Broadcast, timings: dict[str, list[Timing]]) -> dict[str, Any]:
-    """One row. The ratio has in both its parts what the calls take without any weights; the last number has not."""
+    """Compare the ways in one row.
+
+    Both parts of the ratio include the time of the calls without any weights; the last number does not.
+    """
     reference, value, nothing = ([x.wall_s for x in timings[f"{broadcast.label}, {way}"]] for way in WAYS)
     rounds = list(zip(reference, value, nothing, strict=True))
     return {

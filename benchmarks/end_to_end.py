@@ -1,4 +1,6 @@
-"""Decisions trained on per second, through actors and learner: ours, RLlib's IMPALA and Sample Factory's APPO on Pong.
+"""Measures decisions trained on per second, through actors and learner.
+
+It compares ours, RLlib's IMPALA and Sample Factory's APPO on Pong.
 
 Whole runs in turn, round by round, each in fresh processes on all cores of the machine: start, a warm-up that is left
 out, a steady window, end. The same game (ALE's Pong: 84 x 84 grey, 4 screens stacked, 4 per decision), the same network
@@ -49,7 +51,7 @@ System = Callable[[], Mapping[str, Any]]
 
 
 def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, float]:
-    """Medians of environment, inference and gradient, each alone on one thread: the terms of the floor."""
+    """Return medians of environment, inference and gradient, each alone on one thread: the terms of the floor."""
     alone = replace(experiment, topology="colocated", actors=1, environments_per_actor=None)
     algorithm, batch = alone.algorithm(probe(alone.env)), experiment.environments_of_an_actor
     state = algorithm.init(alone.seed, CPU)
@@ -100,7 +102,7 @@ def floor_rate(seconds: Mapping[str, float], cores: int) -> float:
 def measured(
     systems: Mapping[str, System], floors: Mapping[str, Callable[[], dict[str, float]]], rounds: int
 ) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, list[dict[str, float]]]]:
-    """All systems in turn, and the terms of the floors beside them, round by round."""
+    """Measure all systems in turn, and the terms of the floors beside them, round by round."""
     answers: dict[str, list[Mapping[str, Any]]] = {name: [] for name in systems}
     terms: dict[str, list[dict[str, float]]] = {name: [] for name in floors}
     for _ in range(rounds):
@@ -112,12 +114,12 @@ def measured(
 
 
 def rates(answers: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Decisions per second of each run."""
+    """Return decisions per second of each run."""
     return [answer["decisions"] / answer["window_s"] for answer in answers]
 
 
 def row(name: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is told of one system; the longest of a run's processes as of the last round."""
+    """Report one system; the longest of a run's processes as of the last round."""
     speeds, last = rates(answers), answers[-1]
     frames = {} if name.startswith("snake") else {"frames_per_s": summary([FRAMES_PER_DECISION * x for x in speeds])}
     optional = ("settings", "share_of_learner_time", "lag_versions_mean", "dropped_steps", "versions")
@@ -135,7 +137,7 @@ def row(name: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def by_round(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Summary of the ratios of each round."""
+    """Summarise the ratios of each round."""
     return summary([a / b for a, b in zip(above, below, strict=True)])
 
 
@@ -175,7 +177,7 @@ def _run_of(other: Alternative) -> dict[str, Any]:
 
 
 def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
-    """Rates of all systems; quick: two small runs of ours, a second each."""
+    """Measure rates of all systems; quick: two small runs of ours, a second each."""
     warm_up_s, window_s = (0.2, 0.5) if quick else (WARM_UP_S, WINDOW_S)
     names = QUICK if quick else tuple(EXPERIMENTS)
     with ExitStack() as stack:

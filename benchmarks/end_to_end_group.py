@@ -23,7 +23,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Process(NamedTuple):
-    """What /proc says of a process."""
+    """Holds what /proc says about a process."""
 
     pid: int
     state: str  # Z: it has ended, and its parent has not asked yet
@@ -34,7 +34,7 @@ class Process(NamedTuple):
 
 
 def processes() -> list[Process]:
-    """All of this machine that still run (Linux)."""
+    """List all processes of this machine that still run (Linux)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
@@ -43,7 +43,7 @@ def processes() -> list[Process]:
 
 
 def parse(stat: str) -> Process:
-    """One line of /proc/PID/stat; the name may have blanks and brackets.
+    """Parse one line of /proc/PID/stat; the name may have blanks and brackets.
 
     >>> parse("7 (a (b)) S 3 7 5 0 -1 0 0 0 0 0 100 50 0 0").name
     'a (b)'
@@ -78,11 +78,11 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Wall time so far."""
+        """Return the wall time so far."""
         return time.perf_counter() - self._since
 
     def close(self) -> dict[str, Any]:
-        """Wall seconds, cores in use on average, and which processes used how much of one."""
+        """Return wall seconds, the cores in use on average, and the share of each process."""
         seconds, now = self.seconds, cpu_seconds(self._leader)
         used = {pid: (name, cpu - self._cpu.get(pid, ("", 0.0))[1]) for pid, (name, cpu) in now.items()}
         busy = sorted(used.values(), key=lambda each: -each[1])
@@ -124,7 +124,7 @@ def end(leader: int) -> None:
 def run_in_group(
     module: str, arguments: Sequence[str], seconds: float, variables: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """`python -m MODULE ARGUMENTS` as the leader of a session; it says its result with `answer`.
+    """Run `python -m MODULE ARGUMENTS` as the leader of a session; it gives its result with `answer`.
 
     Args:
         module: it calls `lead` before anything else.
@@ -169,7 +169,10 @@ def seconds_at_most(warm_up_s: float, window_s: float) -> float:
 
 
 def answering() -> Callable[[Mapping[str, Any]], None]:
-    """Standard output for one answer alone; whatever libraries print, also in processes yet to start, is an error's."""
+    """Reserve standard output for one answer.
+
+    Whatever libraries print, also in processes yet to start, is an error's.
+    """
     lead()
     answers = os.fdopen(os.dup(1), "w")
     os.set_inheritable(answers.fileno(), False)

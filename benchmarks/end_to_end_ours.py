@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def pong(n: int, schedule: Schedule) -> Experiment:
-    """`atari` with another n. In peek one actor has all games: it and the learner share two cores.
+    """Return `atari` with another n. In peek one actor has all games: it and the learner share two cores.
 
     At n = 0 a thread of each keeps them busy, and rollouts are as long as RLlib's: one screen in 21 is evaluated for
     its value alone, not one in 6. The look-ahead makes the learner the longer part by far: it has two threads.
@@ -54,7 +54,7 @@ SETTINGS = (
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
-    """What of an experiment bears on its speed."""
+    """Return those settings of an experiment that bear on its speed."""
     assert set(SETTINGS) <= {field.name for field in fields(experiment)}
     return {name: getattr(experiment, name) for name in SETTINGS} | {"n": experiment.meta.n}
 
@@ -128,7 +128,7 @@ def measure(experiment: Experiment, warm_up_s: float, window_s: float) -> dict[s
 
 
 def chosen(name: str, is_quick: bool) -> Experiment:
-    """An experiment of the table; quick: so small that it only shows that it runs, and without Ray."""
+    """Return an experiment of the table; quick: so small that it only shows that it runs, and without Ray."""
     experiment = EXPERIMENTS[name]()
     if not is_quick:
         return experiment

@@ -1,4 +1,4 @@
-"""Environment steps per second: Snake against Jumanji's and EnvPool's, Atari's actor loop against bare pools.
+"""Measures environment steps per second: Snake against Jumanji's and EnvPool's, Atari's actor loop against bare pools.
 
 What is measured against what: `environments_snake.py` and `environments_atari.py`. Everything runs in turn, round by
 round, Jumanji in an environment of its own, ours on the CPU.
@@ -22,7 +22,10 @@ ATARI_PROMISES = {"loop without policy over bare": 0.95, "loop over bare and for
 
 
 def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
-    """Steps per second of every program, ratios of speeds; quick: small batches; alone: Snake without the others."""
+    """Measure steps per second of every program and their ratios.
+
+    `quick` takes small batches; `alone` measures Snake without the alternatives.
+    """
     cases = [environments_snake.quick(case) if quick else case for case in environments_snake.CASES]
     snake, versions = environments_snake.measure_snake(cases, rounds, alone)
     atari = environments_atari.measure_atari(rounds, quick)

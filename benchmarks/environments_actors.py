@@ -1,4 +1,4 @@
-"""Snake's boards shared out among processes of one thread each, as training shares them out among actors."""
+"""Shares Snake's boards out among processes of one thread each, as training shares them out among actors."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from metagrad.cluster.run.memory import keep_freed_memory
 
 
 def step_shares(orders: "Connection[Any, Any]", seed: int) -> None:
-    """What one process does: an order is new boards with their actions, or None for a run through these."""
+    """Step one process's share: an order is new boards with their actions, or None for a run through these."""
     torch.set_num_threads(1)
     keep_freed_memory()
     while True:

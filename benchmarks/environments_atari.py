@@ -1,4 +1,4 @@
-"""Atari's actor loop against bare pools: 32 games of Pong, one actor on one core, steps per second in turn.
+"""Compares Atari's actor loop with bare pools: 32 games of Pong, one actor on one core, steps per second in turn.
 
 The process is bound to one core, has one thread of torch and one of the pool, and keeps freed memory, as an actor's:
 
@@ -45,7 +45,7 @@ FORMATS = {"plain": torch.contiguous_format, "channels_last": torch.channels_las
 
 
 def bare_network(num_actions: int) -> nn.Sequential:
-    """The Nature network's policy in torch's own modules."""
+    """Build the Nature network's policy from torch's own modules."""
     return nn.Sequential(
         *(nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU(), nn.Linear(512, num_actions)),
@@ -70,7 +70,7 @@ def bare_forward(network: nn.Sequential, memory_format: torch.memory_format) -> 
 
 
 class BarePool:
-    """An Atari pool with the settings of ours and nothing of ours around its `step`."""
+    """Steps an Atari pool with our settings, without our code around its `step`."""
 
     def __init__(self, config: AtariConfig, actions: Tensor):
         games = BACKENDS[config.backend](config, game_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
@@ -83,7 +83,7 @@ class BarePool:
             self.observation = self._pool.step(action)[0]
 
     def run_with(self, forward: Callable[[Tensor], Tensor]) -> None:
-        """The same, a forward pass before each step."""
+        """Step with a forward pass before each step."""
         for action in self._actions:
             forward(torch.from_numpy(self.observation))
             self.observation = self._pool.step(action)[0]
@@ -114,14 +114,14 @@ def random_actions(spec: EnvironmentSpec) -> Callable[[], Policy]:
 
 
 def nature(spec: EnvironmentSpec) -> Callable[[], Policy]:
-    """The network of training."""
+    """Return the network of training."""
     network = build_network(NatureCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
     theta = network.init(torch.Generator().manual_seed(0))
     return lambda: partial(sample, network.at(theta))
 
 
 def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> dict[str, Any]:
-    """All programs on one backend.
+    """Measure all programs on one backend.
 
     Raises:
         RuntimeError: the same actions led the bare pool and ours to different screens.
@@ -154,6 +154,6 @@ def measure_case(config: AtariConfig, rounds: int, games: int, steps: int) -> di
 
 
 def measure_atari(rounds: int, quick: bool) -> dict[str, Any]:
-    """Results by label; quick: 2 games, one rollout."""
+    """Measure all cases and return results by label; quick: 2 games, one rollout."""
     games, steps = (2, ROLLOUT_LENGTH) if quick else (GAMES, STEPS)
     return {f"{name}, {games}": measure_case(config, rounds, games, steps) for name, config in CASES.items()}

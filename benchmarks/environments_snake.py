@@ -1,4 +1,4 @@
-"""Snake against Jumanji's and EnvPool's Snake-v1: random actions drawn beforehand, autoreset, steps per second.
+"""Compares Snake with Jumanji's and EnvPool's Snake-v1: random actions drawn beforehand, autoreset, steps per second.
 
 All cores for everybody, however each uses them best: ours and EnvPool's with one thread and with as many as cores, ours
 also shared out among as many actors, which are processes of one thread as in training; Jumanji's (jit, vmap, scan:
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 class SnakeCase(NamedTuple):
-    """One board at one batch size."""
+    """Describes one board at one batch size."""
 
     side: int
     batch_size: int
@@ -52,7 +52,7 @@ class SnakeCase(NamedTuple):
 
     @property
     def argument(self) -> str:
-        """For `benchmarks/alternatives/jumanji_snake.py`."""
+        """Return the argument for `benchmarks/alternatives/jumanji_snake.py`."""
         return f"{self.side},{self.batch_size},{self.steps},{self.time_limit}"
 
     @property
@@ -68,21 +68,21 @@ CASES = (
 
 
 def quick(case: SnakeCase) -> SnakeCase:
-    """The same, 64 times smaller, few steps."""
+    """Return a case 64 times smaller with few steps."""
     return case._replace(
         batch_size=case.batch_size // 64, steps=20, envpool_steps=min(case.envpool_steps, 5), loop_steps=ROLLOUT_LENGTH
     )
 
 
 class Counts(NamedTuple):
-    """What happened in steps of one environment."""
+    """Counts what happened in steps of one environment."""
 
     steps: int
     ends: int
     fruits: int
 
     def per_step(self) -> dict[str, float]:
-        """Rates."""
+        """Return the rates."""
         return {"episode_ends_per_step": self.ends / self.steps, "fruits_per_step": self.fruits / self.steps}
 
 
@@ -103,7 +103,7 @@ def check_same_game(counts: Mapping[str, Counts]) -> None:
 
 
 class EnvPoolSnake:
-    """EnvPool's Snake-v1 and what happened in it so far."""
+    """Steps EnvPool's Snake-v1 and counts what happened in it so far."""
 
     def __init__(self, actions: Tensor, steps: int, threads: int):
         from envpool import make_gymnasium  # a second, for those who measure it
@@ -122,7 +122,7 @@ class EnvPoolSnake:
             self._fruits += int(reward.sum())
 
     def counts(self) -> Counts:
-        """Without the steps that restarted, of which there is one for every end."""
+        """Count without the steps that restarted, of which there is one for every end."""
         return Counts(self._all - self._ends, self._ends, self._fruits)
 
 
@@ -207,7 +207,7 @@ def measure_case(
 
 @contextmanager
 def jumanji_programs(cases: list[SnakeCase], device_counts: list[int]) -> Iterator[dict[int, Alternative]]:
-    """Jumanji's Snake in one process for every number of XLA devices."""
+    """Run Jumanji's Snake in one process for every number of XLA devices."""
     flag = "--xla_force_host_platform_device_count"
     with ExitStack() as stack:
         arguments = [case.argument for case in cases]
@@ -220,7 +220,10 @@ def jumanji_programs(cases: list[SnakeCase], device_counts: list[int]) -> Iterat
 
 
 def measure_snake(cases: list[SnakeCase], rounds: int, alone: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """Results by label, and versions of the alternatives. This process keeps freed memory, as an actor's does."""
+    """Measure all cases; return results by label and versions of the alternatives.
+
+    This process keeps freed memory, as an actor's does.
+    """
     keep_freed_memory()
     threads = sorted({1, usable_cores()})
     with snake_actors(max(threads)) as actors, jumanji_programs(cases, [] if alone else threads) as jumanji:

@@ -32,19 +32,19 @@ class Rows:
             self.scalars_by_name[name].append(value)
 
     def progress(self, update: int, speed: float, return_mean: float | None, eta: dict[str, float], lag: float) -> None:
-        """Nobody looks."""
+        """Do nothing: nobody looks."""
 
     def lags(self, versions: list[int], update: int) -> None:
-        """Not kept."""
+        """Do nothing: it is not kept."""
 
     def evaluate(self, theta: Tensor, update: int) -> None:
-        """Never asked for."""
+        """Do nothing: it is never asked for."""
 
     def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
-        """Not kept."""
+        """Do nothing: it is not kept."""
 
     def summary(self, tree: dict[str, Any]) -> None:
-        """Not kept."""
+        """Do nothing: it is not kept."""
 
 
 class Fleet:

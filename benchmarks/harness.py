@@ -1,4 +1,4 @@
-"""How every benchmark measures: cases in turn, medians with quartiles, memory in fresh processes, facts of the machine.
+"""Measures cases for every benchmark: in turn, medians with quartiles, memory in fresh processes, facts of the machine.
 
 A number of one case alone says little on a shared machine, so cases are timed in turn (A B C, A B C, …) in one process
 and compared round by round: what slows the machine slows neighbours in time alike. Wall time is what a person waits;
@@ -32,7 +32,7 @@ RECORDED_PACKAGES = ("torch", "numpy", "ray", "envpool", "ale-py")
 
 
 class Timing(NamedTuple):
-    """One run of one case."""
+    """Holds one run of one case."""
 
     wall_s: float
     cpu_s: float  # user and system time of all threads of this process
@@ -64,7 +64,7 @@ def interleave(
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles.
+    """Return median and quartiles.
 
     >>> summary([3.0, 1.0, 2.0])
     {'median': 2.0, 'q1': 1.5, 'q3': 2.5, 'count': 3}
@@ -76,7 +76,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def time_summary(timings: Sequence[Timing]) -> dict[str, dict[str, float]]:
-    """Summaries of wall and CPU seconds."""
+    """Summarise wall and CPU seconds."""
     return {
         "wall_s": summary([timing.wall_s for timing in timings]),
         "cpu_s": summary([timing.cpu_s for timing in timings]),
@@ -84,7 +84,7 @@ def time_summary(timings: Sequence[Timing]) -> dict[str, dict[str, float]]:
 
 
 def ratio_summary(timings: Sequence[Timing], base: Sequence[Timing]) -> dict[str, dict[str, float]]:
-    """Summaries of how many times as long as `base` a case took, round by round."""
+    """Summarise how many times as long as `base` a case took, round by round."""
     pairs = list(zip(timings, base, strict=True))
     return {
         "wall": summary([a.wall_s / b.wall_s for a, b in pairs]),
@@ -94,7 +94,7 @@ def ratio_summary(timings: Sequence[Timing], base: Sequence[Timing]) -> dict[str
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch's CPU kernels on `count` threads."""
+    """Run torch's CPU kernels on `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -144,7 +144,7 @@ def in_fresh_process(function: Callable[..., Any], *args: object) -> Any:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process now (Linux)."""
+    """Return the resident memory of this process now (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -169,7 +169,10 @@ def peak_growth_bytes(case: Callable[[], object]) -> int:
 
 
 def _peak_resident_bytes() -> int:
-    """High-water mark of resident memory. VmHWM and not ru_maxrss, which a new process inherits from its parent."""
+    """Return the high-water mark of resident memory.
+
+    VmHWM and not ru_maxrss, which a new process inherits from its parent.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -215,7 +218,7 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def render(result: Mapping[str, Any], indent: int = 0) -> str:
-    """A nested result as indented lines; a summary takes one line."""
+    """Render a nested result as indented lines; a summary takes one line."""
     lines = []
     for name, value in result.items():
         head = "  " * indent + name

@@ -1,4 +1,4 @@
-"""What a meta-gradient costs in time and memory, over the length n of the look-ahead, against other ways to have it.
+"""Measures time and memory of a meta-gradient over the length n of its look-ahead, against other ways to compute it.
 
 Settings: the Nature network on 5 steps of 64 environments, Snake's on 5 of 512, the problem of
 `benchmarks.meta_gradient_cases`. Ours: `retain`, `recompute` and, the plainest exact way, `reference`: one reverse pass
@@ -73,7 +73,7 @@ THEIRS: Mapping[str, Theirs] = {
 
 
 class Size(NamedTuple):
-    """How much is run."""
+    """Says how much is run."""
 
     settings: Mapping[str, Setting]
     short: tuple[int, ...]  # lengths timed in all rounds
@@ -102,7 +102,7 @@ def difference(found: Sequence[float], reference: Sequence[float]) -> float:
 
 
 class Race:
-    """All ways at one length, each remembering the meta-gradient that it gave last."""
+    """Runs all ways at one length; each remembers the meta-gradient that it gave last."""
 
     def __init__(self, ours: MetaUpdate, others: Mapping[str, Alternative], n: int):
         self.n = n
@@ -126,7 +126,7 @@ class Race:
         return run.timing
 
     def rows(self, timings: Mapping[str, Sequence[Timing]]) -> dict[str, dict[str, Any]]:
-        """What is reported of each way.
+        """Report each way.
 
         Raises:
             RuntimeError: one that gave another meta-gradient than the reference.
@@ -149,7 +149,7 @@ class Race:
 
 
 def floor(n: int) -> float:
-    """Plain updates in an exact meta-gradient by reverse mode.
+    """Count the plain updates in an exact meta-gradient by reverse mode.
 
     >>> round(floor(3), 2)
     8.67
@@ -158,7 +158,7 @@ def floor(n: int) -> float:
 
 
 def _peak_of_ours(setting: Setting, form: str, n: int) -> int:
-    """Peak growth in bytes; runs in a fresh process."""
+    """Return the peak growth in bytes; runs in a fresh process."""
     with torch_threads(1):
         return peak_growth_bytes(MetaUpdate(setting).form(form, n))
 
@@ -167,7 +167,7 @@ Programs = Mapping[str, tuple[str, ...]]  # of the alternatives, with their argu
 
 
 def _peaks(setting: Setting, programs: Programs, variables: Mapping[str, str], n: int) -> dict[str, dict[str, float]]:
-    """Peak growth of each way at one length, each in a process of its own."""
+    """Measure the peak growth of each way at one length, each in its own process."""
     rows = {name: {"peak_mib": in_fresh_process(_peak_of_ours, setting, name, n) / 2**20} for name in FORMS}
     for name, theirs in THEIRS.items():
         if theirs.program in programs and n in theirs.lengths:
@@ -235,7 +235,7 @@ def run(rounds: int, quick: bool, alone: bool) -> dict[str, Any]:
 
 
 def _ratios(time: Mapping[str, Any], memory: Mapping[str, Any], longest: str) -> dict[str, float]:
-    """How many times as fast as each other way `retain` is, and how many times as little `recompute` takes."""
+    """Compare `retain` in speed, and `recompute` in memory, with each other way."""
     ratios = {}
     at = f"n = {TARGET_LENGTH}"
     for setting, lengths in time.items():

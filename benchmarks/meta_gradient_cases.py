@@ -1,4 +1,4 @@
-"""The meta-updates that the benchmark `meta_gradient` runs: two networks, and three forms of ours.
+"""Defines the meta-updates that the benchmark `meta_gradient` runs: two networks, and three forms of ours.
 
 One problem for all of them and for the alternatives, which import this module or get its numbers in a file: Adam behind
 a clip of the global norm, LVC, an outer critic, four learnt hyper-parameters, an outer loss after the last update. The
@@ -93,7 +93,7 @@ class MetaUpdate:
         inner_update(self.problem, self.theta, self.state, self.eta, self.batch, keep_graph=False)
 
     def adjoint(self, product: Product, n: int) -> Tensor:
-        """Meta-gradient by the adjoint pass, as the learner runs it."""
+        """Return the meta-gradient by the adjoint pass, as the learner runs it."""
         theta, state, outer_gradients = self.theta, self.state, []
         tape: Tape = ()
         for weight in outer_weights("n-step", n):
@@ -105,14 +105,14 @@ class MetaUpdate:
         return meta_gradient(self.problem, tape, outer_gradients, product).eta
 
     def reference(self, n: int) -> Tensor:
-        """Meta-gradient by one reverse pass through the whole graph."""
+        """Return the meta-gradient by one reverse pass through the whole graph."""
         outers = [(weight, self.batch) for weight in outer_weights("n-step", n)]
         return reference_meta_gradient(
             self.problem, self.outer_loss, self.theta, self.state, self.eta, [self.batch] * n, outers
         ).eta
 
     def form(self, name: str, n: int) -> Callable[[], Tensor]:
-        """The meta-update in one of its forms."""
+        """Return the meta-update in one of its forms."""
         match name:
             case "retain" | "recompute":
                 return lambda: self.adjoint(name, n)
@@ -121,7 +121,7 @@ class MetaUpdate:
         raise ValueError(f"form = {name!r}: must be one of {FORMS}")
 
     def write(self, path: Path) -> None:
-        """All numbers of the meta-update as .npz, for a program without torch."""
+        """Write all numbers of the meta-update as .npz, for a program without torch."""
         constants = {
             "lengths": LENGTHS,
             "names": self.layout.names,

@@ -43,7 +43,7 @@ def one_run(experiment: BaseExperiment) -> dict[str, float]:
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    """Shares per experiment and topology, medians over rounds."""
+    """Measure shares per experiment and topology, medians over rounds."""
     result: dict[str, Any] = {}
     for name, updates in _UPDATES.items():
         measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

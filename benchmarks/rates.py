@@ -1,4 +1,4 @@
-"""Speeds of programs that ran in turn: steps per second, the best settings of each, ratios round by round."""
+"""Compares speeds of programs that ran in turn: steps per second, the best settings of each, ratios round by round."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from benchmarks.harness import Timing, summary
 
 
 class Program(NamedTuple):
-    """What is timed, and how many steps of one environment a run has."""
+    """Describes what is timed, and how many steps of one environment a run has."""
 
     run: Callable[[], object]
     steps: int
@@ -16,7 +16,7 @@ class Program(NamedTuple):
 def compare(
     programs: Mapping[str, Program], timings: Mapping[str, list[Timing]], pairs: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
-    """A row for every program, the best settings of every group, and ratios of speeds, round by round.
+    """Return a row for every program, the best settings of every group, and ratios of speeds, round by round.
 
     A program's name is `GROUP`, or `GROUP, SETTINGS` of those of which the fastest counts (median of steps/s).
 

@@ -1,4 +1,4 @@
-"""Ray nodes for a benchmark: so many raylets on this machine, in a folder of their own, ended with the block."""
+"""Starts Ray nodes for a benchmark: raylets on this machine, in their own folder, which end with the block."""
 
 import ctypes
 import os
@@ -36,7 +36,7 @@ def _end_with_parent() -> None:
 
 
 def _start(words: Sequence[str], cpus: int, variables: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
-    """A raylet, and at the head the cluster's other processes, in the foreground of a process group of their own."""
+    """Start a raylet, and at the head the cluster's other processes, in the foreground of their own process group."""
     common = ["--block", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--disable-usage-stats"]
     # Ports that the system chooses: nodes at one address would give their workers the same ones.
     ports = ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
@@ -53,7 +53,9 @@ def _start(words: Sequence[str], cpus: int, variables: dict[str, str], log: Path
 
 @contextmanager
 def raylets(cpus: Sequence[int]) -> Iterator[dict[str, str]]:
-    """A cluster of one node per entry, each with so many CPUs in name; variables for a process that connects to it.
+    """Start a cluster of one node per entry, with so many nominal CPUs.
+
+    Yield the variables for a process that connects.
 
     Raises:
         RuntimeError: a node ended instead of starting.

@@ -52,7 +52,7 @@ CPU = torch.device("cpu")
 
 
 class Case(NamedTuple):
-    """One run, again and again."""
+    """Describes one run that is repeated."""
 
     environment: str  # waiting or snake
     schedule: Schedule
@@ -81,20 +81,20 @@ class Case(NamedTuple):
 
     @property
     def rollouts_per_update(self) -> int:
-        """Through the transport, those of look-ahead included."""
+        """Count the rollouts that go through the transport, look-ahead included."""
         lockstep = (1 + self.experiment.look_ahead_batches) * self.actors
         return lockstep if self.schedule == "lockstep" else PEEK_BATCH
 
     @property
     def updates(self) -> int:
-        """Enough for two or three seconds, whoever waits for whom."""
+        """Return enough updates for two or three seconds."""
         if self.environment == "snake" or self.schedule == "lockstep":
             return 5
         return 6 * min(6, self.actors)
 
 
 class Measured(NamedTuple):
-    """One run in its steady state."""
+    """Holds the measurements of one run in its steady state."""
 
     update_s: float
     learner_idle_share: float
@@ -102,7 +102,7 @@ class Measured(NamedTuple):
 
 
 def steady(rows: dict[str, list[float]], frames: int) -> Measured:
-    """From the rows of a run's updates; seconds from one row to the next are all there are."""
+    """Measure from the rows of a run's updates; seconds from one row to the next are all there are."""
     seconds = [frames / rate for rate in rows["throughput/real_frames_per_second"][WARM_UP:]]
     sampling = rows["time/sample_seconds"][WARM_UP:]
     idle = sum(sampling) / sum(seconds)

@@ -1,4 +1,4 @@
-"""Real frames per second of schedule `peek` against `lockstep`, with Ray actors: whole runs in turn, round by round.
+"""Compares real frames per second of `peek` and `lockstep` with Ray actors: whole runs in turn, round by round.
 
 Snake 6x6 as in `demo` and Pong as in `atari`, two actors, learner threads as the command line chooses them. Beside the
 ratio stands what to expect of it. With x the seconds of one batch of rollouts and L those of the learner it is
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Case(NamedTuple):
-    """One experiment in both schedules."""
+    """Describes one experiment in both schedules."""
 
     label: str
     make: Callable[[], Experiment]
@@ -94,7 +94,7 @@ def arithmetic(case: Case) -> dict[str, Callable[[], object]]:
 
 
 def cpu_seconds(timings: dict[str, list[Timing]], n: int) -> dict[str, Any]:
-    """Of the three, and of both schedules' updates the ratio, sampling included: what all cores busy would give."""
+    """Return those of the three parts, and the ratio of both schedules' updates with all cores busy."""
     cpu = {name: [timing.cpu_s for timing in each] for name, each in timings.items()}
     allowed = [
         ((n + 1) * x + lockstep) / (x + peek)
@@ -116,7 +116,7 @@ def ratio_at_most(case: Case, runs: dict[str, Any], cpu: dict[str, Any], cores: 
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    """Per case: speeds with Ray actors, CPU seconds of the parts, and the bound on the ratio."""
+    """Measure per case: speeds with Ray actors, CPU seconds of the parts, and the bound on the ratio."""
     result: dict[str, Any] = {}
     for case in CASES[:1] if quick else CASES:
         with torch_threads(1):

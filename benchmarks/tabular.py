@@ -1,4 +1,4 @@
-"""Meta-gradient samples per second in random tabular MDPs: 20 samples of 10 MDPs as one batch and in a Python loop.
+"""Measures meta-gradient samples per second in tabular MDPs: 20 samples of 10 MDPs as a batch and in a Python loop.
 
 The paper's settings: MAML, one inner update at rate 10, 20 states, 5 actions, T = 20, low-variance curvature (LVC),
 everything sampled (SSS), at four of its numbers of trajectories per estimate. Three ways to the same 200 samples, on
@@ -71,7 +71,7 @@ def written_gradient(estimation: Estimation, theta: Float[Tensor, "P"], sampler:
 def library_gradients(
     estimation: Estimation, theta: Float[Tensor, "P"], sampler: Sampler, copies: int
 ) -> Float[Tensor, "N P"]:
-    """What `maml_gradients` does, on data of any sampler."""
+    """Do what `maml_gradients` does, on data of any sampler."""
     problem = inner_problem(estimation)
     start = (theta, problem.optimizer.init(theta), theta[:0])
     gradient = unroll_gradients(
@@ -82,7 +82,7 @@ def library_gradients(
 
 
 def largest_difference(estimation: Estimation, mdps: TabularMdp) -> float:
-    """Largest component by which either loop departs from the batch on the same data, over the largest component."""
+    """Return how far either loop departs from the batch on the same data, relative to the largest component."""
     copies, theta = len(mdps.reward), _theta(mdps)
     seen: dict[int, Data] = {}
     sampler = data_sampler(estimation, mdps, seed=0)
@@ -110,7 +110,7 @@ def _theta(mdps: TabularMdp) -> Tensor:
 
 
 def _one(mdps: TabularMdp, copy: int) -> TabularMdp:
-    """A stack of one."""
+    """Make a stack of one."""
     return mdps._replace(
         transition=mdps.transition[copy : copy + 1],
         reward=mdps.reward[copy : copy + 1],
@@ -147,7 +147,7 @@ def _record(timings: dict[str, list[Timing]], copies: int, difference: float) ->
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    """Time of 200 samples three ways; quick: 2 samples of 2 MDPs at 2 trajectories."""
+    """Time 200 samples three ways; quick: 2 samples of 2 MDPs at 2 trajectories."""
     counts: Sequence[int] = TRAJECTORIES[:1] if quick else TRAJECTORIES
     seeds = [seed for seed in range(2 if quick else MDPS) for _ in range(2 if quick else SAMPLES)]
     mdps = mdp_stack(seeds)

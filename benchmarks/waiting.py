@@ -40,12 +40,12 @@ class WaitingConfig(EnvironmentConfig):
         return Waiting(self, batch_size, seed, device)
 
     def rollout_s(self, length: int) -> tuple[float, float]:
-        """Mean and standard deviation of the waiting in `length` steps."""
+        """Return mean and standard deviation of the waiting in `length` steps."""
         return length * (self.least_s + self.mean_beyond_s), math.sqrt(length) * self.mean_beyond_s
 
 
 class Waiting:
-    """B episodes of `EPISODE_STEPS` steps with SAME_STEP autoreset; random observations, reward 1 for action 1."""
+    """Runs B episodes of `EPISODE_STEPS` steps with SAME_STEP autoreset; random observations, reward 1 for action 1."""
 
     def __init__(self, config: WaitingConfig, batch_size: int, seed: int, device: torch.device):
         self._config = config

@@ -31,7 +31,7 @@ UNTESTED: dict[str, str] = {
 }
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
-HEADLESS_UNTIL_MENDED = ("actors", "benchmarks", "cli", "cluster", "examples", "experiments", "learner", "metagrad")
+HEADLESS_UNTIL_MENDED = ("actors", "cli", "cluster", "examples", "experiments", "learner", "metagrad")
 
 # A docstring that begins with one of these is a fragment more often than not.
 HEADLESS = """
@@ -40,34 +40,56 @@ HEADLESS = """
 """.split()
 VERBS = set(
     """
-    am are be been can cannot could did do does had has have is may might must should was were will would accept act
-    add agree allow append apply arrive ask assert attach average begin behave belong bound break bring broadcast
-    build call cancel carry change check choose clip close collect combine come compare compute configure connect
-    consume contain continue convert copy count cover crash create cross cut decide declare define delete depend
-    derive descend describe detach die differ differentiate disagree discard distribute divide download draw drop
-    end enter equal estimate evaluate exceed exclude exist expect explain export express extend fail fall feed fetch
-    fill find finish fit flatten fold follow forget format free freeze gather get give go grow guard hand handle
-    happen hide hold honour ignore implement import include increase inform inherit initialise insert install
-    interpolate interrupt invert join keep kill know lack lead leave let lie listen load lock look lose make map
-    mark match measure mention merge minimise mix modify move multiply name need normalise obey occur offer open
-    order own pack pad parse pass pay pick place plan play plot point predict prepare prevent print produce project
-    promise propagate protect provide publish push put raise rank read rebuild receive recompute record recover
-    reduce refer refuse reject release remember remove render replace report represent require reserve reset reshape
-    resolve respond restart restore resume return reuse run sample save say scale score see seem select send serve
-    set share show shrink sit skip sleep solve sort speak split stack stand start stay step stop store stream submit
-    subtract suit sum support survive swap take tell terminate test time touch train translate travel treat try tune
-    turn understand unflatten unpack update upload use validate vary verify wait want warn watch weigh work wrap
-    write yield
+    am are be been can cannot could did do does had has have is may might must should was were will would abort
+    absorb accept acquire act adapt add adjust admit aggregate agree aim allow anneal announce answer anticipate
+    append apply approximate arrive ask assemble assert assign assume attach average balance begin behave belong
+    bind block bootstrap bound break bring broadcast build cache call cancel carry carve catch chain change check
+    choose clean clear clip close cluster collect combine come compare compile complain complete compute concatenate
+    condense configure confirm conform connect construct consult consume contain continue control converge convert
+    convolve copy correct cost count cover crash create cross cut cycle deal decide declare decline decode decrease
+    define delete deliver demand denote depend deploy derive descend describe detach detect determine deviate dial
+    die differ differentiate disagree discard discount discover dispatch display distribute divide download drain
+    draw drive drop dump emit employ empty enable encode end enforce ensure enter enumerate equal erase escape
+    estimate evaluate examine exceed exclude excuse execute exercise exhaust exist exit expand expect explain
+    exponentiate export expose express extend extract fail fall feed fetch fill filter find finish fit fix flag
+    flatten flow focus fold follow forget fork format free freeze fuse gather gauge generate get give go grant greet
+    group grow guarantee guard guess halve hand handle happen hash hear help hide hold honour identify ignore
+    implement import impose include increase index indicate infer inform inherit initialise inject insert inspect
+    install integrate intend interleave interpolate interpret interrupt invert invoke involve isolate issue iterate
+    join journal jump keep kill know label lack launch lay lead leave lengthen let lie lift limit link list listen
+    load lock log look loop lose lower make manage manufacture map mark match measure meet memorise mend mention
+    merge migrate minimise mirror mix mock modify monitor move multiply mutate name need negate normalise notice
+    notify obey observe obtain occur offer omit open order organise outlast outlive overlap override overrule
+    overwrite own pack pad park parse pass pay penalise perform permit permute persist perturb pick pickle pin place
+    plan play plot point poll pool postpone predict prepare preserve press prevent preview price print probe process
+    produce project promise promote propagate protect provide prune publish push put query queue quit quote race
+    raise rank reach react read rebind rebuild receive recognise recompute reconnect record recover recur redirect
+    reduce refer reflect refuse regress regularise reject relate relay release rely remember remove rename render
+    reorder repair replace replay reply report represent request require resample rescale resemble reserve reset
+    reshape resolve resort respect respond rest restart restore resume retain retire retrieve retry return reuse
+    reveal reverse review rewind rewrite roll rotate round route run sample satisfy save say scale schedule score
+    seal search see seed seek seem select send separate serialise serve set settle shape share shift shorten show
+    shrink shuffle shut signal simulate sit size skip sleep slice slow smooth solve sort spawn speak specify split
+    spread square stack stand standardise start stay steer step stitch stop store stream strip subclass submit
+    subtract suit sum summarise supervise supply support suppose suppress survive swap switch tabulate tag take tear
+    tell tend terminate test tie time touch trace track train transfer transform translate travel treat trigger trim
+    truncate trust try tune turn type understand unflatten unpack unwrap update upload use validate vanish vary
+    verify view visit wait wake walk want warn waste watch weigh widen withdraw work wrap write yield zero zip
     """.split()
 )
 # Nouns in the middle of a sentence, as far as a word alone can tell; verbs where the sentence begins with them.
 NOUNS_TOO = set(
     """
-    average bound call change check close copy count cut draw end estimate find fit format free go hand lead lock
-    look map mark match measure mix move name need offer open order own pass pick place plan play plot point print
-    project promise rank record report reserve reset return run sample say scale score set share show sort split
-    stack stand start step stop store stream sum support swap test time touch train travel try turn update use wait
-    watch work
+    aim answer average balance block bootstrap bound cache call chain change check clean clear close cluster control
+    copy correct cost count cut cycle deal discount display draw drive dump empty end estimate exercise exit filter
+    find fit fix flag flow focus fork format free gauge go group guess hand hash help index issue jump label launch
+    lay lead limit link list lock log look loop lower map mark match measure mix mock monitor move name need offer
+    open order own park pass pick pin place plan play plot point poll pool press price print probe process project
+    promise query queue race rank record reply report request reserve reset rest retry return reverse review roll
+    round route run sample say scale schedule score seal search seed separate set shape share shift show shut signal
+    size slice slow smooth sort split spread square stack stand start step stop store stream strip subclass sum
+    support swap switch tag tear test tie time touch trace track train transfer travel trust try turn type update
+    use view visit wait walk waste watch work zero zip
     """.split()
 )
 CLAUSE = {"that", "which", "who", "it", "they", "one", "to", "not", "never"}  # what follows is a verb, noun or not
@@ -130,7 +152,8 @@ def is_headless(docstring: str) -> bool:
     words = re.findall(r"[^\W\d_]+(?:n't)?", sentence)
     if not words or words[0] in HEADLESS or sentence.startswith(("All that", "The same")):
         return True
-    begins_with_verb = stems(words[0].lower()) & VERBS and words[1:2] not in (["of"], ["per"])
+    is_compound = sentence[len(words[0]) :].startswith("-")  # "Score-function estimators"
+    begins_with_verb = not is_compound and stems(words[0].lower()) & VERBS and words[1:2] != ["of"]
     has_verb = any(
         stems(word) & VERBS and (not stems(word) & NOUNS_TOO or before in CLAUSE or words[0] == "True")
         for before, word in itertools.pairwise(words)

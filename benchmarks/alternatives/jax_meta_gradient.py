@@ -1,4 +1,6 @@
-"""The meta-gradient by JAX on the CPU: network, losses, Adam and the whole meta-update in jax.numpy, under one jit.
+"""Computes the meta-gradient by JAX on the CPU.
+
+Network, losses, Adam and the whole meta-update in jax.numpy, under one jit.
 
 `python -m benchmarks.alternatives.jax_meta_gradient SETTING FILE`, FILE as `MetaUpdate.write` leaves it; cases "time N"
 and "peak N" for look-aheads of N updates, "checkpoint time N" and "checkpoint peak N" with `jax.checkpoint` around
@@ -40,7 +42,7 @@ stop = lax.stop_gradient
 
 
 def convolve(x: Array, weight: Array, stride: int) -> Array:
-    """Patches and one matrix product; x [N, H, W, C], weight [O, C, k, k].
+    """Convolve by patches and one matrix product; x [N, H, W, C], weight [O, C, k, k].
 
     A stride that divides the kernel is taken out first, by blocks of pixels: k² / stride² patches are cut, not k².
     """
@@ -63,7 +65,7 @@ def convolve(x: Array, weight: Array, stride: int) -> Array:
 
 
 class MetaUpdate:
-    """One fixed meta-update."""
+    """Runs one fixed meta-update."""
 
     def __init__(self, setting: str, file: Path):
         data = dict(np.load(file))
@@ -76,7 +78,7 @@ class MetaUpdate:
         self.compiled: dict[tuple[int, bool], tuple[Callable[..., Array], float]] = {}
 
     def parameters(self, theta: Array) -> dict[str, Array]:
-        """Tensors by name."""
+        """Return tensors by name."""
         result, at = {}, 0
         for name, shape in zip(self.constants["names"], self.constants["shapes"], strict=True):
             size = math.prod(shape)
@@ -98,7 +100,7 @@ class MetaUpdate:
         return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
 
     def nature(self, p: dict[str, Array], observation: Array, heads: tuple[str, ...]) -> dict[str, Array]:
-        """Outputs of `NatureCnn` by head."""
+        """Return the outputs of `NatureCnn` by head."""
         x = observation.transpose(0, 2, 3, 1).astype(jnp.float32)
         x = self.conv(p, "torso.0", x, 4, 1.0 / 255.0)
         x = self.conv(p, "torso.4", self.conv(p, "torso.2", x, 2), 1)
@@ -106,7 +108,7 @@ class MetaUpdate:
         return {head: self.linear(p, head, stop(x) if head == "outer_value" else x) for head in heads}
 
     def snake(self, p: dict[str, Array], observation: Array, heads: tuple[str, ...]) -> dict[str, Array]:
-        """Outputs of `SnakeCnn` by head."""
+        """Return the outputs of `SnakeCnn` by head."""
         outputs = {}
         for head in heads:
             x = self.conv(p, f"{head}.1", observation, 2)
@@ -117,7 +119,7 @@ class MetaUpdate:
         return outputs
 
     def forward(self, theta: Array, batch: dict[str, Array], heads: tuple[str, ...]) -> dict[str, Array]:
-        """Heads on the acted-on observations; values also on the last row, as constants."""
+        """Evaluate heads on the acted-on observations; values also on the last row, as constants."""
         observation, (steps, size) = batch["observation"], batch["action"].shape
         flat = observation[:-1].reshape(steps * size, *observation.shape[2:])
         outputs = {
@@ -131,7 +133,7 @@ class MetaUpdate:
 
     @staticmethod
     def returns(batch: dict[str, Array], value: Array, gamma: Array, lambda_: Array) -> Array:
-        """λ-returns over constant values."""
+        """Return λ-returns over constant values."""
         value = stop(value)
         discount = gamma * ~batch["is_terminal"]
         trace = lambda_ * ~(batch["is_terminal"] | batch["is_truncated"])
@@ -142,7 +144,7 @@ class MetaUpdate:
         return jnp.stack(rows[::-1])
 
     def inner_loss(self, theta: Array, eta: Array, batch: dict[str, Array]) -> Array:
-        """A2C with LVC, and the outer critic's regression."""
+        """Return the A2C loss with LVC and the outer critic's regression."""
         low, high = jnp.asarray(self.constants["bounds"]).T
         gamma, lambda_, value_coefficient, entropy_coefficient = low + (high - low) * jax.nn.sigmoid(eta)
         outputs, outer = self.forward(theta, batch, ("logits", "value", "outer_value")), self.constants["outer"]
@@ -161,7 +163,7 @@ class MetaUpdate:
         return self.mean(total, batch)
 
     def outer_loss(self, theta: Array, batch: dict[str, Array]) -> Array:
-        """Policy gradient over the outer critic."""
+        """Return the policy-gradient loss over the outer critic."""
         outputs, outer = self.forward(theta, batch, ("logits", "outer_value")), self.constants["outer"]
         log_probs = jax.nn.log_softmax(outputs["logits"])
         log_prob = jnp.take_along_axis(log_probs, batch["action"][..., None], -1)[..., 0]
@@ -170,11 +172,11 @@ class MetaUpdate:
 
     @staticmethod
     def mean(x: Array, batch: dict[str, Array]) -> Array:
-        """Over valid steps."""
+        """Average over valid steps."""
         return (x * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1.0)
 
     def update(self, carry: tuple[Array, ...], count: Array, eta: Array, batch: dict[str, Array]) -> tuple[Array, ...]:
-        """One inner update."""
+        """Make one inner update."""
         theta, first, second = carry
         adam = self.constants["adam"]
         gradient = jax.grad(self.inner_loss)(theta, eta, batch)
@@ -186,7 +188,7 @@ class MetaUpdate:
         return theta - self.constants["learning_rate"] * step, first, second
 
     def meta_gradient(self, n: int, is_checkpointed: bool) -> Callable[..., Array]:
-        """∂J/∂η as a function of η, the start and the batch."""
+        """Return ∂J/∂η as a function of η, the start and the batch."""
         update = jax.checkpoint(self.update) if is_checkpointed else self.update
 
         def objective(eta: Array, start: tuple[Array, ...], batch: dict[str, Array]) -> Array:
@@ -202,7 +204,7 @@ class MetaUpdate:
         return jax.grad(objective)
 
     def ready(self, n: int, is_checkpointed: bool) -> tuple[Callable[..., Array], float]:
-        """The compiled function, and how long compiling took."""
+        """Compile the function; return it and how long compiling took."""
         key = n, is_checkpointed
         if key not in self.compiled:
             before = time.perf_counter()
@@ -212,7 +214,7 @@ class MetaUpdate:
         return self.compiled[key]
 
     def timed(self, n: int, is_checkpointed: bool) -> dict[str, Any]:
-        """One run, and what it gave."""
+        """Run it once; return the time and the result."""
         function, compile_s = self.ready(n, is_checkpointed)
         before, cpu_before = time.perf_counter(), time.process_time()
         result = np.asarray(function(self.eta, self.start, self.batch))

@@ -1,4 +1,4 @@
-"""What every program does that plays Pong for `end_to_end`: serve runs, each in a session of its own, or be one."""
+"""Serves or makes runs, as every program does that plays Pong for `end_to_end`; each run is its own session."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -15,7 +15,7 @@ def serve_pong(
     packages: Sequence[str],
     arguments: Sequence[str],
 ) -> None:
-    """The command line of such a program.
+    """Serve the command line of such a program.
 
     Args:
         program: its module, which calls this.

@@ -1,4 +1,4 @@
-"""Pong by RLlib's IMPALA: decisions that its learner trains on per second, each run in fresh processes.
+"""Plays Pong with RLlib's IMPALA and counts the decisions per second that its learner trains on.
 
 Tuned on two cores. Its runners step ALE's vectorized games, written in C++, instead of one wrapped game after another.
 The driver waits for samples and does not poll for them: with two runners of 16 games and a learner process that alone
@@ -39,10 +39,13 @@ SETTINGS: dict[str, int] = {
 
 
 class NatureModule(TorchRLModule, ValueFunctionAPI):
-    """Mnih et al. 2015 with one torso for policy and value; RLlib's own default has a hidden layer for each."""
+    """Builds the network of Mnih et al. 2015 with one torso for policy and value.
+
+    RLlib's own default has a hidden layer for each.
+    """
 
     def setup(self) -> None:
-        """Called by RLlib."""
+        """Build the layers; RLlib calls this."""
         self.torso = nn.Sequential(
             nn.Conv2d(4, 32, 8, 4),
             nn.ReLU(),
@@ -71,14 +74,14 @@ class NatureModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: self.logits(features), Columns.EMBEDDINGS: features}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
-        """Values of a batch; its features are there when the loss asks."""
+        """Return the values of a batch; its features are there when the loss asks."""
         features = self._features(batch) if embeddings is None else embeddings
         value: Tensor = self.value(features).squeeze(-1)
         return value
 
 
 def pong(context: dict[str, Any]) -> Any:
-    """ALE's vectorized games: 84 x 84 grey, 4 stacked, 4 screens per decision, no sticky actions, as in ours."""
+    """Make ALE's vectorized games: 84 x 84 grey, 4 stacked, 4 screens per decision, no sticky actions, as in ours."""
     return AtariVectorEnv(
         "pong",
         num_envs=context.get("num_envs", 1),
@@ -130,7 +133,7 @@ def trained(result: dict[str, Any], fragment_length: int) -> float:
 
 
 def measure(warm_up_s: float, window_s: float, settings: dict[str, int]) -> dict[str, Any]:
-    """One whole run: start, warm-up, window, shutdown."""
+    """Measure one whole run: start, warm-up, window, shutdown."""
     length = settings["rollout_fragment_length"]
     torch.set_num_threads(settings["torch_threads_per_process"])
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)

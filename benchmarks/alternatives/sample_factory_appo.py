@@ -1,4 +1,4 @@
-"""Pong by Sample Factory's APPO: decisions that its learner trains on per second, each run in fresh processes.
+"""Plays Pong with Sample Factory's APPO and counts the decisions per second that its learner trains on.
 
 Tuned on two cores: asynchronous, two workers, double-buffered, each batch used once, pixels divided by 255 and not
 normalized by running means. In CPU time per decision, since the machine was shared: 2.2 ms with 16 games a worker, 2.3
@@ -82,7 +82,7 @@ class Measurement(AlgoObserver):
 
 
 def measure(warm_up_s: float, window_s: float, settings: dict[str, str]) -> dict[str, Any]:
-    """One whole run: start, warm-up, window, shutdown."""
+    """Measure one whole run: start, warm-up, window, shutdown."""
     register_env("atari_pong", make_pong)
     with tempfile.TemporaryDirectory() as folder:
         fixed = {

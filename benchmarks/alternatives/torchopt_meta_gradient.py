@@ -1,4 +1,6 @@
-"""The meta-gradient by TorchOpt: its differentiable Adam, and one reverse pass through the graph of all updates.
+"""Computes the meta-gradient by TorchOpt.
+
+It uses TorchOpt's differentiable Adam and one reverse pass through the graph of all updates.
 
 `python -m benchmarks.alternatives.torchopt_meta_gradient SETTING ENVIRONMENTS`; cases "time N" and "peak N" for
 look-aheads of N updates. One thread.
@@ -25,7 +27,7 @@ from benchmarks.meta_gradient_cases import ADAM, LEARNING_RATE, LENGTHS, MAX_NOR
 
 
 class TorchOptMetaUpdate:
-    """One fixed meta-update, the numbers of `MetaUpdate`."""
+    """Runs one fixed meta-update on the numbers of `MetaUpdate`."""
 
     def __init__(self, ours: MetaUpdate):
         self.ours = ours
@@ -38,7 +40,7 @@ class TorchOptMetaUpdate:
         )
 
     def start(self) -> Any:
-        """Adam's state in mid-run; the other members of TorchOpt's chain have none."""
+        """Return Adam's state in mid-run; the other members of TorchOpt's chain have none."""
         first, second = self.ours.state.moments
         count = torch.tensor(self.ours.state.count, device=first.device)
         fresh = self.adam.init((self.ours.theta,))
@@ -48,7 +50,7 @@ class TorchOptMetaUpdate:
         )
 
     def gradient(self, n: int) -> Tensor:
-        """∂J/∂η."""
+        """Return ∂J/∂η."""
         ours = self.ours
         theta, state = ours.theta.detach().requires_grad_(), self.start()
         eta = ours.eta.detach().requires_grad_()
@@ -62,7 +64,7 @@ class TorchOptMetaUpdate:
         return result
 
     def timed(self, n: int) -> dict[str, Any]:
-        """One run, and what it gave."""
+        """Run it once; return the time and the result."""
         return {"meta_gradient": self.gradient(n).tolist()}
 
     def peak(self, n: int) -> dict[str, Any]:
