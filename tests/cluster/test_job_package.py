@@ -81,10 +81,10 @@ def test_the_running_code_is_brought_along_unless_the_folder_has_its_own(write: 
     assert place == f"metagrad-{version('metagrad')}.dist-info/METADATA"
     own = write("checkout/cli/main.py")
     (tmp_path / "checkout" / "metagrad").mkdir()
-    (tmp_path / "checkout" / "metagrad" / "cluster").symlink_to("../cluster")
+    (tmp_path / "checkout" / "metagrad" / "cli").symlink_to("../cli")
     for brings_metagrad in (True, False):
         packed = package(tmp_path / "checkout", [], brings_metagrad)
-        assert packed.code == {"metagrad/cli/main.py": tmp_path / "checkout" / "metagrad" / "cluster" / "cli.py"}
+        assert packed.code == {"metagrad/cli/main.py": tmp_path / "checkout" / "metagrad" / "cli" / "main.py"}
         assert set(packed.files) == {"cli/main.py", *packed.code}
         assert packed.files["cli/main.py"] == own
     write("other/metagrad/mine.py")

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.stop import StopRequest
-from metagrad.cluster.studies import study as studies
+from metagrad.cluster.studies import reproduce as reproducing
 from metagrad.cluster.studies.folder import write_part
 from metagrad.cluster.studies.reproduce import StudyStopped, colocated_parts, default_folder, reproduce
 from metagrad.cluster.studies.study import PartFailed, Study
@@ -228,7 +228,7 @@ def test_a_part_that_is_stored_is_counted_whenever_the_signal_comes(
         if name == last:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(studies, "write_part", store)
+    monkeypatch.setattr(reproducing, "write_part", store)
     if last == "square-2":
         colocated()
         assert (tmp_path / "toy" / "report.md").read_text() == "[0, 1, 4] False"
@@ -250,9 +250,11 @@ def test_a_part_that_is_stored_is_counted_though_ctrl_c_is_pressed_twice(
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(studies, "write_part", store)
+    monkeypatch.setattr(reproducing, "write_part", store)
     monkeypatch.setattr(
-        studies, "_parts_on", lambda _topology, study, folder, missing, _say: colocated_parts(study, folder, missing)
+        reproducing,
+        "_parts_on",
+        lambda _topology, study, folder, missing, _say: colocated_parts(study, folder, missing),
     )
     with pytest.raises(StudyStopped):
         reproduce(TOY, tmp_path / "toy", 3, False, "ray", console)
