@@ -6,6 +6,7 @@ optimizer is in mid-run. `eps_root` is not 0: where an entry of the gradient has
 the derivative of √v is infinite, which ours takes for 0 and other implementations for NaN.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.actor_critic import A2cLoss
+from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import NatureCnn, NetworkSpec, SnakeCnn, build_network
@@ -30,16 +32,17 @@ LENGTHS = (1, 3, 5, 10, 20)  # of the look-ahead
 FORMS = ("retain", "recompute", "reference")
 
 # The Atari setting of "A Theoretical Understanding of Gradient Bias in Meta-RL" (G.3).
-DECLARATION = {
-    "gamma": MetaParameter(initial=0.99),
-    "lambda": MetaParameter(initial=0.95),
-    "value_coefficient": MetaParameter(initial=0.5),
-    "entropy_coefficient": MetaParameter(initial=0.01),
-}
+A2C = A2cLoss(
+    gamma=MetaParameter(initial=0.99),
+    lambda_=MetaParameter(initial=0.95),
+    value_coefficient=MetaParameter(initial=0.5),
+    entropy_coefficient=MetaParameter(initial=0.01),
+)
+DECLARATION = A2C.declaration((), 0)
 LEARNING_RATE, MAX_NORM = 7e-4, 0.5
 ADAM = Adam(learning_rate=constant(LEARNING_RATE), eps_root=1e-8)
 OPTIMIZER = ClipByGlobalNorm(max_norm=MAX_NORM, optimizer=ADAM)
-OUTER = OuterObjective(gamma=0.99, lambda_=0.95, uses_outer_critic=True, outer_critic_coefficient=0.5)
+OUTER = OuterObjective(gamma=0.99, lambda_=0.95, critic="outer")
 UPDATES_DONE = 10  # by the optimizer, before the look-ahead
 
 
@@ -83,10 +86,10 @@ class MetaUpdate:
         self.batch = _random_trajectory(setting, generator, self.device)
 
         def loss(theta: Tensor, eta: Tensor, batch: Trajectory) -> tuple[Tensor, Any]:
-            return inner_loss(network, theta, hyperparameters(DECLARATION, eta), batch, lvc, OUTER)
+            return A2C.inner_loss(network, theta, hyperparameters(DECLARATION, eta), batch, lvc, OUTER)
 
         self.problem = InnerProblem(loss, OPTIMIZER)
-        self.outer_loss = lambda theta, batch: outer_loss(network, theta, batch, OUTER)
+        self.outer_loss = lambda theta, batch: A2C.outer_loss(network, theta, {}, batch, OUTER)
 
     def plain(self) -> None:
         """One A2C update that nobody differentiates."""
@@ -126,11 +129,11 @@ class MetaUpdate:
             "lengths": LENGTHS,
             "names": self.layout.names,
             "shapes": self.layout.shapes,
-            "bounds": [(parameter.low, parameter.high) for parameter in DECLARATION.values()],
+            "bounds": [(x.low, x.high) for x in DECLARATION.values() if isinstance(x, MetaParameter)],
             "learning_rate": LEARNING_RATE,
             "max_norm": MAX_NORM,
             "adam": {name: getattr(ADAM, name) for name in ("beta1", "beta2", "eps", "eps_root")},
-            "outer": OUTER._asdict(),
+            "outer": dataclasses.asdict(OUTER),
         }
         first, second = self.state.moments
         tensors = {"theta": self.theta, "first": first, "second": second, "eta": self.eta}

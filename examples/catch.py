@@ -10,6 +10,7 @@ The meta-parameter is how much bad news counts: advantages below 0 are weighed w
 at 1, plain A2C. Nothing in the engine knows of it: η is a vector, and what uses it is differentiated through.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,22 +18,13 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.base import DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments.debiasing.snake import snake_6x6
-from metagrad.learner.meta_parameters import MetaParametersConfig
-from metagrad.losses import (
-    LossMetrics,
-    OuterObjective,
-    actor_critic_loss,
-    forward,
-    inner_heads,
-    on_policy_estimates,
-    with_outer_critic,
-)
+from metagrad.losses import Terms
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
-from metagrad.networks import Mlp, Network
-from metagrad.surrogates import Surrogate
+from metagrad.networks import Head, Mlp
 from metagrad.types import Trajectory
 
 
@@ -104,34 +96,16 @@ class Catch(DeviceEnvironment[CatchState]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BadNewsParameters(MetaParametersConfig):
+class BadNewsLoss(A2cLoss):
     """A2C in which advantages below 0 count β times."""
 
-    gamma: MetaParameter
-    lambda_: MetaParameter
-    value_coefficient: MetaParameter
-    entropy_coefficient: MetaParameter
     bad_news: MetaParameter
 
-    def inner_loss(
-        self,
-        network: Network,
-        theta: Float[Tensor, "P"],
-        hyper: Hyperparameters,
-        trajectory: Trajectory,
-        surrogate: Surrogate,
-        outer: OuterObjective,
-    ) -> tuple[Float[Tensor, ""], LossMetrics]:
-        """The A2C loss with weights A for A > 0, β A for A < 0."""
-        outputs, reward = forward(network, theta, trajectory, inner_heads(outer)), trajectory.reward
-        estimates = on_policy_estimates(reward, outputs["value"], trajectory, hyper["gamma"], hyper["lambda"])
-        advantage = estimates.advantage
-        weight = torch.where(advantage < 0.0, hyper["bad_news"] * advantage, advantage)
-        loss, metrics = actor_critic_loss(outputs, trajectory, hyper, surrogate, estimates, weight)
-        if not outer.uses_outer_critic:
-            return loss, metrics
-        target = on_policy_estimates(reward, outputs["outer_value"], trajectory, outer.gamma, outer.lambda_).target
-        return with_outer_critic(loss, metrics, target, outputs["outer_value"], trajectory.valid, outer)
+    def terms(self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters) -> Terms:
+        """Return A2C's terms with weights A for A > 0, β A for A < 0."""
+        terms = A2cLoss.terms(self, outputs, trajectory, hyper)
+        weight = torch.where(terms.weight < 0.0, hyper["bad_news"] * terms.weight, terms.weight)
+        return terms._replace(weight=weight)
 
 
 def catch() -> Experiment:
@@ -145,7 +119,7 @@ def catch() -> Experiment:
         network=Mlp(hidden=64),
         optimizer=replace(base.optimizer, learning_rate=3e-3),
         meta=replace(base.meta, n=3, surrogate="lvc"),
-        meta_parameters=BadNewsParameters(
+        meta_parameters=BadNewsLoss(
             gamma=MetaParameter(initial=0.9),
             lambda_=MetaParameter(initial=0.95, is_learnt=False),
             value_coefficient=MetaParameter(initial=0.5, is_learnt=False),

@@ -12,13 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import LastUpdate, bootstrap_target, matching_loss
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, finite_scalars
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
-from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights
 from metagrad.meta_parameters import (
@@ -82,7 +80,7 @@ class ActorCritic:
     network: Network
     declaration: Declaration
     problem: InnerProblem
-    losses: MetaParametersConfig
+    losses: InnerLoss
     outer: OuterObjective
     weights: tuple[float, ...]  # w₁…wₙ
     meta: MetaGradientConfig
@@ -319,7 +317,7 @@ def build_actor_critic(
     config: LearnerConfig, network: Network, observation_shape: tuple[int, ...], num_actions: int
 ) -> ActorCritic:
     """Build the algorithm that `config` describes, for one network in one kind of environment."""
-    outer = config.outer.objective
+    outer = config.outer
     losses = config.meta_parameters
     declaration = losses.declaration(observation_shape, num_actions)
     surrogate = SURROGATES[config.meta.surrogate]
@@ -347,16 +345,12 @@ def told_gamma(network: Network, hyper: Hyperparameters) -> Network:
     return network.under(hyper["gamma"]) if network.is_conditioned else network
 
 
-# Their policy terms, and their outer losses, see critics as constants.
-_POLICY_APART = (A2cParameters, VtraceParameters, IntrinsicRewardParameters)
-
-
 def _beyond_adjoints(config: LearnerConfig, network: Network) -> tuple[str, ...]:
     """Name the parameters whose gradients no adjoint is multiplied with: those of critics on their own.
 
     The outer loss's gradient is 0 there, and stays so through an optimizer that treats each parameter by itself. A clip
     by the norm of all gradients, or a bootstrapped target that matches values, would reach them.
     """
-    is_apart = type(config.meta_parameters) in _POLICY_APART
+    is_apart = config.meta_parameters.is_policy_apart
     is_coupled = config.optimizer.max_gradient_norm is not None or config.meta.bootstrap.value_coefficient > 0
     return network.own_parameters_of_critics if is_apart and not is_coupled else ()

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import Direction, Matching, States
 from metagrad.errors import require, require_one_of
-from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.learner.optimizer_config import AdamConfig, OptimizerConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import Estimator
@@ -16,7 +16,6 @@ from metagrad.unroll import Product
 MOST_UPDATES = 10_000
 """The longest look-ahead; each of its updates needs a batch of rollouts of its own, for one meta-update."""
 Strategy = Literal["discard", "sequential"]
-Critic = Literal["outer", "inner"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,42 +122,10 @@ class MetaGradientConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OuterConfig:
-    """What the meta-parameters are tuned for."""
-
-    gamma: float
-    lambda_: float
-    critic: Critic
-    """Who estimates the outer advantage: a head trained for γ' (debiased), or the inner critic (biased baseline)."""
-    critic_coefficient: float = 0.5
-    """Weight of the outer critic's regression inside the inner update."""
-    is_advantage_normalised: bool = False
-    """True: outer advantages have mean 0 and variance 1 over the batch (debiasing paper, Appendix D)."""
-
-    def __post_init__(self) -> None:
-        require_one_of(self.critic, Critic, "outer.critic")
-        for name, value in (("gamma", self.gamma), ("lambda", self.lambda_)):
-            require(0 <= value <= 1, f"outer.{name}", value, "must lie in [0, 1]", "choose a value inside")
-        weight = self.critic_coefficient
-        require(0 <= weight < math.inf, "outer.critic_coefficient", weight, "must be 0 or more", "raise it")
-
-    @property
-    def objective(self) -> OuterObjective:
-        """The same as the library takes it."""
-        return OuterObjective(
-            gamma=self.gamma,
-            lambda_=self.lambda_,
-            uses_outer_critic=self.critic == "outer",
-            outer_critic_coefficient=self.critic_coefficient,
-            is_advantage_normalised=self.is_advantage_normalised,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig:
     """The learner's whole part of an experiment."""
 
     optimizer: OptimizerConfig
     meta: MetaGradientConfig
-    outer: OuterConfig
-    meta_parameters: MetaParametersConfig
+    outer: OuterObjective
+    meta_parameters: InnerLoss

@@ -1,40 +1,90 @@
-"""Inner and outer losses of actor-critic meta-gradients, over one trajectory.
+"""What the losses of actor-critic meta-gradients are made of, over one trajectory, and the outer objective.
 
-What carries a derivative, and what does not (SPECS of the released codes): value estimates enter targets and advantages
-as constants; γ and λ act through the returns, in the advantage and in the critic's target alike.
+As in the released codes, value estimates enter targets and advantages as constants, while γ and λ act through the
+returns, in the advantage and in the critic's target alike. The losses themselves are in `metagrad.actor_critic`.
 
 What a row with `valid = False` holds enters no loss and no derivative, NaN or not: 0 · NaN is NaN, so such rows are
 chosen out before anything is multiplied. The same goes for actions of probability 0 (a logit of -∞).
 """
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metagrad import autodiff
-from metagrad.errors import require
+from metagrad.errors import require, require_one_of
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Head, Network
 from metagrad.returns import lambda_returns
 from metagrad.surrogates import Surrogate
 from metagrad.types import Trajectory
 
+Critic = Literal["outer", "inner"]
 
-class OuterObjective(NamedTuple):
-    """What the meta-parameters are tuned for: discount γ' and λ', and who estimates the values under them."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OuterObjective:
+    """Says what the meta-parameters are tuned for: an outer loss under γ' and λ', and the critic behind it.
+
+    The outer loss is a policy gradient; value, entropy and KL terms join it where their coefficients are not 0.
+    """
 
     gamma: float
     lambda_: float
-    uses_outer_critic: bool  # False: the inner critic, whose discount is another one (the biased baseline)
-    outer_critic_coefficient: float  # weight of the outer critic's own loss inside the inner update
-    is_advantage_normalised: bool = False  # True: outer advantages are `normalised`
+    critic: Critic
+    """Who estimates the outer advantage: a head trained for γ' (debiased), or the inner critic (biased baseline)."""
+    critic_coefficient: float = 0.5
+    """Weight of the outer critic's regression inside the inner update."""
+    is_advantage_normalised: bool = False
+    """True: outer advantages have mean 0 and variance 1 over the batch (debiasing paper, Appendix D)."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus in the outer loss."""
+
+    def __post_init__(self) -> None:
+        require_one_of(self.critic, Critic, "outer.critic")
+        for name, value in (("gamma", self.gamma), ("lambda", self.lambda_)):
+            require(0 <= value <= 1, f"outer.{name}", value, "must lie in [0, 1]", "choose a value inside")
+        for name in ("critic_coefficient", "entropy_coefficient"):
+            weight = getattr(self, name)
+            require(0 <= weight < math.inf, f"outer.{name}", weight, "must be finite and 0 or more", "change it")
+
+    @property
+    def uses_outer_critic(self) -> bool:
+        """True: the outer advantage is over a critic of its own, which the inner update trains."""
+        return self.critic == "outer"
+
+    @property
+    def critic_head(self) -> Head:
+        """The head whose values the outer advantage is over."""
+        return "outer_value" if self.uses_outer_critic else "value"
+
+    def loss(
+        self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, estimates: "Estimates"
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the outer loss at the parameters that `outputs` come from, and the mean outer advantage.
+
+        Equation: L' = -mean[⊥A' log π + c_e H(π)] over valid steps; A' is `normalised` where the
+        objective says so.
+
+        Source: "One Step at a Time" eq. 4; debiasing paper eq. 3.
+        """
+        valid, advantage = trajectory.valid, estimates.advantage
+        weight = normalised(advantage, valid) if self.is_advantage_normalised else advantage
+        log_probs = torch.log_softmax(outputs["logits"], -1)
+        log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+        objective = weight * torch.where(valid, log_prob, 0.0)
+        if self.entropy_coefficient:
+            objective = objective + self.entropy_coefficient * entropy_of(log_probs)
+        return -masked_mean(objective, valid), masked_mean(advantage, valid)
 
 
 class LossMetrics(NamedTuple):
-    """Scalars of one inner loss, for the logs."""
+    """Holds the scalars of one inner loss, for the logs."""
 
     policy_loss: Tensor
     value_loss: Tensor
@@ -44,21 +94,30 @@ class LossMetrics(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """What a rollout says of its steps under one critic."""
+    """Holds what a rollout says about its steps under one critic."""
 
     target: Float[Tensor, "T B"]  # where the critic should be
     advantage: Float[Tensor, "T B"]  # of the actions taken
 
 
+class Terms(NamedTuple):
+    """Holds the numbers that one actor-critic loss differs in from another; constants in θ, functions of η."""
+
+    target: Float[Tensor, "T B"] | None  # of the inner critic; None: no critic learns
+    advantage: Float[Tensor, "T B"]  # for the logs
+    weight: Float[Tensor, "T B"]  # of the policy term, mostly the advantage
+    outer_target: Float[Tensor, "T B"] | None = None  # of the outer critic; None: there is none
+
+
 def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
-    """Mean over valid steps, whatever the others hold; 0 where none is valid."""
+    """Return the mean over valid steps, whatever the others hold; 0 where none is valid."""
     rule, remedy = f"is averaged over `valid` of shape {tuple(valid.shape)}", "give one number for each step"
     require(x.shape == valid.shape, "x.shape", tuple(x.shape), rule, remedy)
     return torch.where(valid, x, 0.0).sum() / valid.to(x.dtype).sum().clamp(min=1.0)
 
 
 def without_unused_rows(trajectory: Trajectory) -> Trajectory:
-    """The trajectory with zeros where no loss should look.
+    """Return the trajectory with zeros where no loss should look.
 
     A row that the policy did not choose has no action and no behaviour policy. If it begins an episode (the reset after
     an end, or the first of the rollout), no return before it has its reward; and if the step before was terminal, none
@@ -85,7 +144,7 @@ def without_unused_rows(trajectory: Trajectory) -> Trajectory:
 
 
 def normalised(advantage: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
-    """Advantages with mean 0 and variance 1 over the valid steps; mean and scale carry no derivative.
+    """Return advantages with mean 0 and variance 1 over the valid steps; mean and scale carry no derivative.
 
     Equation: (A - ⊥mean A) / √(⊥var A + 1e-5).
 
@@ -99,7 +158,7 @@ def normalised(advantage: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> F
 def forward(
     network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory, heads: tuple[Head, ...]
 ) -> dict[Head, Tensor]:
-    """Heads on the T acted-on observations, [T, B, …], and values with the bootstrap row, [T+1, B].
+    """Return heads on the T acted-on observations, [T, B, …], and values with the bootstrap row, [T+1, B].
 
     The bootstrap row is constant in every loss, so it is computed outside the graph, critics only.
     """
@@ -117,14 +176,14 @@ def forward(
 
 
 def action_log_prob(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, "T B"]:
-    """log π(a_t | s_t) of the taken actions."""
+    """Return log π(a_t | s_t) of the taken actions."""
     rule, remedy = f"there is one for each row of logits, {tuple(logits.shape[:-1])}", "make them agree"
     require(trajectory.action.shape == logits.shape[:-1], "action.shape", tuple(trajectory.action.shape), rule, remedy)
     return torch.log_softmax(logits, -1).gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
 
 
 def entropy_of(log_probs: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
-    """-Σₐ π(a) log π(a) in nats; an action of probability 0 adds 0 and has derivative 0.
+    """Return -Σₐ π(a) log π(a) in nats; an action of probability 0 adds 0 and has derivative 0.
 
     >>> entropy_of(torch.log_softmax(torch.tensor([0.0, 0.0, -torch.inf]), -1))
     tensor(0.6931)
@@ -134,11 +193,6 @@ def entropy_of(log_probs: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
     return -(probs * torch.where(probs > 0.0, log_probs, 0.0)).sum(-1)
 
 
-def inner_heads(outer: OuterObjective) -> tuple[Head, ...]:
-    """Heads that an inner loss needs: policy, inner critic and, where there is one, the outer critic."""
-    return ("logits", "value") + (("outer_value",) if outer.uses_outer_critic else ())
-
-
 def on_policy_estimates(
     reward: Float[Tensor, "T B"],
     value: Float[Tensor, "T+1 B"],
@@ -146,7 +200,7 @@ def on_policy_estimates(
     gamma: Float[Tensor, "1"] | float,
     lambda_: Float[Tensor, "1"] | float,
 ) -> Estimates:
-    """λ-returns G over ⊥V and the advantages G - ⊥V; differentiable in rewards, γ and λ.
+    """Return λ-returns G over ⊥V and the advantages G - ⊥V, differentiable in rewards, γ and λ.
 
     `reward` is the trajectory's own or one in its place; of the trajectory only the episodes' ends are looked at.
     """
@@ -161,20 +215,24 @@ def actor_critic_loss(
     trajectory: Trajectory,
     hyper: Hyperparameters,
     surrogate: Surrogate,
-    estimates: Estimates,
-    weight: Float[Tensor, "T B"],
+    terms: Terms,
+    outer_critic_coefficient: float,
 ) -> tuple[Float[Tensor, ""], LossMetrics]:
-    """What inner losses share: policy gradient, value regression and entropy bonus.
+    """Return the loss that all actor-critics share: policy gradient, value regression, entropy bonus, outer critic.
 
-    Equation: mean[-w s(log π) + c_v (G - V)² - c_e H(π)] over valid steps.
+    Equation: mean[-w s(log π) + c_v (G - V)² - c_e H(π) + c_o (G' - V')²] over valid steps.
 
     Args:
-        outputs: "logits" [T, B, A] and "value" [T+1, B], as `forward` gives them.
+        outputs: "logits" [T, B, A], and "value" and "outer_value" [T+1, B] for the critics that learn, as `forward`
+            gives them.
         trajectory: T steps.
         hyper: c_v and c_e, "value_coefficient" and "entropy_coefficient".
         surrogate: s.
-        estimates: G, and the advantages that the metrics show.
-        weight: w, mostly the advantage.
+        terms: w, G, G', and the advantages that the metrics show.
+        outer_critic_coefficient: c_o.
+
+    Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
+    of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
     """
     valid = trajectory.valid
     log_probs = torch.log_softmax(outputs["logits"], -1)
@@ -183,93 +241,22 @@ def actor_critic_loss(
     # A step that the policy did not choose is no factor of a surrogate's product over the episode.
     chosen_log_prob = torch.where(valid, log_prob, 0.0)
     is_last = trajectory.is_terminal | trajectory.is_truncated
-    policy_loss = -masked_mean(torch.where(valid, weight, 0.0) * surrogate(chosen_log_prob, is_last), valid)
-    error = torch.where(valid, estimates.target - outputs["value"][:-1], 0.0)
-    value_loss = masked_mean(hyper["value_coefficient"] * error.square(), valid)
-    entropy_loss = -masked_mean(hyper["entropy_coefficient"] * entropy, valid)
-    loss = policy_loss + value_loss + entropy_loss
+    loss = policy_loss = -masked_mean(
+        torch.where(valid, terms.weight, 0.0) * surrogate(chosen_log_prob, is_last), valid
+    )
+    value_loss = outer_value_loss = loss.new_zeros(())
+    if terms.target is not None:
+        error = torch.where(valid, terms.target - outputs["value"][:-1], 0.0)
+        value_loss = masked_mean(hyper["value_coefficient"] * error.square(), valid)
+        loss = loss + value_loss
+    loss = loss - masked_mean(hyper["entropy_coefficient"] * entropy, valid)
+    if terms.outer_target is not None:
+        outer_value_loss = masked_mean((terms.outer_target - outputs["outer_value"][:-1]).square(), valid)
+        loss = loss + outer_critic_coefficient * outer_value_loss
     return loss, LossMetrics(
         policy_loss.detach(),
         value_loss.detach(),
-        loss.new_zeros(()),
+        outer_value_loss.detach(),
         masked_mean(entropy.detach(), valid),
-        masked_mean(estimates.advantage.detach(), valid),
+        masked_mean(terms.advantage.detach(), valid),
     )
-
-
-def with_outer_critic(
-    loss: Float[Tensor, ""],
-    metrics: LossMetrics,
-    target: Float[Tensor, "T B"],
-    value: Float[Tensor, "T+1 B"],
-    valid: Bool[Tensor, "T B"],
-    outer: OuterObjective,
-) -> tuple[Float[Tensor, ""], LossMetrics]:
-    """An inner loss plus the outer critic's regression, c_o mean[(G' - V')²]."""
-    outer_value_loss = masked_mean((target - value[:-1]).square(), valid)
-    loss = loss + outer.outer_critic_coefficient * outer_value_loss
-    return loss, metrics._replace(outer_value_loss=outer_value_loss.detach())
-
-
-def inner_loss(
-    network: Network,
-    theta: Float[Tensor, "P"],
-    hyper: Hyperparameters,
-    trajectory: Trajectory,
-    surrogate: Surrogate,
-    outer: OuterObjective,
-    is_advantage_normalised: bool = False,
-) -> tuple[Float[Tensor, ""], LossMetrics]:
-    """A2C loss whose hyper-parameters are tensors, plus the outer critic's own regression.
-
-    Equation: L(θ, η) = mean[-A s(log π) + c_v (G - V)² - c_e H(π) + c_o (G' - V')²], A = G - ⊥V, G the λ-return under
-    γ(η), λ(η) over ⊥V, G' the λ'-return under γ' over ⊥V'. Means are over valid steps. With `is_advantage_normalised`
-    the policy term has `normalised` advantages.
-
-    Source: "One Step at a Time" eq. 3; c_v without the factor ½ and the outer critic's c_o = ½ from the released code
-    of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
-    """
-    trajectory = without_unused_rows(trajectory)
-    outputs = forward(network, theta, trajectory, inner_heads(outer))
-    estimates = on_policy_estimates(trajectory.reward, outputs["value"], trajectory, hyper["gamma"], hyper["lambda"])
-    advantage = estimates.advantage
-    weight = normalised(advantage, trajectory.valid) if is_advantage_normalised else advantage
-    loss, metrics = actor_critic_loss(outputs, trajectory, hyper, surrogate, estimates, weight)
-    if not outer.uses_outer_critic:
-        return loss, metrics
-    outer_value = outputs["outer_value"]
-    target = on_policy_estimates(trajectory.reward, outer_value, trajectory, outer.gamma, outer.lambda_).target
-    return with_outer_critic(loss, metrics, target, outer_value, trajectory.valid, outer)
-
-
-def outer_critic_head(outer: OuterObjective) -> Head:
-    """The head whose values the outer advantage is over."""
-    return "outer_value" if outer.uses_outer_critic else "value"
-
-
-def policy_gradient_loss(
-    logits: Float[Tensor, "T B A"], trajectory: Trajectory, advantage: Float[Tensor, "T B"], outer: OuterObjective
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """-mean[A' log π] and mean[A'] over valid steps, A' `normalised` in the first where the objective says so."""
-    log_prob = action_log_prob(logits, trajectory)
-    weight = normalised(advantage, trajectory.valid) if outer.is_advantage_normalised else advantage
-    chosen_log_prob = torch.where(trajectory.valid, log_prob, 0.0)
-    loss = -masked_mean(weight * chosen_log_prob, trajectory.valid)
-    return loss, masked_mean(advantage, trajectory.valid)
-
-
-def outer_loss(
-    network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory, outer: OuterObjective
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Policy-gradient loss under γ', λ' at looked-ahead parameters, and the mean outer advantage.
-
-    Equation: L'(θ) = -mean[⊥A' log π_θ], A' = G' - V', values by the outer critic, or by the inner one (the biased
-    baseline: its mean advantage is then away from 0, which is the bias the debiasing paper removes).
-
-    Source: "One Step at a Time" eq. 4; debiasing paper eq. 3.
-    """
-    critic = outer_critic_head(outer)
-    trajectory = without_unused_rows(trajectory)
-    outputs = forward(network, theta, trajectory, ("logits", critic))
-    estimates = on_policy_estimates(trajectory.reward, outputs[critic], trajectory, outer.gamma, outer.lambda_)
-    return policy_gradient_loss(outputs["logits"], trajectory, estimates.advantage, outer)

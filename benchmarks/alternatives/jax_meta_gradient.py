@@ -158,7 +158,7 @@ class MetaUpdate:
             -(target - stop(outputs["value"][:-1])) * surrogate
             + value_coefficient * jnp.square(target - outputs["value"][:-1])
             + entropy_coefficient * (jnp.exp(log_probs) * log_probs).sum(-1)
-            + outer["outer_critic_coefficient"] * jnp.square(outer_target - outputs["outer_value"][:-1])
+            + outer["critic_coefficient"] * jnp.square(outer_target - outputs["outer_value"][:-1])
         )
         return self.mean(total, batch)
 

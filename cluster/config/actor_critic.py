@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
+from metagrad.actor_critic import InnerLoss
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_possible
 from metagrad.errors import require
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
-from metagrad.learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
+from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.optimizer_config import OptimizerConfig
-from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
+from metagrad.losses import OuterObjective
 from metagrad.networks import Network, NetworkSpec, build_network
 
 
@@ -25,15 +24,15 @@ class Experiment(BaseExperiment):
 
     optimizer: OptimizerConfig
     meta: MetaGradientConfig
-    outer: OuterConfig
-    meta_parameters: MetaParametersConfig
+    outer: OuterObjective
+    meta_parameters: InnerLoss
 
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
         self._check_combinations()
         self._check_network()
         if self.schedule == "peek":
-            off_policy(self.meta_parameters)
+            self.meta_parameters.streamed()
 
     def _check_combinations(self) -> None:
         require(
@@ -84,7 +83,7 @@ class Experiment(BaseExperiment):
             require(embedding is None or is_told, f"{field}.gamma_embedding", embedding, rule, "leave it out")
         network, has_critics = type(self.network).__name__, self.network.has_critics
         require(
-            has_critics or not isinstance(self.meta_parameters, _LOSSES_WITH_CRITICS),
+            has_critics or not self.meta_parameters.learns_critics,
             "network",
             network,
             "has no critics, which this loss learns",
@@ -119,12 +118,12 @@ class Experiment(BaseExperiment):
     @property
     def learner(self) -> LearnerConfig:
         """What the learner is told; in peek, losses that correct for the policies that acted."""
-        losses = off_policy(self.meta_parameters) if self.schedule == "peek" else self.meta_parameters
-        return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=losses)
+        loss = self.meta_parameters.streamed() if self.schedule == "peek" else self.meta_parameters
+        return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=loss)
 
     @property
     def takes_streamed_rollouts(self) -> bool:
-        """Which losses do, `off_policy` says."""
+        """True as far as it is up to the experiment; the loss has its own say (`InnerLoss.streamed`)."""
         return True
 
     @property
@@ -136,6 +135,3 @@ class Experiment(BaseExperiment):
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
         return self.outer.critic == "outer" and self.network.has_critics
-
-
-_LOSSES_WITH_CRITICS = A2cParameters | VtraceParameters | IntrinsicRewardParameters

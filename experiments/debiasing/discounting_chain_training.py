@@ -11,14 +11,16 @@ release where the paper is silent. The release's bootstrapped agent matches poli
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.actor_critic import ActorCriticLoss
 from metagrad.actors.envs.discounting_chain import HORIZON, Chains, DiscountingChainConfig, chains
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import require
@@ -31,14 +33,11 @@ from metagrad.experiments.debiasing.discounting_chain_problem import (
     OUTER_DISCOUNT,
 )
 from metagrad.experiments.debiasing.discounting_chain_report import UPDATES
-from metagrad.learner.config import MetaGradientConfig, OuterConfig
-from metagrad.learner.meta_parameters import MetaParametersConfig, check_rates
+from metagrad.learner.config import MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
-from metagrad.losses import LossMetrics, OuterObjective, forward, masked_mean, normalised
+from metagrad.losses import Estimates, OuterObjective, Terms, normalised, on_policy_estimates
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
-from metagrad.networks import LinearPolicy, Network
-from metagrad.returns import lambda_returns
-from metagrad.surrogates import Surrogate
+from metagrad.networks import Head, LinearPolicy, Network
 from metagrad.types import Trajectory
 
 
@@ -71,20 +70,17 @@ def true_values(
     return torch.cat([first.unsqueeze(0), later])
 
 
-class _Terms(NamedTuple):
-    """What both losses are made of."""
-
-    log_prob: Float[Tensor, "T B"]
-    entropy: Float[Tensor, "T B"]
-    advantage: Float[Tensor, "T B"]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChainParameters(MetaParametersConfig):
-    """Hyper-parameters of the policy-gradient loss whose critic is the true value function."""
+class TrueValueLoss(ActorCriticLoss):
+    """The policy-gradient loss whose critic is the true value function, V, inside and outside.
 
-    gamma: MetaParameter
-    lambda_: MetaParameter
+    Inner advantages are A = G - ⊥V, G the λ-return under γ over ⊥V, V under ⊥γ. With λ = 0, A = r + γ ⊥V(s') - ⊥V(s):
+    the discount acts through this one factor (release). Outer ones are the same under γ', λ'; their V is under γ' with
+    the outer critic, under the present γ with the inner one.
+    """
+
+    learns_critics: ClassVar[bool] = False
+
     entropy_coefficient: MetaParameter
     outer_entropy_coefficient: float
     """Of the outer loss, whatever the inner one's becomes."""
@@ -96,34 +92,25 @@ class ChainParameters(MetaParametersConfig):
     """False: the release's γ^K instead of γ^(K-1) in the value of the start."""
 
     def __post_init__(self) -> None:
-        check_rates(gamma=self.gamma, lambda_=self.lambda_)
+        ActorCriticLoss.__post_init__(self)
         weight = self.outer_entropy_coefficient
         rule, remedy = "must be finite and 0 or more", "the paper has 0.005"
         require(0 <= weight < math.inf, "meta_parameters.outer_entropy_coefficient", weight, rule, remedy)
 
-    def inner_loss(
-        self,
-        network: Network,
-        theta: Float[Tensor, "P"],
-        hyper: Hyperparameters,
-        trajectory: Trajectory,
-        surrogate: Surrogate,
-        outer: OuterObjective,
-    ) -> tuple[Float[Tensor, ""], LossMetrics]:
-        """Equation: L = mean[-A s(log π) - c_e H(π)], A = G - ⊥V, G the λ-return under γ over ⊥V, V under ⊥γ.
+    def terms(self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters) -> Terms:
+        """Return advantages over true values."""
+        rates = (hyper["gamma"], hyper["lambda"])
+        advantage = self._estimates(outputs["logits"], trajectory, rates, hyper["gamma"]).advantage
+        weight = normalised(advantage, trajectory.valid) if self.is_advantage_normalised else advantage
+        return Terms(None, advantage, weight)
 
-        With λ = 0, A = r + γ ⊥V(s') - ⊥V(s): the discount acts through this one factor (release).
-        """
-        terms = self._terms(network, theta, trajectory, (hyper["gamma"], hyper["lambda"]), hyper["gamma"])
-        valid = trajectory.valid
-        weight = normalised(terms.advantage, valid) if self.is_advantage_normalised else terms.advantage
-        chosen = torch.where(valid, terms.log_prob, 0.0)
-        is_last = trajectory.is_terminal | trajectory.is_truncated
-        policy_loss = -masked_mean(weight * surrogate(chosen, is_last), valid)
-        loss = policy_loss - masked_mean(hyper["entropy_coefficient"] * terms.entropy, valid)
-        nothing = loss.new_zeros(())  # no critic learns
-        entropy, advantage = (masked_mean(x.detach(), valid) for x in (terms.entropy, terms.advantage))
-        return loss, LossMetrics(policy_loss.detach(), nothing, nothing, entropy, advantage)
+    def outer_estimates(
+        self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters, outer: OuterObjective
+    ) -> Estimates:
+        """Return advantages over true values under γ', λ'."""
+        gamma = torch.full_like(hyper["gamma"], outer.gamma)
+        value_gamma = gamma if outer.uses_outer_critic else hyper["gamma"]
+        return self._estimates(outputs["logits"], trajectory, (gamma, outer.lambda_), value_gamma)
 
     def outer_loss(
         self,
@@ -133,44 +120,27 @@ class ChainParameters(MetaParametersConfig):
         trajectory: Trajectory,
         outer: OuterObjective,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Equation: L' = mean[-A' log π - c' H(π)], A' = G' - V, G' the λ'-return under γ' over V.
+        """Return the outer loss with this loss's own entropy coefficient."""
+        outer = replace(outer, entropy_coefficient=self.outer_entropy_coefficient)
+        return ActorCriticLoss.outer_loss(self, network, theta, hyper, trajectory, outer)
 
-        V under γ' with the outer critic, under the present γ with the inner one.
-        """
-        gamma = torch.full_like(hyper["gamma"], outer.gamma)
-        value_gamma = gamma if outer.uses_outer_critic else hyper["gamma"]
-        terms = self._terms(network, theta, trajectory, (gamma, outer.lambda_), value_gamma)
-        valid = trajectory.valid
-        weight = normalised(terms.advantage, valid) if outer.is_advantage_normalised else terms.advantage
-        loss = -masked_mean(weight * terms.log_prob + self.outer_entropy_coefficient * terms.entropy, valid)
-        return loss, masked_mean(terms.advantage, valid)
-
-    def _terms(
+    def _estimates(
         self,
-        network: Network,
-        theta: Tensor,
+        logits: Float[Tensor, "T B A"],
         trajectory: Trajectory,
         rates: tuple[Tensor, Tensor | float],
         value_gamma: Tensor,
-    ) -> _Terms:
-        log_probs = torch.log_softmax(forward(network, theta, trajectory, ("logits",))["logits"], -1)
-        table = Chains(*(x.to(theta.device) for x in chains(self.mapping_seed, theta.dtype)))
-        start_policy = autodiff.stop_gradient(log_probs[0]).exp()
+    ) -> Estimates:
+        table = Chains(*(x.to(logits.device) for x in chains(self.mapping_seed, logits.dtype)))
         value = true_values(
             table,
             trajectory.action[0],
-            start_policy,
+            torch.log_softmax(logits, -1)[0].exp(),
             autodiff.stop_gradient(value_gamma),
             len(trajectory.reward),
             self.is_first_value_exact,
         )
-        reward = trajectory.reward.to(value.dtype)
-        target = lambda_returns(reward, value, trajectory.is_terminal, trajectory.is_truncated, *rates)
-        return _Terms(
-            log_prob=log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1),
-            entropy=-(log_probs.exp() * log_probs).sum(-1),
-            advantage=target - value[:-1],
-        )
+        return on_policy_estimates(trajectory.reward, value, trajectory, *rates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +149,7 @@ class DiscountingChainExperiment(Experiment):
 
     env: DiscountingChainConfig
     network: LinearPolicy
-    meta_parameters: ChainParameters
+    meta_parameters: TrueValueLoss
 
     def __post_init__(self) -> None:
         Experiment.__post_init__(self)
@@ -194,6 +164,8 @@ class DiscountingChainExperiment(Experiment):
         weight = self.outer.critic_coefficient
         rule = "must be 0: the outer critic is the true value function, which nothing is regressed on"
         require(weight == 0.0, "outer.critic_coefficient", weight, rule, "leave it out")
+        weight, remedy = self.outer.entropy_coefficient, "use --meta-parameters.outer-entropy-coefficient"
+        require(weight == 0.0, "outer.entropy_coefficient", weight, "is this loss's own", remedy)
 
 
 def discounting_chain() -> DiscountingChainExperiment:
@@ -206,8 +178,8 @@ def discounting_chain() -> DiscountingChainExperiment:
         network=LinearPolicy(),
         optimizer=SgdConfig(learning_rate=LEARNING_RATE),
         meta=MetaGradientConfig(n=1, surrogate="ad", optimizer=AdamConfig(learning_rate=META_LEARNING_RATE)),
-        outer=OuterConfig(gamma=OUTER_DISCOUNT, lambda_=0.0, critic="outer", critic_coefficient=0.0),
-        meta_parameters=ChainParameters(
+        outer=OuterObjective(gamma=OUTER_DISCOUNT, lambda_=0.0, critic="outer", critic_coefficient=0.0),
+        meta_parameters=TrueValueLoss(
             gamma=DISCOUNT,
             lambda_=MetaParameter(initial=0.0, is_learnt=False),
             entropy_coefficient=MetaParameter(initial=ENTROPY_COEFFICIENT, is_learnt=False),

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.learner.config import MetaGradientConfig, OuterConfig
-from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.config import MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeCnn
 
@@ -25,8 +26,8 @@ def snake_6x6() -> Experiment:
             # eps_root floors the denominator at 1e-4 and so sets γ's speed: released code, not in the paper.
             optimizer=AdamConfig(learning_rate=3e-3, max_gradient_norm=0.1, eps_root=1e-8),
         ),
-        outer=OuterConfig(gamma=1.0, lambda_=1.0, critic="outer", critic_coefficient=0.5),
-        meta_parameters=A2cParameters(
+        outer=OuterObjective(gamma=1.0, lambda_=1.0, critic="outer", critic_coefficient=0.5),
+        meta_parameters=A2cLoss(
             gamma=MetaParameter(initial=0.8),
             lambda_=MetaParameter(initial=0.95, is_learnt=False),
             value_coefficient=MetaParameter(initial=0.5, is_learnt=False),

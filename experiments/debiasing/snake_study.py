@@ -7,6 +7,7 @@ Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Va
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.studies.study import Result, Settings, Study
@@ -14,7 +15,6 @@ from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.debiasing.snake_report import EPOCH, report
 from metagrad.experiments.training.runs import curves, evaluations, train
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.meta_parameters import A2cParameters
 
 SEEDS = 10  # Figure 3
 UPDATES = 29_346  # release: 201 epochs of 146 updates
@@ -48,7 +48,7 @@ ONE_SEED = ("mg-normalised", "mg-outer-normalised")  # Figure 6
 def arm_experiment(arm: Arm) -> Experiment:
     """The experiment of one agent (Table 1 and the released code)."""
     base = snake_6x6()
-    assert isinstance(base.meta_parameters, A2cParameters)
+    assert isinstance(base.meta_parameters, A2cLoss)
     is_normalised = arm.is_advantage_normalised
     rate = 6e-3 if arm.is_bootstrapped else 3e-3  # Table 1
     return replace(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, Schedule
@@ -27,7 +28,6 @@ from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samp
 from metagrad.experiments.training.runs import curves, evaluations, train
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
-from metagrad.learner.vtrace_parameters import VtraceParameters, off_policy
 from metagrad.meta_parameters import MetaParameter
 from metagrad.types import Trajectory, WeightSnapshot
 
@@ -47,8 +47,8 @@ def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experimen
     losses = base.meta_parameters
     if "rho_clip" in settings:
         rho_clip = MetaParameter(initial=settings["rho_clip"], high=settings["rho_clip"], is_learnt=False)
-        corrected = off_policy(losses)
-        assert isinstance(corrected, VtraceParameters)
+        corrected = losses.streamed()
+        assert isinstance(corrected, VtraceLoss)
         losses = replace(corrected, rho_clip=rho_clip)
     learnt = {name: replace(getattr(losses, name), is_learnt=True) for name in settings.get("learnt", ())}
     surrogate = settings.get("surrogate", base.meta.surrogate)

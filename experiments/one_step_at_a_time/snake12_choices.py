@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.actors.rollout import Lookahead
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
@@ -19,7 +20,6 @@ from metagrad.experiments.one_step_at_a_time.snake12_study import ARMS, arm_expe
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import EPS_ROOT, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
 from metagrad.experiments.training.runs import evaluate_newest, train
-from metagrad.learner.meta_parameters import A2cParameters
 from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 
@@ -62,7 +62,7 @@ def variant_experiment(variant: Variant) -> Experiment:
     """The experiment of one variant; ½ (G - V)² is a coefficient in (0, ½) that starts at ¼."""
     base = snake_12x12()
     assert isinstance(base.optimizer, AdamConfig)
-    assert isinstance(base.meta_parameters, A2cParameters)
+    assert isinstance(base.meta_parameters, A2cLoss)
     coefficient = MetaParameter(initial=0.25, high=0.5)
     halved = replace(base.meta_parameters, value_coefficient=coefficient)
     return replace(

@@ -1,10 +1,11 @@
 """Snake 12x12 of "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning"."""
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.learner.config import MetaGradientConfig, OuterConfig
-from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.config import MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeTorsoCnn
 
@@ -33,8 +34,8 @@ def snake_12x12() -> Experiment:
             optimizer=AdamConfig(learning_rate=1e-3, max_gradient_norm=0.1, eps_root=EPS_ROOT),  # Table 2
         ),
         # Table 2. The inner critic makes the outer advantage biased, as this paper's is: the outer critic came later.
-        outer=OuterConfig(gamma=0.99, lambda_=0.99, critic="inner"),
-        meta_parameters=A2cParameters(  # Table 2
+        outer=OuterObjective(gamma=0.99, lambda_=0.99, critic="inner"),
+        meta_parameters=A2cLoss(  # Table 2
             gamma=MetaParameter(initial=0.99),
             lambda_=MetaParameter(initial=0.99),
             value_coefficient=MetaParameter(initial=0.5),

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
+from metagrad.actor_critic import VtraceLoss
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
+from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
-from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn
 
@@ -37,7 +37,7 @@ def stacx() -> Experiment:
         description="Atari, V-trace actor-critic with seven learnt hyper-parameters, n = 1, outer critic (STACX)",
         meta=replace(base.meta, n=1),
         outer=replace(base.outer, critic="outer"),
-        meta_parameters=VtraceParameters(
+        meta_parameters=VtraceLoss(
             gamma=_up_to(1.0),
             lambda_=_up_to(1.0),
             policy_coefficient=_up_to(1.0),
@@ -86,7 +86,7 @@ def lirpg_atari() -> Experiment:
             optimizer=AdamConfig(learning_rate=7e-4, annealing_updates=updates, max_gradient_norm=0.5),
         ),
         outer=replace(base.outer, gamma=0.99, lambda_=1.0, critic="outer"),
-        meta_parameters=IntrinsicRewardParameters(
+        meta_parameters=IntrinsicRewardLoss(
             gamma=_fixed(0.99),
             lambda_=_fixed(1.0),
             value_coefficient=_fixed(0.25),  # theirs is 0.5, of half the squared error
@@ -114,7 +114,7 @@ def lirpg_snake() -> Experiment:
         name="lirpg-snake",
         description="Snake 6x6, snake-6x6 with a learnt intrinsic reward as well (LIRPG)",
         meta=replace(base.meta, optimizer=AdamConfig(learning_rate=7e-4, max_gradient_norm=0.1)),
-        meta_parameters=IntrinsicRewardParameters(
+        meta_parameters=IntrinsicRewardLoss(
             gamma=MetaParameter(initial=0.8),
             lambda_=_fixed(0.95),
             value_coefficient=_fixed(0.5),

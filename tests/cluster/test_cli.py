@@ -93,7 +93,7 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
         (("train", "ipd", "--schedule", "peek"), r"schedule = 'peek': needs losses .*; use lockstep"),
         (
             ("train", "lirpg-snake", "--schedule", "peek"),
-            r"meta_parameters = 'IntrinsicRewardParameters': has no losses",
+            r"meta_parameters = 'IntrinsicRewardLoss': has no losses",
         ),
         ((*SNAKE, "--max-lag", "9"), r"max_lag = 9: belongs to --schedule peek"),
         ((*SNAKE, "--schedule", "peek", "--max-lag", "1"), r"max_lag = 1: .*; use 2 or more"),

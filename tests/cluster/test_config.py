@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from metagrad.actor_critic import A2cLoss, InnerLoss, VtraceLoss
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import Environment, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
@@ -17,11 +18,9 @@ from metagrad.cli.main import main
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
+from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.optimizer_config import SgdConfig
-from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import (
     Head,
@@ -39,7 +38,7 @@ Tiny = Callable[..., Experiment]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WithoutGamma(MetaParametersConfig):
+class WithoutGamma(InnerLoss):
     """Losses without a discount."""
 
     def inner_loss(self, *arguments: Any) -> Any:
@@ -170,10 +169,10 @@ def test_the_command_line_refuses_observations_that_the_network_cannot_have(
     assert not folder.exists()
 
 
-def with_reward_network(spec: NetworkSpec) -> IntrinsicRewardParameters:
+def with_reward_network(spec: NetworkSpec) -> IntrinsicRewardLoss:
     names = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
     names += ("extrinsic_coefficient", "intrinsic_coefficient")
-    return IntrinsicRewardParameters(**dict.fromkeys(names, MetaParameter(initial=0.5)), reward_network=spec)
+    return IntrinsicRewardLoss(**dict.fromkeys(names, MetaParameter(initial=0.5)), reward_network=spec)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +198,7 @@ def test_networks_that_fit_are_taken(tiny: Tiny) -> None:
 
 def test_losses_with_critics_need_a_network_with_critics(tiny: Tiny) -> None:
     names = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient", "policy_coefficient")
-    vtrace = VtraceParameters(**dict.fromkeys((*names, "rho_clip", "c_clip"), MetaParameter(initial=0.5)))
+    vtrace = VtraceLoss(**dict.fromkeys((*names, "rho_clip", "c_clip"), MetaParameter(initial=0.5)))
     for losses in (with_reward_network(Mlp()), vtrace):
         with pytest.raises(ConfigurationError, match=r"^network = .*: has no critics"):
             tiny(meta_parameters=losses, network=LinearPolicy())
@@ -212,8 +211,8 @@ def test_the_learner_is_told_its_part(tiny: Tiny) -> None:
 
 
 def test_a_streamed_learner_has_losses_that_correct_for_it(tiny: Tiny) -> None:
-    assert isinstance(tiny(**PEEK).learner.meta_parameters, VtraceParameters)
-    assert isinstance(tiny(**PEEK).meta_parameters, A2cParameters), "what was asked for is what is stored"
+    assert isinstance(tiny(**PEEK).learner.meta_parameters, VtraceLoss)
+    assert isinstance(tiny(**PEEK).meta_parameters, A2cLoss), "what was asked for is what is stored"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +228,7 @@ def test_losses_that_correct_for_nothing_are_not_streamed_to(tiny: Tiny) -> None
     normalised = replace(tiny().meta_parameters, is_advantage_normalised=True)
     for losses, field in (
         (normalised, "meta_parameters.is_advantage_normalised = True: is not made for --schedule peek"),
-        (with_reward_network(SnakeCnn()), "meta_parameters = 'IntrinsicRewardParameters': has no losses that correct"),
+        (with_reward_network(SnakeCnn()), "meta_parameters = 'IntrinsicRewardLoss': has no losses that correct"),
     ):
         assert tiny(meta_parameters=losses)
         with pytest.raises(ConfigurationError, match=rf"^{field}.*; use --schedule lockstep$"):

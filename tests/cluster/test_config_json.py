@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from metagrad.actor_critic import A2cLoss, InnerLoss
 from metagrad.actors.envs.base import Environment, EnvironmentConfig
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
@@ -15,7 +16,6 @@ from metagrad.cluster.config.experiment import BaseExperiment, EvaluationConfig
 from metagrad.cluster.config.json_form import config_types, differences, from_json, to_json
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
-from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig
 from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.networks import Mlp
 
@@ -60,8 +60,8 @@ def test_every_type_that_an_experiment_can_hold_is_listed() -> None:
     found = config_types()
     mentioned = configuration_types(BaseExperiment, set())
     assert set(found) == {kind.__name__ for kind in mentioned if not inspect.isabstract(kind)}
-    assert {SnakeConfig, A2cParameters, Mlp, SgdConfig, Experiment} <= set(found.values())
-    assert not {EnvironmentConfig, MetaParametersConfig, BaseExperiment} & set(found.values()), "nobody can make these"
+    assert {SnakeConfig, A2cLoss, Mlp, SgdConfig, Experiment} <= set(found.values())
+    assert not {EnvironmentConfig, InnerLoss, BaseExperiment} & set(found.values()), "nobody can make these"
     for name, kind in found.items():
         assert (kind.__name__, "__slots__" in vars(kind)) == (name, True), "not the class that slots=True was added to"
 
@@ -103,7 +103,7 @@ def test_several_values_of_another_type_are_refused(field: str, value: Any) -> N
         from_json(to_json(ToyMaze()) | {field: value})
 
 
-@pytest.mark.parametrize("name", ["EnvironmentConfig", "BaseExperiment", "MetaParametersConfig", "Path", None])
+@pytest.mark.parametrize("name", ["EnvironmentConfig", "BaseExperiment", "InnerLoss", "Path", None])
 def test_what_is_no_configuration_type_is_refused_in_one_line(name: Any) -> None:
     remedy = "give the file that defines it: metagrad --import FILE.py …"
     with pytest.raises(ConfigurationError) as refusal:

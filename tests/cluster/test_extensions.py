@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from metagrad.actor_critic import InnerLoss
 from metagrad.actors.envs.base import EnvironmentConfig
 from metagrad.actors.rollout import probe
 from metagrad.cli.main import main
@@ -24,7 +25,6 @@ from metagrad.cluster.on_ray import session as ray_session
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
-from metagrad.learner.meta_parameters import MetaParametersConfig
 from metagrad.meta_parameters import MetaParameter
 
 Capture = pytest.CaptureFixture[str]
@@ -39,8 +39,7 @@ import torch
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from metagrad.cluster.studies.study import Study
 from metagrad.experiments.debiasing.snake import snake_6x6
-from metagrad.learner.meta_parameters import MetaParametersConfig
-from metagrad.losses import inner_loss
+from metagrad.actor_critic import A2cLoss, InnerLoss
 from metagrad.meta_parameters import MetaParameter, MetaVector
 from metagrad.networks import Mlp
 
@@ -87,7 +86,7 @@ class Corridor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ToyBonusParameters(MetaParametersConfig):
+class ToyBonusParameters(InnerLoss):
     """A2C with a learnt bonus for every action, and nothing else learnt."""
 
     discount: MetaParameter
@@ -100,7 +99,8 @@ class ToyBonusParameters(MetaParametersConfig):
         trajectory = trajectory._replace(reward=trajectory.reward + hyper["bonus"][trajectory.action])
         fixed = {name: theta.new_full((1,), 0.5) for name in ("lambda", "value_coefficient", "entropy_coefficient")}
         hyper = {"gamma": hyper["discount"]} | fixed
-        return inner_loss(network, theta, hyper, trajectory, surrogate, outer)
+        a2c = A2cLoss(**dict.fromkeys(("gamma", "lambda_", *list(fixed)[1:]), self.discount))
+        return a2c.inner_loss(network, theta, hyper, trajectory, surrogate, outer)
 
 
 def corridor():
@@ -159,7 +159,7 @@ def unload() -> None:
         sys.modules.pop(name, None)
     _FINDER.sources.clear()
     _FINDER.aliases.clear()
-    for base in (BaseExperiment, EnvironmentConfig, MetaParametersConfig):
+    for base in (BaseExperiment, EnvironmentConfig, InnerLoss):
         for kind in subclasses(base):
             if kind.__module__ in loaded:
                 kind.__bases__ = (Orphan,)

@@ -116,7 +116,7 @@ def test_the_file_is_all_that_the_command_line_needs(tmp_path: Path) -> None:
     trained = metagrad(tmp_path, "train", "catch", *tiny, "--run-dir", "run")
     assert trained.returncode == 0, trained.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["env"]["type"], config["meta_parameters"]["type"]) == ("CatchConfig", "BadNewsParameters")
+    assert (config["env"]["type"], config["meta_parameters"]["type"]) == ("CatchConfig", "BadNewsLoss")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["updates"] == 4
     assert summary["eta"]["bad_news"] != pytest.approx(1.0, abs=1e-6), "it is learnt"

@@ -28,6 +28,7 @@ from metagrad.experiments.debiasing.discounting_chain_training import (
 )
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.config import BootstrapConfig
+from metagrad.losses import forward
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.networks import LinearPolicy, build_network
 from metagrad.types import Trajectory, WeightSnapshot

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.actors import policy
 from metagrad.actors.envs.snake import Snake, SnakeConfig, SnakeState, make_board, observe_state, step_state
 from metagrad.actors.rollout import Actor, probe
@@ -19,10 +20,10 @@ from metagrad.errors import ConfigurationError
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.training import meta_gradient_probe as page
 from metagrad.learner.checkpoint import save
-from metagrad.learner.config import MetaGradientConfig, OuterConfig
-from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.config import MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.learner.schedule import Batch
+from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp
@@ -40,8 +41,8 @@ def line_experiment(**changes: Any) -> Experiment:
         network=Mlp(hidden=6),
         optimizer=SgdConfig(learning_rate=0.5),
         meta=MetaGradientConfig(n=1, surrogate="ad", optimizer=AdamConfig(learning_rate=1e-3)),
-        outer=OuterConfig(gamma=0.9, lambda_=0.9, critic="inner"),
-        meta_parameters=A2cParameters(
+        outer=OuterObjective(gamma=0.9, lambda_=0.9, critic="inner"),
+        meta_parameters=A2cLoss(
             gamma=MetaParameter(initial=0.7),
             lambda_=MetaParameter(initial=0.5),
             value_coefficient=MetaParameter(initial=0.5),

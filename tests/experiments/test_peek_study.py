@@ -21,7 +21,6 @@ from metagrad.experiments.one_step_at_a_time.peek_study import (
 from metagrad.experiments.training.runs import checkpoints, train
 from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import checkpoint_path, load
-from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.types import Trajectory, WeightSnapshot
 
 TINY = {"n": 2, "seed": 1, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
@@ -39,7 +38,7 @@ def test_other_surrogates_and_clips_are_in_the_settings() -> None:
     arms = STUDY.parts(1, False)
     experiment = peek_experiment("peek", 3, arms["lvc-peek-rho-n3-seed1"])
     assert experiment.meta.surrogate == "lvc"
-    asked, usual = experiment.meta_parameters, off_policy(snake_6x6().meta_parameters)
+    asked, usual = experiment.meta_parameters, snake_6x6().meta_parameters.streamed()
     changed = {field for field, *_ in differences(replace(experiment, meta_parameters=usual), experiment)}
     assert changed == {"meta_parameters.rho_clip.initial", "meta_parameters.rho_clip.high"}
     assert asked.rho_clip.initial == 4.0  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.actor_critic import Experiment
@@ -11,9 +12,8 @@ from metagrad.cluster.config.json_form import differences, from_json, to_json
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
+from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.algorithm import Sample
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.losses import action_log_prob, forward
 from metagrad.meta_parameters import learnt_slices
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn, Network
@@ -31,7 +31,7 @@ def test_stacx_learns_seven_hyper_parameters_from_close_to_their_usual_values() 
     experiment = stacx()
     assert changed(atari(), experiment) == {"meta.n", "outer.critic", "meta_parameters"}
     assert experiment.meta.n == 1
-    assert isinstance(experiment.meta_parameters, VtraceParameters)
+    assert isinstance(experiment.meta_parameters, VtraceLoss)
     declaration = experiment.meta_parameters.declaration(SCREEN, 6)
     assert len(declaration) == 7
     assert all(parameter.is_learnt for parameter in declaration.values())  # type: ignore[union-attr]
@@ -49,7 +49,7 @@ def test_lirpg_snake_is_snake_6x6_with_an_intrinsic_reward() -> None:
     base, variant = snake_6x6(), lirpg_snake()
     optimizer = {"meta.optimizer.learning_rate", "meta.optimizer.eps_root"}
     assert changed(base, variant) == optimizer | {"meta_parameters"}
-    assert isinstance(variant.meta_parameters, IntrinsicRewardParameters)
+    assert isinstance(variant.meta_parameters, IntrinsicRewardLoss)
     ours = variant.meta_parameters.declaration((6, 6, 5), 4)
     theirs = base.meta_parameters.declaration((6, 6, 5), 4)
     assert {name: ours[name] for name in theirs} == dict(theirs)
@@ -63,7 +63,7 @@ def test_the_released_values_of_lirpg() -> None:
     scalars = {name: x for name, x in declaration.items() if name != "reward_weights"}
     assert not any(x.is_learnt for x in scalars.values())  # type: ignore[union-attr]
     assert scalars["intrinsic_coefficient"].initial == 0.01  # type: ignore[union-attr]
-    assert isinstance(experiment.meta_parameters, IntrinsicRewardParameters)
+    assert isinstance(experiment.meta_parameters, IntrinsicRewardLoss)
     assert experiment.meta_parameters.reward_network == NatureCnn(hidden=512)
     assert experiment.optimizer.learning_rate == experiment.meta.optimizer.learning_rate == 7e-4
 

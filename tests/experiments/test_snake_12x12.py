@@ -1,8 +1,8 @@
 import pytest
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
-from metagrad.learner.meta_parameters import A2cParameters
 from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_gradient import outer_weights
 from metagrad.networks import SnakeTorsoCnn
@@ -28,7 +28,7 @@ def test_the_papers_settings() -> None:
 
 def test_all_four_hyper_parameters_are_learnt_as_plain_sigmoids() -> None:
     parameters = snake_12x12().meta_parameters
-    assert isinstance(parameters, A2cParameters)
+    assert isinstance(parameters, A2cLoss)
     declared = parameters.declaration((12, 12, 5), 4)
     assert {name: getattr(each, "initial", None) for name, each in declared.items()} == {
         "gamma": 0.99,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
-from metagrad.learner.config import LearnerConfig, MetaGradientConfig, OuterConfig
-from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.types import Trajectory, WeightSnapshot
@@ -55,8 +56,8 @@ def learner_config(**meta: object) -> LearnerConfig:
     return LearnerConfig(
         optimizer=AdamConfig(learning_rate=0.01, max_gradient_norm=0.5),
         meta=MetaGradientConfig(**{"n": 3, "optimizer": AdamConfig(learning_rate=0.1)} | meta),
-        outer=OuterConfig(gamma=0.99, lambda_=0.95, critic="outer"),
-        meta_parameters=A2cParameters(
+        outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="outer"),
+        meta_parameters=A2cLoss(
             gamma=MetaParameter(initial=0.8),
             lambda_=MetaParameter(initial=0.9, is_learnt=False),
             value_coefficient=MetaParameter(initial=0.5, is_learnt=False),

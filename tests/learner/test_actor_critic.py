@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.learner import actor_critic
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
-from metagrad.learner.meta_parameters import A2cParameters
-from metagrad.learner.vtrace_parameters import off_policy
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import hyperparameters
 from metagrad.networks import Mlp, SnakeCnn, build_network
 from metagrad.surrogates import SURROGATES
@@ -26,8 +25,9 @@ def test_the_inner_loss_is_the_configured_one(make_algorithm: MakeAlgorithm, tra
         algorithm = make_algorithm(n=1, surrogate=surrogate)
         state = algorithm.init(0, torch.device("cpu"))
         hyper = hyperparameters(algorithm.declaration, state.eta)
-        outer = OuterObjective(0.99, 0.95, uses_outer_critic=True, outer_critic_coefficient=0.5)
-        expected, _ = inner_loss(algorithm.network, state.theta, hyper, trajectory(0), SURROGATES[surrogate], outer)
+        outer = OuterObjective(gamma=0.99, lambda_=0.95, critic="outer")
+        given = (algorithm.network, state.theta, hyper, trajectory(0), SURROGATES[surrogate], outer)
+        expected, _ = algorithm.losses.inner_loss(*given)
         loss, _ = algorithm.problem.loss(state.theta, state.eta, trajectory(0))
         assert torch.equal(loss, expected)
         values[surrogate] = loss.item()
@@ -47,10 +47,10 @@ def test_weights_and_optimizers_follow_the_configuration(make_algorithm: MakeAlg
 def test_the_outer_loss_is_on_the_outer_objective(make_algorithm: MakeAlgorithm, trajectory: Any) -> None:
     algorithm = make_algorithm(n=1)
     state = algorithm.init(0, torch.device("cpu"))
-    biased = replace(algorithm, outer=algorithm.outer._replace(uses_outer_critic=False))
+    biased = replace(algorithm, outer=replace(algorithm.outer, critic="inner"))
     assert algorithm.outer.uses_outer_critic
     for chosen in (algorithm, biased):
-        expected, _ = outer_loss(algorithm.network, state.theta, trajectory(0), chosen.outer)
+        expected, _ = algorithm.losses.outer_loss(algorithm.network, state.theta, {}, trajectory(0), chosen.outer)
         assert torch.equal(chosen.outer_loss(state.theta, state.eta, trajectory(0))[0], expected)
     losses = [chosen.outer_loss(state.theta, state.eta, trajectory(0))[0] for chosen in (algorithm, biased)]
     assert not torch.equal(*losses)
@@ -116,7 +116,7 @@ def test_products_that_leave_out_critics_give_the_same_meta_gradient(
     config = replace(config, optimizer=replace(config.optimizer, max_gradient_norm=None))
     config = replace(config, outer=replace(config.outer, critic=meta.get("critic", "outer")))
     if meta.get("losses"):
-        config = replace(config, meta_parameters=off_policy(config.meta_parameters))
+        config = replace(config, meta_parameters=config.meta_parameters.streamed())
     left_out = actor_critic._beyond_adjoints(config, boards_agent(config).network)
     assert left_out
     assert not any(name.startswith("logits.") for name in left_out)
@@ -136,7 +136,7 @@ def test_critics_that_an_adjoint_reaches_are_left_in(config: Any) -> None:
     assert actor_critic._beyond_adjoints(free, network)
 
     @dataclass(frozen=True, kw_only=True)
-    class Other(A2cParameters):
+    class Other(A2cLoss):
         """Somebody's own, which may be anything."""
 
     other = Other(**{f.name: getattr(free.meta_parameters, f.name) for f in fields(free.meta_parameters)})

@@ -7,7 +7,7 @@ import pytest
 
 from metagrad.bootstrap import Matching
 from metagrad.errors import ConfigurationError
-from metagrad.learner.config import BootstrapConfig, MetaGradientConfig, OuterConfig
+from metagrad.learner.config import BootstrapConfig, MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.losses import OuterObjective
 
@@ -28,9 +28,9 @@ TARGET = BootstrapConfig(updates=1)
         (MetaGradientConfig, {"n": 3, "optimizer": ADAM, "estimator": "trace", "mu": 1.1}, "meta.mu"),
         (MetaGradientConfig, {"n": 3, "optimizer": ADAM, "estimator": "trace", "mu": NAN}, "meta.mu"),
         (MetaGradientConfig, {"n": 0, "optimizer": ADAM, "strategy": "sequential"}, "meta.strategy"),
-        (OuterConfig, {"gamma": 1.1, "lambda_": 0.5, "critic": "outer"}, "outer.gamma"),
-        (OuterConfig, {"gamma": 1.0, "lambda_": NAN, "critic": "outer"}, "outer.lambda"),
-        (OuterConfig, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "critic_coefficient": -1.0}, "critic_coeff"),
+        (OuterObjective, {"gamma": 1.1, "lambda_": 0.5, "critic": "outer"}, "outer.gamma"),
+        (OuterObjective, {"gamma": 1.0, "lambda_": NAN, "critic": "outer"}, "outer.lambda"),
+        (OuterObjective, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "critic_coefficient": -1.0}, "critic_coeff"),
         (BootstrapConfig, {"updates": -1}, "bootstrap.updates"),
         (BootstrapConfig, {"updates": 1, "value_coefficient": -0.5}, "bootstrap.value_coefficient"),
         (BootstrapConfig, {"updates": 1, "value_coefficient": NAN}, "bootstrap.value_coefficient"),
@@ -77,9 +77,9 @@ def test_the_library_is_told_the_same() -> None:
     bootstrap = BootstrapConfig(updates=2, direction="online||target", value_coefficient=0.25, states="first")
     assert bootstrap.matching == Matching(direction="online||target", value_coefficient=0.25, states="first")
     assert BootstrapConfig(updates=1).matching == Matching()
-    outer = OuterConfig(gamma=0.9, lambda_=0.8, critic="inner", critic_coefficient=0.7, is_advantage_normalised=True)
-    assert outer.objective == OuterObjective(0.9, 0.8, False, 0.7, True)
-    assert OuterConfig(gamma=1.0, lambda_=1.0, critic="outer").objective == OuterObjective(1.0, 1.0, True, 0.5, False)
+    outer = OuterObjective(gamma=0.9, lambda_=0.8, critic="inner", critic_coefficient=0.7, is_advantage_normalised=True)
+    assert not outer.uses_outer_critic
+    assert OuterObjective(gamma=1.0, lambda_=1.0, critic="outer").uses_outer_critic
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_library_is_told_the_same() -> None:
         (lambda: MetaGradientConfig(n=1, optimizer=ADAM, estimator="n_step"), "meta.estimator"),
         (lambda: MetaGradientConfig(n=1, optimizer=ADAM, strategy="discrad"), "meta.strategy"),
         (lambda: MetaGradientConfig(n=1, optimizer=ADAM, surrogate="lcv"), "meta.surrogate"),
-        (lambda: OuterConfig(gamma=0.9, lambda_=0.9, critic="iner"), "outer.critic"),
+        (lambda: OuterObjective(gamma=0.9, lambda_=0.9, critic="iner"), "outer.critic"),
         (lambda: BootstrapConfig(updates=1, direction="online||online"), "bootstrap.direction"),
         (lambda: BootstrapConfig(updates=1, states="last"), "bootstrap.states"),
     ],

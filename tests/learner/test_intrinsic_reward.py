@@ -6,21 +6,23 @@ from typing import Any
 import pytest
 import torch
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.errors import ConfigurationError
-from metagrad.intrinsic_reward import intrinsic_loss, reward_network
+from metagrad.intrinsic_reward import IntrinsicRewardLoss, reward_network
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
-from metagrad.losses import outer_loss
 from metagrad.meta_parameters import MetaParameter, MetaVector, hyperparameters, learnt_names, learnt_slices, shown
 from metagrad.networks import Mlp, build_network
 from metagrad.surrogates import SURROGATES
 
 CPU = torch.device("cpu")
 REWARD = Mlp(hidden=4)
+A2C_LOSS = A2cLoss(
+    **dict.fromkeys(("gamma", "lambda_", "value_coefficient", "entropy_coefficient"), MetaParameter(initial=0.5))
+)
 
 
-def parameters(**changes: Any) -> IntrinsicRewardParameters:
+def parameters(**changes: Any) -> IntrinsicRewardLoss:
     values: dict[str, Any] = {
         "gamma": MetaParameter(initial=0.9),
         "lambda_": MetaParameter(initial=0.8),
@@ -30,7 +32,7 @@ def parameters(**changes: Any) -> IntrinsicRewardParameters:
         "intrinsic_coefficient": MetaParameter(initial=0.5),
         "reward_network": REWARD,
     }
-    return IntrinsicRewardParameters(**values | changes)
+    return IntrinsicRewardLoss(**values | changes)
 
 
 MakeAlgorithm = Callable[..., ActorCritic]
@@ -38,9 +40,7 @@ MakeAlgorithm = Callable[..., ActorCritic]
 
 @pytest.fixture
 def make_lirpg_agent(config: Callable[..., LearnerConfig]) -> MakeAlgorithm:
-    def make(
-        losses: IntrinsicRewardParameters | None = None, has_outer_critic: bool = True, **meta: Any
-    ) -> ActorCritic:
+    def make(losses: IntrinsicRewardLoss | None = None, has_outer_critic: bool = True, **meta: Any) -> ActorCritic:
         learner = replace(config(**meta), meta_parameters=losses or parameters())
         if not has_outer_critic:
             learner = replace(learner, outer=replace(learner.outer, critic="inner"))
@@ -76,10 +76,11 @@ def test_the_losses_are_the_librarys_and_the_outer_one_knows_no_intrinsic_reward
     state = algorithm.init(0, CPU)
     hyper = hyperparameters(algorithm.declaration, state.eta)
     lvc = SURROGATES["lvc"]
-    expected = intrinsic_loss(algorithm.network, state.theta, hyper, trajectory(0), lvc, algorithm.outer, REWARD)
+    expected = parameters().inner_loss(algorithm.network, state.theta, hyper, trajectory(0), lvc, algorithm.outer)
     assert torch.equal(algorithm.problem.loss(state.theta, state.eta, trajectory(0))[0], expected[0])
     ours = algorithm.outer_loss(state.theta, state.eta, trajectory(0))
-    for x, y in zip(ours, outer_loss(algorithm.network, state.theta, trajectory(0), algorithm.outer), strict=True):
+    expected = A2C_LOSS.outer_loss(algorithm.network, state.theta, {}, trajectory(0), algorithm.outer)
+    for x, y in zip(ours, expected, strict=True):
         assert torch.equal(x, y)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from metagrad.actor_critic import A2cLoss, InnerLoss, VtraceLoss
 from metagrad.errors import ConfigurationError
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.meta_parameters import A2cParameters, MetaParametersConfig, check_rates
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter, MetaVector, hyperparameters
 from metagrad.networks import Network
 from metagrad.surrogates import SURROGATES, Surrogate
@@ -19,6 +19,10 @@ from metagrad.types import Trajectory
 CPU = torch.device("cpu")
 HALF = MetaParameter(initial=0.5)
 RATES = {name: HALF for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")}
+
+
+A2C_LOSS = A2cLoss(**RATES)
+VTRACE = RATES | dict.fromkeys(("policy_coefficient", "rho_clip", "c_clip"), HALF)
 
 
 def test_meta_parameters_are_declared_in_the_order_of_eta(config: Any) -> None:
@@ -36,13 +40,16 @@ def test_a2c_is_the_librarys_loss(
     theta = algorithm.init(0, CPU).theta
     hyper = hyperparameters(algorithm.declaration, algorithm.init(0, CPU).eta)
     given = (algorithm.network, theta, hyper, trajectory(0), SURROGATES["ad"], algorithm.outer)
-    found, expected = losses.inner_loss(*given), inner_loss(*given, is_advantage_normalised=is_normalised)
+    found = losses.inner_loss(*given)
+    expected = replace(A2C_LOSS, is_advantage_normalised=is_normalised).inner_loss(*given)
     assert torch.equal(found[0], expected[0])
     assert all(map(torch.equal, found[1], expected[1]))
-    other = inner_loss(*given, is_advantage_normalised=not is_normalised)
+    other = replace(A2C_LOSS, is_advantage_normalised=not is_normalised).inner_loss(*given)
     assert not torch.equal(found[0], other[0])
     outer = losses.outer_loss(algorithm.network, theta, hyper, trajectory(0), algorithm.outer)
-    assert all(map(torch.equal, outer, outer_loss(algorithm.network, theta, trajectory(0), algorithm.outer)))
+    assert all(
+        map(torch.equal, outer, A2C_LOSS.outer_loss(algorithm.network, theta, {}, trajectory(0), algorithm.outer))
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,23 +64,23 @@ def test_a2c_is_the_librarys_loss(
 def test_rates_outside_the_unit_interval_are_refused(name: str, rate: MetaParameter, field: str) -> None:
     line = rf"^{field} = \({rate.low}, {rate.high}\): .*; move them inside$"
     with pytest.raises(ConfigurationError, match=line):
-        A2cParameters(**RATES | {name: rate})
+        A2cLoss(**RATES | {name: rate})
     with pytest.raises(ConfigurationError, match=line):
-        check_rates(fine=HALF, **{name: rate})
+        VtraceLoss(**VTRACE | {name: rate})
 
 
 def test_other_coefficients_have_any_bounds() -> None:
     wide = MetaParameter(initial=2.0, low=-1.0, high=3.0)
-    A2cParameters(**RATES | {"value_coefficient": wide, "entropy_coefficient": wide})
+    A2cLoss(**RATES | {"value_coefficient": wide, "entropy_coefficient": wide})
 
 
 def test_a_loss_is_what_makes_it_one() -> None:
     with pytest.raises(TypeError, match="inner_loss"):
-        MetaParametersConfig()  # type: ignore[abstract]
+        InnerLoss()  # type: ignore[abstract]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ToyShapedRewards(MetaParametersConfig):
+class ToyShapedRewards(InnerLoss):
     """Somebody's own loss: A2C on rewards that learnt numbers are added to, one for each action."""
 
     gamma: MetaParameter
@@ -83,7 +90,7 @@ class ToyShapedRewards(MetaParametersConfig):
     def declaration(self, observation_shape: tuple[int, ...], num_actions: int) -> Declaration:
         """One more entry than the fields say."""
         shaping = MetaVector(num_actions, lambda generator: 0.1 * torch.randn(num_actions, generator=generator))
-        return MetaParametersConfig.declaration(self, observation_shape, num_actions) | {"shaping": shaping}
+        return InnerLoss.declaration(self, observation_shape, num_actions) | {"shaping": shaping}
 
     def inner_loss(
         self,
@@ -94,16 +101,17 @@ class ToyShapedRewards(MetaParametersConfig):
         surrogate: Surrogate,
         outer: OuterObjective,
     ) -> Any:
-        """`metagrad.losses.inner_loss` on other rewards."""
+        """A2C on other rewards."""
         reward = trajectory.reward + self.scale * hyper["shaping"][trajectory.action]
         fixed = {"value_coefficient": theta.new_tensor([0.5]), "entropy_coefficient": theta.new_tensor([0.0])}
-        return inner_loss(network, theta, {**hyper, **fixed}, trajectory._replace(reward=reward), surrogate, outer)
+        trajectory = trajectory._replace(reward=reward)
+        return A2C_LOSS.inner_loss(network, theta, {**hyper, **fixed}, trajectory, surrogate, outer)
 
     def outer_loss(
         self, network: Network, theta: Tensor, hyper: Hyperparameters, trajectory: Trajectory, outer: OuterObjective
     ) -> Any:
         """That of the library, times γ."""
-        loss, advantage = outer_loss(network, theta, trajectory, outer)
+        loss, advantage = A2C_LOSS.outer_loss(network, theta, hyper, trajectory, outer)
         return hyper["gamma"].squeeze() * loss, advantage
 
 
@@ -116,7 +124,7 @@ def shaped(config: Any, make_algorithm: Callable[..., ActorCritic]) -> ActorCrit
 
 
 def test_only_meta_parameters_among_the_fields_are_declared() -> None:
-    declaration = MetaParametersConfig.declaration(ToyShapedRewards(gamma=HALF), (5,), 3)
+    declaration = InnerLoss.declaration(ToyShapedRewards(gamma=HALF), (5,), 3)
     assert declaration == {"gamma": HALF, "lambda": MetaParameter(initial=1.0, is_learnt=False)}
 
 
@@ -149,5 +157,5 @@ def test_an_outer_loss_may_look_at_eta_and_has_no_derivative_in_it(shaped: Actor
     state = shaped.init(0, CPU)
     loss, _ = shaped.outer_loss(state.theta, state.eta.requires_grad_(), trajectory(0))
     assert not loss.requires_grad
-    expected, _ = outer_loss(shaped.network, state.theta, trajectory(0), shaped.outer)
+    expected, _ = A2C_LOSS.outer_loss(shaped.network, state.theta, {}, trajectory(0), shaped.outer)
     torch.testing.assert_close(loss, 0.5 * expected)

@@ -13,7 +13,6 @@ from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor
 from metagrad.learner.config import LearnerConfig
 from metagrad.learner.optimizer_config import SgdConfig
 from metagrad.learner.schedule import Batch, Peek
-from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.networks import Mlp, Network, build_network
 from metagrad.types import Trajectory, WeightSnapshot
 
@@ -158,7 +157,7 @@ def test_an_update_on_stale_batches_is_vtraces(
     """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did."""
     learner = config(n=n, estimator=estimator, surrogate=surrogate, product=product)
     learner = replace(
-        learner, optimizer=SgdConfig(learning_rate=RATE), meta_parameters=off_policy(learner.meta_parameters)
+        learner, optimizer=SgdConfig(learning_rate=RATE), meta_parameters=learner.meta_parameters.streamed()
     )
     algorithm = build(learner)
     state = float64_state(algorithm)
@@ -226,7 +225,7 @@ def test_on_policy_the_losses_and_the_meta_gradient_are_a2cs(
     network = build_network(Mlp(hidden=6), (5,), 3, critic == "outer")
     plain, streaming = (
         build_actor_critic(x, network, (5,), 3)
-        for x in (learner, replace(learner, meta_parameters=off_policy(learner.meta_parameters)))
+        for x in (learner, replace(learner, meta_parameters=learner.meta_parameters.streamed()))
     )
     state = float64_state(plain)
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from metagrad.errors import ConfigurationError
+from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
-from metagrad.learner.intrinsic_reward import IntrinsicRewardParameters
 from metagrad.learner.schedule import Batch, Lockstep, Peek
-from metagrad.learner.vtrace_parameters import off_policy
 from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
@@ -141,7 +140,7 @@ def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
         return batches[-1]
 
     expected, _ = algorithm.update(state, Lockstep(on_policy).sample)
-    streaming = replace(lockstep_config, meta_parameters=off_policy(lockstep_config.meta_parameters))
+    streaming = replace(lockstep_config, meta_parameters=lockstep_config.meta_parameters.streamed())
     stream = iter(batches)
     peek = Peek(lambda *_: next(stream), len(batches), max_lag=len(batches), version=0)
     found, _ = build_actor_critic(streaming, network, (5,), 3).update(state, peek.sample)
@@ -153,12 +152,12 @@ def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
 
 def test_of_other_losses_only_those_that_correct_are_taken(config: Callable[..., LearnerConfig]) -> None:
     losses = config(n=1).meta_parameters
-    corrected = off_policy(losses)
-    assert off_policy(corrected) is corrected
+    corrected = losses.streamed()
+    assert corrected.streamed() is corrected
     with pytest.raises(ConfigurationError, match=r"^meta_parameters.is_advantage_normalised = True: is not made for"):
-        off_policy(replace(losses, is_advantage_normalised=True))
+        replace(losses, is_advantage_normalised=True).streamed()
     scalars = {name: getattr(losses, name) for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")}
     one = MetaParameter(initial=1.0, high=2.0, is_learnt=False)
     reward = {"extrinsic_coefficient": one, "intrinsic_coefficient": one, "reward_network": Mlp()}
-    with pytest.raises(ConfigurationError, match=r"^meta_parameters = 'IntrinsicRewardParameters': has no losses that"):
-        off_policy(IntrinsicRewardParameters(**scalars, **reward))
+    with pytest.raises(ConfigurationError, match=r"^meta_parameters = 'IntrinsicRewardLoss': has no losses that"):
+        IntrinsicRewardLoss(**scalars, **reward).streamed()

@@ -5,15 +5,14 @@ from typing import Any
 import pytest
 import torch
 
+from metagrad.actor_critic import VtraceLoss
 from metagrad.errors import ConfigurationError
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.vtrace_parameters import VtraceParameters
 from metagrad.meta_parameters import MetaParameter, hyperparameters, learnt_names, shown
 from metagrad.networks import Mlp, build_network
 from metagrad.surrogates import SURROGATES
 from metagrad.types import Trajectory, WeightSnapshot
-from metagrad.vtrace_loss import vtrace_inner_loss, vtrace_outer_loss
 
 CPU = torch.device("cpu")
 NAMES = (
@@ -27,7 +26,7 @@ NAMES = (
 )
 
 
-def parameters(**changes: MetaParameter) -> VtraceParameters:
+def parameters(**changes: MetaParameter) -> VtraceLoss:
     values = {
         "gamma": MetaParameter(initial=0.9),
         "lambda_": MetaParameter(initial=0.8),
@@ -37,7 +36,7 @@ def parameters(**changes: MetaParameter) -> VtraceParameters:
         "rho_clip": MetaParameter(initial=1.0, high=2.0),
         "c_clip": MetaParameter(initial=0.9, high=2.0),
     }
-    return VtraceParameters(**values | changes)
+    return VtraceLoss(**values | changes)
 
 
 MakeVtraceAgent = Callable[..., ActorCritic]
@@ -45,7 +44,7 @@ MakeVtraceAgent = Callable[..., ActorCritic]
 
 @pytest.fixture
 def make_vtrace_agent(config: Callable[..., LearnerConfig]) -> MakeVtraceAgent:
-    def make(losses: VtraceParameters | None = None, **meta: Any) -> ActorCritic:
+    def make(losses: VtraceLoss | None = None, **meta: Any) -> ActorCritic:
         learner = replace(config(**meta), meta_parameters=losses or parameters())
         return build_actor_critic(learner, build_network(Mlp(hidden=8), (5,), 3, True), (5,), 3)
 
@@ -79,11 +78,10 @@ def test_the_losses_are_the_librarys(make_vtrace_agent: MakeVtraceAgent, traject
     hyper = hyperparameters(algorithm.declaration, state.eta)
     arguments = (algorithm.network, state.theta, hyper, trajectory(0), SURROGATES["ad"], algorithm.outer)
     loss, _ = algorithm.problem.loss(state.theta, state.eta, trajectory(0))
-    assert torch.equal(loss, vtrace_inner_loss(*arguments)[0])
+    assert torch.equal(loss, parameters().inner_loss(*arguments)[0])
     ours = algorithm.outer_loss(state.theta, state.eta, trajectory(0))
-    for x, y in zip(
-        ours, vtrace_outer_loss(algorithm.network, state.theta, trajectory(0), algorithm.outer), strict=True
-    ):
+    expected = parameters().outer_loss(algorithm.network, state.theta, {}, trajectory(0), algorithm.outer)
+    for x, y in zip(ours, expected, strict=True):
         assert torch.equal(x, y)
 
 

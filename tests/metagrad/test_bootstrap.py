@@ -8,9 +8,10 @@ from torch import nn
 from torch.distributions import Categorical
 
 from metagrad import autodiff
+from metagrad.actor_critic import A2cLoss
 from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, kl_divergence, matching_loss
 from metagrad.errors import ConfigurationError
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import Mlp, Network, SnakeCnn, build_network
@@ -18,12 +19,13 @@ from metagrad.optimizers import Adam, RmsProp, Sgd, constant
 from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
 
-DECLARATION = {
-    "gamma": MetaParameter(initial=0.8),
-    "lambda": MetaParameter(initial=0.7),
-    "value_coefficient": MetaParameter(initial=0.5),
-    "entropy_coefficient": MetaParameter(initial=0.05),
-}
+A2C = A2cLoss(
+    gamma=MetaParameter(initial=0.8),
+    lambda_=MetaParameter(initial=0.7),
+    value_coefficient=MetaParameter(initial=0.5),
+    entropy_coefficient=MetaParameter(initial=0.05),
+)
+DECLARATION = A2C.declaration((), 0)
 STEPS, BATCH, ACTIONS = 5, 4, 3
 NETWORKS = {"mlp": (Mlp(hidden=6), (3,)), "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 3, 5))}
 OPTIMIZERS = {
@@ -34,7 +36,7 @@ OPTIMIZERS = {
 DIRECTIONS = ("target||online", "online||target")
 STATES = ("all", "first")
 WARM_UP = 3  # updates before the look-ahead, so that moments and step count are not at their start
-OUTER = OuterObjective(0.95, 0.9, True, 0.5)
+OUTER = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
 
 
 class Setting:
@@ -61,10 +63,10 @@ class Setting:
 
     def inner_loss(self, theta, eta, batch):
         hyper = hyperparameters(DECLARATION, eta)
-        return inner_loss(self.network, theta, hyper, batch, SURROGATES["lvc"], OUTER)
+        return A2C.inner_loss(self.network, theta, hyper, batch, SURROGATES["lvc"], OUTER)
 
     def outer_loss(self, theta, batch):
-        return outer_loss(self.network, theta, batch, OUTER)
+        return A2C.outer_loss(self.network, theta, {}, batch, OUTER)
 
     def target(self, theta, state, eta):
         return bootstrap_target(

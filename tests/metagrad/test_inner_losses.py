@@ -1,35 +1,33 @@
 """What every inner loss owes to the meta-gradient: a row of LOSSES each."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from metagrad.intrinsic_reward import intrinsic_loss, reward_weights
-from metagrad.losses import OuterObjective, action_log_prob, forward, inner_loss, outer_loss
+from metagrad.actor_critic import A2cLoss, InnerLoss, VtraceLoss
+from metagrad.intrinsic_reward import IntrinsicRewardLoss
+from metagrad.losses import OuterObjective, action_log_prob, forward
 from metagrad.meta_gradient import meta_gradient, outer_gradient
-from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
+from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta, learnt_names
 from metagrad.networks import Mlp, SnakeCnn, build_network
 from metagrad.optimizers import Adam, constant
 from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
-from metagrad.vtrace_loss import vtrace_inner_loss, vtrace_outer_loss
 
 STEPS, BATCH, ACTIONS = 5, 4, 3
-OUTER = OuterObjective(0.95, 0.9, True, 0.5)
-A2C = {
-    "gamma": MetaParameter(initial=0.8),
-    "lambda": MetaParameter(initial=0.7),
+OUTER = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
+RATES = {"gamma": MetaParameter(initial=0.8), "lambda_": MetaParameter(initial=0.7)}
+A2C = RATES | {
     "value_coefficient": MetaParameter(initial=0.5),
     "entropy_coefficient": MetaParameter(initial=0.05),
 }
-VTRACE = A2C | {
+VTRACE = {
     "policy_coefficient": MetaParameter(initial=0.9, high=2.0),
     "rho_clip": MetaParameter(initial=1.3, high=3.0),
     "c_clip": MetaParameter(initial=0.9, high=3.0),
 }
-MIXTURE = A2C | {
+MIXTURE = {
     "extrinsic_coefficient": MetaParameter(initial=0.8, high=2.0),
     "intrinsic_coefficient": MetaParameter(initial=0.4, high=2.0),
 }
@@ -37,28 +35,19 @@ MIXTURE = A2C | {
 
 @dataclass(frozen=True)
 class Row:
-    """A loss, its scalars, what looks at the looked-ahead parameters, and the observations it is tried on."""
+    """A loss and the observations it is tried on."""
 
-    inner: object
-    outer: object
-    scalars: dict
+    loss: InnerLoss
     shape: tuple = (3,)
-    reward: object = None  # specification of the reward network, where there is one
-    is_on_policy: bool = True
-
-    def declaration(self):
-        if self.reward is None:
-            return self.scalars
-        return self.scalars | {"reward_weights": reward_weights(self.reward, self.shape, ACTIONS)}
 
 
 def intrinsic(spec, shape):
-    return Row(partial(intrinsic_loss, spec=spec), outer_loss, MIXTURE, shape=shape, reward=spec)
+    return Row(IntrinsicRewardLoss(**A2C, **MIXTURE, reward_network=spec), shape)
 
 
 LOSSES = {
-    "a2c": Row(inner_loss, outer_loss, A2C),
-    "vtrace": Row(vtrace_inner_loss, vtrace_outer_loss, VTRACE, is_on_policy=False),
+    "a2c": Row(A2cLoss(**A2C)),
+    "vtrace": Row(VtraceLoss(**A2C, **VTRACE)),
     "intrinsic-mlp": intrinsic(Mlp(hidden=2), (3,)),
     "intrinsic-convolutions": intrinsic(SnakeCnn(channels=2, policy_hidden=3, value_hidden=3), (3, 3, 5)),
 }
@@ -70,10 +59,10 @@ class Setting:
     def __init__(self, make_trajectory, name, n=3, surrogate="lvc", uses_outer_critic=True):
         generator = torch.Generator().manual_seed(5)
         row = self.row = LOSSES[name]
-        self.n, self.outer = n, OUTER._replace(uses_outer_critic=uses_outer_critic)
+        self.n, self.outer = n, replace(OUTER, critic="outer" if uses_outer_critic else "inner")
         # One torso for all heads: through separate networks the critic's coefficient would never reach the policy.
         self.network = build_network(Mlp(hidden=4), row.shape, ACTIONS, uses_outer_critic)
-        self.declaration = row.declaration()
+        self.declaration = row.loss.declaration(row.shape, ACTIONS)
         self.eta = init_eta(self.declaration, torch.float64, generator)
         self.theta = self.network.init(generator).double()
         # Wide weights: derivatives of every order matter, and no reward is near zero.
@@ -89,7 +78,7 @@ class Setting:
     def loss(self, surrogate):
         def loss(theta, eta, batch):
             hyper = hyperparameters(self.declaration, eta)
-            return self.row.inner(self.network, theta, hyper, batch, surrogate, self.outer)
+            return self.row.loss.inner_loss(self.network, theta, hyper, batch, surrogate, self.outer)
 
         return loss
 
@@ -99,10 +88,12 @@ class Setting:
         logits = forward(self.network, self.theta, trajectory, ("logits",))["logits"]
         noise = 0.8 * torch.randn(STEPS, BATCH, generator=generator, dtype=torch.float64)
         log_prob = action_log_prob(logits, trajectory)
-        return trajectory._replace(behaviour_log_prob=log_prob if self.row.is_on_policy else log_prob + noise)
+        return trajectory._replace(
+            behaviour_log_prob=log_prob + noise if self.row.loss.corrects_off_policy else log_prob
+        )
 
     def outer_loss(self, theta, batch):
-        return self.row.outer(self.network, theta, batch, self.outer)
+        return self.row.loss.outer_loss(self.network, theta, {}, batch, self.outer)
 
     def objective(self, eta):
         theta, state = self.theta, self.state
@@ -150,7 +141,7 @@ def test_meta_gradient_against_finite_differences(
 ):
     """Along every scalar, and along random directions of a vector."""
     s = setting(name, n, surrogate, critic)
-    scalars = len(s.row.scalars)
+    scalars = len(learnt_names(s.declaration))
     generator = torch.Generator().manual_seed(1)
     directions = torch.eye(len(s.eta), dtype=torch.float64)[:scalars]
     if len(s.eta) > scalars:

@@ -1,18 +1,23 @@
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
-from metagrad.intrinsic_reward import intrinsic_loss, intrinsic_reward, reward_network, reward_weights
-from metagrad.losses import OuterObjective, inner_loss
-from metagrad.meta_parameters import hyperparameters, init_eta
+from metagrad.actor_critic import A2cLoss
+from metagrad.intrinsic_reward import IntrinsicRewardLoss, intrinsic_reward, reward_network, reward_weights
+from metagrad.losses import OuterObjective
+from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn, SnakeCnn, SnakeTorsoCnn, build_network
 from metagrad.surrogates import SURROGATES
 
 STEPS, BATCH, ACTIONS = 5, 4, 3
 A2C = {"gamma": 0.8, "lambda": 0.7, "value_coefficient": 0.5, "entropy_coefficient": 0.01}
 REWARD = Mlp(hidden=2)
-OUTER = OuterObjective(0.95, 0.9, True, 0.5)
+HALF = MetaParameter(initial=0.5)
+A2C_LOSS = A2cLoss(gamma=HALF, lambda_=HALF, value_coefficient=HALF, entropy_coefficient=HALF)
+inner_loss = A2C_LOSS.inner_loss
+OUTER = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
 NETWORKS = {
     "mlp": (REWARD, (3,)),
     "snake": (SnakeCnn(channels=4, policy_hidden=8, value_hidden=5), (4, 4, 5)),
@@ -20,6 +25,12 @@ NETWORKS = {
     "nature": (NatureCnn(hidden=16), (1, 36, 36)),
     "impala": (ImpalaCnn(hidden=16), (1, 12, 12)),
 }
+
+
+def intrinsic_loss(*arguments):
+    """(those of `inner_loss`, spec)"""
+    scalars = {f.name: HALF for f in fields(IntrinsicRewardLoss) if f.type is MetaParameter}
+    return IntrinsicRewardLoss(**scalars, reward_network=arguments[-1]).inner_loss(*arguments[:-1])
 
 
 def tensors(values):
@@ -124,7 +135,7 @@ def test_policy_and_inner_critic_see_the_mixture_and_the_outer_critic_the_enviro
 
 def test_without_an_outer_critic_the_loss_is_that_of_the_mixture(problem):
     network, theta, weights, trajectory = problem
-    outer = OUTER._replace(uses_outer_critic=False)
+    outer = replace(OUTER, critic="inner")
     mixed = 0.8 * trajectory.reward + 0.4 * intrinsic_reward(REWARD, weights, trajectory, ACTIONS)
     torch.testing.assert_close(
         intrinsic_loss(network, theta, mixture(0.8, 0.4, weights), trajectory, SURROGATES["ad"], outer, REWARD),

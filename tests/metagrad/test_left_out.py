@@ -1,29 +1,30 @@
 """Masked actions, and rows that the policy did not choose: whatever they hold, losses and derivatives are the same."""
 
+from dataclasses import replace
+
 import jaxtyping
 import pytest
 import torch
 
+from metagrad.actor_critic import A2cLoss, VtraceLoss
 from metagrad.bootstrap import Matching, matching_loss
 from metagrad.errors import ConfigurationError
-from metagrad.intrinsic_reward import intrinsic_loss, reward_weights
+from metagrad.intrinsic_reward import IntrinsicRewardLoss, reward_weights
 from metagrad.losses import (
     OuterObjective,
     action_log_prob,
     entropy_of,
-    inner_loss,
     masked_mean,
-    outer_loss,
     without_unused_rows,
 )
+from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, Network, build_network
 from metagrad.returns import lambda_returns, vtrace
 from metagrad.surrogates import SURROGATES
 from metagrad.types import Trajectory
-from metagrad.vtrace_loss import vtrace_inner_loss, vtrace_outer_loss
 
 STEPS, BATCH, ACTIONS = 6, 3, 3
-OUTER = OuterObjective(0.9, 0.8, uses_outer_critic=True, outer_critic_coefficient=0.5)
+OUTER = OuterObjective(gamma=0.9, lambda_=0.8, critic="outer")
 SCALARS = (
     *("gamma", "lambda", "value_coefficient", "entropy_coefficient", "policy_coefficient", "rho_clip", "c_clip"),
     *("extrinsic_coefficient", "intrinsic_coefficient"),
@@ -31,6 +32,18 @@ SCALARS = (
 SPEC = Mlp(hidden=4)
 NETWORK = build_network(SPEC, (3,), ACTIONS, has_outer_critic=True)
 WEIGHTS = reward_weights(SPEC, (3,), ACTIONS)
+HALF = MetaParameter(initial=0.5)
+A2C_LOSS = A2cLoss(gamma=HALF, lambda_=HALF, value_coefficient=HALF, entropy_coefficient=HALF)
+A2C_NORMALISED = replace(A2C_LOSS, is_advantage_normalised=True)
+VTRACE_LOSS = VtraceLoss(
+    **dict.fromkeys(("gamma", "lambda_", "policy_coefficient", "value_coefficient"), HALF),
+    **dict.fromkeys(("entropy_coefficient", "rho_clip", "c_clip"), HALF),
+)
+INTRINSIC_LOSS = IntrinsicRewardLoss(
+    **dict.fromkeys(("gamma", "lambda_", "value_coefficient", "entropy_coefficient"), HALF),
+    **dict.fromkeys(("extrinsic_coefficient", "intrinsic_coefficient"), HALF),
+    reward_network=SPEC,
+)
 
 
 def trajectory(spoilt=None):
@@ -72,10 +85,10 @@ def hyper(eta):
 def inner(surrogate="lvc"):
     s = SURROGATES[surrogate]
     return {
-        "a2c": lambda theta, eta, t: inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER)[0],
-        "a2c normalised": lambda theta, eta, t: inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER, True)[0],
-        "vtrace": lambda theta, eta, t: vtrace_inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER)[0],
-        "intrinsic": lambda theta, eta, t: intrinsic_loss(NETWORK, theta, hyper(eta), t, s, OUTER, SPEC)[0],
+        "a2c": lambda theta, eta, t: A2C_LOSS.inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER)[0],
+        "a2c normalised": lambda theta, eta, t: A2C_NORMALISED.inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER)[0],
+        "vtrace": lambda theta, eta, t: VTRACE_LOSS.inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER)[0],
+        "intrinsic": lambda theta, eta, t: INTRINSIC_LOSS.inner_loss(NETWORK, theta, hyper(eta), t, s, OUTER)[0],
     }
 
 
@@ -85,11 +98,11 @@ def matching(kind, network=NETWORK):
 
 LOSSES = {
     **{f"{name} {surrogate}": loss for surrogate in SURROGATES for name, loss in inner(surrogate).items()},
-    "outer": lambda theta, _eta, t: outer_loss(NETWORK, theta, t, OUTER)[0],
-    "outer normalised": lambda theta, _eta, t: outer_loss(
-        NETWORK, theta, t, OUTER._replace(is_advantage_normalised=True)
+    "outer": lambda theta, _eta, t: A2C_LOSS.outer_loss(NETWORK, theta, {}, t, OUTER)[0],
+    "outer normalised": lambda theta, _eta, t: A2C_LOSS.outer_loss(
+        NETWORK, theta, {}, t, replace(OUTER, is_advantage_normalised=True)
     )[0],
-    "outer vtrace": lambda theta, _eta, t: vtrace_outer_loss(NETWORK, theta, t, OUTER)[0],
+    "outer vtrace": lambda theta, _eta, t: VTRACE_LOSS.outer_loss(NETWORK, theta, {}, t, OUTER)[0],
     **{
         f"matching {direction} {states}": matching(Matching(direction=direction, states=states, value_coefficient=0.5))
         for direction in ("target||online", "online||target")
@@ -142,13 +155,13 @@ def masked_losses(fill):
     ad = SURROGATES["ad"]
     return {
         **{
-            f"a2c {name}": lambda theta, eta, t, s=s: inner_loss(network, theta, t_hyper(eta), t, s, OUTER)[0]
+            f"a2c {name}": lambda theta, eta, t, s=s: A2C_LOSS.inner_loss(network, theta, t_hyper(eta), t, s, OUTER)[0]
             for name, s in SURROGATES.items()
         },
-        "vtrace": lambda theta, eta, t: vtrace_inner_loss(network, theta, t_hyper(eta), t, ad, OUTER)[0],
-        "intrinsic": lambda theta, eta, t: intrinsic_loss(network, theta, t_hyper(eta), t, ad, OUTER, SPEC)[0],
-        "outer": lambda theta, _eta, t: outer_loss(network, theta, t, OUTER)[0],
-        "outer vtrace": lambda theta, _eta, t: vtrace_outer_loss(network, theta, t, OUTER)[0],
+        "vtrace": lambda theta, eta, t: VTRACE_LOSS.inner_loss(network, theta, t_hyper(eta), t, ad, OUTER)[0],
+        "intrinsic": lambda theta, eta, t: INTRINSIC_LOSS.inner_loss(network, theta, t_hyper(eta), t, ad, OUTER)[0],
+        "outer": lambda theta, _eta, t: A2C_LOSS.outer_loss(network, theta, {}, t, OUTER)[0],
+        "outer vtrace": lambda theta, _eta, t: VTRACE_LOSS.outer_loss(network, theta, {}, t, OUTER)[0],
         "matching": matching(Matching(), network),
         "matching backwards": matching(Matching(direction="online||target"), network),
     }

@@ -1,23 +1,35 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.losses import (
     OuterObjective,
     action_log_prob,
     forward,
-    inner_loss,
     masked_mean,
     normalised,
     on_policy_estimates,
-    outer_loss,
 )
+from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, SnakeCnn, build_network
 from metagrad.surrogates import SURROGATES
 
 HYPER = {"gamma": 0.8, "lambda": 0.7, "value_coefficient": 0.5, "entropy_coefficient": 0.01}
 STEPS, BATCH, ACTIONS = 5, 4, 3
+HALF = MetaParameter(initial=0.5)
+A2C_LOSS = A2cLoss(gamma=HALF, lambda_=HALF, value_coefficient=HALF, entropy_coefficient=HALF)
+
+
+def inner_loss(*arguments, is_normalised=False):
+    return replace(A2C_LOSS, is_advantage_normalised=is_normalised).inner_loss(*arguments)
+
+
+def outer_loss(network, theta, trajectory, outer):
+    return A2C_LOSS.outer_loss(network, theta, {}, trajectory, outer)
 
 
 def tensors(values):
@@ -102,7 +114,7 @@ def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer, is_norm
         if outer.uses_outer_critic:
             outer_value = sample(network, theta, trajectory, t, b, "outer_value")
             outer_g = slow_return(trajectory, constant("outer_value"), t, b, outer.gamma, outer.lambda_)
-            total = total + outer.outer_critic_coefficient * (outer_g - outer_value) ** 2
+            total = total + outer.critic_coefficient * (outer_g - outer_value) ** 2
     return total.sum() / len(rows)
 
 
@@ -112,7 +124,7 @@ def slow_inner_loss(network, theta, hyper, trajectory, surrogate, outer, is_norm
 @pytest.mark.thinned(3)
 def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic, seed, is_normalised):
     network, theta, trajectory = make_problem(seed)
-    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
     probe = torch.randn(theta.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
     def derivatives(loss):
@@ -123,7 +135,7 @@ def test_inner_loss_sample_by_sample(make_problem, surrogate, uses_outer_critic,
         return gradient.detach(), *torch.autograd.grad(gradient @ probe, (x, *hyper.values()))
 
     ours = derivatives(
-        lambda x, h: inner_loss(network, x, h, trajectory, SURROGATES[surrogate], outer, is_normalised)[0]
+        lambda x, h: inner_loss(network, x, h, trajectory, SURROGATES[surrogate], outer, is_normalised=is_normalised)[0]
     )
     slow = derivatives(lambda x, h: slow_inner_loss(network, x, h, trajectory, surrogate, outer, is_normalised))
     torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-11)
@@ -137,7 +149,7 @@ def test_a_step_that_nobody_chose_in_the_middle_of_an_episode_is_no_factor(make_
     forced[2] = True
     never = torch.zeros_like(forced)
     trajectory = trajectory._replace(valid=~forced, is_terminal=never, is_truncated=never)
-    outer = OuterObjective(0.95, 0.9, False, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="inner")
 
     def curvature(action):
         chosen = trajectory._replace(action=torch.where(forced, action, trajectory.action))
@@ -153,7 +165,7 @@ def test_a_step_that_nobody_chose_in_the_middle_of_an_episode_is_no_factor(make_
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_inner_loss_value_and_metrics(make_problem, surrogate):
     network, theta, trajectory = make_problem()
-    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
     loss, metrics = inner_loss(network, theta, tensors(HYPER), trajectory, SURROGATES[surrogate], outer)
     expected = slow_inner_loss(network, theta, tensors(HYPER), trajectory, surrogate, outer)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
@@ -172,12 +184,14 @@ def test_inner_loss_value_and_metrics(make_problem, surrogate):
 @pytest.mark.parametrize("is_normalised", [True, False])
 def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic, is_normalised):
     network, theta, trajectory = make_problem(2)
-    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5, is_advantage_normalised=is_normalised)
-    critic = "outer_value" if uses_outer_critic else "value"
+    outer = OuterObjective(
+        gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner", is_advantage_normalised=is_normalised
+    )
+    head = "outer_value" if uses_outer_critic else "value"
 
     def slow(x):
         def value(t, b):
-            return sample(network, x, trajectory, t, b, critic).detach()
+            return sample(network, x, trajectory, t, b, head).detach()
 
         rows = [(t, b) for t in range(STEPS) for b in range(BATCH) if trajectory.valid[t, b]]
         advantages = [slow_return(trajectory, value, t, b, outer.gamma, outer.lambda_) - value(t, b) for t, b in rows]
@@ -201,7 +215,7 @@ def test_outer_critic_loss_trains_the_outer_critic_alone(make_problem):
     network, theta, trajectory = make_problem()
 
     def gradient(coefficient):
-        outer = OuterObjective(0.95, 0.9, True, coefficient)
+        outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer", critic_coefficient=coefficient)
         return torch.func.grad(
             lambda x: inner_loss(network, x, tensors(HYPER), trajectory, SURROGATES["ad"], outer)[0]
         )(theta)
@@ -242,12 +256,14 @@ def test_derivatives_are_those_of_the_map_with_its_constants_frozen(
 ):
     """In θ and in every hyper-parameter; mean and scale of the advantages are constants of it."""
     network, theta, trajectory = make_problem(3)
-    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
     point = torch.cat([theta, *tensors(HYPER).values()])
 
     def loss(x):
         hyper = dict(zip(HYPER, x[len(theta) :].split(1), strict=True))
-        return inner_loss(network, x[: len(theta)], hyper, trajectory, SURROGATES[surrogate], outer, is_normalised)[0]
+        return inner_loss(
+            network, x[: len(theta)], hyper, trajectory, SURROGATES[surrogate], outer, is_normalised=is_normalised
+        )[0]
 
     directions = torch.eye(len(point), dtype=torch.float64)[-len(HYPER) :]
     random = torch.randn(3, len(point), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -261,7 +277,7 @@ def test_derivatives_are_those_of_the_map_with_its_constants_frozen(
 def test_no_valid_step_gives_loss_and_gradient_zero(make_problem):
     network, theta, trajectory = make_problem()
     trajectory = trajectory._replace(valid=torch.zeros_like(trajectory.valid))
-    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
     gradient, loss = torch.func.grad_and_value(
         lambda x: inner_loss(network, x, tensors(HYPER), trajectory, SURROGATES["lvc"], outer)[0]
     )(theta)
@@ -273,7 +289,7 @@ def all_losses(network, theta, trajectory):
     """Values and θ-gradients of every loss, one tensor."""
     results = []
     for uses_outer_critic in (True, False):
-        outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+        outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
         for surrogate in SURROGATES.values():
             gradient, loss = torch.func.grad_and_value(
                 lambda x, s=surrogate, o=outer: inner_loss(network, x, tensors(HYPER), trajectory, s, o)[0]
@@ -355,7 +371,7 @@ def test_action_log_prob(make_problem):
 def test_gamma_acts_in_advantage_and_critic_target_alike(make_problem):
     # ∂L/∂γ by hand: -mean(∂G/∂γ · 1) + 2 c_v mean((G - V) ∂G/∂γ), LVC's surrogate having the value 1.
     network, theta, trajectory = make_problem()
-    outer = OuterObjective(0.95, 0.9, False, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="inner")
     hyper = {name: value.requires_grad_() for name, value in tensors(HYPER).items()}
     loss, _ = inner_loss(network, theta, hyper, trajectory, SURROGATES["lvc"], outer)
     (d_gamma,) = torch.autograd.grad(loss, hyper["gamma"])

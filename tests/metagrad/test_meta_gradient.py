@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from metagrad import meta_gradient as engine
+from metagrad.actor_critic import A2cLoss
 from metagrad.errors import ConfigurationError
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
@@ -13,12 +14,13 @@ from metagrad.optimizers import Adam, ClipByGlobalNorm, OptimizerState, RmsProp,
 from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
 
-DECLARATION = {
-    "gamma": MetaParameter(initial=0.8),
-    "lambda": MetaParameter(initial=0.7),
-    "value_coefficient": MetaParameter(initial=0.5),
-    "entropy_coefficient": MetaParameter(initial=0.05),
-}
+A2C = A2cLoss(
+    gamma=MetaParameter(initial=0.8),
+    lambda_=MetaParameter(initial=0.7),
+    value_coefficient=MetaParameter(initial=0.5),
+    entropy_coefficient=MetaParameter(initial=0.05),
+)
+DECLARATION = A2C.declaration((), 0)
 ACTIONS = 3
 NETWORKS = {
     "mlp": (Mlp(hidden=6), (3,)),
@@ -56,13 +58,13 @@ class Setting:
         generator = torch.Generator().manual_seed(7)
         spec, shape = NETWORKS[network]
         self.network = build_network(spec, shape, ACTIONS, uses_outer_critic)
-        self.outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+        self.outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
         self.optimizer = optimizer or Sgd(learning_rate=constant(0.1))
         self.declaration, self.n = declaration, n
         self.eta = init_eta({k: v for k, v in declaration.items()}, torch.float64)
         self.weights = outer_weights(estimator, n)
         self.problem = InnerProblem(
-            lambda theta, eta, batch: inner_loss(
+            lambda theta, eta, batch: A2C.inner_loss(
                 self.network, theta, hyperparameters(declaration, eta), batch, SURROGATES[surrogate], self.outer
             ),
             self.optimizer,
@@ -79,7 +81,7 @@ class Setting:
             self.theta, self.state = update.theta, update.state
 
     def outer_loss(self, theta, batch):
-        return outer_loss(self.network, theta, batch, self.outer)
+        return A2C.outer_loss(self.network, theta, {}, batch, self.outer)
 
     def objective(self, theta, eta):
         """J(θ₀, η) by n plain updates; only its values are used."""

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.errors import ConfigurationError
-from metagrad.losses import OuterObjective, inner_loss, outer_loss
+from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.monte_carlo import LookAhead, in_chunks, independent, unroll_gradients
@@ -154,19 +155,20 @@ def test_nothing_learnt_gives_gradients_of_theta_alone():
 def test_convolutional_actor_critic(make_trajectory, product):
     generator = torch.Generator().manual_seed(1)
     network = build_network(SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 3, 5), 3, True)
-    objective = OuterObjective(0.95, 0.9, True, 0.5)
-    declaration = {
-        "gamma": MetaParameter(initial=0.8),
-        "lambda": MetaParameter(initial=0.7),
-        "value_coefficient": MetaParameter(initial=0.5, is_learnt=False),
-        "entropy_coefficient": MetaParameter(initial=0.05),
-    }
+    objective = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
+    a2c = A2cLoss(
+        gamma=MetaParameter(initial=0.8),
+        lambda_=MetaParameter(initial=0.7),
+        value_coefficient=MetaParameter(initial=0.5, is_learnt=False),
+        entropy_coefficient=MetaParameter(initial=0.05),
+    )
+    declaration = a2c.declaration((), 0)
 
     def loss(theta, eta, batch):
-        return inner_loss(network, theta, hyperparameters(declaration, eta), batch, SURROGATES["lvc"], objective)
+        return a2c.inner_loss(network, theta, hyperparameters(declaration, eta), batch, SURROGATES["lvc"], objective)
 
     def outer(theta, batch):
-        return outer_loss(network, theta, batch, objective)
+        return a2c.outer_loss(network, theta, {}, batch, objective)
 
     problem = InnerProblem(loss, OPTIMIZERS["rmsprop"])
     theta = network.init(generator).to(torch.float64)

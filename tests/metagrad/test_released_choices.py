@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from metagrad import autodiff
+from metagrad.actor_critic import A2cLoss
 from metagrad.bootstrap import LastUpdate, bootstrap_target, matching_loss
 from metagrad.errors import ConfigurationError
 from metagrad.learner.actor_critic import build_actor_critic
-from metagrad.learner.config import BootstrapConfig, LearnerConfig, MetaGradientConfig, OuterConfig
-from metagrad.learner.meta_parameters import A2cParameters
+from metagrad.learner.config import BootstrapConfig, LearnerConfig, MetaGradientConfig
 from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
-from metagrad.learner.vtrace_parameters import off_policy
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter, hyperparameters
 from metagrad.networks import Mlp, NatureCnn, build_network
 from metagrad.unroll import inner_update
 
 STEPS, BATCH, SHAPE, ACTIONS = 5, 4, (3,), 3
-LOSSES = A2cParameters(
+LOSSES = A2cLoss(
     gamma=MetaParameter(initial=0.8),
     lambda_=MetaParameter(initial=0.7),
     value_coefficient=MetaParameter(initial=0.5),
@@ -50,8 +50,8 @@ class Setting:
         config = LearnerConfig(
             optimizer=replace(OPTIMIZERS[optimizer], is_clip_coefficient_constant=is_clip_constant),
             meta=MetaGradientConfig(optimizer=AdamConfig(learning_rate=1e-3), **meta),
-            outer=OuterConfig(gamma=OUTER_GAMMA, lambda_=0.9, critic=critic),
-            meta_parameters=off_policy(LOSSES) if losses == "vtrace" else LOSSES,
+            outer=OuterObjective(gamma=OUTER_GAMMA, lambda_=0.9, critic=critic),
+            meta_parameters=LOSSES.streamed() if losses == "vtrace" else LOSSES,
         )
         built = build_network(network or Mlp(hidden=6), shape, ACTIONS, critic == "outer")
         self.agent = build_actor_critic(config, built, shape, ACTIONS)
@@ -219,7 +219,7 @@ def test_the_inner_loss_has_values_under_gamma_and_the_outer_one_under_its_own(s
             seen[name] = network
             raise StopIteration
 
-        monkeypatch.setattr(A2cParameters, name, spy)
+        monkeypatch.setattr(A2cLoss, name, spy)
     with pytest.raises(StopIteration):
         agent.problem.loss(state.theta, state.eta, batch)
     with pytest.raises(StopIteration):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from metagrad.losses import OuterObjective, inner_loss
+from metagrad.actor_critic import A2cLoss
+from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import Mlp, build_network
 from metagrad.optimizers import Adam, Sgd, constant
@@ -112,19 +113,19 @@ def test_the_derivative_of_a_split_is_looked_at_only_where_a_graph_is_kept(probl
 
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
 def test_ad_and_lvc_make_the_same_update_bit_by_bit(make_trajectory, uses_outer_critic):
-    declaration = {
-        name: MetaParameter(initial=0.4) for name in ("gamma", "lambda", "value_coefficient", "entropy_coefficient")
-    }
+    names = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
+    a2c = A2cLoss(**dict.fromkeys(names, MetaParameter(initial=0.4)))
+    declaration = a2c.declaration((), 0)
     network = build_network(Mlp(hidden=8), (3,), 3, uses_outer_critic)
     generator = torch.Generator().manual_seed(0)
     theta = network.init(generator)
     batches = [make_trajectory(generator) for _ in range(3)]
     batches = [b._replace(observation=b.observation.float(), reward=b.reward.float()) for b in batches]
-    outer = OuterObjective(0.99, 0.95, uses_outer_critic, 0.5)
+    outer = OuterObjective(gamma=0.99, lambda_=0.95, critic="outer" if uses_outer_critic else "inner")
 
     def run(surrogate):
         problem = InnerProblem(
-            lambda theta, eta, batch: inner_loss(
+            lambda theta, eta, batch: a2c.inner_loss(
                 network, theta, hyperparameters(declaration, eta), batch, SURROGATES[surrogate], outer
             ),
             Sgd(learning_rate=constant(0.1)),

@@ -1,14 +1,32 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from metagrad.losses import OuterObjective, action_log_prob, forward, inner_loss, outer_loss
+from metagrad.actor_critic import A2cLoss, VtraceLoss
+from metagrad.losses import OuterObjective, action_log_prob, forward
+from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.surrogates import SURROGATES
-from metagrad.vtrace_loss import vtrace_inner_loss, vtrace_outer_loss
 
 A2C = {"gamma": 0.8, "lambda": 0.7, "value_coefficient": 0.5, "entropy_coefficient": 0.01}
 OFF_POLICY = A2C | {"policy_coefficient": 0.9, "rho_clip": 1.2, "c_clip": 0.9}
 STEPS, BATCH, ACTIONS = 5, 4, 3
+HALF = MetaParameter(initial=0.5)
+A2C_LOSS = A2cLoss(gamma=HALF, lambda_=HALF, value_coefficient=HALF, entropy_coefficient=HALF)
+VTRACE_LOSS = VtraceLoss(
+    **dict.fromkeys(("gamma", "lambda_", "policy_coefficient", "value_coefficient"), HALF),
+    **dict.fromkeys(("entropy_coefficient", "rho_clip", "c_clip"), HALF),
+)
+inner_loss, vtrace_inner_loss = A2C_LOSS.inner_loss, VTRACE_LOSS.inner_loss
+
+
+def outer_loss(network, theta, trajectory, outer):
+    return A2C_LOSS.outer_loss(network, theta, {}, trajectory, outer)
+
+
+def vtrace_outer_loss(network, theta, trajectory, outer):
+    return VTRACE_LOSS.outer_loss(network, theta, {}, trajectory, outer)
 
 
 def tensors(values):
@@ -101,7 +119,7 @@ class Slow:
             total = total + hyper["entropy_coefficient"] * (log_probs.exp() * log_probs).sum()
             if outer.uses_outer_critic:
                 squared = self.squared_error("outer_value", t, b, outer_rates(outer))
-                total = total + outer.outer_critic_coefficient * squared
+                total = total + outer.critic_coefficient * squared
         return total.sum() / len(self.rows())
 
     def outer_loss(self, outer):
@@ -122,7 +140,7 @@ def outer_rates(outer):
 @pytest.mark.thinned(3)
 def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed):
     network, theta, trajectory = make_problem(seed)
-    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
 
     def ours(x, hyper):
         return vtrace_inner_loss(network, x, hyper, trajectory, SURROGATES[surrogate], outer)[0]
@@ -141,7 +159,7 @@ def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed)
 @pytest.mark.parametrize("is_normalised", [True, False])
 def test_outer_loss_row_by_row(make_problem, uses_outer_critic, is_normalised):
     network, theta, trajectory = make_problem(2)
-    outer = OuterObjective(0.95, 0.9, uses_outer_critic, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
     results = []
     for function in (
         lambda x: vtrace_outer_loss(network, x, trajectory, outer),
@@ -152,7 +170,7 @@ def test_outer_loss_row_by_row(make_problem, uses_outer_critic, is_normalised):
         results.append((loss.detach(), advantage.detach(), torch.autograd.grad(loss, x)[0]))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
     if is_normalised:
-        whitened = vtrace_outer_loss(network, theta, trajectory, outer._replace(is_advantage_normalised=True))
+        whitened = vtrace_outer_loss(network, theta, trajectory, replace(outer, is_advantage_normalised=True))
         assert whitened[0] != results[0][0]
         assert whitened[1] == results[0][1], "the mean that is shown is before"
 
@@ -162,7 +180,7 @@ def test_outer_loss_row_by_row(make_problem, uses_outer_critic, is_normalised):
 @pytest.mark.parametrize("clip", [1.0, 2.5])
 def test_on_policy_it_is_the_a2c_loss_at_any_lambda(make_problem, surrogate, lambda_, clip):
     network, theta, trajectory = make_problem(3, is_on_policy=True)
-    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
     values = A2C | {"lambda": lambda_}
     rest = tensors({"policy_coefficient": 1.0, "rho_clip": clip, "c_clip": clip})
 
@@ -177,7 +195,13 @@ def test_on_policy_it_is_the_a2c_loss_at_any_lambda(make_problem, surrogate, lam
     torch.testing.assert_close(derivatives(lambda x, h: ours(x, h)[0], theta, values), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("outer", [OuterObjective(0.95, 0.9, True, 0.5), OuterObjective(0.95, 0.9, False, 0.5, True)])
+@pytest.mark.parametrize(
+    "outer",
+    [
+        OuterObjective(gamma=0.95, lambda_=0.9, critic="outer"),
+        OuterObjective(gamma=0.95, lambda_=0.9, critic="inner", is_advantage_normalised=True),
+    ],
+)
 def test_on_policy_the_outer_loss_is_the_plain_one(make_problem, outer):
     network, theta, trajectory = make_problem(3, is_on_policy=True)
     torch.testing.assert_close(
@@ -206,7 +230,7 @@ def test_another_policys_rollouts_give_the_own_policys_gradient(make_problem):
     )
     values = OFF_POLICY | {"policy_coefficient": 1.0, "rho_clip": 100.0, "value_coefficient": 0.0}
     hyper = tensors(values | {"entropy_coefficient": 0.0})
-    outer = OuterObjective(0.95, 0.9, False, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="inner")
 
     def loss(x):
         return vtrace_inner_loss(network, x, hyper, stale, SURROGATES["lvc"], outer)[0]
@@ -222,7 +246,7 @@ def test_another_policys_rollouts_give_the_own_policys_gradient(make_problem):
 
 def test_metrics(make_problem):
     network, theta, trajectory = make_problem()
-    outer = OuterObjective(0.95, 0.9, True, 0.5)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
     loss, metrics = vtrace_inner_loss(network, theta, tensors(OFF_POLICY), trajectory, SURROGATES["lvc"], outer)
     parts = metrics.policy_loss + metrics.value_loss - 0.01 * metrics.entropy + 0.5 * metrics.outer_value_loss
     torch.testing.assert_close(parts, loss, rtol=1e-12, atol=0.0)

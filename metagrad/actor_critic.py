@@ -1,0 +1,278 @@
+"""Inner losses as values: each declares its hyper-parameters, learnt or fixed, and says what they do to the loss.
+
+An actor-critic says where its targets and weights come from (`terms`), and inherits the rest. A loss of another kind
+is an `InnerLoss` with an `inner_loss` of its own (docs/extending.md).
+
+V-trace takes rollouts of any policy: its ratios π/μ come from the trajectory's `behaviour_log_prob` and are constants
+in θ, as its targets and advantages are; γ, λ, both clips and the coefficients carry derivatives. On the policy's own
+rollouts, with clips of at least 1 and a policy coefficient of 1, it is A2C.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from metagrad import autodiff
+from metagrad.errors import require
+from metagrad.losses import (
+    Estimates,
+    LossMetrics,
+    OuterObjective,
+    Terms,
+    action_log_prob,
+    actor_critic_loss,
+    forward,
+    normalised,
+    on_policy_estimates,
+    without_unused_rows,
+)
+from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter
+from metagrad.networks import Head, Network
+from metagrad.returns import vtrace
+from metagrad.surrogates import Surrogate
+from metagrad.types import Trajectory
+
+OUTER_CLIP = 1.0  # ρ̄ and c̄ of the outer objective, which nothing tunes: as IMPALA
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InnerLoss(ABC):
+    """A loss with its hyper-parameters, each learnt or fixed, and what it can do."""
+
+    corrects_off_policy: ClassVar[bool] = False
+    """True: it takes rollouts of other policies than the one that is trained (`behaviour_log_prob`)."""
+    learns_critics: ClassVar[bool] = True
+    """True: the network must have critics."""
+    is_policy_apart: ClassVar[bool] = False
+    """True: inner policy term and outer loss take critics for constants, so that second-order products may leave the
+    critics' own parameters out. A subclass does not inherit it but states it again: what it overrides may be
+    anything."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super(InnerLoss, cls).__init_subclass__(**options)
+        cls.is_policy_apart = vars(cls).get("is_policy_apart", False)
+
+    def declaration(self, observation_shape: tuple[int, ...], num_actions: int) -> Declaration:
+        """Map names to declarations, in the order of η; here all fields that are one, `lambda_` as "lambda"."""
+        del observation_shape, num_actions  # only networks among the meta-parameters need them
+        values = {f.name.rstrip("_"): getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, MetaParameter)}
+
+    def streamed(self) -> "InnerLoss":
+        """Return the loss to use on rollouts of older policies: itself where it corrects for them.
+
+        Raises:
+            ConfigurationError: it does not, and there is no other.
+        """
+        rule = "has no losses that correct for rollouts of older policies, which --schedule peek needs"
+        remedy = "use --schedule lockstep"
+        require(self.corrects_off_policy, "meta_parameters", type(self).__name__, rule, remedy)
+        return self
+
+    @abstractmethod
+    def inner_loss(
+        self,
+        network: Network,
+        theta: Float[Tensor, "P"],
+        hyper: Hyperparameters,
+        trajectory: Trajectory,
+        surrogate: Surrogate,
+        outer: OuterObjective,
+    ) -> tuple[Float[Tensor, ""], LossMetrics]:
+        """Return L(θ, η; τ), differentiable in θ and in `hyper`, twice where both meet."""
+
+    def outer_loss(
+        self,
+        network: Network,
+        theta: Float[Tensor, "P"],
+        hyper: Hyperparameters,
+        trajectory: Trajectory,
+        outer: OuterObjective,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return L'(θ; τ') and the mean outer advantage; `hyper` are constants here.
+
+        By the inner critic (the biased baseline) the mean advantage is away from 0, which is the bias that the
+        debiasing paper removes.
+        """
+        trajectory = without_unused_rows(trajectory)
+        heads: tuple[Head, ...] = ("logits", outer.critic_head) if self.learns_critics else ("logits",)
+        outputs = forward(network, theta, trajectory, heads)
+        return outer.loss(outputs, trajectory, self.outer_estimates(_constant(outputs), trajectory, hyper, outer))
+
+    def outer_estimates(
+        self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters, outer: OuterObjective
+    ) -> Estimates:
+        """Return targets of the outer critic and outer advantages, under γ' and λ'; `outputs` are constants."""
+        del hyper
+        value = outputs[outer.critic_head]
+        return on_policy_estimates(trajectory.reward, value, trajectory, outer.gamma, outer.lambda_)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActorCriticLoss(InnerLoss):
+    """An actor-critic loss: `terms` is all that one differs in from another."""
+
+    gamma: MetaParameter
+    lambda_: MetaParameter
+
+    def __post_init__(self) -> None:
+        """Check discounts and decays, that of a subclass too.
+
+        Raises:
+            ConfigurationError: names the meta-parameter.
+        """
+        for name, rate in (("gamma", self.gamma), ("lambda", self.lambda_)):
+            bounds = (rate.low, rate.high)
+            rule = "its low and high must lie in [0, 1], outside of which returns grow without bound"
+            is_inside = rate.low >= 0 and rate.high <= 1
+            require(is_inside, f"meta_parameters.{name}", bounds, rule, "move them inside")
+
+    @abstractmethod
+    def terms(self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters) -> Terms:
+        """Return targets, advantages and weights of a rollout, as functions of `hyper`.
+
+        Args:
+            outputs: the network's heads on the rollout (`metagrad.losses.forward`), constants in θ.
+            trajectory: T steps.
+            hyper: the hyper-parameters by name.
+        """
+
+    def inner_loss(
+        self,
+        network: Network,
+        theta: Float[Tensor, "P"],
+        hyper: Hyperparameters,
+        trajectory: Trajectory,
+        surrogate: Surrogate,
+        outer: OuterObjective,
+    ) -> tuple[Float[Tensor, ""], LossMetrics]:
+        """Return `metagrad.losses.actor_critic_loss` of this loss's terms."""
+        trajectory = without_unused_rows(trajectory)
+        has_outer_critic = self.learns_critics and outer.uses_outer_critic
+        heads: tuple[Head, ...] = ("logits", "value") if self.learns_critics else ("logits",)
+        outputs = forward(network, theta, trajectory, heads + (("outer_value",) if has_outer_critic else ()))
+        constants = _constant(outputs)
+        terms = self.terms(constants, trajectory, hyper)
+        if has_outer_critic:
+            target = self.outer_estimates(constants, trajectory, hyper, outer).target
+            terms = terms._replace(outer_target=target)
+        return actor_critic_loss(outputs, trajectory, hyper, surrogate, terms, outer.critic_coefficient)
+
+
+def _constant(outputs: Mapping[Head, Tensor]) -> dict[Head, Tensor]:
+    return {head: autodiff.stop_gradient(x) for head, x in outputs.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class A2cLoss(ActorCriticLoss):
+    """The advantage actor-critic: weights are the advantages A = G - ⊥V, G the λ-return under γ(η), λ(η) over ⊥V."""
+
+    is_policy_apart: ClassVar[bool] = True
+
+    value_coefficient: MetaParameter
+    entropy_coefficient: MetaParameter
+    is_advantage_normalised: bool = False
+    """True: inner advantages have mean 0 and variance 1 over the batch (debiasing paper, Appendix D)."""
+
+    def terms(self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters) -> Terms:
+        """Return on-policy estimates over the inner critic."""
+        value, rates = outputs["value"], (hyper["gamma"], hyper["lambda"])
+        target, advantage = on_policy_estimates(trajectory.reward, value, trajectory, *rates)
+        weight = normalised(advantage, trajectory.valid) if self.is_advantage_normalised else advantage
+        return Terms(target, advantage, weight)
+
+    def streamed(self) -> InnerLoss:
+        """Return V-trace's loss with clips of 1, which on the policy's own rollouts is this one; not of a subclass."""
+        if type(self) is not A2cLoss:
+            return ActorCriticLoss.streamed(self)
+        is_normalised = self.is_advantage_normalised
+        rule, remedy = "is not made for --schedule peek, whose advantages are V-trace's", "use --schedule lockstep"
+        require(not is_normalised, "meta_parameters.is_advantage_normalised", is_normalised, rule, remedy)
+        one = MetaParameter(initial=1.0, is_learnt=False)
+        return VtraceLoss(
+            gamma=self.gamma,
+            lambda_=self.lambda_,
+            policy_coefficient=one,
+            value_coefficient=self.value_coefficient,
+            entropy_coefficient=self.entropy_coefficient,
+            rho_clip=one,
+            c_clip=one,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VtraceLoss(ActorCriticLoss):
+    """IMPALA's loss, which also learns from rollouts of older policies; every hyper-parameter of it may be learnt.
+
+    On rollouts of the present policy every ratio is 1: a clip above 1 changes nothing there and has no derivative, one
+    below 1 scales what it clips (ρ̄ like a policy coefficient, c̄ like λ).
+
+    Source: Espeholt et al. (2018), "IMPALA", §4.2; which hyper-parameters are learnt: Zahavy et al. (2020), "A
+    Self-Tuning Actor-Critic Algorithm". Deviations: means over steps instead of sums; (v - V)² without the factor ½;
+    the clips themselves are learnt (`metagrad.returns.vtrace`); the outer critic is the debiasing paper's.
+    """
+
+    corrects_off_policy: ClassVar[bool] = True
+    is_policy_apart: ClassVar[bool] = True
+
+    policy_coefficient: MetaParameter
+    value_coefficient: MetaParameter
+    entropy_coefficient: MetaParameter
+    rho_clip: MetaParameter
+    """ρ̄: what the importance ratio of a TD error, and of the policy's gradient, is at most."""
+    c_clip: MetaParameter
+    """c̄: what the importance ratio within a trace is at most; the paper keeps it at or below ρ̄."""
+
+    def __post_init__(self) -> None:
+        ActorCriticLoss.__post_init__(self)
+        for name, clip in (("rho_clip", self.rho_clip), ("c_clip", self.c_clip)):
+            rule, remedy = "must be 0 or more: it bounds a ratio of probabilities", "raise it"
+            require(clip.low >= 0, f"meta_parameters.{name}.low", clip.low, rule, remedy)
+
+    def terms(self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters) -> Terms:
+        """Return V-trace's targets v and weights c_p A, A with its factor min(ρ̄, π_⊥θ/μ).
+
+        Where the ratio is below ρ̄, A s of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
+        """
+        rates = (hyper["gamma"], hyper["lambda"], hyper["rho_clip"], hyper["c_clip"])
+        target, advantage = vtrace_estimates(outputs["logits"], outputs["value"], trajectory, *rates)
+        return Terms(target, advantage, hyper["policy_coefficient"] * advantage)
+
+    def outer_estimates(
+        self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters, outer: OuterObjective
+    ) -> Estimates:
+        """Return V-trace's targets v' and advantages under γ', λ' and clips of `OUTER_CLIP`."""
+        del hyper
+        value, clips = outputs[outer.critic_head], (OUTER_CLIP, OUTER_CLIP)
+        return vtrace_estimates(outputs["logits"], value, trajectory, outer.gamma, outer.lambda_, *clips)
+
+
+def vtrace_estimates(
+    logits: Float[Tensor, "T B A"],
+    value: Float[Tensor, "T+1 B"],
+    trajectory: Trajectory,
+    gamma: Float[Tensor, "1"] | float,
+    lambda_: Float[Tensor, "1"] | float,
+    rho_clip: Float[Tensor, "1"] | float,
+    c_clip: Float[Tensor, "1"] | float,
+) -> Estimates:
+    """Return `metagrad.returns.vtrace` over ⊥V under π_⊥logits; the advantage has the clipped ratio as a factor."""
+    log_ratio = action_log_prob(autodiff.stop_gradient(logits), trajectory) - trajectory.behaviour_log_prob
+    estimates = vtrace(
+        log_ratio,
+        trajectory.reward.to(value.dtype),
+        autodiff.stop_gradient(value),
+        trajectory.is_terminal,
+        trajectory.is_truncated,
+        trajectory.valid,
+        gamma,
+        lambda_,
+        rho_clip,
+        c_clip,
+    )
+    return Estimates(estimates.target, estimates.policy_advantage)
