@@ -211,8 +211,8 @@ def test_with_full_returns_nothing_is_left_to_be_gained_after_the_first_step() -
     parameters = replace(discounting_chain().meta_parameters, is_first_value_exact=True)
     theta = a_policy(4)
     trajectory = episodes(theta, 0)
-    gamma = torch.tensor([0.93], dtype=F64)
-    terms = parameters._terms(NETWORK, theta, trajectory, (gamma, 1.0), gamma)
+    hyper = {"gamma": torch.tensor([0.93], dtype=F64), "lambda": torch.ones(1, dtype=F64)}
+    terms = parameters.terms(forward(NETWORK, theta, trajectory, ("logits",)), trajectory, hyper)
     assert terms.advantage[1:].abs().max() < 1e-12
     policy = NETWORK.apply(theta, trajectory.observation[0], ("logits",))["logits"][0].softmax(-1)
     by_action = torch.stack([terms.advantage[0][trajectory.action[0] == a][0] for a in range(5)])
