@@ -59,12 +59,24 @@ def from_json(tree: Any) -> Any:
     return _from_json(tree, config_types())
 
 
+_RENAMED = {
+    "A2cParameters": "A2cLoss",
+    "VtraceParameters": "VtraceLoss",
+    "IntrinsicRewardParameters": "IntrinsicRewardLoss",
+    "ChainParameters": "TrueValueLoss",
+    "OuterConfig": "OuterObjective",
+}
+"""Types by the names that older run folders have for them."""
+
+
 def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
     if isinstance(tree, list):
         return tuple(_from_json(each, types) for each in tree)
     if not isinstance(tree, dict):
         return tree
     name = tree.get("type")
+    if isinstance(name, str) and name not in types:
+        name = _RENAMED.get(name, name)
     remedy = "give the file that defines it: metagrad --import FILE.py …"
     require(name in types, "config.json type", name, "is no configuration type that is known here", remedy)
     kind = types[str(name)]

@@ -29,6 +29,23 @@ def test_every_experiment_round_trips_through_json(name: str) -> None:
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("snake-6x6", "A2cParameters", "A2cLoss"),
+        ("stacx", "VtraceParameters", "VtraceLoss"),
+        ("lirpg-snake", "IntrinsicRewardParameters", "IntrinsicRewardLoss"),
+        ("discounting-chain", "ChainParameters", "TrueValueLoss"),
+        ("snake-6x6", "OuterConfig", "OuterObjective"),
+    ],
+)
+def test_run_folders_with_the_names_that_types_had_are_read(name: str, old: str, new: str) -> None:
+    experiment = EXPERIMENTS[name]()
+    text = json.dumps(to_json(experiment))
+    assert f'"{new}"' in text
+    assert from_json(json.loads(text.replace(f'"{new}"', f'"{old}"'))) == experiment
+
+
 @pytest.mark.parametrize("optimizer", [SgdConfig(learning_rate=0.1, momentum=0.5), AdamConfig(learning_rate=0.1)])
 def test_every_variant_round_trips(tiny: Tiny, optimizer: Any) -> None:
     experiment = tiny(optimizer=optimizer, network=Mlp(hidden=3), lookahead="fork")

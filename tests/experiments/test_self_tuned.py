@@ -101,7 +101,8 @@ def test_two_updates_move_all_that_is_learnt(make: Callable[[], Experiment]) -> 
     """Real rollouts of every experiment are in test_experiments."""
     experiment = make()
     shape, actions = (SCREEN, 6) if isinstance(experiment.env, AtariConfig) else ((6, 6, 5), 4)
-    spec = EnvironmentSpec(2, shape, torch.float32, ("action",) * actions, torch.device("cpu"), "random")
+    dtype = torch.uint8 if shape == SCREEN else torch.float32
+    spec = EnvironmentSpec(2, shape, dtype, ("action",) * actions, torch.device("cpu"), "random")
     algorithm = experiment.algorithm(spec)
     first = state = algorithm.init(0, torch.device("cpu"))
     sample = random_rollouts(algorithm.network, shape, actions)
