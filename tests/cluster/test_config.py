@@ -109,7 +109,7 @@ def test_a_network_that_cannot_have_the_observations_is_refused_before_anything_
 class CameraConfig(EnvironmentConfig):
     """An environment of a user's own with pictures for observations."""
 
-    def make(self, *_: Any) -> Environment:
+    def make(self, **_: Any) -> Environment:
         return Camera()
 
 
