@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metagrad.cluster.run.provenance import CPU_INFO, ROOT, commit, processor
+from metagrad.cluster.run.variables import environment_variables
 from metagrad.cores import usable_cores
 
 MIN_ROUNDS = 5  # below it a quartile says nothing
@@ -116,21 +117,6 @@ def one_core() -> Iterator[None]:
             yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """These variables for the processes that are started in the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
 
 
 def in_fresh_process(function: Callable[..., Any], *args: object) -> Any:

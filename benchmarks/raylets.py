@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import environment_variables, in_fresh_process
+from benchmarks.harness import in_fresh_process
+from metagrad.cluster.run.variables import environment_variables
 
 _OBJECT_STORE_BYTES = 400 * 2**20  # of each node
 _SECONDS_TO_START, _SECONDS_TO_END = 120.0, 60.0

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import io
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.run.variables import environment_variables
 from metagrad.errors import ConfigurationError, require
 
 T = TypeVar("T")
@@ -51,7 +51,8 @@ def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) 
     complaint, output = io.StringIO(), io.StringIO()
     try:
         # Wide enough that no complaint is wrapped; help is laid out anew below.
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(output), _columns(10_000):
+        wide = environment_variables({"COLUMNS": "10000"})
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(output), wide:
             return _tyro(kind, words, default, program)
     except SystemExit as stop:
         if not stop.code:
@@ -81,19 +82,6 @@ def _tyro(kind: type[T], words: Sequence[str], default: T | None, program: str) 
     if default is None:
         return tyro.cli(kind, args=words, prog=program, config=_CONFIG)
     return tyro.cli(kind, args=words, prog=program, config=_CONFIG, default=default)
-
-
-@contextlib.contextmanager
-def _columns(width: int):  # type: ignore[no-untyped-def]
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(width)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
 
 
 def _python_name(word: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 
-from metagrad.errors import printable
+from metagrad.errors import printable, reason
 from metagrad.learner import local_files
 from metagrad.learner.storage import (
     Location,
@@ -17,7 +17,6 @@ from metagrad.learner.storage import (
     inside,
     names,
     opened,
-    reason,
     remove,
     write_whole,
     writing,

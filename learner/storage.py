@@ -19,7 +19,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 
-from metagrad.errors import ConfigurationError, printable, require
+from metagrad.errors import printable, reason, refusal, refusing, require
 from metagrad.learner import local_files
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -151,7 +151,7 @@ def location(place: str | Location, field: str = "run-dir") -> Location:
     require(bool(text), field, text, "names nothing", "name a path or a URL")
     require("\0" not in text, field, text, "holds a null byte, which no path can", "leave it out")
     if "::" in text and "://" in text:
-        raise _refusal(
+        raise refusal(
             field, f"{text.partition(':')[0]}:…", "is a chain of file systems", "name the last one's URL alone"
         )
     url = _URL.fullmatch(text)
@@ -159,7 +159,7 @@ def location(place: str | Location, field: str = "run-dir") -> Location:
         lost = _URL_AS_PATH.fullmatch(text)
         if lost is not None and lost[1] in fsspec.available_protocols():
             remedy = f"a training run's is written {lost[1]}://{_masked(lost[2])}, a study's is a path"
-            raise _refusal(field, f"{lost[1]}:/{_masked(lost[2])}", "is a URL that was read as a path", remedy)
+            raise refusal(field, f"{lost[1]}:/{_masked(lost[2])}", "is a URL that was read as a path", remedy)
         with contextlib.suppress(RuntimeError):  # "~somebody", and there is nobody of that name
             return Path(place).expanduser()
         return Path(place)
@@ -169,7 +169,7 @@ def location(place: str | Location, field: str = "run-dir") -> Location:
     if _masked(rest) != rest:
         rule = "holds credentials, which logs and listings would show"
         remedy = "leave them to the environment, or to the file system's own configuration file"
-        raise _refusal(field, f"{protocol}://{_masked(rest)}", rule, remedy)
+        raise refusal(field, f"{protocol}://{_masked(rest)}", rule, remedy)
     if is_local:
         return Path(rest)
     _require_file_system(field, protocol, text)
@@ -199,12 +199,10 @@ def chosen(place: str, field: str) -> Location:
     found = location(lasting(place, field), field)
     if isinstance(found, RemotePath):
         return found
-    try:
+    with refusing(OSError, field=field, value=place, rule="cannot be written", remedy="name another"):
         is_folder = found.is_dir()  # the user's own link to one, too
         folder = Path(os.path.realpath(found.parent))  # his own links to where it lies are followed, here and now
         require(not folder.exists() or folder.is_dir(), field, place, f"{folder} is no folder", "name another place")
-    except OSError as error:
-        raise ConfigurationError(f"{field} = {place!r}: cannot be written ({reason(error)}); name another") from error
     require(not is_folder, field, place, "is a folder", "name a file in it")
     return folder / found.name
 
@@ -220,17 +218,13 @@ def _require_file_system(field: str, protocol: str, text: str) -> None:
         fsspec.get_filesystem_class(protocol)
     except ValueError as error:
         remedy = "use a path, s3://…, gs://… or another one that fsspec knows"
-        raise _refusal(field, text, f"no file system is known for {protocol}://", remedy) from error
+        raise refusal(field, text, f"no file system is known for {protocol}://", remedy) from error
     except ImportError as error:
         package = known_implementations.get(protocol, {"class": protocol})["class"].partition(".")[0]
         package = f'"fsspec[{protocol}]"' if package == "fsspec" else package
-        raise _refusal(
+        raise refusal(
             field, text, f"{protocol}:// needs a package that is missing", f"pip install {package}"
         ) from error
-
-
-def _refusal(field: str, shown: str, rule: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"{field} = {shown!r}: {rule}; {remedy}")
 
 
 def names(folder: Location) -> list[str]:
@@ -291,13 +285,6 @@ def remove(place: Location) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         place.unlink() if isinstance(place, RemotePath) else local_files.remove(place)
-
-
-def reason(error: BaseException) -> str:
-    """Why something failed, in one line of at most 200 characters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 @contextlib.contextmanager

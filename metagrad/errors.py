@@ -1,6 +1,8 @@
 """The errors that are told in one line, and how text of others comes into messages."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 _ENDLESS = re.compile(r"(\S{250})\S{100,}")
@@ -23,10 +25,33 @@ class ConfigurationError(ValueError):
         super().__init__(_ENDLESS.sub(r"\1…", text))  # nobody reads on, and the remedy comes behind it
 
 
+def refusal(field: str, value: Any, rule: str, remedy: str) -> ConfigurationError:
+    """Make a `ConfigurationError` of one line: field, value, rule, remedy."""
+    return ConfigurationError(f"{field} = {value!r}: {rule}; {remedy}")
+
+
 def require(condition: bool, field: str, value: Any, rule: str, remedy: str) -> None:
-    """Raise `ConfigurationError` in one line (field, value, rule, remedy) unless `condition` holds."""
+    """Raise `refusal` unless `condition` holds."""
     if not condition:
-        raise ConfigurationError(f"{field} = {value!r}: {rule}; {remedy}")
+        raise refusal(field, value, rule, remedy)
+
+
+@contextmanager
+def refusing(*kinds: type[Exception], field: str, value: Any, rule: str, remedy: str) -> Iterator[None]:
+    """Turn exceptions of these kinds into a `refusal` whose rule ends with their reason; refusals stay as they are."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except kinds as error:
+        raise refusal(field, value, f"{rule} ({reason(error)})", remedy) from error
+
+
+def reason(error: BaseException) -> str:
+    """Tell why something failed, in one line of at most 200 characters."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 class RunLost(RuntimeError):

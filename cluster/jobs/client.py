@@ -1,4 +1,4 @@
-"""A Ray cluster's jobs over HTTP: every fault of the connection, the token or the id is one line, and comes soon."""
+"""A Ray cluster's jobs are reached over HTTP; every fault of connection, token or id is one line, and comes soon."""
 
 import contextlib
 import logging
@@ -16,9 +16,9 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from metagrad.cluster.on_ray.masking import has_credentials, masked, masked_address
-from metagrad.cluster.on_ray.proxies import without_proxy
-from metagrad.errors import ConfigurationError, require
+from metagrad.cluster.on_ray.address import has_credentials, masked, masked_address, without_proxy
+from metagrad.cluster.run.variables import environment_variables
+from metagrad.errors import ConfigurationError, refusal, require
 
 _SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5.0, 60.0
 _SECONDS_TO_GREET = 10.0
@@ -28,7 +28,7 @@ _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.
 
 
 class Address(NamedTuple):
-    """Where the jobs are, and what said so."""
+    """Says where the jobs are, and which option or variable said so."""
 
     url: str
     field: str
@@ -40,7 +40,7 @@ class LogInterrupted(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """A job to be started."""
+    """Describes a job to be started."""
 
     job_id: str
     entrypoint: str
@@ -72,7 +72,7 @@ class JobView:
 
 
 def resolve_address(given: str | None, environment: Mapping[str, str]) -> Address:
-    """The dashboard's address: what was given, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
+    """Return the dashboard's address: what was given, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.
 
     On Ray's own command line the variables win.
 
@@ -88,7 +88,7 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
         parts = urlsplit(value)
         is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port or an IPv6 address that cannot be
-        raise ConfigurationError(f"{name} = {masked_address(value)!r}: is no address; {remedy}") from None
+        raise refusal(name, masked_address(value), "is no address", remedy) from None
     rule = "holds credentials, which logs and listings would show"
     secret_remedy = "leave them out, and use token authentication"
     require(not has_credentials(value), name, masked_address(value), rule, secret_remedy)
@@ -97,7 +97,7 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
 
 
 class _Client(JobSubmissionClient):
-    """Ray's, which waits for ever for an answer, with time limits."""
+    """Ray's client with time limits; its own waits for an answer for ever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         seconds = _SECONDS_TO_GREET if endpoint == "/api/version" else _SECONDS_TO_ANSWER
@@ -105,7 +105,7 @@ class _Client(JobSubmissionClient):
 
 
 class JobClient:
-    """The jobs of one cluster.
+    """Asks for the jobs of one cluster.
 
     Every method raises ConfigurationError, in one line, for an address that does not answer or is no Ray dashboard's, a
     token that is missing or wrong, an id that is no job's, and whatever the cluster refuses.
@@ -116,7 +116,8 @@ class JobClient:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.update(without_proxy(os.environ))
-        with self._explained(), _api_server(address.url):
+        # For Ray's client the environment wins over its argument.
+        with self._explained(), environment_variables({_ADDRESS_VARIABLES[0]: address.url}):
             try:
                 self._client = _Client(address.url)
             except (RuntimeError, ValueError, KeyError, TypeError, requests.exceptions.HTTPError) as error:
@@ -145,25 +146,25 @@ class JobClient:
             )
 
     def find(self, job_id: str) -> JobView | None:
-        """A job, or None."""
+        """Return a job, or None."""
         try:
             return self.job(job_id)
         except UnknownJob:
             return None
 
     def job(self, job_id: str) -> JobView:
-        """One job."""
+        """Return one job."""
         with self._explained(job_id):
             return _view(self._client.get_job_info(job_id))
 
     def jobs(self) -> list[JobView]:
-        """All that were submitted, oldest first."""
+        """Return all jobs that were submitted, oldest first."""
         with self._explained():
             found = [_view(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(found, key=lambda job: job.started or 0.0)
 
     def log(self, job_id: str) -> str:
-        """All that a job has printed."""
+        """Return all that a job has printed."""
         with self._explained(job_id):
             return str(self._client.get_job_logs(job_id))
 
@@ -173,7 +174,7 @@ class JobClient:
             self._client.stop_job(job_id)
 
     async def stream(self, job_id: str) -> AsyncIterator[str]:
-        """What a job prints, from its beginning, until it is over.
+        """Yield what a job prints, from its beginning, until it is over.
 
         Raises:
             LogInterrupted: the connection was lost.
@@ -185,11 +186,11 @@ class JobClient:
             raise LogInterrupted(masked(str(error))) from error
 
     def _refusal(self, rule: str, remedy: str) -> ConfigurationError:
-        return ConfigurationError(f"{self.address.field} = {self.address.url!r}: {rule}; {remedy}")
+        return refusal(self.address.field, self.address.url, rule, remedy)
 
     @contextlib.contextmanager
     def _explained(self, job_id: str = "") -> Iterator[None]:
-        """Ray's and requests' complaints as ours."""
+        """Turn Ray's and requests' complaints into ours."""
         try:
             yield
         except AuthenticationError as error:
@@ -213,9 +214,7 @@ class JobClient:
         if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             remedy = f"set RAY_AUTH_MODE=token, with the cluster's token in {_TOKEN_PLACE}"
             return self._refusal("the cluster asks for a token, and none is sent", remedy)
-        return ConfigurationError(
-            f"RAY_AUTH_MODE = 'token': there is no token here; put the cluster's into {_TOKEN_PLACE}"
-        )
+        return refusal("RAY_AUTH_MODE", "token", "there is no token here", f"put the cluster's into {_TOKEN_PLACE}")
 
     def _about_answer(self, text: str, job_id: str) -> ConfigurationError:
         answer = re.match(r"Request failed with status code (\d+): (.*)", text, re.DOTALL)
@@ -224,7 +223,7 @@ class JobClient:
         if status == "404" and "does not exist" in body:
             return UnknownJob(f"job = {job_id!r}: is no job of this cluster; metagrad status lists them")
         if "already exists" in last:
-            return ConfigurationError(f"submission-id = {job_id!r}: is the id of another job; choose another one")
+            return refusal("submission-id", job_id, "is the id of another job", "choose another one")
         if status in ("404", "405"):
             return self._refusal("is no Ray dashboard with jobs", "name the dashboard of the cluster's head")
         remedy = "see dashboard.log and dashboard_agent.log on the cluster's head"
@@ -232,7 +231,7 @@ class JobClient:
 
 
 class UnknownJob(ConfigurationError):
-    """No job of this id."""
+    """The cluster has no job of this id."""
 
 
 def connect(address: str | None) -> JobClient:
@@ -242,20 +241,6 @@ def connect(address: str | None) -> JobClient:
         ConfigurationError: `resolve_address` refuses it, or no dashboard answers there.
     """
     return JobClient(resolve_address(address, os.environ))
-
-
-@contextlib.contextmanager
-def _api_server(url: str) -> Iterator[None]:
-    """For Ray's client the environment wins over its argument."""
-    before = os.environ.get(_ADDRESS_VARIABLES[0])
-    os.environ[_ADDRESS_VARIABLES[0]] = url
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_ADDRESS_VARIABLES[0]]
-        else:
-            os.environ[_ADDRESS_VARIABLES[0]] = before
 
 
 def _view(details: Any) -> JobView:

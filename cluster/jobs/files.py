@@ -1,17 +1,17 @@
-"""The files of a working folder that may travel with a job: none of its secrets, and nothing from outside of it."""
+"""Find the files of a working folder that may travel with a job: no secrets, and nothing from outside of it."""
 
 import contextlib
 import fnmatch
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
 
-from metagrad.errors import ConfigurationError, require
-from metagrad.learner.storage import reason
+from metagrad.cluster.on_ray.private import Excluded, excluded_by, excluded_by_files_in
+from metagrad.errors import refusing, require
 
 MOST_BYTES = 100 * 2**20  # Ray's own limit is 512 MiB, and it finds out after it has read everything
 MOST_FILES = 20_000
@@ -20,53 +20,23 @@ _GENERATED = (
     *(".tox", ".nox", "/runs", "/studies", "node_modules", ".ipynb_checkpoints"),
 )
 # By a file's or folder's name, in lower case. A name too many is left out and said; a name too few is published.
-_SECRET = (
-    *(".env", ".env.*", "*.env", ".envrc", ".direnv", ".flaskenv"),
-    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*_rsa", "*_dsa", "*_ecdsa", "*_ed25519", ".ssh", ".gnupg"),
-    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.pkcs12", "*.ppk", "*.gpg", "*.pgp", "*.ovpn"),
-    *("*.jks", "*.keystore", "*.keytab", "*.kdb", "*.kdbx", "*.keychain*", ".password-store"),
-    *(".git-credentials", ".gitcookies", ".netrc", "_netrc", ".authinfo*", ".npmrc", ".yarnrc*", ".pypirc", "pip.conf"),
-    *(".pgpass", "pgpass.conf", ".my.cnf", ".mylogin.cnf", ".dbshell", ".rediscli_auth", ".htpasswd", "*.htpasswd"),
-    *(".docker", ".dockercfg", ".dockerconfigjson", "*pull-secret*", ".kube", "kubeconfig*", "*.kubeconfig"),
-    *(".aws", ".azure", ".gcloud", "gcloud", ".gsutil", ".boto", ".s3cfg", ".passwd-s3fs", ".oci", ".config"),
-    *(
-        ".bluemix",
-        ".ray",
-        ".huggingface",
-        ".kaggle",
-        "kaggle.json",
-        ".wandb*",
-        ".netlify",
-        ".vercel",
-        ".heroku",
-        ".cargo",
-    ),
-    *("*credential*", "*secret*", "*password*", "*passwd*", "client_secret*", "*service-account*", "*service_account*"),
-    *("*serviceaccount*", "auth.json", "auth_token*", "token", "*.token", "*_token", "*-token", "*token.txt"),
-    *(
-        "token.json",
-        "tokens.json",
-        "*_token.json",
-        "rclone.conf",
-        "*.der",
-        "*apikey*",
-        "*api_key*",
-        "*api-key*",
-        "*access_key*",
-    ),
-    *(
-        "*accesskeys*",
-        "*private_key*",
-        "*private-key*",
-        "*privatekey*",
-        "*.tfstate",
-        "*.tfstate.*",
-        "*.tfvars",
-        "*.tfvars.*",
-    ),
-    *(".terraform", ".terraformrc", "terraform.rc", ".terraform.d", ".vault*", "vault_pass*", "*.vault", ".*_history"),
-    *(".pulumi", ".chef", ".jupyter", ".mozilla", ".thunderbird", "*.cookies", "cookies.txt", "cookies.sqlite"),
-)
+_SECRET = """
+    .env .env.* *.env .envrc .direnv .flaskenv
+    id_rsa* id_dsa* id_ecdsa* id_ed25519* *_rsa *_dsa *_ecdsa *_ed25519 .ssh .gnupg
+    *.pem *.key *.p8 *.p12 *.pfx *.pkcs12 *.ppk *.gpg *.pgp *.ovpn
+    *.jks *.keystore *.keytab *.kdb *.kdbx *.keychain* .password-store
+    .git-credentials .gitcookies .netrc _netrc .authinfo* .npmrc .yarnrc* .pypirc pip.conf
+    .pgpass pgpass.conf .my.cnf .mylogin.cnf .dbshell .rediscli_auth .htpasswd *.htpasswd
+    .docker .dockercfg .dockerconfigjson *pull-secret* .kube kubeconfig* *.kubeconfig
+    .aws .azure .gcloud gcloud .gsutil .boto .s3cfg .passwd-s3fs .oci .config
+    .bluemix .ray .huggingface .kaggle kaggle.json .wandb* .netlify .vercel .heroku .cargo
+    *credential* *secret* *password* *passwd* client_secret* *service-account* *service_account*
+    *serviceaccount* auth.json auth_token* token *.token *_token *-token *token.txt
+    token.json tokens.json *_token.json rclone.conf *.der *apikey* *api_key* *api-key* *access_key*
+    *accesskeys* *private_key* *private-key* *privatekey* *.tfstate *.tfstate.* *.tfvars *.tfvars.*
+    .terraform .terraformrc terraform.rc .terraform.d .vault* vault_pass* *.vault .*_history
+    .pulumi .chef .jupyter .mozilla .thunderbird *.cookies cookies.txt cookies.sqlite
+""".split()
 _IS_SECRET = re.compile("|".join(map(fnmatch.translate, _SECRET)))
 _SILENT = logging.getLogger("metagrad.silent")
 _SILENT.disabled = True
@@ -85,7 +55,7 @@ class Folder:
 
 
 def is_secret(place: Path) -> bool:
-    """True where a part of this path is called as something that is nobody else's."""
+    """True where a part of this path has a name that looks like a secret."""
     return any(_IS_SECRET.fullmatch(part.lower()) for part in place.parts)
 
 
@@ -95,18 +65,13 @@ def travelling(root: Path) -> Folder:
     Raises:
         ConfigurationError: one of its files cannot be read or has a name that cannot travel, or they are too many.
     """
-    from metagrad.cluster.on_ray.private import excluded_by  # imports Ray
-
     found = Folder()
     _Walk(root, found, excluded_by(root, _GENERATED)).into(root, (), ())
     return found
 
 
-Excluded = Callable[[Path], bool]
-
-
 class _Walk:
-    """One look through a folder, whose files are counted on the way."""
+    """Looks through a folder once and counts its files on the way."""
 
     def __init__(self, root: Path, found: Folder, is_generated: Excluded):
         self._root, self._found, self._is_generated = root, found, is_generated
@@ -114,11 +79,11 @@ class _Walk:
         self._total = 0
 
     def into(self, folder: Path, ignored: tuple[Excluded, ...], above: tuple[Path, ...]) -> None:
-        """All below a folder, in order; a link to a folder that it lies in is left out."""
+        """Take all below a folder, in order; a link to a folder that it lies in is left out."""
         place = folder.relative_to(self._root).as_posix()
         before = len(self._found.files) + len(self._found.empty)
         with _naming(self._root, place):
-            ignored = (*ignored, *_ignored_by_files_in(folder))
+            ignored = (*ignored, *excluded_by_files_in(folder, _SILENT))
             paths = sorted(folder.iterdir())
         for path in paths:
             if not self._is_generated(path) and not any(is_ignored(path) for is_ignored in ignored):
@@ -175,24 +140,16 @@ class _Walk:
         require(False, "working-dir", str(self._root), rule, _REMEDY)
 
 
-def _ignored_by_files_in(folder: Path) -> list[Excluded]:
-    from metagrad.cluster.on_ray.private import excluded_by_files_in
-
-    return excluded_by_files_in(folder, _SILENT)
-
-
 @contextlib.contextmanager
 def _naming(root: Path, place: str) -> Iterator[None]:
     """Refuse whatever cannot be read in here, and name it."""
-    try:
+    rule, remedy = f"{place!r} cannot be read", "mend that, or name it in .rayignore"
+    with refusing(OSError, UnicodeError, field="working-dir", value=str(root), rule=rule, remedy=remedy):
         yield
-    except (OSError, UnicodeError) as error:
-        rule, remedy = f"{place!r} cannot be read ({reason(error)})", "mend that, or name it in .rayignore"
-        raise ConfigurationError(f"working-dir = {str(root)!r}: {rule}; {remedy}") from error
 
 
 def read(root: Path, place: str, path: Path) -> bytes:
-    """One of the files.
+    """Read one of the files.
 
     Raises:
         ConfigurationError: it has gone or changed meanwhile.

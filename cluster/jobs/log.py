@@ -1,4 +1,4 @@
-"""What a job prints: followed until it ends, over connections that may be lost."""
+"""Follow what a job prints until it ends, over connections that may be lost."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ _SECONDS_OF_SILENCE = 30.0  # then somebody asks whether the cluster is still th
 
 
 class Jobs(Protocol):
-    """What `JobClient` is asked for here."""
+    """Describes what `JobClient` is asked for here."""
 
     def job(self, job_id: str) -> JobView: ...
 
@@ -31,7 +31,7 @@ class _Once:
         self._written = 0
 
     def reader(self) -> Callable[[str], None]:
-        """For one more reading."""
+        """Return a function that takes the text of one more reading."""
         read = 0
 
         def take(text: str) -> None:
@@ -84,7 +84,7 @@ def follow(
 
 
 async def _copy(client: Jobs, job_id: str, write: Callable[[str], None]) -> None:
-    """One connection's text; while it says nothing, see now and then whether the cluster still answers."""
+    """Copy one connection's text; while it says nothing, see now and then whether the cluster still answers."""
     stream = client.stream(job_id)
     while True:
         text = asyncio.ensure_future(anext(stream))

@@ -1,4 +1,4 @@
-"""What travels with a job: the files of a working folder, the files of --import, and with --install metagrad itself."""
+"""Pack what travels with a job: the working folder's files, those of --import, and with --install metagrad itself."""
 
 import os
 import shlex
@@ -9,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from itertools import count
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
 import metagrad
 from metagrad.cluster.jobs.files import is_executable, read, travelling
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import refusal, require
 
 FOLDER = "folder"
 """The files lie in this folder of a job's archive, whose top is first on Python's path in all of its processes."""
@@ -23,7 +26,7 @@ _SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the same files are the same archive, which
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Package:
-    """Files by their place in the job's folder, and what lies beside it."""
+    """Lists files by their place in the job's folder, and what lies beside it."""
 
     root: Path
     files: Mapping[str, Path]
@@ -38,7 +41,7 @@ class Package:
     """Places of the --import files, in their order."""
 
     def write(self, archive: Path) -> None:
-        """As a zip that depends on names, contents and executable bits alone.
+        """Write a zip that depends on names, contents and executable bits alone.
 
         Raises:
             ConfigurationError: a file cannot be read any more.
@@ -118,7 +121,7 @@ def _root(working_dir: Path) -> Path:
 
 
 def _place(root: Path, files: dict[str, Path], prefixes: dict[Path, str], extension: Sequence[Path]) -> str:
-    """Add a file of --import and those that it imports; where it lies in the job's folder."""
+    """Add a file of --import and those that it imports; return where it lies in the job's folder."""
     paths = [path.resolve() for path in extension]
     own = paths[0].parent
     if own.is_relative_to(root):
@@ -132,14 +135,14 @@ def _place(root: Path, files: dict[str, Path], prefixes: dict[Path, str], extens
 
 
 def _own_code() -> dict[str, Path]:
-    """The Python files of the metagrad that runs here; in a checkout some of its folders are links."""
+    """Find the Python files of the metagrad that runs here; in a checkout some of its folders are links."""
     code = Path(metagrad.__path__[0])
     folders = (Path(folder) for folder, _, _ in os.walk(code, followlinks=True))
     return {path.relative_to(code.parent).as_posix(): path for folder in folders for path in folder.glob("*.py")}
 
 
 def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
-    """metagrad's packages and theirs, each in the version that is installed here; without Ray, which the nodes have.
+    """List metagrad's packages and theirs, each in the version installed here; without Ray, which the nodes have.
 
     Args:
         extra: requirements to add, or to take instead; pinned like the others where they ask for no version.
@@ -147,8 +150,6 @@ def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
     Raises:
         ConfigurationError: one of them is no requirement.
     """
-    from packaging.requirements import InvalidRequirement, Requirement
-
     pinned: dict[str, str] = {}
     waiting = [Requirement(text) for text in (distribution("metagrad").requires or [])]
     for text in extra:
@@ -156,14 +157,14 @@ def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             remedy = 'name packages as pip does: s3fs, "s3fs>=2026"'
-            raise ConfigurationError(f"packages = {text!r}: is no requirement; {remedy}") from error
+            raise refusal("packages", text, "is no requirement", remedy) from error
         if requirement.specifier or requirement.url:
-            pinned[_canonical(requirement.name)] = text
+            pinned[canonicalize_name(requirement.name)] = text
         else:
             waiting.append(requirement)
     while waiting:
         requirement = waiting.pop()
-        name = _canonical(requirement.name)
+        name = canonicalize_name(requirement.name)
         is_wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if not is_wanted or name == "ray" or name in pinned:
             continue
@@ -175,7 +176,3 @@ def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
         pinned[name] = f"{name}=={found.version.partition('+')[0]}"  # a local label is of the index it came from
         waiting.extend(Requirement(text) for text in found.requires or [])
     return sorted(pinned.values())
-
-
-def _canonical(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")

@@ -19,7 +19,7 @@ from metagrad.actors.rollout import Actor, ActorSetup, ActorState, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_room_here
 from metagrad.cluster.launch.driver_reports import DriverReports, driver_reports
-from metagrad.cluster.on_ray.cluster_address import cluster_address
+from metagrad.cluster.on_ray.address import cluster_address
 from metagrad.cluster.on_ray.evaluator import Evaluator, InlineEvaluator
 from metagrad.cluster.run.checkpoint_parts import restore
 from metagrad.cluster.run.folder import RunFolder

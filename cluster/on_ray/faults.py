@@ -1,4 +1,4 @@
-"""What Ray says when a process or a whole node is gone, and how to say it in one line."""
+"""Know what Ray raises when a process or a whole node is gone, and say it in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ LOST_ACTOR = (RayActorError, NotStarted, *LOST_TASK)
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message, or of that of the error that a remote call ended with; its type where it has none."""
+    """Return the first line of its message, or of the error that a remote call ended with; without one its type."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -32,7 +32,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def original_traceback() -> Iterator[None]:
-    """An error of an actor that came through the learner is raised as the actor's own."""
+    """Raise an error of an actor that came through the learner as the actor's own."""
     try:
         yield
     except RayTaskError as error:

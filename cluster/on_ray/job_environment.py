@@ -1,4 +1,4 @@
-"""What a run tells Ray about its workers: where they import from, and what they know before they begin."""
+"""Tell Ray where a run's workers import from, and what they know before they begin."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ JOB_VARIABLES = "METAGRAD_JOB_VARIABLES"
 
 
 class _OwnPath(JobConfig):
-    """Workers import from where this process does, and from nowhere else.
+    """Has workers import from where this process does, and from nowhere else.
 
     Ray puts the current folder first on their path, where a `torch.py` or `metagrad/` would take the place of ours. It
     does not where a job has a working folder, which is what it is told here, unless the folder is on the path of this
@@ -31,7 +31,7 @@ class _OwnPath(JobConfig):
 
 
 def ray_job(is_embedded: bool) -> dict[str, Any]:
-    """Arguments of `ray.init`.
+    """Return arguments of `ray.init`.
 
     Ray begins workers that have a hook in a shell, and does not quote their Python for it: where its path holds a space
     none would ever begin. Of a Ray on this computer alone that path is known.
@@ -45,7 +45,7 @@ def ray_job(is_embedded: bool) -> dict[str, Any]:
 
 
 def _beginning() -> Callable[[], None] | None:
-    """What each worker does first: enter the job's folder, take its variables, find the files of --import."""
+    """Return what each worker does first: enter the job's folder, take its variables, find the files of --import."""
     known = extensions.known()
     folder = os.environ.get(JOB_FOLDER)
     # Not in Ray's `env_vars`, which its dashboard shows and its agents log.

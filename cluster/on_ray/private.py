@@ -1,18 +1,19 @@
-"""Every name of Ray that its documentation does not promise; one that is missing is refused with Ray's tested version.
+"""Hold every use of a name that Ray's documentation does not promise; without one of them Ray is refused.
 
 Nothing else of metagrad imports `ray._private`, `ray._raylet` or `ray._common`.
 """
 
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ray
 
-from metagrad.errors import require
+from metagrad.errors import refusal
 
 TESTED = "2.60"
 NAMES = (
@@ -31,8 +32,11 @@ NAMES = (
 )
 
 
+Excluded = Callable[[Path], bool]
+
+
 class Endpoint(NamedTuple):
-    """Where a process of Ray listens."""
+    """Says where a process of Ray listens."""
 
     host: str
     port: int
@@ -44,23 +48,17 @@ def require_names() -> None:
     Raises:
         ConfigurationError: it does.
     """
+    remedy = f"install a release that was tested: pip install 'ray=={TESTED}.*'"
     for name in NAMES:
-        module, _, path = name.partition(":")
         try:
-            found: Any = import_module(module)
-            for part in path.split("."):
-                found = getattr(found, part)
-            is_there = True
-        except (ImportError, AttributeError):
-            is_there = False
-        rule = f"this release of Ray has no {name.replace(':', '.')}, which metagrad needs"
-        require(
-            is_there, "ray", ray.__version__, rule, f"install a release that was tested: pip install 'ray=={TESTED}.*'"
-        )
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError) as error:
+            rule = f"this release of Ray has no {name.replace(':', '.')}, which metagrad needs"
+            raise refusal("ray", ray.__version__, rule, remedy) from error
 
 
 def on_loopback() -> AbstractContextManager[None]:
-    """A cluster that starts meanwhile listens on the loopback interface alone, with all of its processes.
+    """Let a cluster that starts meanwhile listen on the loopback interface alone, with all of its processes.
 
     It is what Ray does on systems where it has no clusters of several nodes. `_node_ip_address` would not do: Ray turns
     a loopback address that it is given into the node's own.
@@ -69,12 +67,12 @@ def on_loopback() -> AbstractContextManager[None]:
 
 
 def leaving_sigterm() -> AbstractContextManager[None]:
-    """`ray.init` does not take SIGTERM over, of which it would end the process."""
+    """Keep `ray.init` from taking SIGTERM over, of which it would end the process."""
     return _replaced("ray._private.utils", "set_sigterm_handler", lambda handler: None)
 
 
 def connecting_within(around: Callable[[], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-    """`ray.init` enters a context of ours while it connects in C++, its node having started."""
+    """Have `ray.init` enter a context of ours while it connects in C++, its node having started."""
     connect = import_module("ray._private.worker").connect
 
     def connected(*arguments: Any, **options: Any) -> Any:
@@ -85,7 +83,7 @@ def connecting_within(around: Callable[[], AbstractContextManager[None]]) -> Abs
 
 
 def printing_with(replacement: Callable[..., None]) -> AbstractContextManager[None]:
-    """What processes of a Ray that is connected to meanwhile print comes to `replacement`, in batches of lines."""
+    """Send `replacement` what processes of a Ray that is connected to meanwhile print, in batches of lines."""
     return _replaced("ray._private.worker", "print_to_stdstream", replacement)
 
 
@@ -108,7 +106,7 @@ def read_environment() -> None:
 
 
 def gcs_address(given: str) -> Endpoint:
-    """Where Ray would look for the cluster that RAY_ADDRESS names.
+    """Return where Ray would look for the cluster that RAY_ADDRESS names.
 
     Raises:
         ConnectionError: "auto", and no cluster was started here.
@@ -128,7 +126,7 @@ def _endpoint(address: str) -> Endpoint:
 
 
 def endpoints() -> dict[str, Endpoint]:
-    """What this process cannot do without while it is connected: the cluster's head, and the raylet of its own node."""
+    """Return what this process cannot do without while connected: the cluster's head, and its own node's raylet."""
     context = ray.get_runtime_context()
     own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     raylet = Endpoint(own["NodeManagerAddress"], int(own["NodeManagerPort"]))
@@ -136,22 +134,17 @@ def endpoints() -> dict[str, Endpoint]:
 
 
 def free_by_node() -> dict[str, dict[str, float]]:
-    """Resources of each living node, by its id, that nobody uses."""
+    """Return the resources that nobody uses of each living node, by its id."""
     return dict(import_module("ray._private.state").available_resources_per_node())
 
 
-def excluded_by(root: Path, patterns: Sequence[str]) -> Callable[[Path], bool]:
-    """Whether Ray would leave a file out of what it uploads from `root`, for patterns as in a .gitignore."""
-    found: Callable[[Path], bool] = import_module("ray._private.runtime_env.packaging")._get_excludes(
-        root, list(patterns)
-    )
-    return found
+def excluded_by(root: Path, patterns: Sequence[str]) -> Excluded:
+    """Return what tells which files Ray would leave out of an upload from `root`, for patterns as in a .gitignore."""
+    packaging: Any = import_module("ray._private.runtime_env.packaging")
+    return cast(Excluded, packaging._get_excludes(root, list(patterns)))
 
 
-def excluded_by_files_in(folder: Path, logger: logging.Logger) -> list[Callable[[Path], bool]]:
-    """Likewise, for the .gitignore and .rayignore of a folder."""
-    packaging = import_module("ray._private.runtime_env.packaging")
-    found: list[Callable[[Path], bool]] = packaging.get_excludes_from_ignore_files(
-        folder, include_gitignore=True, logger=logger
-    )
-    return found
+def excluded_by_files_in(folder: Path, logger: logging.Logger) -> list[Excluded]:
+    """Return the same for the .gitignore and .rayignore of a folder."""
+    packaging: Any = import_module("ray._private.runtime_env.packaging")
+    return list(packaging.get_excludes_from_ignore_files(folder, include_gitignore=True, logger=logger))

@@ -15,16 +15,14 @@ from ray.exceptions import RayError
 
 from metagrad.cluster.on_ray import private as ray_private
 from metagrad.cluster.on_ray import watch as ray_watch
-from metagrad.cluster.on_ray.address import find_cluster
-from metagrad.cluster.on_ray.cluster_address import cluster_address
+from metagrad.cluster.on_ray.address import cluster_address, find_cluster, masked, masked_address, without_proxy
 from metagrad.cluster.on_ray.faults import first_line
 from metagrad.cluster.on_ray.job_environment import ray_job
-from metagrad.cluster.on_ray.masking import masked, masked_address
-from metagrad.cluster.on_ray.proxies import without_proxy
 from metagrad.cluster.on_ray.worker_prints import WorkerPrints
 from metagrad.cluster.run.stop import children_left_alone, sigterm_kept
+from metagrad.cluster.run.variables import environment_variables
 from metagrad.cores import usable_cores
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import refusal, refusing, require
 
 OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
 _LOG_BYTES, _LOG_BACKUPS = 2**24, 1  # of one process in an embedded Ray's folder; Ray's default is half a gigabyte
@@ -33,7 +31,7 @@ _RAYS_PART_OF_A_SOCKET = len("/ray/session_2026-01-01_00-00-00_000000_4194304/so
 
 
 class Demand(NamedTuple):
-    """CPUs and GPUs that must run at the same time."""
+    """Counts the CPUs and GPUs that must run at the same time."""
 
     least: int  # without so many nothing would ever start
     wanted: int  # what is used where it is there
@@ -47,7 +45,7 @@ ANY_ROOM = Demand(least=0, wanted=0, gpus=0)  # of tasks, which unlike actors ta
 
 @contextmanager
 def ray_session(demand: Demand) -> Iterator[None]:
-    """Ray for the time of a run: RAY_ADDRESS (or a submitted job's cluster) if set, otherwise an embedded one.
+    """Connect to Ray for the time of a run: RAY_ADDRESS (or a submitted job's cluster) if set, else an embedded one.
 
     Raises:
         ConfigurationError: no cluster at RAY_ADDRESS, one with fewer CPUs or GPUs than must run together, so that they
@@ -63,7 +61,7 @@ def ray_session(demand: Demand) -> Iterator[None]:
 
 @contextmanager
 def _embedded(demand: Demand) -> Iterator[None]:
-    """A Ray of this process's own, out of reach of the network and of other users of the computer."""
+    """Start a Ray of this process's own, out of reach of the network and of other users of the computer."""
     with (
         _private_folder() as folder,
         _environment(_of_embedded(folder, os.environ)),
@@ -83,10 +81,11 @@ def _embedded(demand: Demand) -> Iterator[None]:
                 )
         except Exception as error:  # Ray raises whatever it met, `Exception` itself among it
             ray.shutdown()
-            raise ConfigurationError(
-                f"topology = 'ray': Ray does not start here ({first_line(error)}); see that {folder.parent} has room, "
-                "or name another folder in TMPDIR; --topology colocated does without Ray"
-            ) from error
+            remedy = (
+                f"see that {folder.parent} has room, or name another folder in TMPDIR; "
+                "--topology colocated does without Ray"
+            )
+            raise refusal("topology", "ray", f"Ray does not start here ({first_line(error)})", remedy) from error
         try:
             yield
         finally:
@@ -106,14 +105,11 @@ def _signals_left_alone() -> Iterator[None]:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder that only this user can enter. Ray makes its own, within, accessible to everybody."""
+    """Make a folder that only this user can enter. Ray makes its own, within, accessible to everybody."""
     base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    try:
+    rule, remedy = "Ray needs a folder there", "name one that can be written to"
+    with refusing(OSError, field="TMPDIR", value=base, rule=rule, remedy=remedy):
         folder = tempfile.mkdtemp(prefix="metagrad-", dir=base)
-    except OSError as error:
-        raise ConfigurationError(
-            f"TMPDIR = {base!r}: Ray needs a folder there ({error.strerror}); name one that can be written to"
-        ) from error
     try:
         room = _LONGEST_SOCKET - _RAYS_PART_OF_A_SOCKET - len(os.fsencode(folder)) + len(os.fsencode(base))
         rule = f"Ray's sockets have no longer names than {room} bytes before their own part"
@@ -124,7 +120,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def _of_embedded(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """What an embedded Ray and its workers find in their environment.
+    """Return what an embedded Ray and its workers find in their environment.
 
     Ray would write its token readable by everybody into the home folder; this one is the session's own.
     """
@@ -145,18 +141,12 @@ def _of_embedded(folder: Path, environment: Mapping[str, str]) -> dict[str, str]
 
 @contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while, which Ray is made to notice."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    ray_private.read_environment()
+    """Set environment variables for a while, and have Ray notice."""
     try:
-        yield
+        with environment_variables(changes):
+            ray_private.read_environment()
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         ray_private.read_environment()
 
 
@@ -168,11 +158,12 @@ def _connected(address: str) -> Iterator[None]:
             with _signals_left_alone():
                 ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=True, **ray_job(is_embedded=False))
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:  # nobody there, no address, no token
-            raise ConfigurationError(
-                f"RAY_ADDRESS = {masked_address(address)!r}: cannot be connected to ({masked(first_line(error))}); "
+            remedy = (
                 "start a cluster there, run this on one of its nodes (elsewhere: metagrad submit), and for one with "
                 "token authentication (Ray's default) set RAY_AUTH_MODE=token beside its token"
-            ) from error
+            )
+            rule = f"cannot be connected to ({masked(first_line(error))})"
+            raise refusal("RAY_ADDRESS", masked_address(address), rule, remedy) from error
         try:
             yield
         finally:
@@ -188,7 +179,7 @@ def _check_room(demand: Demand) -> None:
 
 
 def free_resources() -> str:
-    """What of the cluster nobody uses, in words."""
+    """Say in words what of the cluster nobody uses."""
     there, free = ray.cluster_resources(), ray.available_resources()
     kinds = [kind for kind in ("CPU", "GPU") if there.get(kind)]
     return ", ".join(f"{free.get(kind, 0):g} of {there[kind]:g} {kind}s are free" for kind in kinds)

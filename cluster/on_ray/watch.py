@@ -1,4 +1,4 @@
-"""Whether Ray itself is still there: without its head or its node's raylet Ray aborts a process, soon and mutely."""
+"""Watch whether Ray itself is still there: without head or raylet Ray aborts a process, soon and without a word."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _NAMES = {"GCS": "the head of the Ray cluster (GCS)", "raylet": "Ray's own proce
 
 
 class ClusterLost(RunLost):
-    """Ray itself is gone."""
+    """Ray itself is gone; what was written stands."""
 
     def __init__(self, part: str, endpoint: Endpoint):
         self.what = f"{_NAMES[part]} does not answer any more at {endpoint.host}:{endpoint.port}"
@@ -65,7 +65,7 @@ _watch: RayWatch | None = None
 
 @contextmanager
 def watching(watch: RayWatch) -> Iterator[None]:
-    """`lost` says what this watch sees, which looks in a thread of its own."""
+    """Look in a thread of its own; `lost` says what this watch sees."""
     global _watch
     is_over = threading.Event()
 
@@ -85,5 +85,5 @@ def watching(watch: RayWatch) -> Iterator[None]:
 
 
 def lost() -> ClusterLost | None:
-    """What of Ray has ended, if anything has."""
+    """Return what of Ray has ended, if anything has."""
     return None if _watch is None else _watch.lost

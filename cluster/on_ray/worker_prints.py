@@ -1,4 +1,4 @@
-"""What processes of a run print, on the driver's console: the first lines of each, and where the rest is."""
+"""Print on the driver's console the first lines that each process of a run prints, and where the rest is."""
 
 import sys
 from collections import Counter

@@ -13,7 +13,7 @@ import torch
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, ActorSetup, probe
 from metagrad.cluster.config.experiment import BaseExperiment
-from metagrad.cluster.on_ray.cluster_address import cluster_address
+from metagrad.cluster.on_ray.address import cluster_address
 from metagrad.cluster.plan.placement import Node, Plan, Rates, make_plan, own_cpus, problems
 from metagrad.cluster.run.learning import actor_setups, learner_threads, resolve_device
 from metagrad.cores import default_threads, usable_cores

@@ -15,9 +15,9 @@ from metagrad.cluster.run.checkpoint_parts import check_fits, restore
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.learning import resolve_device
 from metagrad.cores import default_threads
-from metagrad.errors import ConfigurationError, printable, require
+from metagrad.errors import printable, refusal, refusing, require
 from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
-from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, reason, write_whole
+from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, write_whole
 
 
 def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure for one call would only hide it)
@@ -117,27 +117,22 @@ def _real(place: Location) -> Location:
 def _require_writable(folder: Location, field: str) -> None:
     if isinstance(folder, RemotePath):  # only an upload would tell
         return
-    try:
+    with refusing(OSError, field=field, value=str(folder), rule="cannot be written", remedy="name another"):
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{field} = {str(folder)!r}: cannot be written ({reason(error)}); name another"
-        ) from error
     remedy = "name another one" if field == "output" else "add --output FOLDER"
     require(is_writable, field, str(folder), "is no folder that can be written", remedy)
 
 
 def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:
     path = checkpoint_path(folder.checkpoints, update)
-    try:
+    with refusing(OSError, field="update", value=update, rule="cannot be read", remedy="choose another run"):
         held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
-        return load(path)
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"update = {update}: has no checkpoint in this run; choose one of {held or 'another run'}"
-        ) from error
-    except Unreadable as error:
-        raise ConfigurationError(f"update = {update}: cannot be read ({error}); choose another of {held}") from error
-    except OSError as error:
-        raise ConfigurationError(f"update = {update}: cannot be read ({reason(error)}); choose another run") from error
+        try:
+            return load(path)
+        except FileNotFoundError as error:
+            raise refusal(
+                "update", update, "has no checkpoint in this run", f"choose one of {held or 'another run'}"
+            ) from error
+        except Unreadable as error:
+            raise refusal("update", update, f"cannot be read ({error})", f"choose another of {held}") from error

@@ -5,13 +5,14 @@ TensorBoard's own reader ends at the first damaged record of a file without a wo
 
 import struct
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
 
 from metagrad.cluster.run.events import EVENT_FILE
-from metagrad.errors import ConfigurationError, printable
-from metagrad.learner.storage import Location, inside, names, read_bytes, reason
+from metagrad.errors import printable, refusing
+from metagrad.learner.storage import Location, inside, names, read_bytes
 
 _MAX_BYTES = 2**30  # of one file; a run of the papers' length has some 10 MiB
 _MAX_SCANNED = 2**19  # bytes of one file that are looked through for a record behind a damaged one
@@ -35,23 +36,25 @@ def read_log(folder: Location) -> Logged:
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     damaged: list[str] = []
     cut_off: list[str] = []
-    name = ""
-    try:
-        for name in sorted(filter(EVENT_FILE.fullmatch, names(folder))):
+    with _reading(folder):
+        files = sorted(filter(EVENT_FILE.fullmatch, names(folder)))
+    for name in files:
+        with _reading(folder / name):
             content = _records(read_bytes(inside(folder, name), _MAX_BYTES))
-            bad = content.lost + sum(not _add(record, points) for record in content.records)
-            if bad:
-                damaged.append(printable(f"{name}: {_counted(bad)} damaged and left out{content.rest}"))
-            if content.is_cut_off:
-                cut_off.append(printable(f"{name}: ends within a record, which is left out"))
-    except OSError as error:
-        place = str(folder / name) if name else str(folder)
-        raise ConfigurationError(f"events = {place!r}: cannot be read ({reason(error)}); restore it") from error
+        bad = content.lost + sum(not _add(record, points) for record in content.records)
+        if bad:
+            damaged.append(printable(f"{name}: {_counted(bad)} damaged and left out{content.rest}"))
+        if content.is_cut_off:
+            cut_off.append(printable(f"{name}: ends within a record, which is left out"))
     return Logged(
         {tag: (np.array([step for step, _ in own]), np.array([x for _, x in own])) for tag, own in points.items()},
         tuple(damaged),
         tuple(cut_off),
     )
+
+
+def _reading(place: Location) -> AbstractContextManager[None]:
+    return refusing(OSError, field="events", value=str(place), rule="cannot be read", remedy="restore it")
 
 
 def _counted(count: int) -> str:

@@ -1,9 +1,9 @@
-"""A run's folder, on a path or at a URL: config.json, TensorBoard events, checkpoints/, summary.json.
+"""A run's folder, on a path or at a URL, holds config.json, TensorBoard events, checkpoints/ and summary.json.
 
 A folder on a path is locked by the process that trains in it, which writes no more once another folder has taken its
-place. At a URL there are no locks. A new run claims config.json, whose upload fails where one is there already. Whoever
-trains puts its name into holder.json; who finds another name there, since somebody has continued the run meanwhile,
-writes no more.
+place. At a URL there are no locks. A new run claims config.json, whose upload fails where one is there already. The
+process that trains puts its name into holder.json; if it finds another name there, because somebody has continued the
+run meanwhile, it writes no more.
 
 The folder may be a stranger's. The user may name it by a link, but what is in it leads nowhere else: links, pipes and
 devices under the names of a run's files are refused (`metagrad.learner.local_files`).
@@ -23,7 +23,7 @@ from typing import Any
 from metagrad.cluster.config.experiment import OPERATIONAL_FIELDS, BaseExperiment
 from metagrad.cluster.config.json_form import differences, from_json, to_json
 from metagrad.cluster.run.events import EVENT_FILE
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import reason, refusal, refusing, require
 from metagrad.learner import checkpoint, local_files
 from metagrad.learner.storage import (
     CannotWrite,
@@ -33,7 +33,6 @@ from metagrad.learner.storage import (
     location,
     names,
     read_bytes,
-    reason,
     remove,
     write_whole,
 )
@@ -42,12 +41,12 @@ _SECONDS_OF_A_WRITE = 3600.0  # evaluations write beside a run: what is older wa
 
 
 def as_bytes(tree: Any) -> bytes:
-    """A tree as the text of a JSON file."""
+    """Encode a tree as the text of a JSON file."""
     return (json.dumps(tree, indent=2) + "\n").encode()
 
 
 def write_json(path: Location, tree: Any) -> None:
-    """A tree as a file, whole or not at all, also when the machine stops.
+    """Write a tree as a JSON file, whole or not at all, even if the machine stops.
 
     Raises:
         CannotWrite: the disk is full, say; what was there before stands.
@@ -56,7 +55,7 @@ def write_json(path: Location, tree: Any) -> None:
 
 
 def read_json(path: Location) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
         OSError: there is none, it is a link, a pipe or the like, or larger than any of ours.
@@ -67,10 +66,10 @@ def read_json(path: Location) -> Any:
 
 
 class RunFolder:
-    """Places of a run, `pathlib.Path` or `RemotePath`, and the files in it."""
+    """Knows the places of a run, `pathlib.Path` or `RemotePath`, and reads and writes the files in it."""
 
     def __init__(self, path: str | Location):
-        """`path` as a person named it.
+        """Take `path` as a person named it.
 
         Raises:
             ConfigurationError: a URL with credentials in it, or one that nothing here can open.
@@ -95,7 +94,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep every other run out of this folder, which is made if need be; the end of the process lets go of it too.
+        """Keep every other run out of this folder, which is made if need be, until the block or the process ends.
 
         Raises:
             ConfigurationError: another run is in it at this moment, or it cannot be made.
@@ -115,14 +114,12 @@ class RunFolder:
                     local_files.remove_partial(self.path, _SECONDS_OF_A_WRITE)
                     self._require_kinds()
                 except BlockingIOError as error:
-                    raise ConfigurationError(
-                        f"run-dir = {str(self.path)!r}: another process is working in it; "
-                        "wait until it ends, or choose another folder"
-                    ) from error
+                    remedy = "wait until it ends, or choose another folder"
+                    raise refusal("run-dir", str(self.path), "another process is working in it", remedy) from error
             yield
 
     def _require_kinds(self) -> None:
-        """What is in the place of a file shows itself before a run begins, not when the file is written."""
+        """Refuse now what lies in the place of a file of the run, not when that file is written."""
         if isinstance(self.path, Path):
             local_files.require_kind(self.path / self.checkpoints.name, is_folder=True)
             for place in (self._config, self._summary, *checkpoint.paths(self.checkpoints)):
@@ -143,28 +140,19 @@ class RunFolder:
         Raises:
             ConfigurationError: it already holds a run, or cannot be written.
         """
-        require(
-            not self.has_run(),
-            "run-dir",
-            str(self.path),
-            "already holds a run",
-            "continue it with --resume, or choose another folder",
-        )
+        here = ("run-dir", str(self.path))
+        remedy = "continue it with --resume, or choose another folder"
+        require(not self.has_run(), *here, "already holds a run", remedy)
         with self._refusing("cannot be written"):
-            require(
-                not checkpoint.paths(self.checkpoints),
-                "run-dir",
-                str(self.path),
-                "holds checkpoints of another run",
-                "choose another folder",
-            )
+            has_others = bool(checkpoint.paths(self.checkpoints))
+            require(not has_others, *here, "holds checkpoints of another run", "choose another folder")
             content = as_bytes(to_json(experiment))
             if isinstance(self._config, RemotePath):
                 try:
                     self._config.write_bytes(content, is_new=True)
-                except FileExistsError:
+                except FileExistsError as error:
                     rule = "another process has begun a run in it at this moment"
-                    require(False, "run-dir", str(self.path), rule, "choose another folder")
+                    raise refusal(*here, rule, "choose another folder") from error
             else:
                 write_whole(self._config, content)
             self._take()
@@ -177,54 +165,41 @@ class RunFolder:
                 self.checkpoints.rmdir()
 
     def withdraw_unbegun(self) -> None:
-        """`withdraw` where nothing came of the run: no checkpoint, no row, no summary."""
+        """Call `withdraw` if nothing came of the run: no checkpoint, no row, no summary."""
         with contextlib.suppress(OSError):  # gone, replaced or unreachable: what ended the run is what has to be told
             has_rows = any(EVENT_FILE.fullmatch(name) for name in names(self.path))
             if not has_rows and not exists(self._summary) and not checkpoint.paths(self.checkpoints):
                 self.withdraw()
 
     def experiment(self) -> BaseExperiment:
-        """The experiment of the run in this folder.
+        """Read the experiment of the run in this folder.
 
         Raises:
             ConfigurationError: there is none, or it cannot be read.
         """
         require(self.has_run(), "run-dir", str(self.path), "holds no run (no config.json)", "name a run's folder")
-        try:
+        kinds = (OSError, ValueError, TypeError, ArithmeticError, RecursionError)  # no text, fields missing, …
+        rule, remedy = "its config.json cannot be read", "restore that file"
+        with refusing(*kinds, field="run-dir", value=str(self.path), rule=rule, remedy=remedy):
             experiment = from_json(read_json(self._config))
-        except ConfigurationError:
-            raise
-        except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:  # no text, fields missing, …
-            raise ConfigurationError(
-                f"run-dir = {str(self.path)!r}: its config.json cannot be read ({reason(error)}); restore that file"
-            ) from error
-        require(
-            isinstance(experiment, BaseExperiment),
-            "run-dir",
-            str(self.path),
-            "its config.json holds no experiment",
-            "restore that file",
-        )
+        is_one = isinstance(experiment, BaseExperiment)
+        require(is_one, "run-dir", str(self.path), "its config.json holds no experiment", remedy)
         assert isinstance(experiment, BaseExperiment)
         return experiment
 
     def require_same(self, experiment: BaseExperiment) -> None:
-        """Only how it is run may differ from what the run in this folder was started with.
+        """Refuse an experiment that differs from the run in this folder in more than how it is run.
 
         Raises:
             ConfigurationError: another field differs.
         """
         for field, old, new in differences(self.experiment(), experiment):
-            require(
-                field.partition(".")[0] in OPERATIONAL_FIELDS,
-                field,
-                new,
-                f"the run in {self.path} was started with {old!r}, which --resume cannot change",
-                "leave it out, or start another run",
-            )
+            is_operational = field.partition(".")[0] in OPERATIONAL_FIELDS
+            rule = f"the run in {self.path} was started with {old!r}, which --resume cannot change"
+            require(is_operational, field, new, rule, "leave it out, or start another run")
 
     def open_resumed(self, experiment: BaseExperiment) -> None:
-        """Take up the run in this folder.
+        """Continue the run in this folder.
 
         Raises:
             ConfigurationError: `require_same`, or it cannot be written.
@@ -235,7 +210,7 @@ class RunFolder:
             self._take()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json, whole or not at all.
+        """Write summary.json, whole or not at all.
 
         Raises:
             CannotWrite: the disk is full, say, or another process has taken the run over.
@@ -244,7 +219,7 @@ class RunFolder:
         write_json(self._summary, summary)
 
     def write_checkpoint(self, update: int, tree: dict[str, Any], keep: int) -> None:
-        """The checkpoint of an update, whole or not at all; the newest `keep` stay.
+        """Write the checkpoint of an update, whole or not at all, and keep the newest `keep`.
 
         Raises:
             CannotWrite: the disk is full, say, or another process has taken the run over; the others stand.
@@ -266,7 +241,7 @@ class RunFolder:
                 remove(self._holder)
 
     def _other_holder(self) -> str | None:
-        """Who has this run at a URL, unless it is this process."""
+        """Name the process that has this run at a URL, unless it is this one."""
         try:
             holder = read_json(self._holder)
             if holder["id"] == self._own_id:
@@ -284,15 +259,8 @@ class RunFolder:
         if other is not None:
             raise CannotWrite(errno.EBUSY, other, str(self.path))
 
-    @contextlib.contextmanager
-    def _refusing(self, rule: str) -> Iterator[None]:
-        """What the operating system refuses here is refused in one line."""
-        try:
-            yield
-        except OSError as error:
-            raise ConfigurationError(
-                f"run-dir = {str(self.path)!r}: {rule} ({reason(error)}); choose another folder"
-            ) from error
+    def _refusing(self, rule: str) -> contextlib.AbstractContextManager[None]:
+        return refusing(OSError, field="run-dir", value=str(self.path), rule=rule, remedy="choose another folder")
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

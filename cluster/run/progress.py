@@ -1,6 +1,7 @@
-"""The live progress line, and messages above it."""
+"""Show a live progress line, and messages above it."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -13,12 +14,13 @@ _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 class Progress:
-    """One line kept up to date on a terminal; a plain line now and then where output goes to a file."""
+    """Keeps one line up to date on a terminal; where output goes to a file it prints a plain line now and then."""
 
     def __init__(self, console: Console, updates: int):
         self._console = console
         self._updates = updates
-        self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        self._text: Callable[[], str] = str
+        self._live = Live(console=console, get_renderable=self._line) if console.is_terminal else None
         self._last_plain = -_SECONDS_BETWEEN_PLAIN_LINES
 
     def __enter__(self) -> "Progress":
@@ -30,14 +32,29 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    def _line(self) -> Text:
+        return Text(printable(self._text()), no_wrap=True, overflow="ellipsis")
+
     def say(self, message: str) -> None:
-        """One message that stays."""
+        """Print a message that stays."""
         self._console.print(Text(printable(message)), soft_wrap=True)  # Text: a path's [brackets] are no markup
 
     def begin(self, message: str) -> None:
-        """What the line says until the first update is done; terminals only."""
-        if self._live is not None:
-            self._live.update(Text(printable(message)))
+        """Set the line, on terminals only."""
+        self._text = lambda: message
+
+    def follow(self, text: Callable[[], str]) -> None:
+        """Let the line say `text()` as time goes on; print it once where there is no terminal."""
+        self._text = text
+        if self._live is None:
+            self.say(text())
+
+    def plain(self, line: str, is_last: bool = False) -> None:
+        """Print a line where there is no terminal: at most one in ten seconds, and the last one."""
+        now = time.monotonic()
+        if self._live is None and (is_last or now - self._last_plain >= _SECONDS_BETWEEN_PLAIN_LINES):
+            self._last_plain = now
+            self.say(line)
 
     def show(
         self,
@@ -48,16 +65,12 @@ class Progress:
         lag: float,
         is_last: bool,
     ) -> None:
-        """The run as of now."""
+        """Show the run as of now."""
         returns = "-" if return_mean is None else f"{return_mean:.2f}"
         learnt = "  ".join(f"{name} {value:.4f}" for name, value in eta.items())
-        line = printable(
+        line = (
             f"update {update}/{self._updates}  {frames_per_second:,.0f} frames/s  return {returns}  "
             f"{learnt}  lag {lag:g}"
         )
-        now = time.monotonic()
-        if self._live is not None:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif is_last or now - self._last_plain >= _SECONDS_BETWEEN_PLAIN_LINES:
-            self._last_plain = now
-            self._console.print(Text(line), soft_wrap=True)
+        self.begin(line)
+        self.plain(line, is_last)

@@ -1,8 +1,8 @@
-"""Signals that ask a run to end, as a wish that the training loop honours between two updates."""
+"""Take signals that ask a run to end as a wish, which the training loop honours between two updates."""
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -20,13 +20,13 @@ ASKING = (
 
 
 class Stop(Protocol):
-    """Whether somebody wants the run to end."""
+    """Says whether somebody wants the run to end."""
 
     signal_name: str | None
 
 
 class StopRequest:
-    """Inside the context, the first signal of `ASKING` asks for a stop; a second SIGINT interrupts at once.
+    """Takes the first signal of `ASKING` within its context for a wish to stop; a second SIGINT interrupts at once.
 
     A signal that the process was started to ignore stays ignored, SIGINT and SIGTERM apart: under nohup, for example, a
     closed terminal is no reason to end. Inside another StopRequest, what that one has heard already counts.
@@ -84,18 +84,27 @@ def stopped_at_once() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Whatever asks for an end from here on changes nothing any more: the work is done, its exit code is known."""
+    """Ignore whatever asks for an end from here on: the work is done, its exit code is known."""
     for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def children_left_alone() -> Iterator[None]:
-    """Processes begun in here never see what asks this one to end, SIGTERM apart, with which it ends them.
+def children_left_alone() -> AbstractContextManager[None]:
+    """Begin processes that never see what asks this one to end, SIGTERM apart, with which it ends them.
 
     A terminal sends its SIGQUIT and its own end (SIGHUP) to all processes of a run, and so may a scheduler.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(ASKING) - {signal.SIGTERM})
+    return _blocked(set(ASKING) - {signal.SIGTERM})
+
+
+def without_sigterm() -> AbstractContextManager[None]:
+    """Begin threads that are never given SIGTERM; where it comes meanwhile it arrives later."""
+    return _blocked({signal.SIGTERM})
+
+
+@contextmanager
+def _blocked(numbers: set[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -103,18 +112,8 @@ def children_left_alone() -> Iterator[None]:
 
 
 @contextmanager
-def without_sigterm() -> Iterator[None]:
-    """Threads that are begun in here are never given SIGTERM; where it comes meanwhile it arrives later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """The handler of SIGTERM survives what replaces it in here, even below Python; what comes meanwhile arrives later.
+    """Keep the handler of SIGTERM, whatever replaces it in here, even below Python; what comes meanwhile arrives later.
 
     No process may be begun in here: it would be deaf to SIGTERM. Threads that were begun outside of `without_sigterm`
     can still be given the signal.

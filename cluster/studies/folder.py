@@ -1,4 +1,4 @@
-"""A study's folder: parts/NAME.json, results.json; each file whole or not there, and one process at a time.
+"""A study's folder holds parts/NAME.json and results.json, each written whole, and admits one process at a time.
 
 It may be a stranger's, who has put links there that lead out of it: it is refused as long as it holds any.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from metagrad.cluster.run.folder import RunFolder, read_json, write_json
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import ConfigurationError, refusing, require
 from metagrad.learner import local_files
-from metagrad.learner.storage import names, reason
+from metagrad.learner.storage import names
 
 Settings = dict[str, Any]
 Result = dict[str, Any]
@@ -21,7 +21,7 @@ Record = dict[str, Any]  # what a part's file holds: study, settings, result, pr
 
 
 def as_json(tree: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back, so that a fresh part and a stored one are the same."""
+    """Convert a tree to what JSON gives back, so that a fresh part equals a stored one."""
     plain: dict[str, Any] = json.loads(json.dumps(tree))
     return plain
 
@@ -36,7 +36,7 @@ def write_part(folder: Path, name: str, record: Record) -> None:
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
-    """results.json, and where it is."""
+    """Write results.json and return its place."""
     path = folder / "results.json"
     write_json(path, results)
     return path
@@ -44,7 +44,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The study's folder, to this process alone; one that was made for a study that is refused goes again.
+    """Keep other processes out of the study's folder; remove it if it was made for a study that is refused.
 
     Raises:
         ConfigurationError: another process is in it, it holds a training run or cannot be written.
@@ -54,14 +54,10 @@ def held(folder: Path) -> Iterator[None]:
     was_there = folder.exists()
     with run_folder.held():
         try:
-            try:
+            with _refusing(folder, "cannot be written"):
                 _refuse_links(folder)
                 _parts_folder(folder).mkdir(exist_ok=True)
                 local_files.remove_partial(_parts_folder(folder), older_than=0.0)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"run-dir = {str(folder)!r}: cannot be written ({reason(error)}); choose another --run-dir"
-                ) from error
             yield
         except ConfigurationError:
             with contextlib.suppress(OSError):  # not empty
@@ -84,7 +80,7 @@ def _raise(error: OSError) -> None:
 
 
 def read_parts(folder: Path, study: str, asked: dict[str, Settings]) -> dict[str, Record]:
-    """The stored parts among those asked for.
+    """Read the stored parts among those asked for.
 
     Raises:
         ConfigurationError: one is of another study, was made with other settings, or cannot be read.
@@ -105,24 +101,24 @@ def read_parts(folder: Path, study: str, asked: dict[str, Settings]) -> dict[str
 
 
 def _text(settings: Settings, key: str | None) -> str:
-    """One setting as text that can be compared, NaN included."""
+    """Format one setting so that it can be compared, NaN included."""
     return json.dumps(settings[key], sort_keys=True) if key in settings else "nothing"
 
 
 def _part_files(folder: Path) -> list[Path]:
     parts = _parts_folder(folder)
-    try:
+    with _refusing(folder, "parts cannot be listed"):
         return [parts / name for name in sorted(names(parts)) if name.endswith(".json")]
-    except OSError as error:
-        rule = f"parts cannot be listed ({reason(error)})"
-        raise ConfigurationError(f"run-dir = {str(folder)!r}: {rule}; choose another --run-dir") from error
+
+
+def _refusing(folder: Path, rule: str) -> contextlib.AbstractContextManager[None]:
+    return refusing(OSError, field="run-dir", value=str(folder), rule=rule, remedy="choose another --run-dir")
 
 
 def _read_part(path: Path) -> Record:
-    try:
+    kinds = (OSError, ValueError, AttributeError, RecursionError)  # AttributeError: JSON, but no object
+    with refusing(*kinds, field="part", value=str(path), rule="cannot be read", remedy="remove it"):
         record: Record = read_json(path)
         if not {"study", "settings", "result", "provenance"} <= record.keys():
             raise ValueError("no part of a study")
-        return record
-    except (OSError, ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON, but no object
-        raise ConfigurationError(f"part = {str(path)!r}: cannot be read ({reason(error)}); remove it") from error
+    return record

@@ -1,4 +1,4 @@
-"""Parts of a study as Ray tasks: one CPU each, on any node; what a lost worker was computing is computed again."""
+"""Compute parts of a study as Ray tasks of one CPU each on any node; a part whose worker is lost starts again."""
 
 import os
 import time
@@ -24,7 +24,7 @@ _SECONDS_TO_FIND_ROOM = 3.0  # what Ray counts as free lags behind by about a se
 def ray_parts(
     study: Study, folder: Path, missing: dict[str, Settings], say: Callable[[str], None], wait_for_resources: float
 ) -> Parts:
-    """The parts in parallel, in the order in which they finish.
+    """Compute the parts in parallel and yield them in the order in which they finish.
 
     Args:
         study: whose parts they are.
@@ -79,14 +79,14 @@ def _execute_on_worker(study: str, run_part: Callable[[Settings], Result], setti
 
 
 def _ready(references: list[Any]) -> list[Any]:
-    """All that are there, after waiting a moment for the first."""
+    """Wait a moment for the first, and return all that are there."""
     ray.wait(references, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
     ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
     return list(ready)
 
 
 def _outcome(reference: Any) -> Record | RayError:
-    """What a task that is over came to."""
+    """Return the record of a task that is over, or its error."""
     try:
         record: Record = ray.get(reference)
     except RayError as error:

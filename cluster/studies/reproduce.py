@@ -1,9 +1,8 @@
-"""`metagrad reproduce`: compute the parts that a study's folder does not hold yet, then write its report."""
+"""Compute the parts that a study's folder does not hold yet, then write its report."""
 
 import contextlib
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -22,7 +21,6 @@ from metagrad.cluster.studies.study import PartFailed, Parts, Study, execute
 from metagrad.errors import require
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 class _Where(NamedTuple):
@@ -35,7 +33,7 @@ class StudyStopped(StoppedBySignal):
 
 
 def default_folder(study: Study, is_quick: bool) -> Path:
-    """studies/NAME or studies/NAME-quick: the same command continues in the same folder."""
+    """Return studies/NAME or studies/NAME-quick: a command that is rerun resumes in the same folder."""
     return Path("studies") / (f"{study.name}-quick" if is_quick else study.name)
 
 
@@ -56,33 +54,33 @@ def reproduce(  # noqa: PLR0913 - an option each
         PartFailed: a part raised; those that had finished are kept.
         StudyStopped: a signal asked for its end; likewise.
     """
-    require(seeds >= 1, "seeds", seeds, "must be at least 1", f"use --seeds {study.seeds} as the paper does")
+    remedy = f"use --seeds {study.seeds} as the paper does"
+    require(seeds >= 1, "seeds", seeds, "must be at least 1", remedy)
     check_wait_for_resources(wait_for_resources, topology)
     patience = SECONDS_TO_WAIT_FOR_RESOURCES if wait_for_resources is None else wait_for_resources
-    require(seeds <= 10_000, "seeds", seeds, "must be at most 10,000", f"use --seeds {study.seeds} as the paper does")
+    require(seeds <= 10_000, "seeds", seeds, "must be at most 10,000", remedy)
     length = () if updates is None else (updates,)
-    if length:
+    for each in length:
         rule, remedy = "this study has no training runs that could be shorter", "leave it out"
-        require(study.updates is not None, "updates", updates, rule, remedy)
+        require(study.updates is not None, "updates", each, rule, remedy)
         assert study.updates is not None
         rule, remedy = f"must lie in [1, {study.updates}]", "the default is the paper's number"
-        require(1 <= length[0] <= study.updates, "updates", updates, rule, remedy)
-        require(not is_quick, "updates", updates, "--quick has a length of its own", "leave one of them out")
+        require(1 <= each <= study.updates, "updates", each, rule, remedy)
+        require(not is_quick, "updates", each, "--quick has a length of its own", "leave one of them out")
     asked = {name: as_json(settings) for name, settings in study.parts(seeds, is_quick, *length).items()}
     assert asked, f"study {study.name} has no parts"
     assert all(_FILE_NAME.fullmatch(name) for name in asked), f"part names of {study.name}: {list(asked)}"
     command = f"metagrad reproduce {study.name} --seeds {seeds}{' --quick' if is_quick else ''}"
     command += "".join(f" --updates {each}" for each in length)
-    folder = (
-        Path(os.path.realpath(folder)) if os.path.islink(folder) else folder
-    )  # the user's own; none in it is followed
+    if os.path.islink(folder):  # the user's own; none in it is followed
+        folder = Path(os.path.realpath(folder))
     with held(folder), Progress(console, len(asked)) as progress:
         progress.say(f"study folder: {folder}")
         done = read_parts(folder, study.name, asked)
         if done:
             progress.say(f"{len(done)} of {len(asked)} parts are there already")
         if len(done) < len(asked):
-            _run_missing(study, folder, asked, done, _Where(topology, patience), progress, console.is_terminal)
+            _run_missing(study, folder, asked, done, _Where(topology, patience), progress)
         records = {name: done[name] for name in asked}
         head = {"study": study.name, "description": study.description, "command": command}
         results = write_results(folder, head | {"seeds": seeds, "is_quick": is_quick, "parts": records})
@@ -101,12 +99,11 @@ def _run_missing(
     done: dict[str, Record],
     where: _Where,
     progress: Progress,
-    is_terminal: bool,
 ) -> None:
-    """Run what is asked and not done; `done` grows with every part that finishes, as does the folder."""
+    """Run what is asked and not done; every part that finishes goes into `done` and into the folder."""
     missing = {name: settings for name, settings in asked.items() if name not in done}
     topology = where.topology
-    line = _ProgressLine(progress, len(done), len(asked), is_terminal)
+    line = _ProgressLine(progress, len(done), len(asked))
     # Colocated parts may take minutes, and nothing of an unfinished one is worth waiting for.
     stop = _StudyStop(is_at_once=topology == "colocated")
     try:
@@ -125,7 +122,7 @@ def _run_missing(
             raise
     if stop.signal_name is not None and len(done) < len(asked):
         progress.say(
-            f"stopped by {stop.signal_name} with {len(done)} of {len(asked)} parts done; the same command continues"
+            f"stopped by {stop.signal_name} with {len(done)} of {len(asked)} parts done; rerun the command to resume"
         )
         raise StudyStopped(stop.signal_name)
 
@@ -145,7 +142,7 @@ def _parts_on(
 
 
 def colocated_parts(study: Study, folder: Path, missing: dict[str, Settings]) -> Parts:
-    """The parts one after another in this process, without Ray."""
+    """Yield the parts one after another, computed in this process, without Ray."""
     for name, settings in missing.items():
         try:
             record = execute(study.name, study.runner(folder, name), settings)
@@ -168,7 +165,7 @@ class _StudyStop(StopRequest):
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is noted and interrupts nothing."""
+        """Note a signal within the block, and interrupt nothing."""
         self._is_deferred = True
         try:
             yield
@@ -183,46 +180,29 @@ class _StudyStop(StopRequest):
 
 
 class _ProgressLine:
-    """Parts done, time taken, time left; a thread keeps it moving on a terminal while a part runs in this one."""
+    """Shows parts done, time taken and time left, at the beginning, while parts are computed, and at the end."""
 
-    def __init__(self, progress: Progress, done: int, total: int, is_terminal: bool):
+    def __init__(self, progress: Progress, done: int, total: int):
         self._progress = progress
         self._done = self._done_before = done
         self._total = total
-        self._is_terminal = is_terminal
         self._started = time.monotonic()
-        self._last_plain = -_SECONDS_BETWEEN_PLAIN_LINES
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_moving, daemon=True)
 
     def __enter__(self) -> "_ProgressLine":
-        if self._is_terminal:
-            self._thread.start()
-        else:
-            self._progress.say(self.text())
+        self._progress.follow(self.text)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        if self._is_terminal:
-            self._thread.join()
         self._progress.say(self.text())
 
-    def _keep_moving(self) -> None:
-        while not self._is_over.wait(0.5):
-            self._progress.begin(self.text())
-
     def count(self, done: int) -> None:
-        """So many parts are done now."""
+        """Take note that so many parts are done now."""
         self._done = done
-        now = time.monotonic()
-        is_due = done < self._total and now - self._last_plain >= _SECONDS_BETWEEN_PLAIN_LINES
-        if not self._is_terminal and is_due:
-            self._last_plain = now
-            self._progress.say(self.text())
+        if done < self._total:
+            self._progress.plain(self.text())
 
     def text(self) -> str:
-        """The line as of now; what is left takes as long per part as what was done since the start."""
+        """Return the line as of now; what is left takes as long per part as what was done since the start."""
         elapsed = time.monotonic() - self._started
         done_now = self._done - self._done_before
         left = f"about {_clock(elapsed / done_now * (self._total - self._done))}" if done_now else "-"

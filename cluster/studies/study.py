@@ -1,4 +1,4 @@
-"""Studies: many independent computations (parts), kept as they finish, and a report of them all.
+"""A study consists of many independent computations (parts), kept as they finish, and makes a report of them all.
 
 Study ─► parts(seeds) ─► run_part(settings), one CPU each ─► FOLDER/parts/NAME.json ─► results.json ─► report.md, PNGs
 
@@ -23,7 +23,7 @@ Parts = Generator[tuple[str, Record] | None, None, None]  # what just finished; 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """One study of a paper: its parts, what computes one of them, and what makes a report of all."""
+    """Describes one study of a paper: its parts, what computes one of them, and what makes a report of all."""
 
     name: str
     description: str
@@ -42,7 +42,7 @@ class Study:
     """(folder, part name -> (settings, result), is_quick): writes pictures and report.md into the folder."""
 
     def runner(self, folder: Path, part: str) -> Callable[[Settings], Result]:
-        """What computes one part of the study in `folder`, from its settings alone."""
+        """Return the function that computes one part of the study in `folder`, from its settings alone."""
         if not self.keeps_work:
             return self.run_part
         return partial(self.run_part, folder=folder.absolute() / "work" / part)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import harness
+from metagrad.cluster.run.variables import environment_variables
 
 
 def test_cases_run_in_turn_and_the_first_round_is_not_counted():
@@ -79,7 +80,7 @@ def test_one_core_is_given_back_and_inherited():
 def test_variables_are_put_back(monkeypatch):
     monkeypatch.setenv("METAGRAD_THERE", "before")
     monkeypatch.delenv("METAGRAD_NEW", raising=False)
-    with harness.environment_variables({"METAGRAD_THERE": "1", "METAGRAD_NEW": "2"}):
+    with environment_variables({"METAGRAD_THERE": "1", "METAGRAD_NEW": "2"}):
         assert (os.environ["METAGRAD_THERE"], os.environ["METAGRAD_NEW"]) == ("1", "2")
     assert os.environ["METAGRAD_THERE"] == "before"
     assert "METAGRAD_NEW" not in os.environ

@@ -283,7 +283,7 @@ def test_a_study_that_is_stopped_has_an_exit_code(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(STUDIES, "toy-study", stopped)
         assert main(REPRODUCE) == code
         output = capsys.readouterr()
-        assert "the same command continues" in output.out
+        assert "rerun the command to resume" in output.out
         assert output.err == ""
 
 

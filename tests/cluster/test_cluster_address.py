@@ -1,6 +1,6 @@
 import pytest
 
-from metagrad.cluster.on_ray.cluster_address import cluster_address
+from metagrad.cluster.on_ray.address import cluster_address
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from metagrad.cluster.on_ray.masking import has_credentials, masked, masked_address
+from metagrad.cluster.on_ray.address import has_credentials, masked, masked_address
 
 
 @pytest.mark.parametrize(

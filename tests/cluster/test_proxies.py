@@ -1,7 +1,7 @@
 import pytest
 import requests
 
-from metagrad.cluster.on_ray.proxies import without_proxy
+from metagrad.cluster.on_ray.address import without_proxy
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8265", "http://localhost:8265", "http://[::1]:8265"])

@@ -173,7 +173,7 @@ def test_a_signal_ends_the_study_and_the_same_command_continues(
     with pytest.raises(StudyStopped) as stopped:
         reproduce(study, tmp_path, 2, False, "ray", console)
     assert stopped.value.exit_code == 128 + number
-    assert f"stopped by {number.name} with 1 of 2 parts done; the same command continues" in text(console)
+    assert f"stopped by {number.name} with 1 of 2 parts done; rerun the command to resume" in text(console)
     assert names(tmp_path) == ["seed-0"]
     reproduce(replace(study, run_part=computed), tmp_path, 2, False, "ray", console)
     assert "1 of 2 parts are there already" in text(console)

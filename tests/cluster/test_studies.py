@@ -206,7 +206,7 @@ def test_a_signal_ends_a_colocated_study_at_once(
     with pytest.raises(StudyStopped) as stopped:
         colocated(replace(TOY, run_part=slow))
     assert stopped.value.exit_code == 128 + number
-    assert f"stopped by {number.name} with 1 of 3 parts done; the same command continues" in text(console)
+    assert f"stopped by {number.name} with 1 of 3 parts done; rerun the command to resume" in text(console)
     assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     colocated()
@@ -236,7 +236,7 @@ def test_a_part_that_is_stored_is_counted_whenever_the_signal_comes(
     with pytest.raises(StudyStopped):
         colocated()
     assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
-    assert f"stopped by {number.name} with 1 of 3 parts done; the same command continues" in text(console)
+    assert f"stopped by {number.name} with 1 of 3 parts done; rerun the command to resume" in text(console)
     assert text(console).splitlines()[-2].startswith("parts 1/3 ")
 
 
@@ -259,7 +259,7 @@ def test_a_part_that_is_stored_is_counted_though_ctrl_c_is_pressed_twice(
     with pytest.raises(StudyStopped):
         reproduce(TOY, tmp_path / "toy", 3, False, "ray", console)
     assert [path.name for path in (tmp_path / "toy").rglob("*.json")] == ["square-0.json"]
-    assert "stopped by SIGINT with 1 of 3 parts done; the same command continues" in text(console)
+    assert "stopped by SIGINT with 1 of 3 parts done; rerun the command to resume" in text(console)
 
 
 def test_on_a_terminal_one_line_keeps_moving_while_a_part_runs(tmp_path: Path) -> None:

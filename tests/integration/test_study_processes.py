@@ -84,7 +84,7 @@ def test_a_study_that_was_stopped_or_killed_continues(
     # Two helpers of a Ray node try for a minute to tell a killed driver of its own death.
     assert first.survivors(seconds=100) == []
     if number != signal.SIGKILL:
-        assert f"stopped by {number.name} with 1 of 3 parts done; the same command continues" in first.output
+        assert f"stopped by {number.name} with 1 of 3 parts done; rerun the command to resume" in first.output
         assert "Traceback" not in first.output
     before = first_part.stat().st_mtime_ns
 

@@ -9,8 +9,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, known_implementations
 
-from metagrad.errors import ConfigurationError
-from metagrad.learner.storage import CannotWrite, Location, RemotePath, inside, location, names, reason, write_whole
+from metagrad.errors import ConfigurationError, reason
+from metagrad.learner.storage import CannotWrite, Location, RemotePath, inside, location, names, write_whole
 
 
 class Broken(MemoryFileSystem):
