@@ -1,4 +1,4 @@
-"""Study `discounting-chain`: learnt discounts with and without the outer value function, on the Discounting Chain.
+"""Learns discounts with and without the outer value function on the Discounting Chain (study `discounting-chain`).
 
 Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", 4.1, C.1, D and Figures
 2, 5a and 6.
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
 
 
 def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
-    """Five seeds a part, "mg-seeds0-4"; what is left over has parts of its own, so that more seeds change none."""
+    """Group five seeds into a part, "mg-seeds0-4"; the rest get parts of their own, so that more seeds change none."""
     whole = seeds // AT_ONCE * AT_ONCE
     groups = [list(range(first, first + AT_ONCE)) for first in range(0, whole, AT_ONCE)]
     groups += [[seed] for seed in range(whole, seeds)]
@@ -84,7 +84,7 @@ def run_part(settings: Settings) -> Result:
 
 
 def _lists(values: torch.Tensor) -> list[Any]:
-    """Seven significant digits: more than any figure shows."""
+    """Keep seven significant digits: more than any figure shows."""
     return [[float(f"{x:.7g}") for x in row] for row in values.tolist()]
 
 

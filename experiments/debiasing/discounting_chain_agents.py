@@ -1,4 +1,4 @@
-"""Agents on the Discounting Chain: A2C, meta-gradients and bootstrapped meta-gradients, many seeds side by side.
+"""Trains A2C, meta-gradients and bootstrapped ones on the Discounting Chain, many seeds side by side.
 
 Arithmetic is in float64, the release's in float32. On the same batches float32 changes a meta-gradient by 1e-7 to 1e-4
 of itself (MG), by up to 3e-3 (BMG, whose target is a difference of nearly equal policies): little beside the noise of a
@@ -41,7 +41,7 @@ META_OPTIMIZER = Adam(learning_rate=constant(META_LEARNING_RATE))  # eps 1e-8 ou
 
 
 class Agent(NamedTuple):
-    """How γ is tuned, and what the advantage of the outer loss is made of."""
+    """Says how γ is tuned and what the advantage of the outer loss is made of."""
 
     meta: Meta  # "none": A2C, γ stays at 0.95
     uses_outer_value: bool = False  # False: the inner value, under the current γ (the biased baseline)
@@ -49,7 +49,7 @@ class Agent(NamedTuple):
 
 
 class AgentState(NamedTuple):
-    """Of N seeds."""
+    """Holds the state of N seeds."""
 
     theta: Float[Tensor, "NP"]
     optimizer: OptimizerState
@@ -58,14 +58,14 @@ class AgentState(NamedTuple):
 
 
 class Logged(NamedTuple):
-    """Of one update."""
+    """Holds what one update logs."""
 
     counts: Counts  # the inner batch, drawn with the θ that the update began with
     outer: ChainMetrics | None  # of the outer loss's batch; None without meta-gradients
 
 
 def inner_problem(agent: Agent, table: Tables) -> InnerProblem:
-    """The inner loss under γ(η), and SGD."""
+    """Return the inner loss under γ(η), with SGD."""
 
     def loss(theta: Tensor, eta: Tensor, counts: Counts) -> tuple[Tensor, ChainMetrics]:
         gamma = discounts(eta)
@@ -75,7 +75,7 @@ def inner_problem(agent: Agent, table: Tables) -> InnerProblem:
 
 
 def outer_loss_of(agent: Agent, table: Tables, eta: Float[Tensor, "N"]) -> OuterLoss:
-    """The same loss under γ' = 1; its values under γ' with the outer value function, under the present γ without."""
+    """Return the same loss under γ' = 1; values are under γ' with the outer value function, else under γ."""
     gamma = discounts(eta)
     outer_gamma = torch.full_like(gamma, OUTER_DISCOUNT)
     value_gamma = outer_gamma if agent.uses_outer_value else gamma
@@ -89,7 +89,7 @@ def outer_loss_of(agent: Agent, table: Tables, eta: Float[Tensor, "N"]) -> Outer
 def start(
     agent: Agent, table: Tables, generators: Sequence[torch.Generator], dtype: torch.dtype = torch.float64
 ) -> AgentState:
-    """State before the first update; γ = 0.95."""
+    """Return the state before the first update; γ = 0.95."""
     theta = torch.cat([init_policy(generator, dtype) for generator in generators])
     eta = torch.zeros(len(generators), dtype=dtype)
     optimizer = inner_problem(agent, table).optimizer
@@ -97,7 +97,7 @@ def start(
 
 
 def advance(agent: Agent, table: Tables, state: AgentState, sample: Sampler) -> tuple[AgentState, Logged]:
-    """One update of θ and, after it, of η: a batch from θ, and one from the updated θ₁ for the outer loss.
+    """Update θ and then η: a batch from θ, and one from the updated θ₁ for the outer loss.
 
     MG descends the outer loss at θ₁. BMG descends KL(π_θ̃ || π_θ₁) at the initial state, θ̃ one SGD step on the outer
     loss beyond θ₁. Either way it is θ₁ that is kept.

@@ -42,7 +42,7 @@ STEPS = BATCH_SIZE * HORIZON  # what losses are means over
 
 
 class Tables(NamedTuple):
-    """What never changes. Row 0 is the start, then come all (chain, t), t = 1…99, the W waiting ones first.
+    """Holds what never changes. Row 0 is the start, then come all (chain, t), t = 1…99, the W waiting ones first.
 
     A row waits where its chain pays not before the step after the next one: t ≤ K - 2. Elsewhere the advantage at t > 0
     is 0 whatever the discounts are, with all its derivatives. D transitions occur: the five of the start, one for each
@@ -86,14 +86,14 @@ def tables(dtype: torch.dtype = torch.float64) -> Tables:
 
 
 class Counts(NamedTuple):
-    """How often actions were taken in the batches of N seeds."""
+    """Counts how often actions were taken in the batches of N seeds."""
 
     first: Float[Tensor, "N A"]  # in row 0
     later: Float[Tensor, "N A W"]  # in the first W of the later rows
 
 
 class Objective(NamedTuple):
-    """How one loss sees the chain; the same loss serves inside and outside, under other discounts."""
+    """Says how one loss sees the chain; the same loss serves inside and outside, under other discounts."""
 
     is_normalised: bool = False  # advantages standardised over the batch (D.2)
     is_first_value_exact: bool = False  # False: the release's γ^K instead of γ^(K-1) in the value of the start
@@ -124,7 +124,7 @@ def discounts(eta: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
 
 
 def logits(table: Tables, theta: Float[Tensor, "NP"], rows: int = -1) -> Float[Tensor, "N A rows"]:
-    """Of the first rows, or of all; rows come last, where softmax over actions is fastest."""
+    """Evaluate the first rows, or all; rows come last, where softmax over actions is fastest."""
     inputs = table.inputs[:, :rows] if rows >= 0 else table.inputs
     return (theta.view(-1, 3) @ inputs).view(-1, A, inputs.shape[1])
 
@@ -132,7 +132,7 @@ def logits(table: Tables, theta: Float[Tensor, "NP"], rows: int = -1) -> Float[T
 def sample_counts(
     table: Tables, theta: Float[Tensor, "NP"], rows: int, generators: Sequence[torch.Generator]
 ) -> Counts:
-    """One fresh batch of 128 episodes for each seed, from a random stream of its own.
+    """Sample a fresh batch of 128 episodes for each seed, from its own random stream.
 
     Every action is drawn by the inverse of the policy's distribution function, first actions and then those in the
     first `rows` later rows.
@@ -156,7 +156,10 @@ def sample_counts(
 def _reached(
     thresholds: Float[Tensor, "K rows"], visits: Int64[Tensor, "rows"], uniform: Float[Tensor, "steps"]
 ) -> Int64[Tensor, "K rows"]:
-    """How many of a row's uniform numbers reach each of its thresholds; row after row, as many numbers as visits."""
+    """Count how many of a row's uniform numbers reach each of its thresholds.
+
+    The numbers come row after row, as many as the row has visits.
+    """
     row = torch.repeat_interleave(visits)
     so_far = (uniform >= thresholds.index_select(1, row)).cumsum(1, dtype=torch.int64)
     up_to_row = torch.nn.functional.pad(so_far, (1, 0)).index_select(1, visits.cumsum(0))
@@ -171,7 +174,7 @@ def chain_loss(
     value_discount: Float[Tensor, "N"],
     counts: Counts,
 ) -> tuple[Float[Tensor, ""], ChainMetrics]:
-    """Policy-gradient loss with the true value as baseline, summed over seeds.
+    """Return the policy-gradient loss with the true value as baseline, summed over seeds.
 
     Equation: L = mean[-A log π(a|s) - 0.005 H(π(.|s))], A = r + γ ⊥V(s') - ⊥V(s), V the true value under the discount
     g = `value_discount`: V(c, t) = g^(K-t-1) R before the reward, 0 after it, V(start) = Σₐ π(a) g^K R (release) or
@@ -212,7 +215,7 @@ def chain_loss(
 
 
 def _normalised(advantage: Float[Tensor, "N D"], visits: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """(A - ⊥mean) ⊥rsqrt(variance + 1e-5) over the steps of each seed's batch."""
+    """Return (A - ⊥mean) ⊥rsqrt(variance + 1e-5) over the steps of each seed's batch."""
     value = autodiff.stop_gradient(advantage)
     mean = (visits * value).sum(-1, keepdim=True) / STEPS
     variance = (visits * (value - mean).square()).sum(-1, keepdim=True) / STEPS

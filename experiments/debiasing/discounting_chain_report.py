@@ -1,4 +1,4 @@
-"""Tables, figures and sentences of the study `discounting-chain`.
+"""Makes tables, figures and sentences of the study `discounting-chain`.
 
 Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", Figures 2, 5a and 6; the
 numbers are those of its authors' data.
@@ -22,7 +22,7 @@ START_DISCOUNT = 0.95  # C.1
 
 
 class ChainAgent(NamedTuple):
-    """One agent of Figure 2."""
+    """Describes one agent of Figure 2."""
 
     title: str
     meta: Meta
@@ -73,7 +73,7 @@ LEARNT, MYOPIC = 1.05, 1.02  # returns: mostly the long chain, hardly ever
 
 
 class ArmCurves(NamedTuple):
-    """What one agent's seeds recorded, [seeds, K]."""
+    """Holds what one agent's seeds recorded, [seeds, K]."""
 
     updates: Array  # [K]
     of: dict[str, Array]  # discount, return; of agents that learn γ also first_advantage, advantage

@@ -1,4 +1,4 @@
-"""Snake 6x6 of "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function"."""
+"""Defines Snake 6x6 of "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function"."""
 
 from dataclasses import replace
 

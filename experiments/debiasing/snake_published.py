@@ -1,4 +1,6 @@
-"""Curves of Snake 6x6 that the authors of the debiasing paper released: mean and sample standard deviation, 10 seeds.
+"""Loads curves of Snake 6x6 that the authors of the debiasing paper released.
+
+They are means and sample standard deviations of 10 seeds.
 
 Source: released data of "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function" (Figures
 3 and 5b). The paper's A2C curve is the greedy policy, the others sample; γ is the mean of the epoch before.
@@ -8,7 +10,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """A number of the authors' data."""
+    """Return a number of the authors' data."""
 
     mean: float
     std: float | None  # None: not given

@@ -1,4 +1,4 @@
-"""Tables and figures of the study `snake-6x6`, beside the data that the authors of the paper released.
+"""Makes tables and figures of the study `snake-6x6`, beside the data that the paper's authors released.
 
 Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", Figures 3, 5b and 6.
 """

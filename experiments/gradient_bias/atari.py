@@ -1,4 +1,7 @@
-"""Atari with three-step meta-gradients: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.3, Table 4."""
+"""Defines Atari with three-step meta-gradients.
+
+Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.3, Table 4.
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tables and figures of the study `atari`: raw scores by game, human-normalised ones over games, meta-parameters.
+"""Makes tables and figures of the study `atari`: raw scores by game, human-normalised ones over games, meta-parameters.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-Reinforcement Learning", Figures 3, 9 and 10, which show
 curves and no numbers; aggregates of Agarwal et al. (2021).

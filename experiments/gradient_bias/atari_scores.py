@@ -133,7 +133,7 @@ def iqm(scores: ArrayLike) -> Array:
 
 
 def median(scores: ArrayLike) -> Array:
-    """Median over games of the mean over runs, median_g (1/R) Σ_r score[r, g]; [..., runs, games] -> [...].
+    """Return the median over games of the mean over runs, median_g (1/R) Σ_r score[r, g]; [..., runs, games] -> [...].
 
     Source: Agarwal et al. (2021), §4.3 ("sample median").
 
@@ -144,7 +144,7 @@ def median(scores: ArrayLike) -> Array:
 
 
 def mean(scores: ArrayLike) -> Array:
-    """Mean over games of the mean over runs, (1/RG) Σ_rg score[r, g]; [..., runs, games] -> [...].
+    """Return the mean over games of the mean over runs, (1/RG) Σ_rg score[r, g]; [..., runs, games] -> [...].
 
     Source: Agarwal et al. (2021), §4.3 ("sample mean").
 
@@ -155,7 +155,7 @@ def mean(scores: ArrayLike) -> Array:
 
 
 def optimality_gap(scores: ArrayLike, threshold: float = 1.0) -> Array:
-    """How far scores fall short of a threshold, (1/RG) Σ_rg max(threshold - score[r, g], 0); lower is better.
+    """Measure how far scores fall short of a threshold, (1/RG) Σ_rg max(threshold - score[r, g], 0); lower is better.
 
     Args:
         scores: [..., runs, games].

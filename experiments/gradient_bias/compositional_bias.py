@@ -63,14 +63,14 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
 
 
 class Unrolls(NamedTuple):
-    """N sampled unrolls."""
+    """Holds N sampled unrolls."""
 
     thetas: list[Float[Tensor, "N P"]]  # θ̂₀ … θ̂_K
     gradients: Float[Tensor, "N P"]  # ∂J(θ̂_K)/∂θ₀
 
 
 def sampled_unrolls(estimation: Estimation, mdps: TabularMdp, seed: int) -> Unrolls:
-    """What `maml_gradients` computes, with the parameters on the way."""
+    """Compute what `maml_gradients` does, and keep the parameters on the way."""
     problem, sampler = inner_problem(estimation), data_sampler(estimation, mdps, seed)
     thetas: list[Tensor] = []
 
@@ -94,9 +94,9 @@ def sampled_unrolls(estimation: Estimation, mdps: TabularMdp, seed: int) -> Unro
 def gradient_variance(
     estimation: Estimation, mdps: TabularMdp, theta: Float[Tensor, "N P"], singles: int, seed: int
 ) -> Float[Tensor, "N"]:
-    """Summed variance of one trajectory's estimate of ∇J at each of N parameters, each with its MDP; unbiased.
+    """Return the summed variance of one trajectory's estimate of ∇J at each of N parameters, each with its MDP.
 
-    A trajectory has values' noise of its own here, as the lemma's independent trajectories would.
+    The estimate is unbiased. A trajectory has values' noise of its own here, as the lemma's independent trajectories would.
 
     Args:
         estimation: whose estimator and horizon; its number of trajectories and its noise's sharing do not matter.
@@ -142,7 +142,7 @@ def largest_curvature(
 
 
 def run_part(settings: Settings) -> Result:
-    """One sweep on one MDP.
+    """Run one sweep on one MDP.
 
     Returns:
         For each estimator lists over the sweep's values: "distance", the mean of ‖θ̂_K - θ_K‖ over trials, with its

@@ -1,4 +1,4 @@
-"""The report of study `compositional-bias`: what the numbers say of Lemma 4.4, decided by the numbers."""
+"""Reports study `compositional-bias`: what the numbers say about Lemma 4.4."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ ROUNDING = 5e-4  # of a power as it is shown
 
 
 class _Sweep(NamedTuple):
-    """All parts of one sweep; of each estimator and quantity [MDPs, values]."""
+    """Holds all parts of one sweep: [MDPs, values] for each estimator and quantity."""
 
     field: str
     base: Settings

@@ -46,7 +46,7 @@ STEPS = (1, 2, 3, 4, 5)  # released code: 2
 
 
 class Disturbed(NamedTuple):
-    """What an update sees: the MDP and what its derivative is disturbed with."""
+    """Holds what an update sees: the MDP and what its derivative is disturbed with."""
 
     mdp: TabularMdp
     coefficient: Float[Tensor, "*N P"]  # c + 0.3 ε
@@ -125,7 +125,7 @@ def bias_bound(learning_rate: float, steps: int, lipschitz: float, hessian_bias:
 
 
 def run_part(settings: Settings) -> Result:
-    """All learning rates and numbers of steps on one MDP.
+    """Run all learning rates and numbers of steps on one MDP.
 
     Returns:
         For each rate, for each K, as lists over c (the paper's, then those beyond): "expected", the bias without
@@ -141,7 +141,7 @@ def run_part(settings: Settings) -> Result:
 
 
 def _point(settings: Settings, rate: float, steps: int) -> Result:
-    """One learning rate and number of steps, all c."""
+    """Run one learning rate and number of steps for all c."""
     seed, count = settings["mdp"], settings["draws"]
     sizes = torch.tensor([*settings["coefficients"], *settings["beyond"]], dtype=torch.float64)
     mdp = copy_of(mdp_stack([seed]), 0)

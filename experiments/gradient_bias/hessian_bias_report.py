@@ -1,4 +1,4 @@
-"""The report of study `hessian-bias`: what the numbers say of Theorem 4.5, decided by the numbers."""
+"""Reports study `hessian-bias`: what the numbers say about Theorem 4.5."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ NAMES = ("expected", "spared", "measured", "corrected", "pearson", "cosine", "bo
 
 
 class _Found(NamedTuple):
-    """All parts: [MDPs, rates, K, c] of each quantity."""
+    """Holds all parts: [MDPs, rates, K, c] of each quantity."""
 
     rates: list[float]
     steps: list[int]

@@ -1,4 +1,4 @@
-"""Study `ipd`: LOLA-DiCE on the iterated prisoner's dilemma, with every place of its gradient exact or sampled.
+"""Defines study `ipd`: LOLA-DiCE on the iterated prisoner's dilemma, with every place of its gradient exact or sampled.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.2 (figures 2a-d), G.2 (figure 8), Table 3. What
 the paper calls the inner loop is the opponent's update: its value ("compositional bias") and derivative ("Hessian").
@@ -125,14 +125,14 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
 
 
 class _Pair(NamedTuple):
-    """Both players between two updates; a row for each."""
+    """Holds both players between two updates; a row for each."""
 
     theta: Tensor  # [2, 5]
     values: dict[ValueTarget, Tensor]  # tables [2, 5], by what they regress on
 
 
 class _Gradients(NamedTuple):
-    """Of both players' losses, and the games against the looked-ahead opponents that their tables learn from."""
+    """Holds both players' gradients, and the games against looked-ahead opponents from which their tables learn."""
 
     total: Tensor  # [2, 5]
     code: Tensor | None  # [2, T, B]
@@ -188,7 +188,7 @@ def _step(optimizer: Adam, gradient: Tensor, state: OptimizerState, x: Tensor) -
 
 
 def score(theta: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Mean undiscounted reward per step [2] of a fresh batch of games of two policies [2, 5]."""
+    """Return the mean undiscounted reward per step [2] of a fresh batch of games of two policies [2, 5]."""
     code = fresh_games(theta[:1], theta[1:], steps, BATCH_SIZE, generator)[0]
     return torch.stack([rewards(seen, theta.dtype).mean() for seen in (code, other_code(code))])
 
@@ -201,7 +201,7 @@ def _gradients(
     generators: dict[str, torch.Generator],
     ring: Ring | None = None,
 ) -> _Gradients:
-    """Gradients of both, in one batch where both look equally far ahead."""
+    """Return the gradients of both, in one batch where both look equally far ahead."""
     groups = [[0, 1]] if look_aheads[0] == look_aheads[1] else [[0], [1]]
     values = pair.values[target]
     found, codes = [], []
@@ -222,9 +222,9 @@ def lola_gradients(
     generators: dict[str, torch.Generator],
     ring: Ring | None = None,
 ) -> tuple[ShapingGradients, Any]:
-    """Gradients of N learners' losses against opponents [N, 5], and codes [N, T, B] for the learners' tables of values.
+    """Return gradients of N learners' losses against opponents [N, 5], and codes [N, T, B] for their tables of values.
 
-    The outer games; where the outer gradient is exact, games that only the tables see; None where all is exact.
+    The codes are the outer games; where the outer gradient is exact, games that only the tables see; None where all is exact.
     """
     sampler = data_sampler(estimation, learners, look_ahead, generators, ring)
     gradients = shaping_gradients(
@@ -264,7 +264,7 @@ def _probe(pair: _Pair, options: dict[str, Any], table: ProbeTable, generators: 
 
 
 def _seed_of(settings: Settings, done: int, name: str) -> int:
-    """Of a probe's games, which disturb nothing of the run."""
+    """Return the generators of a probe's games, which do not disturb the run."""
     return 1_000_000 * (settings["seed"] + 1) + 1_000 * list(PROBES).index(name) + done
 
 

@@ -1,4 +1,4 @@
-"""Games of two players with a parameter for each state: exact values, sampling, a ring of older games.
+"""Plays games of two players with a parameter for each state: exact values, sampling, a buffer of older games.
 
 They play the iterated prisoner's dilemma; a policy has five parameters, sigmoid(θ_s) = P(defect | s). The game is
 symmetric: everything is seen by one of them ("own"), and the other one sees `other_code` of it.
@@ -37,7 +37,7 @@ def joint_log_prob(own: Float[Tensor, "*N 5"], other: Float[Tensor, "*N 5"]) -> 
 
 
 def exact_value(own: Float[Tensor, "5"], other: Float[Tensor, "5"], gamma: float) -> Float[Tensor, ""]:
-    """Expected discounted return of the player with parameters `own`, over rounds without end.
+    """Return the expected discounted return of the player with parameters `own`, over rounds without end.
 
     Equation: P₀ (I - γ P)⁻¹ R, P over the four pairs of actions, P₀ that of the first round.
     """
@@ -52,7 +52,7 @@ def exact_value(own: Float[Tensor, "5"], other: Float[Tensor, "5"], gamma: float
 def play(
     own: Float[Tensor, "N 5"], other: Float[Tensor, "N 5"], uniform: Float[Tensor, "T N B"]
 ) -> Int64[Tensor, "N T B"]:
-    """Codes of B games of each pair, by inverse CDF of one number in [0, 1) for both actions of a round.
+    """Sample codes of B games of each pair, by inverse CDF of one number in [0, 1) for both actions of a round.
 
     The next state is computed for every state a game could be in, all steps at once; the loop only follows.
     """
@@ -68,7 +68,7 @@ def play(
 
 
 def other_code(code: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
-    """The same rounds as the other player sees them."""
+    """Return the same rounds as the other player sees them."""
     state, mine, others = code // 4, code // 2 % 2, code % 2
     return JOINT * torch.tensor(OTHER_STATE, device=code.device)[state] + 2 * others + mine
 
@@ -81,7 +81,7 @@ def rewards(code: Int64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..
 def fresh_games(
     own: Float[Tensor, "N 5"], other: Float[Tensor, "N 5"], steps: int, count: int, generator: torch.Generator
 ) -> Int64[Tensor, "N T B"]:
-    """Codes of new games of each pair."""
+    """Sample codes of new games of each pair."""
     return play(own, other, torch.rand((steps, len(own), count), generator=generator, dtype=torch.float64))
 
 
@@ -111,14 +111,14 @@ class Ring:
         return Games(other_code(self.code) if player else self.code, self.log_prob)
 
     def effective_sample_size(self, first: Float[Tensor, "5"], second: Float[Tensor, "5"]) -> float:
-        """What its whole games are worth to players 0 and 1 with these parameters, from 1 to C."""
+        """Return what whole games are worth to players 0 and 1 with these parameters, from 1 to C."""
         return float(effective_sample_size((joint_log_prob(first, second)[self.code] - self.log_prob).sum(0)))
 
 
 def value_gradient(
     values: Float[Tensor, "N 5"], code: Int64[Tensor, "N T B"], gamma: float, target: ValueTarget
 ) -> Float[Tensor, "N 5"]:
-    """Gradient of the mean squared error of a table of values.
+    """Return the gradient of the mean squared error of a table of values.
 
     Targets: the return from a step to the end of its game, or as in the release the immediate reward.
     """

@@ -1,4 +1,4 @@
-"""Report of the study `ipd`: figures 2 and 8 from our runs, and what the paper's text says of them held against these.
+"""Reports the study `ipd`: figures 2 and 8 from our runs, and what the paper's text says of them held against these.
 
 The figures carry no numbers; an ordering holds where 0 is not in the 95 % interval of the paired differences over the
 seeds. Reward is the mean undiscounted reward per step of both players; over a run means over its updates.

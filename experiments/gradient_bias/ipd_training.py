@@ -1,4 +1,4 @@
-"""Experiment `ipd`: two learners of the iterated prisoner's dilemma, through the actor-learner system.
+"""Defines experiment `ipd`: two learners of the iterated prisoner's dilemma, through the actor-learner system.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.2, G.2, Table 3.
 """
@@ -24,7 +24,7 @@ Estimate = Literal["sampled", "exact"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LolaExperiment(BaseExperiment):
-    """Two players who learn at the same time, each through virtual updates of the other."""
+    """Trains two players at the same time, each through virtual updates of the other."""
 
     env: IteratedPrisonersDilemmaConfig
     network: MemoryOnePair
@@ -88,7 +88,7 @@ class LolaExperiment(BaseExperiment):
 
     @property
     def estimation(self) -> Estimation:
-        """What is exact and what is sampled, in the terms of the study."""
+        """Says what is exact and what is sampled, in the terms of the study."""
         return Estimation(
             value="exact" if self.inner == "exact" else self.inner_rollouts * self.environments,
             outer="exact" if self.outer == "exact" else self.environments,

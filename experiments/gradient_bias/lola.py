@@ -51,7 +51,7 @@ STREAMS = ("value", "derivative", "outer", "ring", "score")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimation:
-    """How a LOLA gradient is estimated; the defaults are Table 3's."""
+    """Says how a LOLA gradient is estimated; the defaults are Table 3's."""
 
     value: Source = BATCH_SIZE
     """Of the opponent's update."""
@@ -77,7 +77,7 @@ class Estimation:
 
     @property
     def uses_ring(self) -> bool:
-        """Some place looks at older games."""
+        """True if some estimate uses older games."""
         return "ring" in (self.value, self.derivative)
 
     @property
@@ -87,7 +87,7 @@ class Estimation:
 
 
 class Data(NamedTuple):
-    """What is evaluated at one θ. Games are None where a place is exact or not looked at; values: no baseline."""
+    """Holds what is evaluated at one θ. Games are None where a place is exact or not looked at; values: no baseline."""
 
     value: Games | None
     derivative: Games | None
@@ -136,7 +136,7 @@ def inner_problem(estimation: Estimation) -> InnerProblem:
 
 
 def outer_loss(estimation: Estimation) -> Callable[[Tensor, Tensor, Data], tuple[Tensor, None]]:
-    """The learner's own objective against the looked-ahead opponent, -J₁(η, θ_K)."""
+    """Return the learner's own objective against the looked-ahead opponent, -J₁(η, θ_K)."""
 
     def loss(theta: Tensor, eta: Tensor, data: Data) -> tuple[Tensor, None]:
         if data.outer is None:
@@ -147,7 +147,7 @@ def outer_loss(estimation: Estimation) -> Callable[[Tensor, Tensor, Data], tuple
 
 
 def streams(seed: int) -> dict[str, torch.Generator]:
-    """A generator for each purpose, which nobody else draws from."""
+    """Make a separate generator for each purpose."""
     entropy = np.random.SeedSequence(seed).generate_state(len(STREAMS), np.uint64) >> np.uint64(1)
     return {name: torch.Generator().manual_seed(int(number)) for name, number in zip(STREAMS, entropy, strict=True)}
 

@@ -1,4 +1,4 @@
-"""LOLA as an algorithm of the training loop: both players look ahead at one another, in games that actors play.
+"""Makes LOLA an algorithm of the training loop: both players look ahead at one another, in games that actors play.
 
 One update of both players' tables (θ₁, θ₂), for K looked-ahead updates of the opponent:
 
@@ -60,7 +60,7 @@ class LolaState(NamedTuple):
 
     @property
     def held_batches(self) -> int:
-        """No games wait for the next update."""
+        """Return 0: no games wait for the next update."""
         return 0
 
 
@@ -78,7 +78,7 @@ class _ActorGames:
         self._first = self.version = version
 
     def under(self, pair: Float[Tensor, "2 5"], rollouts: int) -> Int64[Tensor, "T B"]:
-        """Codes of so many rollouts."""
+        """Return the codes of so many rollouts."""
         snapshot = WeightSnapshot(self.version, pair.flatten(), pair.new_empty(0))
         self._clock.lap("shaping")
         code = [codes(self._sample(snapshot, self.version - self._first)) for _ in range(rollouts)]
@@ -89,7 +89,10 @@ class _ActorGames:
 
 @dataclass(frozen=True, slots=True)
 class Lola:
-    """Two players, each of whom improves its objective through the other's learning; K = 0: independent learners."""
+    """Trains two players, each of whom improves its objective through the other's learning.
+
+    With K = 0 they are independent learners.
+    """
 
     network: Network
     estimation: Estimation
@@ -135,7 +138,7 @@ class Lola:
     def _sampler(
         self, pair: Float[Tensor, "2 5"], values: Float[Tensor, "2 5"], real: Int64[Tensor, "T B"], games: _ActorGames
     ) -> Sampler:
-        """Data of both learners at every θⱼ of their opponents, for the virtual updates and then for the objectives."""
+        """Collect both learners' data at every θⱼ of their opponents, for the virtual updates, then for the objectives."""
 
         def played(other: Tensor, j: int, rollouts: int) -> Games:
             if j == 0:
@@ -156,7 +159,7 @@ class Lola:
     def _metrics(
         self, new: LolaState, pair: Tensor, real: Tensor, gradients: ShapingGradients, clock: Clock
     ) -> UpdateMetrics:
-        """Rewards of the real games, losses and gradients at the policies that played them, and the new policies."""
+        """Log rewards of the real games, losses and gradients at the policies that played them, and the new policies."""
         reward = [rewards(code, pair.dtype).mean() for code in (real, other_code(real))]
         tensors = {f"reward/player_{p}_per_step": x for p, x in zip(PLAYERS, reward, strict=True)}
         tensors["reward/mean_per_step"] = (reward[0] + reward[1]) / 2
@@ -182,11 +185,11 @@ class Lola:
         return UpdateMetrics(scalars, ())
 
     def shown(self, state: LolaState) -> dict[str, float]:
-        """Probability that player 1 or 2 cooperates, by state; its own action first."""
+        """Return the probability that player 1 or 2 cooperates, by state; its own action first."""
         return {f"cooperation_{player}_{name}": x for (player, name), x in _cooperation(state).items()}
 
     def learnt(self, state: LolaState) -> dict[str, float]:
-        """Of them those in the states of lasting cooperation."""
+        """Select those in the states of lasting cooperation."""
         return {name: x for name, x in self.shown(state).items() if name.endswith(WATCHED)}
 
     def to_tree(self, state: LolaState) -> dict[str, Any]:
@@ -220,12 +223,12 @@ class Lola:
 
 
 def _both_views(code: Int64[Tensor, "T B"]) -> Int64[Tensor, "2 T B"]:
-    """The same games in the eyes of both players."""
+    """Return the same games as both players see them."""
     return torch.stack([code, other_code(code)])
 
 
 def _cooperation(state: LolaState) -> dict[tuple[int, str], float]:
-    """P(cooperate | s) by player and name of the state."""
+    """Return P(cooperate | s) by player and name of the state."""
     rows = torch.sigmoid(-state.theta).view(2, STATES).tolist()
     return {
         (p, name): x for p, row in zip(PLAYERS, rows, strict=True) for name, x in zip(STATE_NAMES, row, strict=True)

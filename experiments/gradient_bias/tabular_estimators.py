@@ -46,7 +46,7 @@ VALUE, DERIVATIVE, OUTER = range(3)  # places: estimators I, II and III of G.1.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimation:
-    """How a meta-gradient is estimated; the defaults are Table 2's."""
+    """Says how a meta-gradient is estimated; the defaults are Table 2's."""
 
     estimator: EstimatorName
     permutation: str
@@ -79,7 +79,7 @@ class Estimation:
 
 
 class Trajectories(NamedTuple):
-    """Data of one sampled estimate."""
+    """Holds the data of one sampled estimate."""
 
     state: Int64[Tensor, "*N T+1 B"]
     action: Int64[Tensor, "*N T B"]
@@ -87,7 +87,7 @@ class Trajectories(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What is evaluated at one θ: the MDP, and trajectories wherever something is sampled there."""
+    """Holds what is evaluated at one θ: the MDP, and trajectories wherever something is sampled there."""
 
     mdp: TabularMdp
     value: Trajectories | None
@@ -96,7 +96,7 @@ class Data(NamedTuple):
 
 
 def mdp_stack(seeds: Sequence[int], dtype: torch.dtype = torch.float64) -> TabularMdp:
-    """The paper's random MDPs of these seeds with a leading axis N; 20 copies of one MDP are 20 times its seed.
+    """Make the paper's random MDPs of these seeds with a leading axis N; 20 copies of one MDP are 20 times its seed.
 
     20 states, 5 actions, Dirichlet(0.001) transitions, rewards U[0, 1), start in state 0, discount 0.8, no end.
     """
@@ -114,7 +114,7 @@ def mdp_stack(seeds: Sequence[int], dtype: torch.dtype = torch.float64) -> Tabul
 
 
 def copy_of(mdps: TabularMdp, index: int) -> TabularMdp:
-    """One MDP of a stack."""
+    """Return one MDP of a stack."""
     return mdps._replace(transition=mdps.transition[index], reward=mdps.reward[index], initial=mdps.initial[index])
 
 
@@ -184,7 +184,7 @@ def inner_problem(estimation: Estimation) -> InnerProblem:
 
 
 def outer_loss(estimation: Estimation) -> OuterLoss:
-    """-J by estimator III, on R whatever reward the inner updates saw; batches are `Data`."""
+    """Return -J by estimator III, on R whatever reward the inner updates saw; batches are `Data`."""
 
     def loss(theta: Tensor, data: Data) -> tuple[Tensor, None]:
         if data.outer is None:
@@ -197,7 +197,7 @@ def outer_loss(estimation: Estimation) -> OuterLoss:
 def sample_trajectories(
     cumulative: Float[Tensor, "N S A S"], theta: Float[Tensor, "N P"], uniform: Float[Tensor, "N T 2 B"]
 ) -> tuple[Int64[Tensor, "N T+1 B"], Int64[Tensor, "N T B"]]:
-    """States and actions of B trajectories of each copy, by inverse CDF of numbers for actions and for successors."""
+    """Sample states and actions of B trajectories of each copy by inverse CDF of numbers for actions and successors."""
     (copies, horizon, _, trajectories), (states, actions) = uniform.shape, cumulative.shape[1:3]
     # The environment's `advance` on one row for each (copy, state) and each (copy, state, action): picking whole rows
     # of a matrix is several times as fast as indexing with copy, state and action. Without the last column no number

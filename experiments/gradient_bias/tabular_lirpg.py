@@ -1,4 +1,4 @@
-"""Study `tabular-lirpg`: the meta-gradient of a learnt intrinsic reward φ, by estimator, inner steps and sample size.
+"""Estimates the meta-gradient of a learnt intrinsic reward φ by estimator, inner steps and samples (`tabular-lirpg`).
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.1 (figures 1c, 1d) and G.1.4 (figure 7): AD and
 LVC, permutation ESE. Beyond the paper: DiCE and Loaded-DiCE there, and all permutations at one sample size.

@@ -1,4 +1,4 @@
-"""Study `tabular-maml`: how well MAML's meta-gradient is estimated, by estimator and by what is exact.
+"""Defines study `tabular-maml`: how well MAML's meta-gradient is estimated, by estimator and by what is exact.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.1 (figures 1a, 1b), G.1.3 (figures 4, 5, 6) and
 Table 2. The figures carry no numbers; what the text says of them is what our numbers are held against.

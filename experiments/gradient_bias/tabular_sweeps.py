@@ -1,4 +1,4 @@
-"""What the tabular studies share: sweeps of estimated meta-gradients, a part for each MDP, and their tables and plots.
+"""Runs the tabular studies' sweeps of estimated meta-gradients, a part for each MDP, and draws tables and plots.
 
 A part scores every estimator, permutation and value of a sweep on one MDP, with independent trials at one point.
 """

@@ -1,4 +1,4 @@
-"""Study `mrp`: learnt discounts of the Markov reward process under expected n-step meta-gradients.
+"""Defines study `mrp`: learnt discounts of the Markov reward process under expected n-step meta-gradients.
 
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", 3.3 and Figure 4.
 """
@@ -45,7 +45,7 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
 
 
 def run_part(settings: Settings) -> Result:
-    """One run: θ by one ordinary update at a time, η by the mean of many n-step meta-gradients.
+    """Run once: θ by one ordinary update at a time, η by the mean of many n-step meta-gradients.
 
     θ starts alike and trains on the same episodes for every n; the look-ahead's episodes are others (eq. 8 and 9).
 
@@ -84,7 +84,7 @@ def run_part(settings: Settings) -> Result:
 
 
 class _Curves(NamedTuple):
-    """What the runs with one n recorded, seeds first."""
+    """Holds what the runs with one n recorded, seeds first."""
 
     updates: Array  # [K]
     training_loss: Array  # [seeds, K]

@@ -1,4 +1,4 @@
-"""Study `mrp-bias-variance`: bias and spread of meta-gradient estimators along the run of a standard 1-step algorithm.
+"""Measures bias and spread of estimators along a run of a standard 1-step algorithm (study `mrp-bias-variance`).
 
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", 2.4 (eq. 7), 3.4, 3.5,
 Figure 5.
@@ -54,7 +54,7 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
 
 
 def run_part(settings: Settings) -> Result:
-    """One run of the standard algorithm, with every estimator's moments at evenly spaced points of it.
+    """Run the standard algorithm once, with every estimator's moments at evenly spaced points of it.
 
     One 1-step meta-gradient for each update, through the very update that θ keeps (Figure 1), from fresh episodes. The
     first point is one interval after the start: at the start itself Adam's update is the gradient's sign, and every
@@ -88,12 +88,15 @@ def run_part(settings: Settings) -> Result:
 
 
 def _only(batch: MrpBatch) -> MrpBatch:
-    """The batch of a single unroll."""
+    """Return the batch of a single unroll."""
     return MrpBatch(batch.inner[0], batch.outer[0])
 
 
 def _estimators(settings: Settings) -> dict[str, LookAhead]:
-    """By name, the oracle first; mix with κ = 1 - 1/n (3.5), which at n = 1 is the 1-step estimator."""
+    """Return estimators by name, the oracle first.
+
+    Mix has κ = 1 - 1/n (3.5), which at n = 1 is the 1-step estimator.
+    """
 
     def look_ahead(estimator: Estimator, n: int) -> LookAhead:
         return LookAhead(outer_weights(estimator, n))

@@ -1,4 +1,4 @@
-"""Bias and spread of the Markov reward process's meta-gradient estimators: Figure 5 and the report of its study.
+"""Reports bias and spread of the Markov reward process's meta-gradient estimators: Figure 5 and the study's page.
 
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", 2.4 (eq. 7), 3.4, 3.5.
 """
@@ -17,7 +17,7 @@ from metagrad.experiments.reporting.statistics import Array, mean_of, number, st
 
 
 class Errors(NamedTuple):
-    """Bias and spread of one estimator, over seeds and points; averaged over some of the discounts."""
+    """Holds bias and spread of one estimator, over seeds and points; averaged over some of the discounts."""
 
     bias: Array  # [seeds, K], mean |E[g] - E[oracle]|: what noise adds is in it
     corrected: Array  # [seeds, K], mean of (E[g] - E[oracle])² less what noise adds to it: may be negative
@@ -61,7 +61,7 @@ STATES_SHOWN = {"even": slice(0, None, 2), "odd": slice(1, None, 2), "all": slic
 
 
 class _Table(NamedTuple):
-    """Errors of all estimators over some of the discounts, by n; mix has the 1-step estimator at n = 1."""
+    """Return errors of all estimators over some of the discounts, by n; mix has the 1-step estimator at n = 1."""
 
     states: str
     updates: Array

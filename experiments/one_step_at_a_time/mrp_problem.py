@@ -1,4 +1,6 @@
-"""The inner problem of the Markov-reward-process studies: value prediction with one learnt discount for each state.
+"""Defines the inner problem of the Markov-reward-process studies.
+
+It is value prediction with one learnt discount for each state.
 
 Shapes: S states, B episodes, P parameters, M = S meta-parameters, N independent unrolls. All that an episode holds are
 its rewards [S]: state i comes after state i - 1 whatever happens, so the value network is evaluated once per state.
@@ -40,7 +42,10 @@ class MrpBatch(NamedTuple):
 
 
 def init_theta(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "P"]:
-    """Fresh parameters: weights normal, truncated at 2 standard deviations of 1/√inputs; biases 0 (Haiku's default)."""
+    """Draw fresh parameters: weights normal, truncated at 2 standard deviations of 1/√inputs.
+
+    Biases are 0 (Haiku's default).
+    """
     tensors = {}
     for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True):
         tensors[name] = torch.zeros(shape, dtype=dtype)
@@ -56,7 +61,7 @@ def init_eta(dtype: torch.dtype = torch.float32) -> Float[Tensor, "M"]:
 
 
 def state_values(theta: Float[Tensor, "P"]) -> Float[Tensor, "S"]:
-    """v_θ(s) of every state: an MLP(1, 10, 10, 1) on s / S."""
+    """Return v_θ(s) of every state: an MLP(1, 10, 10, 1) on s / S."""
     layers = LAYOUT.unflatten(theta)
     hidden = observe_state(torch.arange(STATES, device=theta.device)).to(theta.dtype)
     hidden = torch.relu(torch.nn.functional.linear(hidden, layers["weight_1"], layers["bias_1"]))
@@ -76,7 +81,7 @@ def true_values(dtype: torch.dtype = torch.float32) -> Float[Tensor, "S"]:
 
 
 def discounts(eta: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
-    """γ of every state: sigmoid(η)."""
+    """Return γ of every state: sigmoid(η)."""
     return torch.sigmoid(eta)
 
 
@@ -105,12 +110,12 @@ def outer_loss(theta: Float[Tensor, "P"], batch: MrpBatch) -> tuple[Float[Tensor
 
 
 def inner_problem(learning_rate: float = INNER_LEARNING_RATE) -> InnerProblem:
-    """The loss above under Adam with a constant step size."""
+    """Return the loss above under Adam with a constant step size."""
     return InnerProblem(inner_loss, Adam(learning_rate=constant(learning_rate)))
 
 
 def meta_optimizer(learning_rate: float = META_LEARNING_RATE) -> Optimizer:
-    """Adam on η."""
+    """Return Adam on η."""
     return Adam(learning_rate=constant(learning_rate))
 
 

@@ -1,4 +1,4 @@
-"""Tables and figures of the study `peek`."""
+"""Makes tables and figures of the study `peek`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ arms; in others γ, λ, value and entropy coefficient are, since one component h
 
 
 class About(NamedTuple):
-    """What a page is about."""
+    """Says what a page is about."""
 
     title: str
     what: str  # begins the introduction: environment and agent
@@ -47,7 +47,7 @@ PONG = About("Peek on Pong", "Pong (experiment `atari`: surrogate LVC, critic of
 
 
 class PeekSetting(NamedTuple):
-    """What runs of one schedule differ in, apart from the seed."""
+    """Says in what runs of one schedule differ, apart from the seed."""
 
     n: int
     surrogate: str  # empty: the experiment's own
@@ -59,7 +59,7 @@ class PeekSetting(NamedTuple):
 
     @property
     def base(self) -> "PeekSetting":
-        """What it is compared with under lockstep, where no ratio is clipped."""
+        """Return its counterpart under lockstep, where no ratio is clipped."""
         return self._replace(rho_clip=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Tables and figures of the study `snake-12x12-choices`."""
+"""Makes tables and figures of the study `snake-12x12-choices`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tables and figures of the study `snake-12x12`, beside Table 1 of "One Step at a Time".
+"""Makes tables and figures of the study `snake-12x12`, beside Table 1 of "One Step at a Time".
 
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", Table 1 and Figure 3.
 """
@@ -20,7 +20,7 @@ from metagrad.experiments.training.meta_gradient_probe import Normalised, normal
 
 
 class Published(NamedTuple):
-    """A column of Table 1: mean and standard deviation over 3 seeds."""
+    """Holds a column of Table 1: mean and standard deviation over 3 seeds."""
 
     final_return: tuple[float, float]
     spread: tuple[float, float] | None  # of the meta-gradient, in units of the 1-step arm's; None: not sampled

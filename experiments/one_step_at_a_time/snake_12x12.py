@@ -1,4 +1,4 @@
-"""Snake 12x12 of "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning"."""
+"""Defines Snake 12x12 of "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning"."""
 
 from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig

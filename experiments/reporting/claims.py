@@ -1,4 +1,4 @@
-"""What a paper says about an ordering, decided by our numbers: differences paired over seeds (or MDPs), their error.
+"""Decides by our numbers what a paper says about an ordering: differences paired over seeds (or MDPs), their error.
 
 A paper whose figures carry no numbers still claims that one curve lies above another, or at its side. A claim is held
 against the paired differences at every point where it is made, and what is written about it follows from them alone.
@@ -117,7 +117,7 @@ class Claim(NamedTuple):
 
     @property
     def places(self) -> dict[Verdict, list[Point]]:
-        """The points by their verdicts; verdicts that no point has are left out."""
+        """Group the points by their verdicts; verdicts that no point has are left out."""
         found = {kind: [point for point in self.points if self.verdict(point) == kind] for kind in WORDS}
         return {kind: points for kind, points in found.items() if points}
 

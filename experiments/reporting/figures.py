@@ -1,4 +1,4 @@
-"""Figures of the studies' reports: panels of curves with bands, drawn as PNG files."""
+"""Draws figures of the studies' reports: panels of curves with bands, drawn as PNG files."""
 
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -82,7 +82,7 @@ def line_panels(path: Path, panels: Sequence[Panel], columns: int = 3) -> None:
 
 
 def _add_legends(figure: Any, axes: Iterable[Any], panels: Sequence[Panel]) -> None:
-    """One legend above the figure where several panels show the same curves; else one wherever the curves change."""
+    """Draw one legend above the figure if several panels show the same curves; else one wherever the curves change."""
     shown: list[str] = []
     named = [[label for label, *_ in panel.curves if label] for panel in panels]
     is_common = len(panels) > 1 and all(labels == named[0] for labels in named)

@@ -1,4 +1,4 @@
-"""What a study's report reads: results of its parts by their settings, and what they logged along training."""
+"""Reads what a study's report needs: results of its parts by their settings, and what they logged along training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ def by_setting(parts: Parts, name: str) -> dict[str, list[Result]]:
 
 
 class Curves(NamedTuple):
-    """One quantity of several seeds along training."""
+    """Holds one quantity of several seeds along training."""
 
     updates: Array  # [K]
     values: Array  # [seeds, K]

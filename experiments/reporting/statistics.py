@@ -1,4 +1,4 @@
-"""Statistics over independent trials (seeds, MDPs), and numbers as a report shows them."""
+"""Computes statistics over independent trials (seeds, MDPs), and formats numbers for reports."""
 
 from collections.abc import Iterable
 

@@ -50,7 +50,7 @@ def stacx() -> Experiment:
 
 
 def stacx_impala() -> Experiment:
-    """`stacx` with IMPALA's residual network."""
+    """Return `stacx` with IMPALA's residual network."""
     return replace(
         stacx(),
         name="stacx-impala",
@@ -64,7 +64,7 @@ def _fixed(value: float) -> MetaParameter:
 
 
 def lirpg_atari() -> Experiment:
-    """`atari` with a learnt intrinsic reward (LIRPG) and nothing else learnt; n = 1, outer critic.
+    """Return `atari` with a learnt intrinsic reward (LIRPG) and nothing else learnt; n = 1, outer critic.
 
     Source: Zheng, Oh & Singh (2018), "On Learning Intrinsic Rewards for Policy Gradient Methods": values of the
     released code, 50 million agent steps. Deviations: the reward network is moved by Adam instead of RMSProp, begins
@@ -101,7 +101,7 @@ def lirpg_atari() -> Experiment:
 
 
 def lirpg_snake() -> Experiment:
-    """`snake-6x6` with a learnt intrinsic reward (LIRPG) beside the learnt discount.
+    """Return `snake-6x6` with a learnt intrinsic reward (LIRPG) beside the learnt discount.
 
     Source: Zheng, Oh & Singh (2018), "On Learning Intrinsic Rewards for Policy Gradient Methods", whose Snake this is
     not: a small MLP for the reward, and c_in = .1 (theirs .01, of rewards that come more often). The meta-optimizer is

@@ -1,4 +1,4 @@
-"""Mean and spread of a meta-gradient at points of a training run, from independent samples of it.
+"""Measures mean and spread of a meta-gradient at points of a training run, from independent samples of it.
 
 checkpoint ─► θ, η, optimizer states ──────────────────────────────┐
            └► games, with random streams of the sample's own ─► look-ahead ─► ∂J/∂η ─► moments      (K times)
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 def meta_gradient_samples(
     experiment: Experiment, checkpoint: Mapping[str, Any], count: int, seed: int
 ) -> Iterator[Float[Tensor, "M"]]:
-    """Independent samples of ∂J/∂η at a checkpoint: unconstrained space, before clipping; nothing is updated.
+    """Draw independent samples of ∂J/∂η at a checkpoint: unconstrained space, before clipping; nothing is updated.
 
     For each one all games are put back to where the checkpoint has them, and the random streams of policies and
     environments are fresh. The same arguments give the same samples, bit for bit, and different estimators under one
@@ -129,14 +129,17 @@ def probe_run(
 
 
 class Normalised(NamedTuple):
-    """Spread of an estimator in units of another one's; the paper does not say which of the two averages it reports."""
+    """Holds the spread of an estimator in units of another one's.
+
+    The paper does not say which of the two averages it reports.
+    """
 
     ratio_of_means: float
     mean_of_ratios: float
 
 
 def normalised_std(std: ArrayLike, reference: ArrayLike) -> Normalised:
-    """Standard deviations over those of a reference, averaged over components and points of training.
+    """Divide standard deviations by those of a reference, averaged over components and points of training.
 
     Equation: ratio of means (1/M) Σ_m (Σ_p σ_pm) / (Σ_p σ'_pm); mean of ratios (1/PM) Σ_pm σ_pm / σ'_pm.
 
