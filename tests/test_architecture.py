@@ -46,20 +46,20 @@ VERBS = set(
     bind block bootstrap bound break bring broadcast build cache call cancel carry carve catch chain change check
     choose clean clear clip close cluster collect combine come compare compile complain complete compute concatenate
     condense configure confirm conform connect construct consult consume contain continue control converge convert
-    convolve copy correct cost count cover crash create cross cut cycle deal decide declare decline decode decrease
-    define delete deliver demand denote depend deploy derive descend describe detach detect determine deviate dial
-    die differ differentiate disagree discard discount discover dispatch display distribute divide download drain
-    draw drive drop dump emit employ empty enable encode end enforce ensure enter enumerate equal erase escape
-    estimate evaluate examine exceed exclude excuse execute exercise exhaust exist exit expand expect explain
-    exponentiate export expose express extend extract fail fall feed fetch fill filter find finish fit fix flag
-    flatten flow focus fold follow forget fork format free freeze fuse gather gauge generate get give go grant greet
-    group grow guarantee guard guess halve hand handle happen hash hear help hide hold honour identify ignore
+    convolve copy correct cost count cover crash create cross cut cycle deal decay decide declare decline decode
+    decrease define delete deliver demand denote depend deploy derive descend describe detach detect determine
+    deviate dial die differ differentiate disagree discard discount discover dispatch display distribute divide
+    download drain draw drive drop dump emit employ empty enable encode end enforce ensure enter enumerate equal
+    erase escape estimate evaluate examine exceed exclude excuse execute exercise exhaust exist exit expand expect
+    explain exponentiate export expose express extend extract fail fall feed fetch fill filter find finish fit fix
+    flag flatten flow focus fold follow forget fork format free freeze fuse gather gauge generate get give go grant
+    greet group grow guarantee guard guess halve hand handle happen hash hear help hide hold honour identify ignore
     implement import impose include increase index indicate infer inform inherit initialise inject insert inspect
     install integrate intend interleave interpolate interpret interrupt invert invoke involve isolate issue iterate
-    join journal jump keep kill know label lack launch lay lead leave lengthen let lie lift limit link list listen
-    load lock log look loop lose lower make manage manufacture map mark match measure meet memorise mend mention
-    merge migrate minimise mirror mix mock modify monitor move multiply mutate name need negate normalise notice
-    notify obey observe obtain occur offer omit open order organise outlast outlive overlap override overrule
+    join journal jump keep kill know label lack launch lay lead learn leave lengthen let lie lift limit link list
+    listen load lock log look loop lose lower make manage manufacture map mark match measure meet memorise mend
+    mention merge migrate minimise mirror mix mock modify monitor move multiply mutate name need negate normalise
+    notice notify obey observe obtain occur offer omit open order organise outlast outlive overlap override overrule
     overwrite own pack pad park parse pass pay penalise perform permit permute persist perturb pick pickle pin place
     plan play plot point poll pool postpone predict prepare preserve press prevent preview price print probe process
     produce project promise promote propagate protect provide prune publish push put query queue quit quote race
@@ -67,14 +67,15 @@ VERBS = set(
     reduce refer reflect refuse regress regularise reject relate relay release rely remember remove rename render
     reorder repair replace replay reply report represent request require resample rescale resemble reserve reset
     reshape resolve resort respect respond rest restart restore resume retain retire retrieve retry return reuse
-    reveal reverse review rewind rewrite roll rotate round route run sample satisfy save say scale schedule score
-    seal search see seed seek seem select send separate serialise serve set settle shape share shift shorten show
-    shrink shuffle shut signal simulate sit size skip sleep slice slow smooth solve sort spawn speak specify split
-    spread square stack stand standardise start stay steer step stitch stop store stream strip subclass submit
-    subtract suit sum summarise supervise supply support suppose suppress survive swap switch tabulate tag take tear
-    tell tend terminate test tie time touch trace track train transfer transform translate travel treat trigger trim
-    truncate trust try tune turn type understand unflatten unpack unwrap update upload use validate vanish vary
-    verify view visit wait wake walk want warn waste watch weigh widen withdraw work wrap write yield zero zip
+    reveal reverse review rewind rewrite roll rotate round route run sample satisfy save say scale scan schedule
+    score seal search see seed seek seem select send separate serialise serve set settle shape share shift shorten
+    show shrink shuffle shut signal simulate sit size skip sleep slice slow smooth solve sort spawn speak specify
+    split spread square stack stand standardise start stay steer step stitch stop store stream strip subclass submit
+    subtract suit sum summarise supervise supply support suppose suppress survive swap switch tabulate tag take
+    teach tear tell tend terminate test tie time touch trace track train transfer transform translate travel treat
+    trigger trim truncate trust try tune turn type understand unflatten unpack unwrap update upload use validate
+    vanish vary verify view visit wait wake walk want warn waste watch weigh widen withdraw work wrap write yield
+    zero zip
     """.split()
 )
 # Nouns in the middle of a sentence, as far as a word alone can tell; verbs where the sentence begins with them.

@@ -1,4 +1,4 @@
-"""Experiment `discounting-chain`: a learnt discount on the Discounting Chain, through the actor-learner system.
+"""Defines experiment `discounting-chain`: a learnt discount on the Discounting Chain, through the actor-learner system.
 
 Nobody learns values here: they are known. The critic of the inner loss is the true value under γ, that of the outer
 loss the true value under γ' (`--outer.critic outer`) or under γ as well (`inner`, the biased baseline).
@@ -49,7 +49,7 @@ def true_values(
     horizon: int,
     is_first_value_exact: bool,
 ) -> Float[Tensor, "T+1 B"]:
-    """Values of whole episodes' states.
+    """Return the values of whole episodes' states.
 
     Equation: V(c, t) = g^(K-t-1) R for t < K, 0 later, V(start) = Σₐ π(a) g^K R (release) or g^(K-1) R (exact); what
     would be paid after the episode's end is worth nothing.
@@ -145,7 +145,7 @@ class TrueValueLoss(ActorCriticLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiscountingChainExperiment(Experiment):
-    """Policy gradients over true values, with meta-gradients."""
+    """Follows policy gradients over true values, with meta-gradients."""
 
     env: DiscountingChainConfig
     network: LinearPolicy
@@ -169,7 +169,7 @@ class DiscountingChainExperiment(Experiment):
 
 
 def discounting_chain() -> DiscountingChainExperiment:
-    """The paper's MG agent with the outer value function (Table 1, released code)."""
+    """Return the paper's MG agent with the outer value function (Table 1, released code)."""
     env = DiscountingChainConfig()
     return DiscountingChainExperiment(
         name="discounting-chain",

@@ -224,7 +224,7 @@ def lola_gradients(
 ) -> tuple[ShapingGradients, Any]:
     """Return gradients of N learners' losses against opponents [N, 5], and codes [N, T, B] for their tables of values.
 
-    The codes are the outer games; where the outer gradient is exact, games that only the tables see; None where all is exact.
+    The codes are the outer games; if the outer gradient is exact, games that only the tables see; None if all is exact.
     """
     sampler = data_sampler(estimation, learners, look_ahead, generators, ring)
     gradients = shaping_gradients(

@@ -138,7 +138,7 @@ class Lola:
     def _sampler(
         self, pair: Float[Tensor, "2 5"], values: Float[Tensor, "2 5"], real: Int64[Tensor, "T B"], games: _ActorGames
     ) -> Sampler:
-        """Collect both learners' data at every θⱼ of their opponents, for the virtual updates, then for the objectives."""
+        """Collect both learners' data at every θⱼ of their opponents: for virtual updates, then for the objectives."""
 
         def played(other: Tensor, j: int, rollouts: int) -> Games:
             if j == 0:
@@ -159,7 +159,7 @@ class Lola:
     def _metrics(
         self, new: LolaState, pair: Tensor, real: Tensor, gradients: ShapingGradients, clock: Clock
     ) -> UpdateMetrics:
-        """Log rewards of the real games, losses and gradients at the policies that played them, and the new policies."""
+        """Log rewards of the real games, losses and gradients at their policies, and the new policies."""
         reward = [rewards(code, pair.dtype).mean() for code in (real, other_code(real))]
         tensors = {f"reward/player_{p}_per_step": x for p, x in zip(PLAYERS, reward, strict=True)}
         tensors["reward/mean_per_step"] = (reward[0] + reward[1]) / 2
