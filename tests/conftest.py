@@ -1,10 +1,14 @@
 """What every test runs under: checked signatures, one thread, no telemetry, repeatable properties."""
 
+import functools
+import importlib.util
 import os
 import signal
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import beartype
@@ -32,6 +36,8 @@ for name, examples in (("fast", 20), ("all", 200)):
     hypothesis.settings.register_profile(name, deadline=None, derandomize=True, print_blob=True, max_examples=examples)
 hypothesis.settings.load_profile("fast")
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -49,6 +55,23 @@ def checked(function: F) -> F:
 LIBRARY = [f"metagrad.{path.stem}" for path in (Path(__file__).parent.parent / "metagrad").glob("*.py")]
 CHECKED = [name for name in LIBRARY if name != "metagrad.__init__"] + ["metagrad.actors", "metagrad.learner"]
 install_import_hook(CHECKED, f"sys.modules[{__name__!r}].checked")
+
+
+@pytest.fixture(scope="session")
+def load_example() -> Callable[[str], ModuleType]:
+    """Import examples by name, each once: a name can have one configuration type only."""
+
+    @functools.cache
+    def load(name: str) -> ModuleType:
+        specification = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[specification.name] = module  # dataclasses look their module up
+        specification.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,9 +1,9 @@
 """The example of docs/extending.md: a right environment, a meta-parameter with the right derivative, one file."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,14 +19,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("catch_example", PATH)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["catch_example"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
+def example(load_example: Callable[[str], ModuleType]) -> ModuleType:
+    return load_example("catch")
 
 
 def metagrad(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

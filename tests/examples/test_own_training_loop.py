@@ -1,7 +1,6 @@
 """The example for people with a training loop of their own: it is right, it learns, and it needs metagrad/ alone."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +18,8 @@ PATH = ROOT / "examples" / "own_training_loop.py"
 
 
 @pytest.fixture(scope="module")
-def example():
-    specification = importlib.util.spec_from_file_location("own_training_loop", PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("own_training_loop")
 
 
 def test_is_short_and_imports_the_library_alone():
