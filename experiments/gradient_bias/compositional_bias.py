@@ -96,7 +96,7 @@ def gradient_variance(
 ) -> Float[Tensor, "N"]:
     """Return the summed variance of one trajectory's estimate of ∇J at each of N parameters, each with its MDP.
 
-    The estimate is unbiased. Each trajectory has its own noise of the values here, as the lemma's independent ones would.
+    The estimate is unbiased. Each trajectory has its own noise of values here, as the lemma's independent ones would.
 
     Args:
         estimation: whose estimator and horizon; its number of trajectories and its noise's sharing do not matter.
