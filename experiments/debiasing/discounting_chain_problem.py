@@ -107,7 +107,7 @@ class ChainMetrics(NamedTuple):
 
 
 def init_policy(generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Float[Tensor, "P"]:
-    """θ of one seed: for each action its weights of the chain's number and of the time, and its bias.
+    """Draw θ of one seed: for each action its weights of the chain's number and of the time, and its bias.
 
     Haiku's VarianceScaling(1e-4): normal, truncated at two standard deviations, of standard deviation √(1e-4 / fan-in)
     after truncation; zero bias.

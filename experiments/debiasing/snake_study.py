@@ -1,4 +1,4 @@
-"""Study `snake-6x6`: A2C, meta-gradients and bootstrapped meta-gradients, with and without the outer critic.
+"""Study `snake-6x6` compares A2C, meta-gradients and bootstrapped ones, with and without the outer critic.
 
 Source: "Debiasing Meta-Gradient Reinforcement Learning by Learning the Outer Value Function", 4.2, C.2, D and Figures
 3, 5b and 6.
@@ -9,11 +9,10 @@ from pathlib import Path
 
 from metagrad.actor_critic import A2cLoss
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.debiasing.snake_report import EPOCH, report
-from metagrad.experiments.training.runs import curves, evaluations, train
+from metagrad.experiments.training.runs import curves, evaluations, part_run, trained
 from metagrad.learner.config import BootstrapConfig
 
 SEEDS = 10  # Figure 3
@@ -24,8 +23,8 @@ LOGGED = ("eta/gamma", "advantage/outer_mean")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
-    """What an agent of the paper changes in the experiment `snake-6x6`."""
+class SnakeAgent:
+    """Says what an agent of the paper changes in the experiment `snake-6x6`."""
 
     n: int = 1
     is_bootstrapped: bool = False
@@ -33,20 +32,20 @@ class Arm:
     is_advantage_normalised: bool = False
 
 
-ARMS: dict[str, Arm] = {
-    "a2c": Arm(n=0),
-    "mg": Arm(),
-    "mg-outer": Arm(has_outer_critic=True),
-    "bmg": Arm(is_bootstrapped=True),
-    "bmg-outer": Arm(is_bootstrapped=True, has_outer_critic=True),
-    "mg-normalised": Arm(is_advantage_normalised=True),
-    "mg-outer-normalised": Arm(is_advantage_normalised=True, has_outer_critic=True),
+ARMS: dict[str, SnakeAgent] = {
+    "a2c": SnakeAgent(n=0),
+    "mg": SnakeAgent(),
+    "mg-outer": SnakeAgent(has_outer_critic=True),
+    "bmg": SnakeAgent(is_bootstrapped=True),
+    "bmg-outer": SnakeAgent(is_bootstrapped=True, has_outer_critic=True),
+    "mg-normalised": SnakeAgent(is_advantage_normalised=True),
+    "mg-outer-normalised": SnakeAgent(is_advantage_normalised=True, has_outer_critic=True),
 }
 ONE_SEED = ("mg-normalised", "mg-outer-normalised")  # Figure 6
 
 
-def arm_experiment(arm: Arm) -> Experiment:
-    """The experiment of one agent (Table 1 and the released code)."""
+def arm_experiment(arm: SnakeAgent) -> Experiment:
+    """Return the experiment of one agent (Table 1 and the released code)."""
     base = snake_6x6()
     assert isinstance(base.meta_parameters, A2cLoss)
     is_normalised = arm.is_advantage_normalised
@@ -86,20 +85,10 @@ def run_part(settings: Settings, folder: Path) -> Result:
         "eta/gamma" and "advantage/outer_mean": means of each epoch; "sampled" and "greedy": mean returns of full
         episodes, before training and after each epoch; of training "wall_seconds", "frames_real", "frames_lookahead".
     """
-    experiment = replace(
-        arm_experiment(ARMS[settings["arm"]]),
-        seed=settings["seed"],
-        updates=settings["updates"],
-        environments=settings["environments"],
-        actors=1,
-        topology="colocated",
-        learner_threads=1,
-        log_every=settings["epoch"],
-        checkpoint=CheckpointConfig(every=settings["epoch"], keep=1_000),
-    )
-    summary = train(experiment, folder)
-    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
-    return found | curves(folder, LOGGED) | evaluations(experiment, folder, settings["episodes"], ("sampled", "greedy"))
+    epoch = settings["epoch"]
+    experiment = part_run(arm_experiment(ARMS[settings["arm"]]), settings, epoch, epoch)
+    found = trained(experiment, folder) | curves(folder, LOGGED)
+    return found | evaluations(experiment, folder, settings["episodes"], ("sampled", "greedy"))
 
 
 STUDY = Study(

@@ -69,7 +69,7 @@ def _game_rows(parts: Parts) -> Iterator[Row]:
 
 
 def _aggregate_rows(parts: Parts) -> Iterator[Row]:
-    """Aggregate over games, with intervals over seeds."""
+    """Yield aggregates over games, with intervals over seeds."""
     for arm, title in TITLES.items():
         scores = normalised_of(parts, arm)
         seeds = f"{scores.shape[0]} on {scores.shape[1]} games"

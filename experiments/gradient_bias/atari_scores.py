@@ -174,7 +174,7 @@ def optimality_gap(scores: ArrayLike, threshold: float = 1.0) -> Array:
 
 
 class Interval(NamedTuple):
-    """An aggregate of the scores and its confidence interval; nan bounds: nothing known about them."""
+    """Holds an aggregate of the scores and its confidence interval; bounds that are not known are nan."""
 
     low: float
     point: float
@@ -188,7 +188,7 @@ def stratified_bootstrap(
     generator: np.random.Generator,
     confidence: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap interval, the (1 ± confidence) / 2 quantiles of the aggregate over resampled scores.
+    """Return the percentile bootstrap interval: (1 ± confidence) / 2 quantiles of the aggregate of resampled scores.
 
     Each game is a stratum: its runs are drawn with replacement independently of the other games', and the games stay.
     So the interval is about other seeds on these games, not about other games.

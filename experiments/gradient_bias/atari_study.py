@@ -1,21 +1,20 @@
-"""Study `atari`: A2C and three-step meta-gradients, with and without the low-variance curvature, on eight games.
+"""Study `atari` compares A2C with three-step meta-gradients, with the low-variance curvature and without.
 
 Source: "A Theoretical Understanding of Gradient Bias in Meta-Reinforcement Learning", §5.3, G.3, Table 4 and Figures 3,
 9 and 10.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from metagrad.actors.envs.atari import AtariBackend, AtariConfig
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.gradient_bias.atari_report import ETA, RETURN, report
-from metagrad.experiments.training.runs import curves, evaluate_newest, train
-from metagrad.surrogates import SurrogateName
+from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained
 
 SEEDS = 5  # Figure 3
 UPDATES = 125_000  # Table 4
@@ -24,19 +23,16 @@ EVALUATED_EPISODES = 100
 QUICK_GAMES, QUICK_SEEDS = ("Qbert", "Assault"), 2  # of the games those whose first episodes are short
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
-    """What an agent of the paper changes in the experiment `atari`."""
-
-    n: int
-    surrogate: SurrogateName = "ad"
-
-
-ARMS: dict[str, Arm] = {"a2c": Arm(n=0), "mgrl": Arm(n=3), "mgrl-lvc": Arm(n=3, surrogate="lvc")}
+ARMS: dict[str, dict[str, Any]] = {
+    "a2c": {"n": 0, "surrogate": "ad"},
+    "mgrl": {"n": 3, "surrogate": "ad"},
+    "mgrl-lvc": {"n": 3, "surrogate": "lvc"},
+}
+"""What an agent of the paper changes in the meta-gradient of the experiment `atari`."""
 
 
 def _parts(backend: AtariBackend, seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
-    """A run of fewer `updates` is the beginning of the paper's: its step size falls as if it went on to the end."""
+    """Return the parts; of fewer `updates` a run is the paper's beginning, as its step size falls at the same pace."""
     length = {
         "updates": 6 if is_quick else updates,
         "environments": 8 if is_quick else 64,
@@ -53,22 +49,12 @@ def _parts(backend: AtariBackend, seeds: int, is_quick: bool, updates: int = UPD
 
 
 def part_experiment(settings: Settings) -> Experiment:
-    """The training run of one part; colocated, so that a GPU in this process is used where there is one."""
-    base, arm = atari(), ARMS[settings["arm"]]
+    """Return the training run of one part; colocated, so that a GPU in this process is used where there is one."""
+    base = atari()
     assert isinstance(base.env, AtariConfig)
-    return replace(
-        base,
-        env=replace(base.env, game=settings["game"], backend=settings["backend"]),
-        meta=replace(base.meta, n=arm.n, surrogate=arm.surrogate),
-        seed=settings["seed"],
-        updates=settings["updates"],
-        environments=settings["environments"],
-        actors=1,
-        topology="colocated",
-        learner_threads=1,
-        log_every=settings["log_every"],
-        checkpoint=CheckpointConfig(every=1_000, keep=2),
-    )
+    env = replace(base.env, game=settings["game"], backend=settings["backend"])
+    arm = replace(base, env=env, meta=replace(base.meta, **ARMS[settings["arm"]]))
+    return part_run(arm, settings, settings["log_every"], checkpoint_every=1_000, keep=2)
 
 
 def run_part(settings: Settings, folder: Path) -> Result:
@@ -79,8 +65,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
         "frames_lookahead" of training; curves by name: mean return of the last games, the four meta-parameters.
     """
     experiment = part_experiment(settings)
-    summary = train(experiment, folder)
-    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
+    found = trained(experiment, folder)
     found["returns"] = evaluate_newest(experiment, folder, settings["episodes"]).returns
     return found | curves(folder, (RETURN, *ETA))
 

@@ -32,7 +32,7 @@ class Games(NamedTuple):
 
 
 def joint_log_prob(own: Float[Tensor, "*N 5"], other: Float[Tensor, "*N 5"]) -> Float[Tensor, "*N 20"]:
-    """Log probability of both actions in each own state, in nats, by code."""
+    """Return the log probability of both actions in each own state, in nats, by code."""
     return network_modules.joint_log_prob(own, other, OTHER_STATE).flatten(-2)
 
 

@@ -1,4 +1,4 @@
-"""Studies `peek` and `peek-pong`: look-ahead in the stream of real rollouts against rollouts of its own.
+"""Studies `peek` and `peek-pong` compare look-ahead in the stream of real rollouts with rollouts of its own.
 
 Schedule `lockstep` rolls every looked-ahead policy out; `peek` takes the rollouts of the next real updates in their
 place, with V-trace corrections (`metagrad.learner.schedule`). What that does to returns at equal real frames, to time,
@@ -25,7 +25,7 @@ from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.one_step_at_a_time.peek_report import PONG, SNAKE, report
 from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samples, restarted
-from metagrad.experiments.training.runs import curves, evaluations, train
+from metagrad.experiments.training.runs import curves, evaluations, part_run, train, trained
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
 from metagrad.meta_parameters import MetaParameter
@@ -51,21 +51,13 @@ def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experimen
         assert isinstance(corrected, VtraceLoss)
         losses = replace(corrected, rho_clip=rho_clip)
     learnt = {name: replace(getattr(losses, name), is_learnt=True) for name in settings.get("learnt", ())}
-    surrogate = settings.get("surrogate", base.meta.surrogate)
-    return replace(
+    experiment = replace(
         base,
         schedule=schedule,
-        meta=replace(base.meta, n=n, surrogate=surrogate),
+        meta=replace(base.meta, n=n, surrogate=settings.get("surrogate", base.meta.surrogate)),
         meta_parameters=replace(losses, **learnt),
-        seed=settings["seed"],
-        updates=settings["updates"],
-        environments=settings["environments"],
-        actors=1,
-        topology="colocated",
-        learner_threads=1,
-        log_every=settings["epoch"],
-        checkpoint=CheckpointConfig(every=settings["epoch"], keep=1_000),
     )
+    return part_run(experiment, settings, settings["epoch"], settings["epoch"])
 
 
 def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
@@ -96,7 +88,7 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
 
 
 def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:
-    """Experiment `atari` on Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
+    """Run `atari` on Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
     length = {
         "updates": 2 if is_quick else updates,
         "epoch": 2 if is_quick else PONG_EPOCH,
@@ -111,7 +103,7 @@ def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict
 
 
 def run_part(settings: Settings, folder: Path) -> Result:
-    """One training run with its evaluations, or samples of both meta-gradients along one.
+    """Make one training run with its evaluations, or sample both meta-gradients along one.
 
     Returns:
         of a run: "eta/gamma", "advantage/outer_mean", "transport/lag_versions": means of each epoch; "sampled": mean
@@ -121,13 +113,11 @@ def run_part(settings: Settings, folder: Path) -> Result:
     if "points" in settings:
         return _meta_gradients(settings, folder)
     experiment = peek_experiment(settings["schedule"], settings["n"], settings)
-    summary = train(experiment, folder)
-    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
-    return found | curves(folder, LOGGED) | evaluations(experiment, folder, settings["episodes"])
+    return trained(experiment, folder) | curves(folder, LOGGED) | evaluations(experiment, folder, settings["episodes"])
 
 
 def _meta_gradients(settings: Settings, folder: Path) -> Result:
-    """At several updates of one run under peek, both estimators from the same θ, η and optimizer states."""
+    """Sample both estimators from the same θ, η and optimizer states, at several updates of one run under peek."""
     n, seed = settings["n"], settings["seed"]
     found: dict[str, list[Any]] = {schedule: [] for schedule in SCHEDULES}
     for update in settings["points"]:

@@ -12,14 +12,13 @@ import numpy as np
 from metagrad.actor_critic import A2cLoss
 from metagrad.actors.rollout import Lookahead
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.experiments.one_step_at_a_time.snake12_choices_report import report
 from metagrad.experiments.one_step_at_a_time.snake12_study import ARMS, arm_experiment
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import EPS_ROOT, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
-from metagrad.experiments.training.runs import evaluate_newest, train
+from metagrad.experiments.training.runs import evaluate_newest, part_run, trained
 from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 
@@ -59,7 +58,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def variant_experiment(variant: Variant) -> Experiment:
-    """The experiment of one variant; ½ (G - V)² is a coefficient in (0, ½) that starts at ¼."""
+    """Return the experiment of one variant; ½ (G - V)² is a coefficient in (0, ½) that starts at ¼."""
     base = snake_12x12()
     assert isinstance(base.optimizer, AdamConfig)
     assert isinstance(base.meta_parameters, A2cLoss)
@@ -76,8 +75,8 @@ def variant_experiment(variant: Variant) -> Experiment:
 
 
 def probed_estimators(run: Experiment) -> dict[str, Experiment]:
-    """Table 1's estimators, and some of them with another choice."""
-    every = {name: arm_experiment(run, arm) for name, arm in ARMS.items() if arm.n}
+    """Return Table 1's estimators, and some of them with another choice."""
+    every = {name: arm_experiment(run, name) for name, arm in ARMS.items() if arm["n"]}
     assert isinstance(run.optimizer, AdamConfig)
     rootless = replace(run.optimizer, eps_root=0.0)
     return every | {
@@ -114,20 +113,9 @@ def run_part(settings: Settings, folder: Path) -> Result:
         beyond the clip; "meta_gradient_rms" of each component, by bin as in "curves"; "probes" as of `probe_run`.
     """
     variant = VARIANTS[settings["variant"]]
-    experiment = replace(
-        variant_experiment(variant),
-        seed=settings["seed"],
-        updates=settings["updates"],
-        environments=settings["environments"],
-        rollout_length=settings["rollout_length"],
-        actors=1,
-        topology="colocated",
-        device="cpu",
-        learner_threads=1,
-        log_every=1,
-        checkpoint=CheckpointConfig(every=settings["updates"] // 2, keep=10),
-    )
-    summary = train(experiment, folder)
+    half = settings["updates"] // 2
+    experiment = part_run(variant_experiment(variant), settings, 1, checkpoint_every=half, keep=10, device="cpu")
+    summary = trained(experiment, folder)
     played = evaluate_newest(experiment, folder, settings["episodes"])
     logged = logged_scalars(folder)
     points = (settings["updates"] // 2, settings["updates"]) if variant.is_probed else ()
@@ -144,7 +132,7 @@ def run_part(settings: Settings, folder: Path) -> Result:
 
 
 def binned(updates: np.ndarray, values: np.ndarray) -> dict[str, list[float]]:
-    """Means over at most 100 runs of neighbours, each at its last update."""
+    """Take means over at most 100 runs of neighbours, each at its last update."""
     parts = [part for part in np.array_split(np.arange(len(values)), POINTS) if len(part)]
     return {
         "updates": [int(updates[part[-1]]) for part in parts],

@@ -4,18 +4,17 @@ Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforce
 Figure 3.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.experiments.one_step_at_a_time.snake12_report import report
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
-from metagrad.experiments.training.runs import curves, evaluate_newest, train
+from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained
 from metagrad.learner.optimizer_config import AdamConfig
-from metagrad.meta_gradient import Estimator
 
 SEEDS = 3  # Table 1
 SAMPLES, POINTS = 96, 300  # Table 1: meta-gradients at each point of training, points
@@ -24,43 +23,31 @@ ETA = ("eta/gamma", "eta/lambda", "eta/value_coefficient", "eta/entropy_coeffici
 LOGGED = ("episode/return_mean", *ETA, "norm/gradient", "norm/meta_gradient")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
-    """What a column of Table 1 changes in the experiment `snake-12x12`."""
-
-    n: int
-    estimator: Estimator = "n-step"
-
-
-ARMS: dict[str, Arm] = {
-    "0": Arm(n=0),
-    "1": Arm(n=1),
-    "3": Arm(n=3),
-    "5": Arm(n=5),
-    "10": Arm(n=10),
-    "3-mix": Arm(n=3, estimator="mix"),
-    "5-mix": Arm(n=5, estimator="mix"),
+ARMS: dict[str, dict[str, Any]] = {
+    **{f"{n}": {"n": n, "estimator": "n-step"} for n in (0, 1, 3, 5, 10)},
+    **{f"{n}-mix": {"n": n, "estimator": "mix"} for n in (3, 5)},
 }
+"""What a column of Table 1 changes in the meta-gradient of the experiment `snake-12x12`; κ of mix is 1 - 1/n (§3.5)."""
 ONE_STEP = "1"  # all others' spread is in units of its
 
 
-def arm_experiment(base: Experiment, arm: Arm) -> Experiment:
-    """The experiment of one column; κ of mix is 1 - 1/n (§3.5)."""
-    return replace(base, meta=replace(base.meta, n=arm.n, estimator=arm.estimator))
+def arm_experiment(base: Experiment, arm: str) -> Experiment:
+    """Return the experiment of one column."""
+    return replace(base, meta=replace(base.meta, **ARMS[arm]))
 
 
 def probed_arms(arm: str) -> list[str]:
-    """Whose meta-gradients are sampled along a run of this arm.
+    """Return the arms whose meta-gradients are sampled along a run of this arm.
 
     The paper does not say along whose training a spread was measured: its own run's, as the table's layout suggests, or
     one that is common to all, as in Figure 5. Both are: the run of the 1-step arm is the common one.
     """
-    every = [name for name, each in ARMS.items() if each.n]
+    every = [name for name, each in ARMS.items() if each["n"]]
     return every if arm == ONE_STEP else [arm] if arm in every else []
 
 
 def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
-    """A run of `updates` is the beginning of the paper's: its step size falls as if it went on to the end."""
+    """Return the parts; of fewer `updates` a run is the paper's beginning, as its step size falls at the same pace."""
     every = UPDATES // POINTS
     length = {
         "updates": 6 if is_quick else updates,
@@ -80,23 +67,12 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
 
 
 def part_experiment(settings: Settings) -> Experiment:
-    """The training run of one part."""
+    """Return the training run of one part."""
     base = snake_12x12()
     assert isinstance(base.optimizer, AdamConfig)
-    return replace(
-        arm_experiment(base, ARMS[settings["arm"]]),
-        optimizer=replace(base.optimizer, annealing_updates=settings["annealing_updates"]),
-        seed=settings["seed"],
-        updates=settings["updates"],
-        environments=settings["environments"],
-        rollout_length=settings["rollout_length"],
-        actors=1,
-        topology="colocated",
-        device="cpu",
-        learner_threads=1,
-        log_every=settings["log_every"],
-        checkpoint=CheckpointConfig(every=settings["probe_every"], keep=1_000),
-    )
+    optimizer = replace(base.optimizer, annealing_updates=settings["annealing_updates"])
+    arm, periods = arm_experiment(base, settings["arm"]), (settings["log_every"], settings["probe_every"])
+    return part_run(arm, settings, *periods, optimizer=optimizer, device="cpu")
 
 
 def run_part(settings: Settings, folder: Path) -> Result:
@@ -108,14 +84,13 @@ def run_part(settings: Settings, folder: Path) -> Result:
         "mean" and "std" [P, 4] of the meta-gradient in the order γ, λ, c_crit, c_entr.
     """
     experiment = part_experiment(settings)
-    summary = train(experiment, folder)
-    found: Result = {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
+    found = trained(experiment, folder)
     played = evaluate_newest(experiment, folder, settings["episodes"])
     found["return"] = {"mean": played.mean, "std": played.std, "episodes": len(played.returns)}
     # After the last update the step size is 0, and so is every meta-gradient.
     last = min(settings["updates"], settings["annealing_updates"] - 1)
     points = range(settings["probe_every"], last + 1, settings["probe_every"])
-    estimators = {name: arm_experiment(experiment, ARMS[name]) for name in settings["probed"]}
+    estimators = {name: arm_experiment(experiment, name) for name in settings["probed"]}
     found["probes"] = probe_run(estimators, folder, points, settings["samples"], settings["seed"])
     return found | curves(folder, LOGGED)
 

@@ -34,7 +34,7 @@ class Paired(NamedTuple):
 
     @property
     def margin(self) -> float:
-        """The 95 % interval (Student's t) reaches so far to both sides of the mean."""
+        """The 95 % interval (Student's t) extends so far to both sides of the mean."""
         return critical(self.seeds) * self.standard_error
 
     def verdict(self, relation: Relation, similar: float = SIMILAR) -> Verdict:

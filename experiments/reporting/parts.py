@@ -23,7 +23,7 @@ def results_of(parts: Parts, **settings: Any) -> list[Result]:
 
 
 def by_setting(parts: Parts, name: str) -> dict[str, list[Result]]:
-    """Group results by one of their settings, each group in the order of the seeds."""
+    """Return results by the value of one setting, each group in the order of the seeds."""
     values = dict.fromkeys(settings[name] for settings, _ in parts.values())
     return {value: results_of(parts, **{name: value}) for value in values}
 

@@ -1,4 +1,4 @@
-"""Parts of deep studies: one training run in a folder of its own, and evaluations of its checkpoints.
+"""A part of a deep study is one training run in a folder of its own, and evaluations of its checkpoints.
 
 A part that is interrupted goes on from the run's newest checkpoint when the study is continued: where environments can
 be snapshot the curves are then bitwise those of an uninterrupted run.
@@ -6,6 +6,7 @@ be snapshot the curves are then bitwise those of an uninterrupted run.
 
 import shutil
 import signal
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,11 @@ from rich.console import Console
 
 from metagrad.actors.evaluate import EvaluationResult, evaluate
 from metagrad.actors.rollout import probe
-from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import BaseExperiment, CheckpointConfig
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.plot import logged_scalars
+from metagrad.cluster.studies.study import Result, Settings
 from metagrad.learner.checkpoint import load, paths, update_of
 from metagrad.learner.storage import remove
 
@@ -45,7 +48,7 @@ def train(experiment: BaseExperiment, folder: Path) -> dict[str, Any]:
 
 
 def curves(folder: Path, names: tuple[str, ...]) -> dict[str, Curve]:
-    """What a run logged under these names, by name; without those that it did not log."""
+    """Return what a run logged under these names, by name; without those that it did not log."""
     logged = logged_scalars(folder)
     return {name: _curve(*(x.tolist() for x in logged[name])) for name in names if name in logged}
 
@@ -64,7 +67,7 @@ def checkpoints(experiment: BaseExperiment, folder: Path) -> dict[int, dict[str,
 def evaluations(
     experiment: BaseExperiment, folder: Path, episodes: int, policies: tuple[Policy, ...] = ("sampled",)
 ) -> dict[Policy, Curve]:
-    """Mean raw return of full-life episodes of every checkpoint, by policy; the same games for all of them."""
+    """Return mean raw returns of full-life episodes of every checkpoint, by policy; all of them play the same games."""
     algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
     states = {update: algorithm.from_tree(tree, device) for update, tree in checkpoints(experiment, folder).items()}
 
@@ -78,7 +81,30 @@ def evaluations(
 
 
 def evaluate_newest(experiment: BaseExperiment, folder: Path, episodes: int) -> EvaluationResult:
-    """Full-life episodes under the sampled policy of a run's newest checkpoint, the same games as in `evaluations`."""
+    """Play full-life episodes under the sampled policy of the newest checkpoint: the same games as in `evaluations`."""
     algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
     theta = algorithm.from_tree(load(paths(folder / "checkpoints")[-1])["learner"], device).theta
     return evaluate(algorithm.network, theta, experiment.env, episodes, experiment.seed + 1_000, False, device, 1)
+
+
+def part_run(
+    experiment: Experiment, settings: Settings, log_every: int, checkpoint_every: int, keep: int = 1_000, **more: Any
+) -> Experiment:
+    """Return a part's training run: seed and sizes are its settings', and it is colocated on one thread."""
+    own = {name: settings[name] for name in ("seed", "updates", "environments", "rollout_length") if name in settings}
+    return replace(
+        experiment,
+        **own,
+        actors=1,
+        topology="colocated",
+        learner_threads=1,
+        log_every=log_every,
+        checkpoint=CheckpointConfig(every=checkpoint_every, keep=keep),
+        **more,
+    )
+
+
+def trained(experiment: BaseExperiment, folder: Path) -> Result:
+    """Train in `folder`; return "wall_seconds", "frames_real" and "frames_lookahead" of the training."""
+    summary = train(experiment, folder)
+    return {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}

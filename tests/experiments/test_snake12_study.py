@@ -49,7 +49,7 @@ def test_more_seeds_add_parts_and_fewer_updates_make_a_beginning() -> None:
 )
 def test_arms_differ_in_the_meta_gradient_alone(name: str, n: int, estimator: str, weights: int) -> None:
     base = snake_12x12()
-    own = study.arm_experiment(base, study.ARMS[name])
+    own = study.arm_experiment(base, name)
     assert (own.meta.n, own.meta.estimator) == (n, estimator)
     assert replace(own, meta=replace(own.meta, n=3, estimator="n-step")) == base
     agent = own.algorithm(probe(base.env))
@@ -76,7 +76,7 @@ def test_a_part_is_its_run_and_probes_along_it(tmp_path: Path, arm: str, probed:
     if probed:
         # Not after the last update, where the step size is 0.
         assert result["probes"]["3-mix"]["updates"] == [2]
-        own = study.arm_experiment(study.part_experiment(settings), study.ARMS["3-mix"])
+        own = study.arm_experiment(study.part_experiment(settings), "3-mix")
         moments = meta_gradient_moments(own, load(checkpoint_path(tmp_path / "run" / "checkpoints", 2)), 2, 1)
         assert result["probes"]["3-mix"]["mean"][0] == pytest.approx(moments.mean.tolist(), rel=1e-5)
     again = study.run_part(settings, tmp_path / "run")  # what is there is not done again

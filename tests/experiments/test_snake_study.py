@@ -8,6 +8,7 @@ from metagrad.cluster.config.json_form import differences
 from metagrad.experiments.debiasing import snake_study
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.debiasing.snake_study import ARMS, STUDY, arm_experiment, run_part
+from metagrad.experiments.training.runs import part_run, train
 
 TINY = {"arm": "bmg-outer", "seed": 3, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
 
@@ -69,15 +70,8 @@ def test_a_part_trains_and_is_evaluated_after_every_epoch(tmp_path: Path, arm: s
 @pytest.mark.usefixtures("short_games")
 def test_a_part_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole = run_part(TINY, tmp_path / "whole")
-    snake_study.train(
-        replace(
-            arm_experiment(ARMS["bmg-outer"]),
-            **{"seed": 3, "updates": 2, "environments": 4, "actors": 1, "topology": "colocated", "log_every": 2},
-            learner_threads=1,
-            checkpoint=snake_study.CheckpointConfig(every=2, keep=1_000),
-        ),
-        tmp_path / "halves",
-    )
+    half = part_run(arm_experiment(ARMS["bmg-outer"]), TINY | {"updates": 2}, log_every=2, checkpoint_every=2)
+    train(half, tmp_path / "halves")
     halves = run_part(TINY, tmp_path / "halves")
     for result in (whole, halves):
         del result["wall_seconds"]
