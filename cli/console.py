@@ -1,4 +1,4 @@
-"""Standard output and error that take every name and outlast whoever reads them."""
+"""Make standard output and error take every name and outlast their readers."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ class ConsoleGone(Exception):
 
 @contextmanager
 def lasting_console(is_all: bool) -> Iterator[None]:
-    """Both streams, made to last: what an encoding does not have is printed as its escape.
+    """Make both streams last, and print characters that their encoding lacks as escapes.
 
     Where a stream goes away (a pipe whose reader has ended, a terminal that was closed, a full disk), all that is
     written later goes nowhere, including what other libraries write; the end of standard output is said once.

@@ -1,4 +1,4 @@
-"""`metagrad-continue` begins a training run or goes on with it: the same command for a scheduler's every attempt.
+"""`metagrad-continue` begins a training run or resumes it, with the same command for every attempt of a scheduler.
 
     metagrad-continue [--import FILE.py …] RUN_DIR EXPERIMENT [--field value …]
 
@@ -25,7 +25,7 @@ UNFINISHED = 75
 
 
 def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """Options before the folder, the folder, and the experiment with its options.
+    """Split the words into options before the folder, the folder, and the experiment with its options.
 
     Raises:
         ConfigurationError: a word is missing.
@@ -39,7 +39,7 @@ def split(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
 
 
 def command(words: Sequence[str], folder: "RunFolder") -> list[str]:
-    """Arguments of metagrad for the next attempt."""
+    """Return the arguments of metagrad for the next attempt."""
     before, run_dir, experiment = split(words)
     resume = ["--resume"] if folder.has_run() else []
     return [*before, "train", *experiment, "--run-dir", run_dir, *resume]
@@ -54,7 +54,7 @@ def is_finished(folder: "RunFolder") -> bool:
 
 
 def run(words: Sequence[str], train: Callable[[], int] = metagrad) -> int:
-    """The exit code of one attempt."""
+    """Make one attempt and return its exit code."""
     from metagrad.cluster.run.folder import RunFolder  # loads torch
 
     try:
@@ -68,7 +68,7 @@ def run(words: Sequence[str], train: Callable[[], int] = metagrad) -> int:
 
 
 def main() -> int:
-    """The command; it listens for signals before torch is loaded, since a scheduler may warn that early."""
+    """Run the command; it listens for signals before torch is loaded, since a scheduler may warn that early."""
     StopRequest().__enter__()  # for the rest of the process
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return run(sys.argv[1:])

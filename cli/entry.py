@@ -1,4 +1,4 @@
-"""Where the `metagrad` command begins: what must be settled before torch is loaded."""
+"""Begin the `metagrad` command: settle what must be settled before torch is loaded."""
 
 import os
 import sys

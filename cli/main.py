@@ -1,4 +1,4 @@
-"""The command line: `metagrad COMMAND`, one module of metagrad.cli.commands for each command."""
+"""Dispatch `metagrad COMMAND` to the module of metagrad.cli.commands that has the command's name."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Commands and lines as a person reads them in a terminal and gives them to a shell."""
+"""Format commands and lines that a person reads in a terminal and gives to a shell."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""Files of this machine, in folders that a stranger may have made: no link is followed, nothing but files is opened.
+"""Read and write files in folders that a stranger may have made: follow no link, open nothing but files.
 
 A stranger's folder may hold links, pipes or devices under the names that a run reads and writes. So each file is
 reached relative to its open folder, a new one has a random name until it is whole, and only regular files are read.
@@ -31,7 +31,7 @@ _held: dict[Path, int] = {}  # folders that this process holds, by the path they
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Make a folder if need be, lock it, and keep it open: until the end all writing below `path` is inside of it.
+    """Make a folder if need be, lock it and keep it open, so that all writing below `path` stays inside of it.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -62,7 +62,7 @@ def held(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: Path, limit: int) -> Iterator[BufferedIOBase]:
-    """A regular file of at most `limit` bytes, for reading.
+    """Open a regular file of at most `limit` bytes for reading.
 
     Raises:
         OSError: there is none, it is something else, or larger.
@@ -77,7 +77,7 @@ def opened(path: Path, limit: int) -> Iterator[BufferedIOBase]:
 
 
 def read(path: Path, limit: int) -> bytes:
-    """Content of a regular file of at most `limit` bytes.
+    """Read a regular file of at most `limit` bytes.
 
     Raises:
         OSError: there is none, it is something else, or larger.
@@ -90,7 +90,7 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A file with this content, whole or not at all, also when the machine stops; its folder is made if need be.
+    """Write a file, whole or not at all, even if the machine stops; make its folder if need be.
 
     What was there before gives its place and its mode, if it was a file; a link goes, and what it led to stays.
     """
@@ -166,7 +166,7 @@ def remove_partial(path: Path, older_than: float) -> None:
 
 
 def names(path: Path) -> list[str]:
-    """Names of what lies in a folder.
+    """List what lies in a folder.
 
     Raises:
         OSError: there is none, or it is something else.
@@ -177,7 +177,7 @@ def names(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _folder(path: Path, is_made: bool = False) -> Iterator[int]:
-    """A folder's descriptor; below one that is held it is reached from there, and no link on the way is followed."""
+    """Open a folder; below one that is held it is reached from there, and no link on the way is followed."""
     base = next((folder for folder in (path, *path.parents) if folder in _held), None)
     with contextlib.ExitStack() as files:
 
@@ -213,7 +213,7 @@ def _open_folder(name: str, folder: int | None) -> int:
 
 
 def _require_same(path: Path) -> None:
-    """A folder that is held has to be where it was: what is there now may be another run's."""
+    """Refuse to go on where a held folder is not where it was: what is there now may be another run's."""
     own = os.fstat(_held[path])
     try:
         there = os.stat(path, follow_symlinks=False)

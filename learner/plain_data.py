@@ -1,4 +1,4 @@
-"""Whether what a checkpoint holds has the form that a run writes: same keys, types and shapes, and finite numbers."""
+"""Check that what a checkpoint holds has the form that a run writes: same keys, types and shapes, finite numbers."""
 
 import math
 from typing import Any
@@ -28,18 +28,18 @@ def is_like(found: Any, like: Any) -> bool:
 
 
 def is_tensor(found: Any) -> bool:
-    """True for an ordinary tensor with memory behind it."""
+    """True if it is an ordinary tensor with memory behind it."""
     is_plain = type(found) is Tensor and found.layout is torch.strided and not found.is_quantized
     return is_plain and found.device.type != "meta" and not found.requires_grad
 
 
 def is_count(found: Any) -> bool:
-    """True for 0 and what is counted from it."""
+    """True if it is a whole number from 0 on."""
     return type(found) is int and 0 <= found < 2**63
 
 
 def is_number(found: Any) -> bool:
-    """True for a finite number."""
+    """True if it is a finite number."""
     return (type(found) is float and math.isfinite(found)) or (type(found) is int and abs(found) < 2**63)
 
 

@@ -1,4 +1,4 @@
-"""Where a run's files lie: a path of this machine, or a URL of an fsspec file system (s3://, gs://, …).
+"""Read and write a run's files, on a path of this machine or at a URL of an fsspec file system (s3://, gs://, …).
 
 A file is written whole or not at all. On a path it is written beside its place, synced and renamed
 (`metagrad.learner.local_files`, which also keeps links and pipes of strangers out); on an object store the upload
@@ -55,7 +55,7 @@ class CannotWrite(OSError):
 
 @dataclass(frozen=True, order=True, slots=True)
 class RemotePath:
-    """A file or folder at a URL, with the few methods of `pathlib.Path` that a run needs; all raise OSError alone."""
+    """Names a file or folder at a URL, with the methods of `pathlib.Path` that a run needs; they raise OSError."""
 
     url: str
 
@@ -92,7 +92,7 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes, is_new: bool = False) -> None:
-        """One upload; with `is_new` FileExistsError where the file is there already (atomic where the store can)."""
+        """Upload a file; with `is_new` raise FileExistsError where it is there already (atomic where the store can)."""
         with self._opened() as (files, path):
             mode = "create" if is_new else "overwrite"
             try:
@@ -112,13 +112,13 @@ class RemotePath:
                 raise
 
     def names(self) -> list[str]:
-        """Of the files in this folder."""
+        """List the files in this folder."""
         with self._opened() as (files, path):
             return [str(found).rstrip("/").rpartition("/")[2] for found in files.ls(path, detail=False)]
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, str]]:
-        """The file system and the path in it; whatever its libraries raise becomes an OSError of one line."""
+        """Open the file system and the path in it; whatever its libraries raise becomes an OSError of one line."""
         try:
             files, path = url_to_fs(self.url)
             files.invalidate_cache()  # others write there too
@@ -134,12 +134,12 @@ Place = TypeVar("Place", bound=Path | RemotePath)
 
 
 def inside(folder: Place, name: str) -> Place:
-    """The place of this name in a folder, of the folder's own kind."""
+    """Return the place of this name in a folder, of the folder's own kind."""
     return cast(Place, folder / name)
 
 
 def location(place: str | Location, field: str = "run-dir") -> Location:
-    """What a person named: a path of this machine, also as file://, or a URL.
+    """Return the place that a person named: a path of this machine, also as file://, or a URL.
 
     Raises:
         ConfigurationError: nothing, or a URL with credentials in it, of an unknown kind, of several file systems, or of
@@ -177,7 +177,7 @@ def location(place: str | Location, field: str = "run-dir") -> Location:
 
 
 def lasting(place: str, field: str = "run-dir") -> str:
-    """The same name, of a place where files outlast this process.
+    """Return the name of a place unchanged if files outlast this process there.
 
     Raises:
         ConfigurationError: they would not, or `location` refuses the name.
@@ -191,7 +191,7 @@ def lasting(place: str, field: str = "run-dir") -> str:
 
 
 def chosen(place: str, field: str) -> Location:
-    """Where a person wants one file written.
+    """Return the place at which a person wants one file written.
 
     Raises:
         ConfigurationError: that is a folder, no place where files stay, or one that nobody can look at.
@@ -208,7 +208,7 @@ def chosen(place: str, field: str) -> Location:
 
 
 def _masked(rest: str) -> str:
-    """What follows a URL's protocol, without password and query, which is where signatures are."""
+    """Hide password and query, which is where signatures are, in what follows a URL's protocol."""
     path, mark, _ = rest.partition("?")
     return _PASSWORD.sub("***@", path) + ("?***" if mark else "")
 
@@ -228,7 +228,7 @@ def _require_file_system(field: str, protocol: str, text: str) -> None:
 
 
 def names(folder: Location) -> list[str]:
-    """Names of what lies in a folder; none where there is no such folder.
+    """List what lies in a folder; nothing where there is no such folder.
 
     Raises:
         OSError: it is a link or a file, or cannot be looked into.
@@ -255,7 +255,7 @@ def exists(place: Location) -> bool:
 
 
 def read_bytes(place: Location, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Content of a file.
+    """Read a file.
 
     Raises:
         OSError: there is none, it is a link, a pipe or the like, or larger than `limit` bytes.
@@ -265,7 +265,7 @@ def read_bytes(place: Location, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 @contextlib.contextmanager
 def opened(place: Location, limit: int) -> Iterator[BufferedIOBase]:
-    """A file to read from, of which not all has to be in memory.
+    """Open a file to read from, of which not all has to be in memory.
 
     Raises:
         OSError: as `read_bytes` does.
@@ -289,7 +289,7 @@ def remove(place: Location) -> None:
 
 @contextlib.contextmanager
 def writing(place: Location) -> Iterator[None]:
-    """What fails in here is `CannotWrite`, of this place."""
+    """Turn what fails in here into `CannotWrite`, of this place."""
     try:
         yield
     except CannotWrite:
@@ -299,7 +299,7 @@ def writing(place: Location) -> Iterator[None]:
 
 
 def write_whole(place: Location, data: bytes) -> None:
-    """A file with this content, whole or not at all, also when the machine stops; its folder is made if need be.
+    """Write a file, whole or not at all, even if the machine stops; make its folder if need be.
 
     Raises:
         CannotWrite: the disk is full, say. What was there before stands and nothing is left beside it.

@@ -1,4 +1,4 @@
-"""`metagrad config EXPERIMENT`: print the resolved configuration as JSON."""
+"""Print the resolved configuration as JSON: `metagrad config EXPERIMENT`."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`metagrad eval RUN_DIR`: play full episodes with a checkpoint of a run."""
+"""Play full episodes with a checkpoint of a run: `metagrad eval RUN_DIR`."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`metagrad list`: print the experiments and the studies, one line each."""
+"""List the experiments and the studies, one line each: `metagrad list`."""
 
 from collections.abc import Sequence
 

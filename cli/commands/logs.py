@@ -1,4 +1,4 @@
-"""`metagrad logs JOB`: show what a job has printed, and with --follow what it goes on to print."""
+"""Show what a job has printed, and with --follow what it goes on to print: `metagrad logs JOB`."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`metagrad plan EXPERIMENT`: preview where a run's processes would go."""
+"""Preview where a run's processes would go: `metagrad plan EXPERIMENT`."""
 
 import dataclasses
 from collections.abc import Sequence

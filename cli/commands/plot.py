@@ -1,4 +1,4 @@
-"""`metagrad plot RUN_DIR …`: compare runs in one picture."""
+"""Compare runs in one picture: `metagrad plot RUN_DIR …`."""
 
 import dataclasses
 from collections.abc import Sequence

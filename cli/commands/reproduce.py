@@ -1,4 +1,4 @@
-"""`metagrad reproduce STUDY`: compute a study of a paper and its report, or continue one."""
+"""Compute a study of a paper and its report, or resume one: `metagrad reproduce STUDY`."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`metagrad status [JOB]`: list the training jobs of a Ray cluster, or show one."""
+"""List the training jobs of a Ray cluster, or show one: `metagrad status [JOB]`."""
 
 import time
 from collections.abc import Sequence

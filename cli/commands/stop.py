@@ -1,4 +1,4 @@
-"""`metagrad stop JOB`: end a job after its update, with a checkpoint."""
+"""End a job after its current update, with a checkpoint: `metagrad stop JOB`."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""`metagrad submit EXPERIMENT`: train as a job of a Ray cluster."""
+"""Train as a job of a Ray cluster: `metagrad submit EXPERIMENT`."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`metagrad train EXPERIMENT`: train, or continue a run, and say where the results are."""
+"""Train, or continue a run, and say where the results are: `metagrad train EXPERIMENT`."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Files of users with environments, losses, experiments and studies of their own: `metagrad --import FILE.py`.
+"""Import files of users with environments, losses, experiments and studies of their own: `metagrad --import FILE.py`.
 
 Such a file may import modules that lie beside it. They and the file itself are found here by their names, and nothing
 else of that folder is: it is never put on Python's path. Ray's workers find them likewise, from the text that was read
@@ -50,7 +50,7 @@ class _Loader(SourceLoader):
 
 
 class _AliasLoader(importlib.abc.Loader):
-    """The one module of a file that is known by two names."""
+    """Loads the one module of a file that is known by two names."""
 
     def __init__(self, name: str):
         self._name = name
@@ -85,7 +85,7 @@ class _Finder(MetaPathFinder):
         )
 
     def add(self, name: str, source: _Source) -> None:
-        """Know a file by a name; one that is known by another name already keeps its one module."""
+        """Register a file under a name; one that is known by another name already keeps its one module."""
         same = next((known for known, each in self.sources.items() if each.path == source.path), None)
         if same in (None, name):
             self.sources[name] = source
@@ -140,19 +140,19 @@ def _is_file(path: Path) -> bool:
 
 
 def extensions() -> list[ModuleType]:
-    """The files imported so far."""
+    """Return the files imported so far."""
     return [module for name, module in list(sys.modules.items()) if name.startswith(_PREFIX)]
 
 
 def files_of(module: ModuleType) -> list[Path]:
-    """An imported file, and those beside it that it imports, directly or not."""
+    """Return an imported file, and those beside it that it imports, directly or not."""
     own = Path(str(module.__file__))
     beside = [Path(source.path) for _, source in _beside(own)]
     return [own, *filter(_is_file, beside)]
 
 
 def _beside(file: Path) -> list[tuple[str, _Source]]:
-    """The modules that a file imports, directly or not, from the folder in which it lies.
+    """Find the modules that a file imports, directly or not, from the folder in which it lies.
 
     A name that Python or an installed package has means that one, as anywhere else: a `random.py` or `torch.py` that
     happens to lie there takes nobody's place.
@@ -176,7 +176,7 @@ def _beside(file: Path) -> list[tuple[str, _Source]]:
 
 
 def _imported(text: bytes) -> set[str]:
-    """Top-level names of the modules that a source imports anywhere, in its functions too."""
+    """Return the top-level names of the modules that a source imports anywhere, in its functions too."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError):  # it says so when it is imported
@@ -189,7 +189,7 @@ def _imported(text: bytes) -> set[str]:
 
 
 def _modules(folder: Path, name: str) -> Iterator[tuple[str, _Source]]:
-    """A module or a package with all that is in it, by name."""
+    """Yield a module, or a package with all that is in it, by name."""
     package = folder / name
     files = sorted(package.rglob("*.py")) if package.is_dir() else []
     if files:
@@ -222,18 +222,18 @@ class Known(NamedTuple):
 
 
 def known() -> Known:
-    """All that can be imported by name here."""
+    """Return all that can be imported by name here."""
     return Known(dict(_FINDER.sources), dict(_FINDER.aliases))
 
 
 def learn(given: Known) -> None:
-    """Be able to import, in another process, what `known` says of the first."""
+    """Make importable, in another process, what `known` lists of the first."""
     _FINDER.sources, _FINDER.aliases = given
     _FINDER.install()
 
 
 def with_extensions(table: Mapping[str, T], attribute: str, is_entry: Callable[[Any], bool]) -> dict[str, T]:
-    """A table of ours and those that extensions have under the same attribute, `EXPERIMENTS` or `STUDIES`.
+    """Merge a table of ours with those that extensions have under the same attribute, `EXPERIMENTS` or `STUDIES`.
 
     Raises:
         ConfigurationError: a table that is none, an entry of another type, or a name that is taken.
@@ -257,7 +257,7 @@ def with_extensions(table: Mapping[str, T], attribute: str, is_entry: Callable[[
 
 
 def made(name: str, make: Callable[[], Any]) -> BaseExperiment:
-    """The experiment of this name in a table.
+    """Make the experiment of this name in a table.
 
     Raises:
         ConfigurationError: a function of a user's file fails, or returns something else.
@@ -294,7 +294,7 @@ def _refusal(field: str, error: BaseException) -> ConfigurationError | None:
 
 
 def _user_line(error: BaseException) -> str:
-    """The last line of a user's file that led to an error; empty if none did."""
+    """Return the last line of a user's file that led to an error; empty if none did."""
     files = {source.path for source in _FINDER.sources.values()}
     if isinstance(error, SyntaxError) and error.filename in files:
         return f"line {error.lineno} of {Path(error.filename).name}"

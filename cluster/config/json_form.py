@@ -1,4 +1,4 @@
-"""Configurations as JSON and back; only configuration types come out of it."""
+"""Convert configurations to JSON and back; only configuration types come out of it."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ from metagrad.errors import require
 
 
 def config_types() -> dict[str, type[Any]]:
-    """Every type that an experiment can hold, by name: those its fields mention, and all subclasses of these.
+    """Find every type that an experiment can hold, by name: those its fields mention, and all subclasses of these.
 
     So a new environment or loss is known as soon as the file that defines it has been imported.
     """
@@ -32,7 +32,7 @@ def config_types() -> dict[str, type[Any]]:
 
 
 def _is_replaced(kind: type[Any]) -> bool:
-    """True for what `dataclass(slots=True)` was applied to: it makes a second class, and the first goes later."""
+    """True for a class that `dataclass(slots=True)` has replaced by a second one, and that goes later."""
     if "__slots__" in vars(kind):
         return False
     siblings: list[type[Any]] = kind.__bases__[0].__subclasses__()
@@ -41,7 +41,7 @@ def _is_replaced(kind: type[Any]) -> bool:
 
 
 def to_json(config: Any) -> Any:
-    """Dictionaries, lists and scalars of a configuration, each dataclass with its "type"."""
+    """Convert a configuration to dictionaries, lists and scalars, each dataclass with its "type"."""
     if dataclasses.is_dataclass(config):
         fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__} | fields
@@ -51,7 +51,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(tree: Any) -> Any:
-    """Inverse of `to_json`; only the types listed here can come out of it, each field of the type it declares.
+    """Invert `to_json`; only configuration types can come out of it, each field of the type it declares.
 
     Raises:
         ConfigurationError: an unknown type, or a value of another type than its field's, or that the field refuses.
@@ -109,7 +109,7 @@ def _are(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted field, old value and new value wherever two configurations differ."""
+    """List dotted field, old value and new value wherever two configurations differ."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):
         return [] if old == new else [(prefix, old, new)]
     found = []

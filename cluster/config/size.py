@@ -1,4 +1,4 @@
-"""What a run holds in memory at least, told before any of it is made."""
+"""Estimate what a run holds in memory at least, before any of it is made."""
 
 import math
 import os
@@ -14,7 +14,7 @@ MOST_BYTES = 2**40
 
 
 def rollout_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
-    """Of one trajectory [T, B] as it travels: T+1 observations; action, reward, three flags and log μ of each step."""
+    """Count the bytes of a trajectory [T, B] as it travels: T+1 observations, and action, reward, flags, log μ."""
     observation = math.prod(spec.observation_shape) * torch.empty(0, dtype=spec.observation_dtype).element_size()
     per_step = 8 + 4 + 3 + 4
     return environments * ((length + 1) * observation + length * per_step)

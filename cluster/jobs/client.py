@@ -35,7 +35,7 @@ class Address(NamedTuple):
 
 
 class LogInterrupted(Exception):
-    """The stream of a log ended for another reason than the end of its job."""
+    """The stream of a log has broken off although its job goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with time limits; its own waits for an answer for ever."""
+    """Limits the time that Ray's client waits for an answer, which is for ever otherwise."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         seconds = _SECONDS_TO_GREET if endpoint == "/api/version" else _SECONDS_TO_ANSWER

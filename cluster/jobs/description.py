@@ -1,4 +1,4 @@
-"""What a job says about its run: metadata that its submission wrote, else its shell command, else its log.
+"""Read what a job says about its run: metadata that its submission wrote, else its shell command, else its log.
 
 Anybody who may ask the cluster can read the metadata, and anybody who may submit jobs can write it.
 """

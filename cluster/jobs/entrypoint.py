@@ -1,4 +1,4 @@
-"""What the cluster is told to execute: a job's shell command, its variables and its runtime environment."""
+"""Make what the cluster is told to execute: a job's shell command, its variables and its runtime environment."""
 
 import re
 import shlex

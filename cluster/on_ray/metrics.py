@@ -1,4 +1,4 @@
-"""A run's scalars as Ray metrics, for Prometheus: the driver writes them, every node's agent exports its own.
+"""Export a run's scalars as Ray metrics for Prometheus: the driver writes them, every node's agent exports its own.
 
 Ray puts `ray_` before each name and `_total` behind a counter's: `metagrad_frames` is scraped as
 `ray_metagrad_frames_total`. A series ends with the driver's process. deploy/monitoring/ shows them.
@@ -16,14 +16,14 @@ LAG_BOUNDARIES = (0.5, 1.5, 2.5, 3.5, 4.5, 6.5, 8.5, 12.5, 16.5, 32.5)
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One metric; beside `experiment` and `run` at most one label tells its series apart."""
+    """Declares one metric; beside `experiment` and `run` at most one label tells its series apart."""
 
     kind: Literal["counter", "gauge", "histogram"]
     description: str
     label: str | None = None
 
     def exported_as(self, name: str) -> str:
-        """What Prometheus calls it; a histogram has `_bucket` and `_count` besides."""
+        """Return the name that Prometheus has for it; a histogram has `_bucket` and `_count` besides."""
         return f"ray_{name}_total" if self.kind == "counter" else f"ray_{name}"
 
 
@@ -85,7 +85,7 @@ _COUNTED = frozenset(("transport/dropped_steps", "transport/actors_restarted")) 
 
 
 def place_of(scalar: str) -> tuple[str, str | None]:
-    """(metric, value of its label) of a scalar's TensorBoard name; an unknown one is a `metagrad_scalar`."""
+    """Return metric and label value of a scalar's TensorBoard name; an unknown one is a `metagrad_scalar`."""
     if scalar in _PLACES:
         return _PLACES[scalar]
     area, _, name = scalar.partition("/")
@@ -95,7 +95,7 @@ def place_of(scalar: str) -> tuple[str, str | None]:
 
 
 class RayMetrics:
-    """The metrics of one run. Made where a Ray session is, by the process that writes the run's files, and only there.
+    """Holds the metrics of one run. The process that writes the run's files makes it, within its Ray session.
 
     A run that is resumed counts on: its counters start from the run's totals, as summary.json has them.
     """
@@ -117,7 +117,7 @@ class RayMetrics:
                     self._lag = Histogram(name, declared.description, list(LAG_BOUNDARIES), tags)
 
     def record(self, scalars: Mapping[str, float], update: int) -> None:
-        """A row of scalars, under their TensorBoard names."""
+        """Set a row of scalars, given under their TensorBoard names."""
         self._gauges["metagrad_update"].set(float(update), self._tags)
         for name, value in scalars.items():
             if name not in _COUNTED:
@@ -125,12 +125,12 @@ class RayMetrics:
                 self._gauges[metric].set(float(value), self._labels(metric, label))
 
     def lags(self, versions: Sequence[int]) -> None:
-        """Of every rollout since the last row."""
+        """Count the lag of every rollout since the last row."""
         for lag in versions:
             self._lag.observe(float(lag), self._tags)
 
     def totals(self, summary: Mapping[str, Any]) -> None:
-        """What the run has used and lost so far: the content of summary.json."""
+        """Count what the run has used and lost so far, as summary.json has it."""
         self._count_up_to("metagrad_frames", "real", summary["frames_real"])
         self._count_up_to("metagrad_frames", "lookahead", summary["frames_lookahead"])
         self._count_up_to("metagrad_steps_sampled", None, summary["sampled"])
@@ -140,7 +140,7 @@ class RayMetrics:
             self._count_up_to("metagrad_steps_dropped", reason, steps)
 
     def learner_restarted(self) -> None:
-        """A learner died, and another one takes over."""
+        """Count a learner that died, for which another one takes over."""
         self._counters["metagrad_learner_restarted"].inc(1.0, self._tags)
 
     def _count_up_to(self, metric: str, label: str | None, total: float) -> None:

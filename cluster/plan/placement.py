@@ -1,4 +1,4 @@
-"""Where a run's processes go, what they send, and when its learner is saturated: arithmetic alone."""
+"""Compute where a run's processes go, what they send, and when its learner is saturated."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from metagrad.cluster.config.size import rollout_bytes
 
 
 class Node(NamedTuple):
-    """A computer of the cluster; bytes are 0 where nobody knows them."""
+    """Describes a computer of the cluster; bytes are 0 where they are not known."""
 
     name: str
     cpus: int
@@ -21,7 +21,7 @@ class Node(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What was measured, in seconds, and what the learner asked for meanwhile."""
+    """Holds measured seconds, and what the learner asked for meanwhile."""
 
     rollout: float  # of an actor, however few environments it has
     environment: float  # that each environment of the actor adds to it
@@ -29,12 +29,12 @@ class Rates(NamedTuple):
     batches: float  # rollouts of all environments for a real update
 
     def rollout_seconds(self, environments: int) -> float:
-        """Of an actor with so many environments."""
+        """Return the seconds of a rollout of an actor with so many environments."""
         return self.rollout + environments * self.environment
 
 
 class Share(NamedTuple):
-    """What one node does, and sends to and gets from the learner's node in a second."""
+    """Holds what one node does, and what it sends to and gets from the learner's node in a second."""
 
     node: Node
     actors: int
@@ -45,7 +45,7 @@ class Share(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A whole layout."""
+    """Describes a whole layout."""
 
     shares: tuple[Share, ...]
     waiting_actors: int  # for whom there is no place
@@ -60,17 +60,17 @@ class Plan(NamedTuple):
 
     @property
     def bytes_in(self) -> float:
-        """Into the learner's node, per second."""
+        """Sum what goes into the learner's node per second."""
         return sum(share.rollout_bytes_per_second for share in self.shares)
 
     @property
     def bytes_out(self) -> float:
-        """Out of the learner's node, per second."""
+        """Sum what goes out of the learner's node per second."""
         return sum(share.weight_bytes_per_second for share in self.shares)
 
 
 def sampling_seconds(experiment: BaseExperiment, rates: Rates, actors: int, placed: int) -> float:
-    """Of the rollouts of one real update, by `placed` of `actors` actors.
+    """Return the seconds that `placed` of `actors` actors take for the rollouts of one real update.
 
     Equation: a batch is R = B / b rollouts of b environments, r + b c seconds each. Lockstep, in which those that have
     a place stand in for the others: m ⌈R / k⌉ (r + b c), m batches, k actors. Peek, in which the next one to be idle is
@@ -84,7 +84,7 @@ def sampling_seconds(experiment: BaseExperiment, rates: Rates, actors: int, plac
 
 
 def update_seconds(experiment: BaseExperiment, rates: Rates, placed: int) -> float:
-    """Of one real update: sampling and learning take turns, or overlap where they are different processes in peek."""
+    """Return the seconds of a real update: sampling and learning take turns, or overlap in peek on Ray."""
     sampling = sampling_seconds(experiment, rates, experiment.actors, placed)
     if experiment.schedule == "peek" and experiment.topology == "ray":
         return max(sampling, rates.update)
@@ -92,7 +92,7 @@ def update_seconds(experiment: BaseExperiment, rates: Rates, placed: int) -> flo
 
 
 def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
-    """Fewest actors for whom the rollouts of an update take no longer than the learner; None: no number is enough.
+    """Return the fewest actors whose rollouts of an update take no longer than the learner; None: no number is enough.
 
     Each has its share of the environments, down to a single one, unless their number is given.
     """
@@ -104,12 +104,12 @@ def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
 
 
 def own_cpus(experiment: BaseExperiment) -> int:
-    """CPUs of the learner, and of the evaluator where there is one."""
+    """Count the CPUs of the learner, and of the evaluator where there is one."""
     return experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
 
 
 def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:
-    """Actors of each node, spread evenly, and the learner's node: one with a GPU where there is one.
+    """Place actors, spread evenly over the nodes, and the learner, on a node with a GPU where there is one.
 
     The learner, and the evaluator beside it, come first; None: no node has room for them. Colocated, all are one
     process on the first node.
@@ -134,14 +134,14 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
 
 
 def wants_gpu(experiment: BaseExperiment, nodes: Sequence[Node]) -> bool:
-    """True where the learner has to have one, or may have one and there is one."""
+    """True where the learner has to have a GPU, or may have one and there is one."""
     return experiment.device.startswith("cuda") or (experiment.device == "auto" and any(node.gpus for node in nodes))
 
 
 def make_plan(
     experiment: BaseExperiment, spec: EnvironmentSpec, parameters: int, nodes: Sequence[Node], rates: Rates
 ) -> Plan:
-    """How a run would be laid out.
+    """Lay a run out.
 
     Args:
         experiment: the run.
@@ -184,7 +184,7 @@ def make_plan(
 
 
 def object_store_bytes(experiment: BaseExperiment, batch: int, weights: int) -> int:
-    """At the most at the same time on the learner's node: a version and the next one, batches that are not merged yet.
+    """Return the most bytes that the learner's node stores at a time: two versions, and batches not merged yet.
 
     Lockstep has one; peek has two ordered or arrived while a third is merged.
     """
@@ -194,7 +194,7 @@ def object_store_bytes(experiment: BaseExperiment, batch: int, weights: int) -> 
 
 
 def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
-    """What does not fit, and what to change, a line each."""
+    """Say in a line each what does not fit, and what to change."""
     lines = []
     nodes = [share.node for share in found.shares]
     learner = next((share.node for share in found.shares if share.has_learner), None)

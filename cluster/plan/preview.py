@@ -1,4 +1,4 @@
-"""`metagrad plan`: how a run would be laid out on the cluster that is connected, or on this machine alone."""
+"""Preview how a run would be laid out on the cluster that is connected, or on this machine alone."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def plan(experiment: BaseExperiment, is_json: bool) -> None:
 
 
 def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
-    """The nodes of the cluster at RAY_ADDRESS, or this machine, without Ray; and what they are.
+    """Return the nodes of the cluster at RAY_ADDRESS, or this machine, without Ray; and what they are.
 
     A run on this machine alone has a Ray of its own, which counts as many CPUs as the run asks for.
 
@@ -71,7 +71,7 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
 
 
 def _node(listed: dict[str, Any], free: dict[str, float]) -> Node:
-    """As `ray.nodes` lists it, which leaves out what a node has none of, and with what is free of it."""
+    """Convert a node as `ray.nodes` lists it, which leaves out what it has none of, and what of it is free."""
     total = listed["Resources"]
     cpus = int(total.get("CPU", 0))
     return Node(
@@ -85,7 +85,7 @@ def _node(listed: dict[str, Any], free: dict[str, float]) -> Node:
 
 
 def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, int]:
-    """Seconds of a rollout and of an update, here and now, and the numbers in θ and η.
+    """Measure the seconds of a rollout and of an update, here and now, and count the numbers in θ and η.
 
     An actor rolls out its share of the environments, then a single one; the learner updates on copies of what the
     first brought, from the state after its first update on. Each a few times, the quickest counts.
@@ -134,7 +134,7 @@ def _roll_out(actor: Actor, snapshot: WeightSnapshot) -> Rollout:
 
 
 def _quickest(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of the quickest of a few times, and what the last one returned."""
+    """Return the seconds of the quickest of a few times, and what the last one returned."""
     times = []
     for _ in range(_REPETITIONS):
         started = time.perf_counter()
@@ -144,7 +144,7 @@ def _quickest(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) -> str:
-    """One screen for people."""
+    """Describe a plan on one screen."""
     share = experiment.environments_of_an_actor
     threads = f" and {experiment.actor_threads} CPUs" if experiment.topology == "ray" else ""
     lines = [
@@ -219,7 +219,7 @@ def _bytes(count: float) -> str:
 
 
 def as_json(experiment: BaseExperiment, found: Plan, rates: Rates) -> dict[str, Any]:
-    """The same for machines; bytes and seconds."""
+    """Convert a plan to JSON, in bytes and seconds."""
     shares = [{**share._asdict(), "node": share.node._asdict()} for share in found.shares]
     totals = {"bytes_in_per_second": found.bytes_in, "bytes_out_per_second": found.bytes_out}
     fit = {"problems": problems(experiment, found), "measured_on": str(resolve_device(experiment.device))}

@@ -1,4 +1,4 @@
-"""Evaluate a run: its newest checkpoint, in environments of their own."""
+"""Evaluate a checkpoint of a run in environments of its own."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def _parent(place: Location) -> Location:
 
 
 def _real(place: Location) -> Location:
-    """The user's own links followed."""
+    """Follow the user's own links."""
     return place if isinstance(place, RemotePath) else Path(os.path.realpath(place))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a run's TensorBoard files: every record against its checksum, and what is lost is told.
+"""Read rows of a run's TensorBoard files: check every record against its checksum, and tell what is lost.
 
 TensorBoard's own reader ends at the first damaged record of a file without a word, and opens whatever has such a name.
 """
@@ -28,7 +28,7 @@ class Logged(NamedTuple):
 
 
 def read_log(folder: Location) -> Logged:
-    """All scalars of a run's event files, in the order of their names, which is that of time.
+    """Read all scalars of a run's event files, in the order of their names, which is that of time.
 
     Raises:
         ConfigurationError: one of them is a link, a folder, a pipe or the like, or cannot be read.
@@ -69,7 +69,7 @@ class _Content(NamedTuple):
 
 
 def _records(data: bytes) -> _Content:
-    """Records of a file; behind a damaged one the next one is looked for."""
+    """Split a file into records; behind a damaged one look for the next one."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     def length_at(at: int) -> int | None:
@@ -127,6 +127,6 @@ def _add(record: bytes, points: dict[str, list[tuple[int, float]]]) -> bool:
 
 
 def _forget(points: list[tuple[int, float]], step: int) -> None:
-    """Rows from this update on: a run that was continued comes to them again."""
+    """Drop rows from this update on: a run that was continued comes to them again."""
     while points and points[-1][0] >= step:
         points.pop()

@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run, on a path or at a URL.
+"""Write TensorBoard event files of a run, on a path or at a URL.
 
 torch's SummaryWriter is not used: its thread prints a traceback of its own where the disk is full, and at a URL it
 appends value by value, which object stores cannot do: s3fs reads and uploads the file for each, gcsfs overwrites it.
@@ -28,7 +28,7 @@ _BYTES_OF_A_FILE = 4 * 2**20  # at a URL
 
 
 class EventLog:
-    """Rows for TensorBoard. Those of updates after `start_update` that the folder holds already count no more."""
+    """Writes rows for TensorBoard; those of updates after `start_update` that the folder holds already are void."""
 
     def __init__(self, folder: Location, start_update: int, clock: Callable[[], float] = time.monotonic):
         """Begin a file in `folder`; `clock` in seconds.
@@ -62,7 +62,7 @@ class EventLog:
             self.flush()
 
     def scalars(self, values: Mapping[str, float], update: int) -> None:
-        """One row.
+        """Write one row.
 
         Raises:
             CannotWrite: the disk is full, say; the rows before this one stand.
@@ -72,7 +72,7 @@ class EventLog:
         self._write([{"step": update, "summary": scalar(name, value)} for name, value in values.items()])
 
     def histogram(self, name: str, values: Sequence[float], update: int) -> None:
-        """How often each of a few whole numbers came up, one bin for each; nothing where there are no values.
+        """Write how often each of a few whole numbers came up, one bin for each; nothing where there are no values.
 
         Raises:
             CannotWrite: the disk is full, say; the rows before this one stand.
@@ -85,7 +85,7 @@ class EventLog:
         self._write([{"step": update, "summary": histogram(name, np.asarray(values), bins)}])
 
     def flush(self) -> None:
-        """Nothing is lost from here on, and others see all of it.
+        """Make sure that nothing is lost from here on, and that others see all of it.
 
         Raises:
             CannotWrite: the disk is full, say.

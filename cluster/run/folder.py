@@ -135,7 +135,7 @@ class RunFolder:
             return bool(checkpoint.paths(self.checkpoints))
 
     def open_new(self, experiment: BaseExperiment) -> None:
-        """Claim the folder for a new run.
+        """Mark the folder as that of a new run.
 
         Raises:
             ConfigurationError: it already holds a run, or cannot be written.

@@ -1,4 +1,4 @@
-"""Compare runs: return and every learnt meta-parameter along training, mean and spread over seeds."""
+"""Compare runs: plot return and every learnt meta-parameter along training, mean and spread over seeds."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # updates and values by name
 
 
 class Curve(NamedTuple):
-    """One scalar of one group of runs."""
+    """Holds one scalar of one group of runs."""
 
     updates: np.ndarray  # [N], those that all runs of the group logged
     mean: np.ndarray  # [N]
@@ -57,7 +57,7 @@ def plot_runs(run_dirs: Sequence[str | Location], output: str | Path, say: Calla
 
 
 def picture_at(output: str | Path) -> Location:
-    """Where a picture is to be written.
+    """Return the place at which a picture is to be written.
 
     Raises:
         ConfigurationError: it has another ending, or is a folder.
@@ -70,7 +70,7 @@ def picture_at(output: str | Path) -> Location:
 def _without_copies(
     folders: Sequence[Location], scalars: dict[Location, Scalars], say: Callable[[str], None]
 ) -> list[Location]:
-    """A run and its copy are one seed, not two."""
+    """Leave copies of runs out: a run and its copy are one seed, not two."""
     seeds = {folder: RunFolder(folder).experiment().seed for folder in folders}
     found: list[Location] = []
     for folder in folders:
@@ -123,13 +123,13 @@ def _picture(groups: dict[str, list[Location]], scalars: dict[Location, Scalars]
 
 
 def _as_label(text: str) -> str:
-    """Text of others as matplotlib shows it as it is: no formulas in it, and not hidden by a leading underscore."""
+    """Make matplotlib show a text as it is, without formulas, and not hidden for a leading underscore."""
     shown = printable(text)[:200].replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def group_runs(run_dirs: Sequence[str | Location]) -> dict[str, list[Location]]:
-    """Runs by what distinguishes them beside seed, length and the machine they ran on; label to folders."""
+    """Group runs by what distinguishes them beside seed, length and machine; label to folders."""
     by_kind: dict[str, list[Location]] = defaultdict(list)
     kinds: dict[str, BaseExperiment] = {}
     seen: set[str] = set()
@@ -160,7 +160,7 @@ def _label(kind: BaseExperiment, fields: Sequence[str]) -> str:
 
 
 def read_scalars(folder: Location, say: Callable[[str], None] = _tell) -> Scalars:
-    """Updates and values of the return and of every hyper-parameter that moved, by name; `say` gets what was lost.
+    """Read updates and values of the return and of every hyper-parameter that moved; `say` gets what was lost.
 
     Raises:
         ConfigurationError: the folder holds no scalars, or event files that are none.
@@ -180,7 +180,7 @@ def read_scalars(folder: Location, say: Callable[[str], None] = _tell) -> Scalar
 
 
 def logged_scalars(folder: str | Location) -> Scalars:
-    """Updates and values of everything that a run wrote for TensorBoard, by name; of updates done twice the last.
+    """Read updates and values of everything that a run wrote for TensorBoard, by name; of updates done twice the last.
 
     Raises:
         ConfigurationError: some of it is damaged.
@@ -193,7 +193,7 @@ def logged_scalars(folder: str | Location) -> Scalars:
 
 
 def join(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve | None:
-    """Mean and spread of several runs where all of them have a value; None where there is no such update."""
+    """Average several runs at updates where all of them have a value; None where there is no such update."""
     if not runs:
         return None
     updates = runs[0][0]

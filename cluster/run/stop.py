@@ -58,7 +58,7 @@ class StopRequest:
 
 
 class StoppedBySignal(Exception):
-    """A command ended early because a signal asked for it."""
+    """A command has ended early because a signal asked for it."""
 
     def __init__(self, signal_name: str):
         super().__init__(signal_name)

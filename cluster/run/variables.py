@@ -1,4 +1,4 @@
-"""Environment variables of this process, changed for a while."""
+"""Change environment variables of this process for a while."""
 
 import os
 from collections.abc import Iterator, Mapping
