@@ -1,4 +1,4 @@
-"""What every experiment says: where it runs, for how long, and what is kept; its algorithm is a subclass's."""
+"""Define what every experiment configures: where it runs, for how long, what is kept. Subclasses add algorithms."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """When checkpoints are written and how many stay."""
+    """Configures when checkpoints are written and how many are kept."""
 
     every: int = 500
     """Updates between checkpoints; one is also written at the end and on SIGTERM or Ctrl-C."""
     keep: int = 3
+    """How many of the newest checkpoints are kept."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be at least 1 update", "raise it")
@@ -32,13 +33,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FaultConfig:
-    """How much a run forgives its actors."""
+    """Configures how many faults of its actors a run survives."""
 
     rollout_seconds: float = 120.0
-    """An actor that has not returned a rollout (its start included) after this long is replaced."""
+    """Replace an actor that has not returned a rollout, its start included, after this many seconds."""
     restarts_without_progress: int = 5
-    """Replacements in a row, with no rollout from that actor in between, after which it is given up; the run goes on
-    with the others, and ends when none is left."""
+    """Give an actor up after this many replacements in a row without a rollout; the run goes on with the others, and
+    ends when none is left."""
 
     def __post_init__(self) -> None:
         seconds = self.rollout_seconds
@@ -49,16 +50,17 @@ class FaultConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """Evaluation beside training: full-life episodes in raw rewards, in environments of their own."""
+    """Configures evaluation beside training: full-life episodes with raw rewards, in environments of its own."""
 
     every: int = 0
-    """Updates between evaluations; 0: none. Under Ray an actor of its own plays them while training goes on; colocated
+    """Updates between evaluations; 0: none. On Ray a process of its own plays them while training goes on; colocated
     training waits for them."""
     episodes: int = 64
+    """Episodes of one evaluation."""
     is_greedy: bool = False
-    """True: the likeliest action; False: sampled ones."""
+    """True: take the most likely action; False: sample."""
     max_steps: int = MAX_EPISODE_STEPS
-    """An episode that has not ended after so many steps is cut, and that is said."""
+    """Cut an episode that has not ended after this many steps; the result reports how many were cut."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", self.every, "must be 0 (none) or more updates", "raise it")
@@ -75,52 +77,54 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseExperiment(ABC):
-    """One experiment: environment, network, where and how long it runs."""
+    """Configures one experiment: environment, network, where and how long it runs."""
 
     name: tyro.conf.Suppress[str]
     description: tyro.conf.Suppress[str]
     env: EnvironmentConfig
     network: NetworkSpec
     environments: int
-    """Environments in all, shared out evenly among the actors."""
+    """Number of environments, shared out evenly among the actors."""
     rollout_length: int
     """Steps T of every environment per rollout."""
     updates: int
     """Real inner updates to train for."""
     seed: int = 0
+    """Seed of everything random in the run."""
     actors: int = 2
+    """Number of actors, which step the environments."""
     actor_threads: int = 1
     """CPU threads of each actor (policy inference and C++ environment pools)."""
     schedule: Schedule = "lockstep"
-    """lockstep: every rollout under exactly the parameters it is used for; peek: look ahead in rollouts that were
-    streamed under recent parameters, with V-trace corrections and without a frame more than real updates use."""
+    """lockstep: every rollout is sampled under exactly the parameters it is used for; peek: look-ahead uses rollouts
+    that were streamed under recent parameters, with V-trace corrections, and needs no frames of its own."""
     max_lag: int | None = None
-    """peek: real updates that may lie between the parameters a rollout was sampled under and those of the real update
-    that uses it; older ones are dropped and counted. None: 4 more than the look-ahead is long."""
+    """With peek, the most real updates between the parameters that sampled a rollout and those of the real update that
+    uses it; older rollouts are dropped and counted. None: 4 more than the length of the look-ahead."""
     environments_per_actor: int | None = None
-    """peek: environments of one actor, so that `actors` may be any number and a batch is made of whichever rollouts
-    come first; None: environments / actors."""
+    """With peek, environments of one actor. A batch then takes the rollouts that come first, and the number of actors
+    is free; --actors is an upper bound. None: environments / actors."""
     lookahead: Lookahead = "continue"
-    """Where look-ahead rollouts run: continue the real environments, fork their states, or separate environments."""
+    """Where look-ahead rollouts run: continue the real environments, fork their states, or use separate ones."""
     topology: Literal["ray", "colocated"] = "ray"
     """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""
     device: str = "auto"
     """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
     allows_tf32: bool = False
-    """True: products and convolutions of the learner on a GPU may round their factors to TF32, 10 bits for 23, which is
-    several times as fast; False: float32 throughout."""
+    """True: products and convolutions of the learner on a GPU may round their factors to TF32 (10 bits instead of 23),
+    which is several times as fast; False: float32 throughout."""
     learner_threads: int | None = None
-    """CPU threads of the learner; None: all cores that it may use, since actors rest while it works or are ahead of
-    it, and learner_cpus under Ray in peek without a look-ahead, where neither is so. It may use those of its affinity
+    """CPU threads of the learner; None: all cores that it may use, because actors rest while it works or are ahead of
+    it, except with peek on Ray without look-ahead, where it is learner_cpus. It may use the cores of its affinity
     mask, at most its container's CPU quota, OMP_NUM_THREADS and the CPUs that Ray counts on its node."""
     log_every: int = 10
     """Updates between two rows of scalars."""
     learner_cpus: int = 1
-    """CPUs of the cluster that the learner's process keeps from the actors (topology ray)."""
+    """CPUs of the cluster reserved for the learner's process (topology ray)."""
     learner_restarts: int = 0
-    """How often a learner that died is started again from the newest checkpoint, its actors kept (topology ray)."""
+    """How often a learner that died is restarted from the newest checkpoint with the same actors (topology ray)."""
     wait_for_resources: float | None = None
-    """Seconds that a run waits, before it begins, for CPUs and a GPU that others use (topology ray); None: an hour."""
+    """Seconds to wait before the run begins for CPUs and a GPU that others use (topology ray); None: an hour."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     faults: FaultConfig = FaultConfig()
@@ -130,57 +134,43 @@ class BaseExperiment(ABC):
         require(self.actors <= 2**16, "actors", self.actors, "must be at most 65,536", "use fewer")
         self._check_shares()
         self._check_where()
-        require(
-            self.rollout_length >= 1,
-            "rollout_length",
-            self.rollout_length,
-            "a rollout has at least one step",
-            "raise it",
-        )
-        require(
-            self.steps_per_rollout < 2**31,
-            "environments x rollout_length",
-            f"{self.environments} x {self.rollout_length}",
-            "must be below 2^31 steps",
-            "lower one of them",
-        )
+        length, size = self.rollout_length, f"{self.environments} x {self.rollout_length}"
+        require(length >= 1, "rollout_length", length, "a rollout has at least one step", "raise it")
+        is_small = self.steps_per_rollout < 2**31
+        require(is_small, "environments x rollout_length", size, "must be below 2^31 steps", "lower one of them")
         require(self.updates >= 1, "updates", self.updates, "must be at least 1", "raise it")
-        require(
-            0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)", "use a smaller non-negative integer"
-        )
+        remedy = "use a smaller non-negative integer"
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)", remedy)
         require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1 update", "raise it")
         for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
             require(threads is None or 1 <= threads <= 1_024, name, threads, "must lie in [1, 1024]", "change it")
 
     def _check_shares(self) -> None:
-        """A batch is made of whole rollouts."""
+        """Refuse a batch that is not made of whole rollouts."""
         own = self.environments_per_actor
         share, name = (self.actors, "actors") if own is None else (own, "environments_per_actor")
-        require(
-            own is None or own >= 1, "environments_per_actor", own, "must be at least 1", "leave it out or raise it"
-        )
-        require(
-            self.environments >= 1 and self.environments % share == 0,
-            "environments",
-            self.environments,
-            f"must be a positive multiple of {name} = {share}",
-            f"use --environments {max(1, round(self.environments / share)) * share}",
-        )
+        remedy = "leave it out or raise it"
+        require(own is None or own >= 1, "environments_per_actor", own, "must be at least 1", remedy)
+        is_multiple = self.environments >= 1 and self.environments % share == 0
+        remedy = f"use --environments {max(1, round(self.environments / share)) * share}"
+        rule = f"must be a positive multiple of {name} = {share}"
+        require(is_multiple, "environments", self.environments, rule, remedy)
         rule = "needs losses that correct for rollouts of older policies, and this algorithm has none"
         is_taken = self.schedule == "lockstep" or self.takes_streamed_rollouts
         require(is_taken, "schedule", self.schedule, rule, "use lockstep")
         for field, value in (("max_lag", self.max_lag), ("environments_per_actor", own)):
             rule = "belongs to --schedule peek: in lockstep every actor brings its share under the newest parameters"
             require(value is None or self.schedule == "peek", field, value, rule, "leave it out")
-        rule = (
-            f"a batch waits for {self.look_ahead_batches} updates in the window and is one update old when it arrives"
+        waits = self.look_ahead_batches
+        rule, least = (
+            f"a batch waits for {waits} updates in the window and is one update old when it arrives",
+            waits + 1,
         )
-        least = self.look_ahead_batches + 1
         is_enough = self.max_lag is None or self.max_lag >= least
         require(is_enough, "max_lag", self.max_lag, rule, f"use {least} or more")
 
     def _check_where(self) -> None:
-        """What only a cluster has."""
+        """Refuse options that only a cluster has."""
         cpus = self.learner_cpus
         require(1 <= cpus <= 1_024, "learner_cpus", cpus, "must lie in [1, 1024]", "change it")
         restarts = self.learner_restarts
@@ -192,10 +182,10 @@ class BaseExperiment(ABC):
 
     @abstractmethod
     def algorithm(self, spec: EnvironmentSpec) -> Algorithm[Any]:
-        """What learns, in environments of this kind."""
+        """Return what learns, in environments of this kind."""
 
     def parameters(self, spec: EnvironmentSpec) -> int:
-        """Numbers in θ, as far as they are known before anything is made."""
+        """Count the numbers in θ, as far as they are known before anything is made."""
         return 0
 
     @property
@@ -210,27 +200,27 @@ class BaseExperiment(ABC):
 
     @property
     def look_ahead_batches(self) -> int:
-        """Batches beyond the real one that an update looks into."""
+        """Count the batches beyond the real one that an update looks into."""
         return 0
 
     @property
     def resolved_max_lag(self) -> int:
-        """`max_lag` with its default."""
+        """Return `max_lag`, or its default."""
         return self.look_ahead_batches + 4 if self.max_lag is None else self.max_lag
 
     @property
     def resolved_wait_for_resources(self) -> float:
-        """`wait_for_resources` with its default, which studies have too."""
+        """Return `wait_for_resources`, or its default, which studies have too."""
         return SECONDS_TO_WAIT_FOR_RESOURCES if self.wait_for_resources is None else self.wait_for_resources
 
     @property
     def environments_of_an_actor(self) -> int:
-        """Environments that one actor steps together."""
+        """Return the number of environments that one actor steps together."""
         return self.environments_per_actor or self.environments // self.actors
 
     @property
     def steps_per_rollout(self) -> int:
-        """Environment steps of one batch, T times B."""
+        """Return the environment steps of one batch, T times B."""
         return self.environments * self.rollout_length
 
 

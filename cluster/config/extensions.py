@@ -85,7 +85,7 @@ class _Finder(MetaPathFinder):
         )
 
     def add(self, name: str, source: _Source) -> None:
-        """Register a file under a name; one that is known by another name already keeps its one module."""
+        """Add a file under a name; if it is known by another name already, it keeps its one module."""
         same = next((known for known, each in self.sources.items() if each.path == source.path), None)
         if same in (None, name):
             self.sources[name] = source
