@@ -1,4 +1,4 @@
-"""Evaluation: full-life episodes in raw rewards, in environments of their own."""
+"""Evaluates a policy on full-life episodes in raw rewards, in environments of their own."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,10 @@ class EvaluationStopped(Exception):
 
 
 class EvaluationResult(NamedTuple):
-    """Episodes in a fixed order: the first of every environment, then the second of every environment, and so on."""
+    """Holds episodes in a fixed order.
+
+    The order is the first of every environment, then the second of every environment, and so on.
+    """
 
     returns: list[float]  # raw rewards of the game, undiscounted
     lengths: list[int]  # steps in which the policy acted
@@ -35,12 +38,12 @@ class EvaluationResult(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Mean return."""
+        """Return the mean return."""
         return math.fsum(self.returns) / len(self.returns)
 
     @property
     def std(self) -> float:
-        """Standard deviation of the returns with N-1 in the denominator; NaN for one episode."""
+        """Return the standard deviation of the returns with N-1 in the denominator; NaN for one episode."""
         if len(self.returns) < 2:
             return math.nan
         mean = self.mean
@@ -48,7 +51,7 @@ class EvaluationResult(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `mean`; NaN for one episode."""
+        """Return the standard error of `mean`; NaN for one episode."""
         return self.std / math.sqrt(len(self.returns))
 
 
@@ -109,7 +112,7 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
 
 
 class Player:
-    """A policy with its own random stream; lives on the device of θ, wherever the environments do."""
+    """Acts with its own random stream; lives on the device of θ, wherever the environments do."""
 
     def __init__(self, network: Network, theta: Float[Tensor, "P"], seed: int, is_greedy: bool) -> None:
         self._network = network.at(theta)
@@ -118,7 +121,7 @@ class Player:
         self._is_greedy = is_greedy
 
     def act(self, observation: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B"]:
-        """Actions [B]."""
+        """Return actions [B]."""
         observation = observation.to(self._device)
         if self._is_greedy:
             return policy.greedy(self._network, observation)

@@ -1,4 +1,4 @@
-"""Acting: from observations to actions under parameters θ."""
+"""Acts: from observations to actions under parameters θ."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ POLICY: tuple[Head, ...] = ("logits",)  # all that acting needs
 
 
 class Decision(NamedTuple):
-    """Actions and their log-probability under the behaviour policy, in nats."""
+    """Holds actions and their log-probability under the behaviour policy, in nats."""
 
     action: Int[Tensor, "B"]
     log_prob: Float[Tensor, "B"]
@@ -25,7 +25,7 @@ Policy = Callable[[Shaped[Tensor, "B ..."], torch.Generator], Decision]
 
 @torch.no_grad()
 def sample(network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."], generator: torch.Generator) -> Decision:
-    """a ~ π_θ(· | s), by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1).
+    """Sample a ~ π_θ(· | s) by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1).
 
     Reads nothing back from the device, and a NaN in the observation does not stop it: the rollout's own check names it.
     """
@@ -37,5 +37,5 @@ def sample(network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."], genera
 
 @torch.no_grad()
 def greedy(network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."]) -> Int[Tensor, "B"]:
-    """argmax_a π_θ(a | s)."""
+    """Return argmax_a π_θ(a | s)."""
     return network(observation, POLICY)["logits"].argmax(-1)

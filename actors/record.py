@@ -29,7 +29,7 @@ PALETTE_PICTURES = 16  # pictures that the common palette is made from
 
 
 class RecordedEpisode(NamedTuple):
-    """What was recorded."""
+    """Holds what was recorded."""
 
     gif: bytes
     episode_return: float  # raw rewards of the game, undiscounted
@@ -43,7 +43,7 @@ def has_pictures(config: EnvironmentConfig) -> bool:
 
 
 def pictured(config: EnvironmentConfig) -> SnakeConfig | AtariConfig:
-    """The same configuration; ConfigurationError where its environment has nothing to look at, so nothing to record."""
+    """Return the same configuration, or raise ConfigurationError if its environment has no pictures."""
     if isinstance(config, SnakeConfig | AtariConfig):
         return config
     name = type(config).__name__
@@ -51,7 +51,7 @@ def pictured(config: EnvironmentConfig) -> SnakeConfig | AtariConfig:
 
 
 class _Frame(NamedTuple):
-    """One picture and what the step that led to it brought."""
+    """Holds one picture and the result of the step that led to it."""
 
     picture: UInt8[np.ndarray, "height width 3"]
     raw_reward: float
@@ -132,7 +132,7 @@ def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) 
 
 
 def _gif(pictures: list[NDArray[np.uint8]], milliseconds: int, scale: int) -> bytes:
-    """Pictures as a looped GIF, each for `milliseconds` (a multiple of 10), magnified `scale` times."""
+    """Write pictures as a looped GIF, each for `milliseconds` (a multiple of 10), magnified `scale` times."""
     # One palette for all: colours do not flicker, and only what moves differs from picture to picture.
     sample = np.concatenate(pictures[:: max(1, len(pictures) // PALETTE_PICTURES)])
     palette = Image.fromarray(sample).quantize(255)  # one entry is left for "as before"

@@ -1,4 +1,4 @@
-"""Rollouts: an actor steps its environments under a published policy and returns T steps of all of them."""
+"""Makes rollouts: an actor steps its environments under a published policy and returns T steps of all of them."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ class EnvironmentFault(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorSetup:
-    """All that an actor needs to start, on any machine."""
+    """Holds all that an actor needs to start, on any machine."""
 
     index: int
     environment: EnvironmentConfig
@@ -42,7 +42,7 @@ class ActorSetup:
 
 
 class Pool:
-    """A batch of environments with their own random streams and the episodes in progress in them."""
+    """Holds a batch of environments with their own random streams and the episodes in progress."""
 
     def __init__(self, environment: Environment, seed: int):
         self.environment = environment
@@ -54,7 +54,7 @@ class Pool:
         self.steps_done = 0
 
     def state(self) -> ActorState:
-        """Everything a bitwise continuation needs; empty where the environments cannot be snapshot."""
+        """Holds everything that a bitwise continuation needs; empty where the environments cannot be copied."""
         if not isinstance(self.environment, SnapshotEnvironment):
             return {}
         own = {
@@ -87,7 +87,7 @@ class Pool:
 
 
 def collect(pool: Pool, act: policy.Policy, policy_version: int, length: int) -> tuple[Trajectory, Episodes]:
-    """T steps of a pool under one policy, and the full-life episodes that ended in them.
+    """Collect T steps of a pool under one policy, and the full-life episodes that ended in them.
 
     Raises:
         EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
@@ -144,7 +144,7 @@ def name_fault(spec: EnvironmentSpec, what: str, is_finite: Bool[Tensor, "rows B
 
 
 class Actor:
-    """One actor: its environments, its policy network, its random streams. Knows neither learner nor transport."""
+    """Has its environments, its policy network and its random streams. Knows neither learner nor transport."""
 
     def __init__(self, setup: ActorSetup):
         self.setup = setup
@@ -167,7 +167,7 @@ class Actor:
         return Pool(environment, policy_seed)
 
     def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        """T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters."""
+        """Roll out T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters."""
         pool = self._lookahead if lookahead_step else self._real
         if lookahead_step == 1 and self.setup.lookahead == "fork":
             pool.fork_from(self._real)
@@ -178,7 +178,7 @@ class Actor:
         return Rollout(trajectory, episodes, self.setup.index, lookahead_step > 0)
 
     def state(self) -> ActorState:
-        """Both pools' states, for a checkpoint; empty where the environments cannot be snapshot."""
+        """Return both pools' states for a checkpoint; empty where the environments cannot be copied."""
         state = {f"real/{name}": x for name, x in self._real.state().items()}
         if self._lookahead is not self._real:
             state |= {f"lookahead/{name}": x for name, x in self._lookahead.state().items()}

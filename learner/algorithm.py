@@ -18,7 +18,7 @@ looked-ahead parameters."""
 
 
 class NonFinite(FloatingPointError):
-    """A loss, a parameter or a meta-parameter became NaN or infinite: the run ends, its last checkpoint stands."""
+    """Says that a loss, a parameter or a meta-parameter became NaN or infinite; the last checkpoint stands."""
 
 
 class UpdateMetrics(NamedTuple):

@@ -1,4 +1,4 @@
-"""From the actors' rollouts to the learner's batch."""
+"""Merges the actors' rollouts into the learner's batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from metagrad.types import Rollout, Trajectory
 
 
 def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device) -> Batch:
-    """One trajectory with all rollouts' environments side by side, in the order given, on `device`.
+    """Merge all rollouts' environments side by side into one trajectory, in the order given, on `device`.
 
     Fields may be torch tensors or the read-only numpy arrays that a transport delivers; numpy ones are copied once.
 

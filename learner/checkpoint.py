@@ -1,4 +1,4 @@
-"""Checkpoints: atomic files of plain data, the newest k kept, checked whole, loaded without executing anything."""
+"""Writes and reads checkpoints: atomic files of plain data that are verified and loaded without executing anything."""
 
 import io
 import pickle
@@ -67,7 +67,7 @@ def save(folder: Place, update: int, tree: dict[str, Any], keep: int) -> Place:
 
 
 def checkpoint_path(folder: Place, update: int) -> Place:
-    """Where the checkpoint of an update lies."""
+    """Return the place of an update's checkpoint."""
     return inside(folder, f"update-{update:09d}.pt")
 
 
@@ -77,7 +77,7 @@ def update_of(path: Location) -> int:
 
 
 def paths(folder: Place) -> list[Place]:
-    """Checkpoints of a folder, oldest first.
+    """List the checkpoints of a folder, oldest first.
 
     Raises:
         OSError: the folder is a link, say, or cannot be looked into.
@@ -86,7 +86,7 @@ def paths(folder: Place) -> list[Place]:
 
 
 def restore_newest(folder: Location) -> Restored:
-    """The newest readable checkpoint; says which newer ones were not.
+    """Find the newest readable checkpoint, and report which newer ones are not.
 
     Raises:
         NoCheckpoint: there is none, or none can be read; the message names each file and why.

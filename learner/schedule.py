@@ -1,4 +1,4 @@
-"""Where the trajectories of an update come from: sampled for it in lockstep, or out of a window of streamed ones."""
+"""Supplies the trajectories of an update: sampled for it in lockstep, or from a window of streamed ones."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ class Batch(NamedTuple):
 
 
 class Schedule(Protocol):
-    """What the loop asks trajectories of."""
+    """Supplies the loop with trajectories."""
 
     @property
     def lag(self) -> tuple[int, ...]:
-        """Of each rollout in the last real batch: published versions between its policy and the updated one."""
+        """Return for each rollout in the last real batch how many versions lie between its policy and the updated one."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class Schedule(Protocol):
         ...
 
     def to_tree(self) -> list[dict[str, Any]]:
-        """Plain data for a checkpoint: the batches held."""
+        """Return plain data for a checkpoint: the batches held."""
         ...
 
 
@@ -92,11 +92,11 @@ class Peek:
 
     @property
     def held_batches(self) -> int:
-        """What the next real update finds here."""
+        """Return what the next real update finds here."""
         return len(self._window) - self._is_first_used
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
-        """Batch `step` of the window; step 0 publishes the snapshot and slides the window."""
+        """Return batch `step` of the window; step 0 publishes the snapshot and slides the window."""
         if step == 0:
             self._slide(snapshot._replace(version=self._version))
         return self._window[step].trajectory

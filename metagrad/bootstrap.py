@@ -48,7 +48,10 @@ TargetSampler = Callable[[Float[Tensor, "P"], int], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matching:
-    """How far θ is from the target: a KL between policies, and the critics' distance where its coefficient is not 0."""
+    """Measures how far θ is from the target.
+
+    It is a KL between policies, plus the critics' distance where its coefficient is not 0.
+    """
 
     direction: Direction = "target||online"
     value_coefficient: float = 0.0  # debiasing paper's release: 0
@@ -67,14 +70,14 @@ class Matching:
 
 
 class LastUpdate(NamedTuple):
-    """What makes the target's last update: an optimizer with a state of its own."""
+    """Makes the target's last update: an optimizer with a state of its own."""
 
     optimizer: Optimizer
     state: OptimizerState
 
 
 class BootstrapTarget(NamedTuple):
-    """θ̃ without a graph, the state of the last update's optimizer after it, and the outer loss that it descended."""
+    """Holds θ̃ without a graph, the state of the last update's optimizer, and the outer loss that it descended."""
 
     theta: Float[Tensor, "P"]
     state: OptimizerState
@@ -83,7 +86,7 @@ class BootstrapTarget(NamedTuple):
 
 
 class MatchingMetrics(NamedTuple):
-    """The two distances, for the logs; before the coefficient."""
+    """Holds the two distances for the logs, before the coefficient."""
 
     kl_divergence: Float[Tensor, ""]  # nats
     value_distance: Float[Tensor, ""]  # squared returns; 0 where values are not matched
@@ -99,7 +102,7 @@ def bootstrap_target(  # noqa: PLR0913 (an inner update's arguments and what mak
     sampler: TargetSampler,
     last: LastUpdate | None = None,
 ) -> BootstrapTarget:
-    """L further updates from θₙ: the first L-1 on the inner loss, the last on the outer loss.
+    """Make L further updates from θₙ: the first L-1 on the inner loss, the last on the outer loss.
 
     Nothing here carries a derivative: neither θₙ, nor η, which the first L-1 losses and a learnt learning rate read.
 
@@ -158,7 +161,9 @@ def matching_loss(
     trajectory: Trajectory,
     matching: Matching,
 ) -> tuple[Float[Tensor, ""], MatchingMetrics]:
-    """Distance of θ from the target on the trajectory's observations; its gradient at θₙ starts the adjoint pass.
+    """Return the distance of θ from the target on the trajectory's observations.
+
+    Its gradient at θₙ starts the adjoint pass.
 
     Equation: m(⊥θ̃, θ) = mean[KL(π_⊥θ̃ || π_θ)] + c mean[(V_⊥θ̃ - V_θ)²], or KL(π_θ || π_⊥θ̃); V the inner critic.
 

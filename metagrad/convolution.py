@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Rows and columns."""
+    """Return rows and columns."""
 
     stride: tuple[int, int]
     padding: tuple[int, int] = (0, 0)
@@ -27,7 +27,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which of both gradients. Not a tuple, in which function transforms would look for tensors."""
+    """Says which of both gradients is meant. It is not a tuple, in which function transforms would look for tensors."""
 
     of_x: bool
     of_weight: bool
@@ -39,7 +39,7 @@ def conv2d(
     bias: Float[Tensor, "O"] | None,
     geometry: Geometry,
 ) -> Float[Tensor, "N O P Q"]:
-    """`torch.nn.functional.conv2d` without dilation and groups, for derivatives of derivatives."""
+    """Convolve as `torch.nn.functional.conv2d` without dilation and groups, for derivatives of derivatives."""
     y: Tensor = _Convolution.apply(x, weight, bias, geometry)
     return y
 
@@ -62,7 +62,7 @@ def _sum(parts: list[Tensor]) -> Tensor | None:
 
 
 class _Convolution(torch.autograd.Function):
-    """C(x, w) + b."""
+    """Computes C(x, w) + b."""
 
     generate_vmap_rule = True
 
@@ -97,7 +97,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """What is wanted of G(y, x, w), in that order."""
+    """Computes what is wanted of G(y, x, w), in that order."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy: its affinity mask, the CPU quota of its container, OMP_NUM_THREADS.
+"""Counts the cores that this process may keep busy: its affinity mask, the CPU quota of its container, OMP_NUM_THREADS.
 
 A container with a quota sees all cores of its machine, and the kernel stops all of its threads for the rest of each
 period (mostly 100 ms) once they have used the quota up. Threads that wait for each other then wait for whole periods.
@@ -60,7 +60,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _text(path: Path) -> str:
-    """What a file of the kernel says; nothing where there is none, such as in the topmost group."""
+    """Read a file of the kernel; empty where there is none, such as in the topmost group."""
     try:
         return path.read_text()
     except OSError:

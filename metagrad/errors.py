@@ -9,7 +9,7 @@ _ENDLESS = re.compile(r"(\S{250})\S{100,}")
 
 
 def printable(text: object) -> str:
-    """Text of others (names of files, a stranger's config.json, a job's metadata) for a terminal: one printable line.
+    """Make text of others (names of files, a stranger's config.json, a job's metadata) one printable line.
 
     What Python does not call printable is shown as its escape: control characters, line ends, marks that change the
     direction of writing, and bytes of a file's name that are no text.
@@ -18,7 +18,7 @@ def printable(text: object) -> str:
 
 
 class ConfigurationError(ValueError):
-    """A wrong name, value or combination, refused before anything starts; one line, whatever was put into it."""
+    """Refuses a wrong name, value or combination in one line, before anything starts."""
 
     def __init__(self, message: object):
         text = printable(message)
@@ -55,7 +55,7 @@ def reason(error: BaseException) -> str:
 
 
 class RunLost(RuntimeError):
-    """What a run stands on has ended under it; its message is one line, and what was written before stands."""
+    """Says in one line that something a run depends on has ended; what was written before stands."""
 
 
 def require_one_of(value: Any, literal: Any, field: str) -> None:

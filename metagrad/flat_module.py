@@ -1,4 +1,4 @@
-"""Any module as a function of one flat vector θ, the trained part of its parameters."""
+"""Turns any module into a function of one flat vector θ, the trained part of its parameters."""
 
 import math
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ class ParameterLayout(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of parameters P."""
+        """Return the number of parameters P."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def unflatten(self, theta: Float[Tensor, "P"]) -> dict[str, Tensor]:
-        """Views of θ by name; one split, whose backward is one concatenation."""
+        """Return views of θ by name; one split, whose backward is one concatenation."""
         parts = theta.split([math.prod(shape) for shape in self.shapes])
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, "P"]:
-        """One vector from tensors by name; a missing name raises KeyError.
+        """Make one vector from tensors by name; a missing name raises KeyError.
 
         Raises:
             ConfigurationError: a tensor of another shape, or of another dtype than the first one.
@@ -45,7 +45,7 @@ class ParameterLayout(NamedTuple):
 
 
 class FlatModule:
-    """A module seen as a pure function of θ; its own parameters are the shape, and the value of what is not trained.
+    """Makes a module a pure function of θ; its own parameters give the shapes, and the values of what is not trained.
 
     Parameters with `requires_grad=False` are no part of θ and stay as they are in the module. A parameter or submodule
     that is reached by several names is in θ once, and every name sees it.
@@ -81,7 +81,7 @@ class FlatModule:
         return self.layout.flatten({name: own[name].detach() for name in self.layout.names})
 
     def __call__(self, theta: Float[Tensor, "P"], *args: Any, **kwargs: Any) -> Any:
-        """What the module gives under θ.
+        """Return what the module computes under θ.
 
         Raises:
             ConfigurationError: θ is of another size, or the module writes to a buffer of its own (batch norm in
@@ -90,13 +90,13 @@ class FlatModule:
         return self.with_parameters(self.parameters(theta), *args, **kwargs)
 
     def parameters(self, theta: Float[Tensor, "P"]) -> dict[str, Tensor]:
-        """Parts of θ by name."""
+        """Return the parts of θ by name."""
         rule, remedy = f"the module has {self.layout.size} trained parameters", "make θ by theta() or layout.flatten()"
         require(theta.shape == (self.layout.size,), "theta.shape", tuple(theta.shape), rule, remedy)
         return self.layout.unflatten(theta)
 
     def with_parameters(self, parameters: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """What the module gives under `parameters(theta)`."""
+        """Return what the module computes under `parameters(theta)`."""
         everywhere = {place: parameters[name] for name, places in self._names.items() for place in places}
         before = self._buffers()
         output = functional_call(self.module, everywhere, args, kwargs, tie_weights=False)

@@ -1,4 +1,4 @@
-"""Which hyper-parameters are learnt, and how an unconstrained vector η maps into their bounds."""
+"""Declares which hyper-parameters are learnt, and maps an unconstrained vector η into their bounds."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from metagrad.errors import require
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetaParameter:
-    """One hyper-parameter of the inner loss: its initial value, its bounds, learnt or fixed."""
+    """Describes one hyper-parameter of the inner loss: its initial value, its bounds, learnt or fixed."""
 
     initial: float
     low: float = 0.0
@@ -54,7 +54,7 @@ class MetaParameter:
 
     @property
     def _unit(self) -> float:
-        """Where the initial value lies between the bounds, from 0 to 1."""
+        """Return where the initial value lies between the bounds, from 0 to 1."""
         return (self.initial - self.low) / (self.high - self.low)
 
 
@@ -90,7 +90,7 @@ Hyperparameters = Mapping[str, Float[Tensor, "_"]]
 
 
 def learnt_slices(declaration: Declaration) -> dict[str, slice]:
-    """Where each learnt meta-parameter lies in η.
+    """Return where each learnt meta-parameter lies in η.
 
     >>> learnt_slices({"gamma": MetaParameter(initial=0.5), "weights": MetaVector(3, lambda _: torch.zeros(3))})
     {'gamma': slice(0, 1, None), 'weights': slice(1, 4, None)}
@@ -135,7 +135,7 @@ def init_eta(
 
 
 def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[str, Float[Tensor, "_"]]:
-    """Bounded values of all declared hyper-parameters, differentiable in η.
+    """Return the bounded values of all declared hyper-parameters, differentiable in η.
 
     Equation: xₖ = lowₖ + (highₖ - lowₖ) σ(ηₖ); fixed ones are constants, vectors are parts of η itself. Scalars
     have one element, not zero dimensions: forward-over-reverse differentiation promotes 0-dim float32 to float64.
@@ -165,7 +165,7 @@ def hyperparameters(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[s
 
 
 def shown(declaration: Declaration, eta: Float[Tensor, "M"]) -> dict[str, Float[Tensor, "1"]]:
-    """What a person looks at: bounded scalars under their names, of a vector its norm, as `name_norm`.
+    """Return what is displayed: bounded scalars under their names, of a vector its norm, as `name_norm`.
 
     >>> shown({"weights": MetaVector(2, lambda _: torch.zeros(2))}, torch.tensor([3.0, 4.0]))
     {'weights_norm': tensor([5.])}

@@ -10,7 +10,7 @@ from metagrad.errors import require
 
 
 class OrthogonalLinear(nn.Linear):
-    """Linear layer with orthogonal init of a given gain and zero bias."""
+    """Is a linear layer with orthogonal init of a given gain and zero bias."""
 
     def __init__(self, inputs: int, outputs: int, gain: float = math.sqrt(2.0)):
         super().__init__(inputs, outputs)
@@ -21,7 +21,7 @@ class Conv(nn.Conv2d):
     """Convolution through `metagrad.convolution`, whose derivatives of derivatives are fast."""
 
     def convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, ...] | str) -> Tensor:
-        """With weights and padding in place of the layer's own."""
+        """Convolve with weights and padding in place of the layer's own."""
         assert not isinstance(padding, str)
         (rows, columns), (above, beside) = self.stride, padding
         return conv2d(x, weight, self.bias, Geometry((rows, columns), (above, beside)))
@@ -31,13 +31,13 @@ class Conv(nn.Conv2d):
 
 
 class OrthogonalConv(Conv):
-    """Convolution with orthogonal init of gain √2 and zero bias."""
+    """Is a convolution with orthogonal init of gain √2 and zero bias."""
 
     gain = math.sqrt(2.0)
 
 
 class HaikuLinear(nn.Linear):
-    """Linear layer with Haiku's default init."""
+    """Is a linear layer with Haiku's default init."""
 
 
 class HaikuConv(Conv):

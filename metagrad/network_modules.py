@@ -27,7 +27,7 @@ _NO_OUTER = ("the network has no outer critic", "build it with has_outer_critic=
 
 
 class ConditionedCritic(nn.Module):
-    """Value of features [N, F] under a discount γ, [N, 1].
+    """Computes the value of features [N, F] under a discount γ, [N, 1].
 
     Equation: w · ReLU(M [features; E γ + e] + m) + b with E γ + e in R^D.
 
@@ -50,7 +50,7 @@ class ConditionedCritic(nn.Module):
 
 
 class SharedTorso(nn.Module):
-    """Policy, inner-critic and outer-critic heads on the features of one torso."""
+    """Puts policy, inner-critic and outer-critic heads on the features of one torso."""
 
     def __init__(self, torso: nn.Sequential, logits: nn.Module, value: nn.Module, outer_value: nn.Module | None):
         """Put together torso [N, …] -> [N, F], policy [N, F] -> [N, A] and critics [N, F] -> [N, 1].
@@ -84,7 +84,7 @@ class SharedTorso(nn.Module):
 
 
 class SeparateNetworks(nn.Module):
-    """One network per head, nothing shared."""
+    """Has one network per head and shares nothing."""
 
     def __init__(self, logits: nn.Module, value: nn.Module, outer_value: nn.Module | None):
         """Put together a policy [N, …] -> [N, A] and critics [N, …] -> [N, 1]."""
@@ -110,7 +110,7 @@ class SeparateNetworks(nn.Module):
 def with_linear_heads(
     torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool, gamma_embedding: int | None
 ) -> SharedTorso:
-    """Linear heads, orthogonal with gain .01 for the policy and 1 for the critics, on a torso of `features`.
+    """Build linear heads, orthogonal with gain .01 for the policy and 1 for the critics, on a torso of `features`.
 
     With a `gamma_embedding` the inner critic is a `ConditionedCritic`.
     """
@@ -127,7 +127,7 @@ def with_linear_heads(
 def with_mlp_heads(
     torso: nn.Sequential, features: int, hidden: int, num_actions: int, has_outer_critic: bool
 ) -> SharedTorso:
-    """Heads with one hidden ReLU layer, Haiku's default init, on a torso of `features`."""
+    """Build heads with one hidden ReLU layer, Haiku's default init, on a torso of `features`."""
 
     def head(outputs: int) -> nn.Sequential:
         return nn.Sequential(HaikuLinear(features, hidden), nn.ReLU(), HaikuLinear(hidden, outputs))
@@ -136,12 +136,12 @@ def with_mlp_heads(
 
 
 def mlp_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """One tanh layer on flattened observations."""
+    """Applies one tanh layer to flattened observations."""
     return nn.Sequential(nn.Flatten(), OrthogonalLinear(math.prod(observation_shape), hidden), nn.Tanh())
 
 
 def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """Three convolutions and one hidden layer on pictures [channels, height, width] (Mnih et al. 2015)."""
+    """Applies three convolutions and one hidden layer to pictures [channels, height, width] (Mnih et al. 2015)."""
     channels, height, width = observation_shape
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
@@ -159,7 +159,7 @@ def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequenti
 
 
 class ResidualBlock(nn.Module):
-    """Equation: x + conv(ReLU(conv(ReLU(x)))), 3x3, as many channels out as in."""
+    """Computes x + conv(ReLU(conv(ReLU(x)))), 3x3, with as many channels out as in."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -172,7 +172,7 @@ class ResidualBlock(nn.Module):
 
 
 def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """One section per entry of `channels` and one hidden layer on pictures [channels, height, width].
+    """Applies a section per entry of `channels` and one hidden layer to pictures [channels, height, width].
 
     A section: convolution 3x3, max pooling 3x3 of stride 2 (⌈height / 2⌉ x ⌈width / 2⌉), two residual blocks.
     """
@@ -192,7 +192,7 @@ def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], 
 
 
 def snake_network(observation_shape: tuple[int, ...], channels: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two 2x2 convolutions and an MLP of two hidden layers on boards [rows, columns, planes]."""
+    """Applies two 2x2 convolutions and an MLP of two hidden layers to boards [rows, columns, planes]."""
     rows, columns, planes = observation_shape
     cells = math.ceil(rows / 2) * math.ceil(columns / 2)
     return nn.Sequential(
@@ -285,7 +285,10 @@ def joint_log_prob(
 
 
 class TwoTables(nn.Module):
-    """Policies of two players of one game, a table each: one-hot states [N, S] of player 0 -> logits [N, 4]."""
+    """Holds the policies of two players of one game, a table each.
+
+    They map one-hot states [N, S] of player 0 to logits [N, 4].
+    """
 
     def __init__(self, other_state: Sequence[int]):
         super().__init__()

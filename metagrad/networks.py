@@ -1,4 +1,4 @@
-"""Actor-critic networks as pure functions of one flat parameter vector θ.
+"""Makes actor-critic networks pure functions of one flat parameter vector θ.
 
 Every network has a policy head, the inner critic (value under the meta-learnt discount) and, if asked for, the outer
 critic (value under the outer discount γ'). Where the critics share a torso with the policy, the outer critic sits
@@ -58,7 +58,7 @@ class Observations(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSpec(ABC):
-    """A kind of network as a value; your own is a subclass, whose whole-numbered fields are sizes of layers."""
+    """Describes a kind of network; your own is a subclass, whose whole-numbered fields are sizes of layers."""
 
     takes: ClassVar[Observations | None] = None
     """The observations that the network can have; None: any, it flattens them."""
@@ -101,7 +101,7 @@ class NetworkSpec(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NatureCnn(NetworkSpec):
-    """Three convolutions and one hidden layer shared by linear heads; observations [4, 84, 84] in 0..255.
+    """Shares three convolutions and one hidden layer between linear heads; observations [4, 84, 84] in 0..255.
 
     Source: Mnih et al. (2015), Methods; hidden 512 as in "A Theoretical Understanding of Gradient Bias in Meta-RL"
     (G.3). Orthogonal init with gain √2, .01 for the policy, 1 for the critics (the paper names no gains; these are
@@ -122,7 +122,7 @@ class NatureCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImpalaCnn(NetworkSpec):
-    """IMPALA's large residual network; observations [4, 84, 84] in 0..255.
+    """Is IMPALA's large residual network; observations [4, 84, 84] in 0..255.
 
     Three sections of 16, 32 and 32 channels, times `width`: convolution 3x3, max pooling 3x3 of stride 2, two residual
     blocks [ReLU, convolution 3x3, ReLU, convolution 3x3, plus the block's input]; ReLU, a linear layer of `hidden`,
@@ -142,7 +142,7 @@ class ImpalaCnn(NetworkSpec):
 
     @property
     def channels(self) -> tuple[int, int, int]:
-        """Channels of the three sections."""
+        """Return the channels of the three sections."""
         return 16 * self.width, 32 * self.width, 32 * self.width
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
@@ -152,7 +152,7 @@ class ImpalaCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnakeCnn(NetworkSpec):
-    """Three separate networks, each two 2x2 convolutions and an MLP; observations [rows, columns, 5].
+    """Has three separate networks, each two 2x2 convolutions and an MLP; observations [rows, columns, 5].
 
     Source: released code of "Debiasing Meta-Gradient RL by Learning the Outer Value Function" (Snake), Haiku's default
     init: normal truncated at 2 standard deviations of 1/√fan_in, zero bias. Deviation from the paper's Figure 4 (shared
@@ -176,7 +176,7 @@ class SnakeCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnakeTorsoCnn(NetworkSpec):
-    """Convolutions and pooling shared by MLP heads; observations [rows, columns, planes], at least 4 x 4.
+    """Shares convolutions and pooling between MLP heads; observations [rows, columns, planes], at least 4 x 4.
 
     Two blocks of [convolution 3x3 of stride 1, ReLU, max pooling 2x2 of stride 2], a linear layer of `features`, ReLU,
     and heads of one hidden ReLU layer of `head_hidden`. The outer critic sees the features behind a stop-gradient.
@@ -200,7 +200,7 @@ class SnakeTorsoCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp(NetworkSpec):
-    """One hidden tanh layer shared by linear heads; flat observations."""
+    """Shares one hidden tanh layer between linear heads; flat observations."""
 
     hidden: int = 64
     gamma_embedding: int | None = None
@@ -213,7 +213,7 @@ class Mlp(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearPolicy(NetworkSpec):
-    """One linear layer from flat observations to the policy, and no critics.
+    """Has one linear layer from flat observations to the policy, and no critics.
 
     Source: released code of "Debiasing Meta-Gradient RL by Learning the Outer Value Function" (Discounting Chain, whose
     values are known): weights by Haiku's VarianceScaling, zero bias.
@@ -263,7 +263,7 @@ NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], dict[Head, 
 
 
 class Network:
-    """A module seen as pure functions of θ; the module's own parameters are only a shape."""
+    """Offers a module as pure functions of θ; the module's own parameters only give shapes."""
 
     def __init__(self, module: nn.Module, first_order: Collection[str] = ()):
         """Wrap `module`, whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}.
@@ -285,7 +285,7 @@ class Network:
         return tuple(name for name in names if not name.startswith("logits."))
 
     def with_first_order(self, names: Collection[str]) -> "Network":
-        """The same network where gradients of these parameters carry no derivative."""
+        """Return the same network where gradients of these parameters carry no derivative."""
         unknown = sorted(set(names) - set(self.layout.names))
         rule, remedy = "are no trained parameters of the network", "give names of its layout"
         require(not unknown, "first_order", unknown, rule, remedy)
@@ -299,7 +299,10 @@ class Network:
         return isinstance(getattr(self._module, "value", None), modules.ConditionedCritic)
 
     def under(self, discount: Float[Tensor, "1"] | float) -> "Network":
-        """The same network with inner values of this discount, a constant; itself where the critic is not told any."""
+        """Return the same network with inner values of this discount, a constant.
+
+        It is the network itself if the critic is not told any.
+        """
         if not self.is_conditioned:
             return self
         told = copy.copy(self)
@@ -307,7 +310,7 @@ class Network:
         return told
 
     def init(self, generator: torch.Generator) -> Float[Tensor, "P"]:
-        """Fresh θ, drawn on the CPU from `generator`."""
+        """Draw a fresh θ on the CPU from `generator`."""
         frozen = [(p, p.detach().clone()) for p in self._module.parameters() if not p.requires_grad]
         self._module.apply(lambda child: reset(child, generator))
         with torch.no_grad():
@@ -318,7 +321,7 @@ class Network:
     def apply(
         self, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "..."], heads: Collection[Head]
     ) -> dict[Head, Tensor]:
-        """The named heads on observations [N, …]: logits [N, A], value [N], outer_value [N]."""
+        """Evaluate the named heads on observations [N, …]: logits [N, A], value [N], outer_value [N]."""
         return self.at(theta)(observation, heads)
 
     def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:

@@ -1,4 +1,4 @@
-"""Opponent shaping (LOLA): the gradient of a player's objective through the learning of another player.
+"""Computes the gradient of a player's objective through the learning of another player (opponent shaping, LOLA).
 
 Player 1 looks K updates of player 2 ahead, each of which depends on player 1's parameters, and improves its own
 objective against what player 2 will have become. That is a meta-gradient whose meta-parameters are player 1's own
@@ -37,7 +37,7 @@ class ShapingGradients(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, "N M"]:
-        """The derivative itself."""
+        """Return the derivative itself."""
         return self.direct + self.shaping
 
 

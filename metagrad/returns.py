@@ -21,7 +21,7 @@ def _check_rows(reward: Tensor, value: Tensor, *flags: Tensor) -> None:
 
 
 def _check_rates(**rates: Tensor | float) -> None:
-    """One number each; tensors are not looked into, which would wait for the device and fail under vmap."""
+    """Require one number each; tensors are not read, which would wait for the device and fail under vmap."""
     for name, rate in rates.items():
         if isinstance(rate, Tensor):
             rule, remedy = "is one number for all steps", "give a float or a tensor with one element"
@@ -40,7 +40,7 @@ def lambda_returns(
     gamma: Float[Tensor, "1"] | float,
     lambda_: Float[Tensor, "1"] | float,
 ) -> Float[Tensor, "T B"]:
-    """λ-returns, bootstrapped from the value of the state after the last step.
+    """Return λ-returns, bootstrapped from the value of the state after the last step.
 
     Equation: G_t = r_t + γ_t [(1 - λ_t) V(s_{t+1}) + λ_t G_{t+1}], G_T = V(s_T), with γ_t = γ (0 if step t is
     terminal) and λ_t = λ (0 if the episode ends at step t in either way: a truncated step bootstraps from its true
@@ -66,7 +66,7 @@ def lambda_returns(
 
 
 class Vtrace(NamedTuple):
-    """What V-trace gives: the critic's target v and the policy's advantage."""
+    """Holds what V-trace computes: the critic's target v and the policy's advantage."""
 
     target: Float[Tensor, "T B"]
     policy_advantage: Float[Tensor, "T B"]

@@ -93,7 +93,7 @@ def loaded_dice(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) ->
 
 
 def _sum_within_episode(x: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
-    """Σ_{k≤t} x_k over the steps k of t's episode.
+    """Return Σ_{k≤t} x_k over the steps k of t's episode.
 
     By doubling (after round i, element t holds its last 2^i steps): a few kernels on whole tensors, and nothing of
     another episode enters and is subtracted again, as it would be with one cumulative sum over the rollout.
@@ -114,7 +114,7 @@ SURROGATES: dict[SurrogateName, Surrogate] = {"ad": ad, "lvc": lvc, "loaded-dice
 
 
 def discounts(like: Float[Tensor, "T B"], gamma: Float[Tensor, "1"] | float) -> Float[Tensor, "T 1"]:
-    """γ^t of every row t, differentiable in γ."""
+    """Return γ^t of every row t, differentiable in γ."""
     if isinstance(gamma, Tensor):
         rule, remedy = "is one number for all steps", "give a float or a tensor with one element"
         require(gamma.numel() == 1, "gamma.shape", tuple(gamma.shape), rule, remedy)
@@ -170,7 +170,7 @@ def off_policy_dice(
     gamma: Float[Tensor, "1"] | float,
     value: Float[Tensor, "T B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """DiCE on B episodes of another policy μ: per-decision importance sampling, differentiated.
+    """Compute DiCE on B episodes of another policy μ: per-decision importance sampling, differentiated.
 
     Equation: mean_B [Σ_t γ^t (Π_{k≤t} π_k/μ_k) r_t + Σ_t γ^t (1 - π_t/μ_t) V(s_t)], log μ a constant.
 

@@ -1,4 +1,4 @@
-"""Exact answers for a finite Markov decision process: values, objective, Hessian, K-step meta-gradients.
+"""Gives exact answers for a finite Markov decision process: values, objective, Hessian, K-step meta-gradients.
 
 The policy is a softmax of one logit for every state and action, so P = S·A. Everything is ordinary torch and goes
 through `torch.func` (grad, jvp, hessian, vmap over parameters and over MDPs alike); use float64. What the estimators of
@@ -22,7 +22,7 @@ from metagrad.unroll import InnerProblem, Product, inner_update, require_product
 
 
 class TabularMdp(NamedTuple):
-    """A finite MDP; a tree of tensors, so a stack of MDPs (leading axis N) can be mapped over."""
+    """Describes a finite MDP; it is a tree of tensors, so a stack of MDPs (leading axis N) can be mapped over."""
 
     transition: Float[Tensor, "S A S"]  # P(s' | s, a)
     reward: Float[Tensor, "S A"]  # expected reward of a step
@@ -59,7 +59,7 @@ def log_policy(theta: Float[Tensor, "P"], actions: int) -> Float[Tensor, "S A"]:
 
 
 def policy(theta: Float[Tensor, "P"], actions: int) -> Float[Tensor, "S A"]:
-    """Softmax policy π(a | s).
+    """Return the softmax policy π(a | s).
 
     >>> policy(torch.zeros(4), actions=2).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
@@ -93,22 +93,22 @@ def objective(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
 
 
 def policy_gradient(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-    """∇J(θ), exact and differentiable."""
+    """Return ∇J(θ), exact and differentiable."""
     return torch.func.grad(lambda theta: objective(mdp, theta))(theta)
 
 
 def hessian(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, "P P"]:
-    """∇²J(θ), exact."""
+    """Return ∇²J(θ), exact."""
     return torch.func.hessian(lambda theta: objective(mdp, theta))(theta)
 
 
 def hessian_norm(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
-    """‖∇²J(θ)‖₂, the largest curvature at θ; its maximum over a convex set is ∇J's Lipschitz constant there."""
+    """Return ‖∇²J(θ)‖₂, the largest curvature at θ; its maximum over a convex set is ∇J's Lipschitz constant there."""
     return torch.linalg.eigvalsh(hessian(mdp, theta)).abs().amax()
 
 
 def with_intrinsic_reward(mdp: TabularMdp, phi: Float[Tensor, "M"]) -> TabularMdp:
-    """The same MDP with reward R + φ, M = S·A; an empty φ changes nothing.
+    """Return the same MDP with reward R + φ, M = S·A; an empty φ changes nothing.
 
     Source: LIRPG as in "A Theoretical Understanding of Gradient Bias in Meta-RL", §5.1.
     """
@@ -134,7 +134,7 @@ def exact_loss(theta: Float[Tensor, "P"], eta: Float[Tensor, "M"], mdp: TabularM
 
 
 def exact_outer_loss(theta: Float[Tensor, "P"], mdp: TabularMdp) -> tuple[Float[Tensor, ""], None]:
-    """-J as an outer loss: reward R, whatever reward the inner updates saw."""
+    """Return -J as an outer loss: reward R, whatever reward the inner updates saw."""
     return -objective(mdp, theta), None
 
 
@@ -168,7 +168,7 @@ def lirpg_meta_gradient(
 def _meta_gradient(
     mdp: TabularMdp, theta: Tensor, eta: Tensor, learning_rate: float, steps: int, product: Product
 ) -> MetaGradient:
-    """Derivatives of -J(θ_K), K exact steps."""
+    """Return the derivatives of -J(θ_K), K exact steps."""
     validate(mdp)
     require_product(product)
     require(steps >= 1, "steps", steps, "must be at least 1", "raise it")

@@ -1,4 +1,4 @@
-"""What a virtual unroll keeps for the adjoint pass: every step whole, or gradients between checkpoints.
+"""Keeps what the adjoint pass needs of a virtual unroll: every step whole, or gradients between checkpoints.
 
 (θᵢ₊₁, sᵢ₊₁) = A(θᵢ, sᵢ, gᵢ, η) is elementwise arithmetic, next to nothing beside the gradient gᵢ. Under `recompute`
 the tape therefore holds θᵢ and sᵢ at every fourth step alone and goes the rest of the way again from there, to the same

@@ -29,7 +29,7 @@ _OPENED = 2
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same tree with function(x) in the place of every tensor x.
+    """Return the same tree with function(x) in the place of every tensor x.
 
     Trees are lists, tuples, named tuples, dicts and dataclasses, however nested; numbers, strings, enumerations and
     None stay as they are.
@@ -76,7 +76,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 class Fingerprint:
-    """What a batch held when it was first used: its leaves, and how often each was written to.
+    """Remembers what a batch held when it was first used: its leaves, and how often each was written to.
 
     Torch counts what it writes to a tensor. Memory that others write to as well (numpy arrays and tensors that share
     one's memory, tensors shared between processes) has a checksum instead, and so has a part of a larger tensor, whose
@@ -101,7 +101,7 @@ def _is_same(old: Any, new: Any) -> bool:
 
 
 def version(x: Tensor) -> int:
-    """How often torch has written to a tensor; 0 where that is not counted."""
+    """Return how often torch has written to a tensor; 0 where that is not counted."""
     return 0 if x.is_inference() else x._version
 
 

@@ -1,4 +1,4 @@
-"""What crosses the borders between actors, learner and library.
+"""Defines what crosses the borders between actors, learner and library.
 
 Shape legend, used in every signature of the project:
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Trajectory(NamedTuple):
-    """T steps of B environments under one behaviour policy, time-major.
+    """Holds T steps of B environments under one behaviour policy, time-major.
 
     Row t holds what was seen before step t and what step t returned; `observation[t+1]` follows `observation[t]`.
     """
@@ -33,14 +33,14 @@ class Trajectory(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """Full-life episodes that ended during a rollout, in raw rewards of the game."""
+    """Holds the full-life episodes that ended during a rollout, in raw rewards of the game."""
 
     returns: Float[Tensor, "K"]
     lengths: Int[Tensor, "K"]  # valid environment steps
 
 
 class Rollout(NamedTuple):
-    """A trajectory with the facts that statistics and accounting need beside it."""
+    """Holds a trajectory with the facts that statistics and accounting need."""
 
     trajectory: Trajectory
     episodes: Episodes

@@ -19,7 +19,7 @@ Loss = Callable[[Float[Tensor, "P"], Float[Tensor, "M"], Any], tuple[Float[Tenso
 
 
 class InnerProblem(NamedTuple):
-    """What is differentiated through: the inner loss L(θ, η; τ) and the update A.
+    """Defines what is differentiated through: the inner loss L(θ, η; τ) and the update A.
 
     `derivative` splits an update in two, value and derivative from different estimators: θ' takes its value from ∇θ of
     `loss`, and its derivatives in θ and η (the Hessian and the Jacobian of the meta-gradient) from ∇θ of `derivative`.
@@ -41,7 +41,7 @@ def require_product(product: Product) -> None:
 
 
 class Seen(NamedTuple):
-    """What an inner update saw, for the adjoint pass to tell whether it still sees the same."""
+    """Holds what an inner update saw, so that the adjoint pass can tell whether it still sees the same."""
 
     batch: trees.Fingerprint  # before the loss was evaluated
     is_random: bool  # True: the loss drew from a global random generator
@@ -50,7 +50,9 @@ class Seen(NamedTuple):
 
 
 class TapeStep(NamedTuple):
-    """What one inner update keeps for the adjoint pass: θᵢ, sᵢ, η, τᵢ, gᵢ, none of which may be written to until then.
+    """Keeps what the adjoint pass needs of one inner update.
+
+    These are θᵢ, sᵢ, η, τᵢ, gᵢ, none of which may be written to until then.
 
     Under `retain` θᵢ and η are the leaves of gᵢ's graph; under `recompute` all are plain values.
     """
@@ -69,7 +71,7 @@ class TapeStep(NamedTuple):
 
 
 class InnerUpdate(NamedTuple):
-    """Result of one inner update."""
+    """Holds the result of one inner update."""
 
     theta: Float[Tensor, "P"]
     state: OptimizerState

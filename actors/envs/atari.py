@@ -1,4 +1,4 @@
-"""Atari games for actors and for the eye, on EnvPool (default) or ale-py's AtariVectorEnv.
+"""Plays Atari games for actors and for the eye, on EnvPool (default) or ale-py's AtariVectorEnv.
 
 A game is the same in training and in evaluation, and in both backends up to the table below; only what is called
 terminal differs:
@@ -96,7 +96,7 @@ class AtariConfig(EnvironmentConfig):
 
     @property
     def rom_name(self) -> str:
-        """Name of the game's ROM in both backends."""
+        """Return the name of the game's ROM in both backends."""
         return GAMES[self.game]
 
     def make(
@@ -118,7 +118,7 @@ class RawStep(NamedTuple):
 
 
 class RawGames(Protocol):
-    """B whole Atari games that a backend steps together."""
+    """Steps B whole Atari games together on a backend."""
 
     def reset(self) -> tuple[np.ndarray, np.ndarray]:
         """Begin all B games; return observations and lives."""

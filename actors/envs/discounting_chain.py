@@ -113,7 +113,7 @@ class DiscountingChain(DeviceEnvironment[DiscountingChainState]):
 
     @property
     def state(self) -> DiscountingChainState:
-        """Context and step count of each episode, copies."""
+        """Return copies of the context and step count of each episode."""
         return DiscountingChainState(*(value.clone() for value in self._running()))
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:

@@ -1,4 +1,4 @@
-"""Snake on a torch device: B boards stepped together by a few whole-batch tensor operations.
+"""Plays Snake on a torch device: a few whole-batch tensor operations step B boards together.
 
 The rules are those of Jumanji's Snake (Bonnet et al. 2024, arXiv:2306.09884; versions 0.1.3 and 1.1.2 agree on them).
 

@@ -1,4 +1,4 @@
-"""Pictures of Snake boards for recordings: a smooth snake, light at the head and dark at the tail.
+"""Draws Snake boards for recordings: a smooth snake, light at the head and dark at the tail.
 
 Shapes are drawn from their distance functions: a pixel's coverage is how far it lies inside a shape's edge, cut to
 [0, 1], which is what makes the edges smooth. Lengths are in cells, colours are RGB in 0..255.
@@ -93,7 +93,7 @@ def _draw_snake(canvas: _Canvas, order: NDArray[np.floating]) -> None:
 
 
 def render(observation: "Tensor | ArrayLike", scale: int = 32) -> NDArray[np.uint8]:
-    """Picture [H, W, 3] of one Snake observation [rows, columns, 5], `scale` pixels a cell, framed.
+    """Draw a picture [H, W, 3] of one Snake observation [rows, columns, 5], `scale` pixels a cell, framed.
 
     Takes a tensor on any device, or an array. H and W are rows and columns times `scale` plus the frame; both are even
     where `scale` is a multiple of 2, as video codecs want it.

@@ -185,7 +185,7 @@ class TabularMdp(DeviceEnvironment[TabularMdpState]):
 
     @property
     def state(self) -> Int64[Tensor, "B"]:
-        """Number of each episode's present state, a copy."""
+        """Return the number of each episode's current state, a copy."""
         return self._running().state.clone()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:

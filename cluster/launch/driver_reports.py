@@ -66,7 +66,7 @@ class DriverReports:
             self._events.histogram("transport/lag", versions, update)
 
     def evaluate(self, theta: Tensor, update: int) -> None:
-        """Parameters wait for the evaluator, a few of them; then updates are left out, and that is said."""
+        """Queue parameters for the evaluator, a few at most; beyond that skip updates with a message."""
         if self._evaluator.pending >= _EVALUATIONS_WAITING:
             self.say(
                 f"update {update} is not evaluated: {self._evaluator.pending} others still wait; raise evaluation.every"

@@ -125,7 +125,7 @@ def run(
 
 
 class _Run:
-    """One run with its folder held: the two topologies, and the newest summary."""
+    """Runs once with its folder held: in one of the two topologies, with the newest summary."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Run:
                 self.summary = reports.newest_summary or self.summary
 
     def colocated(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
-        """Everything in this process; Ray is not imported."""
+        """Run everything in this process; Ray is not imported."""
         experiment = self._experiment
         rollouts_per_batch = experiment.environments // experiment.environments_of_an_actor
 
@@ -173,7 +173,7 @@ class _Run:
         return InlineEvaluator(self._experiment, self._spec, self._stop, self._progress.say)
 
     def on_ray(self, restored: Restored | None, make: Callable[[ActorSetup], Actor]) -> None:
-        """The learner and its actors as Ray actors; a learner that dies goes on from the newest checkpoint."""
+        """Run learner and actors as Ray actors; a learner that dies continues from the newest checkpoint."""
         from metagrad.cluster.launch.supervise import Supervisor, demand
         from metagrad.cluster.on_ray.metrics import RayMetrics
         from metagrad.cluster.on_ray.session import ray_session
@@ -203,7 +203,7 @@ class _Run:
                 supervisor.close()
 
     def is_stopped_before(self, restored: Restored | None) -> bool:
-        """Whether somebody wants the run to end before it has started; the summary then is of what was done before."""
+        """Check whether the run should end before it has started; the summary is then that of before."""
         if self._stop.signal_name is None:
             return False
         summary = summary_before(self._experiment, self._algorithm, None if restored is None else restored.tree)

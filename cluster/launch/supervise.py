@@ -45,7 +45,7 @@ class LearnerLost(RunLost):
 
 
 def demand(experiment: BaseExperiment) -> Demand:
-    """What a run needs at the same time: in lockstep all of its actors, in peek one of them at the least."""
+    """Return what a run needs at the same time: in lockstep all of its actors, in peek at least one."""
     own = own_cpus(experiment)
     wanted = own + experiment.actors * experiment.actor_threads
     least = wanted if experiment.schedule == "lockstep" else own + experiment.actor_threads
@@ -55,11 +55,11 @@ def demand(experiment: BaseExperiment) -> Demand:
 
 
 class _NoAnswer(RuntimeError):
-    """The learner said nothing for too long."""
+    """Says that the learner has not answered for too long."""
 
 
 def answer(reference: Any, patience: float, stop: Stop, say: Callable[[str], None]) -> Any:
-    """What the learner answers, waited for as long as `patience` says, in seconds, and less once a run is to end.
+    """Wait for the learner's answer for `patience` seconds, or less once the run is to end.
 
     Raises:
         _NoAnswer: nothing came.

@@ -72,7 +72,7 @@ class RayActors:
             self._find(slot)
 
     def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
-        """One rollout for every actor's share under exactly this snapshot, in the order of the actors.
+        """Return one rollout for every actor's share under exactly this snapshot, in the order of the actors.
 
         Raises:
             ActorsLost: no actor is left.
@@ -136,7 +136,7 @@ class RayActors:
             self._order(slot, 0, published, 0)
 
     def _worker_for(self, shard: int) -> Slot | None:
-        """Who rolls a share out: its own actor, or the least busy one while that is away; None: wait."""
+        """Choose who rolls a share out: its own actor, or the least busy one while that is away; None: wait."""
         own = self._slots[shard]
         is_coming_up = own.phase in (Phase.PLACING, Phase.STARTING) and not own.has_been_ready
         is_in_time = own.phase is Phase.STARTING or time.monotonic() < self._opened + _SECONDS_TO_COME_UP
@@ -165,7 +165,10 @@ class RayActors:
         slot.orders.append(Order(shard, reference, published.version))
 
     def _completed(self) -> list[tuple[Order, Rollout]]:
-        """Rollouts that came in, after waiting a moment for the first; meanwhile slots go through their phases."""
+        """Return the rollouts that came in, after a short wait for the first.
+
+        Meanwhile slots go through their phases.
+        """
         now = time.monotonic()
         for slot in self._slots:
             if slot.phase is Phase.RESTING and now >= slot.rest_until:
@@ -286,7 +289,7 @@ class RayActors:
             )
 
     def states(self) -> list[ActorState]:
-        """Every actor's state, for a checkpoint; one that is away is left out and starts afresh on resume."""
+        """Return every actor's state for a checkpoint; one that is away is left out and starts afresh on resume."""
         # Actors that stream are asked behind their rollouts, and a slow one would hold the learner up.
         is_streaming = any(slot.orders for slot in self._slots)
         seconds = _SECONDS_FOR_STATES if is_streaming else self._faults.rollout_seconds

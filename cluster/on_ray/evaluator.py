@@ -1,4 +1,4 @@
-"""Evaluation beside training: full-life episodes in raw rewards, in the same process or in a Ray actor of its own."""
+"""Evaluates during training: full-life episodes in raw rewards, in the same process or in a Ray actor."""
 
 import time
 from collections import deque
@@ -20,7 +20,7 @@ _ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so m
 
 
 class Evaluator(Protocol):
-    """Who plays."""
+    """Plays evaluations."""
 
     def submit(self, theta: Tensor, update: int) -> None:
         """Have these parameters scored."""
@@ -46,7 +46,7 @@ CUT = "evaluation/cut_episodes"  # of `Scores`, where there are any
 def score(
     experiment: BaseExperiment, spec: EnvironmentSpec, theta: Tensor, is_stopped: Callable[[], bool] = lambda: False
 ) -> Scores:
-    """Scalars of one evaluation; always the same games, with random streams that no actor has.
+    """Return the scalars of one evaluation; always the same games, with random streams that no actor has.
 
     Raises:
         EvaluationStopped: `is_stopped` said so.
@@ -101,7 +101,7 @@ class InlineEvaluator:
 
 
 class _EvaluationActor:
-    """The Ray side: one at a time, on a CPU of its own."""
+    """Runs evaluations on Ray: one at a time, on a CPU of its own."""
 
     def __init__(self, experiment: BaseExperiment, spec: EnvironmentSpec):
         torch.set_num_threads(experiment.actor_threads)
@@ -154,7 +154,7 @@ class RayEvaluator:
         self._pending = deque(evaluation for evaluation in self._pending if evaluation.update <= after)
 
     def finished(self, seconds: float) -> list[tuple[int, Scores]]:
-        """As `Evaluator` has it.
+        """Do as `Evaluator` says.
 
         Raises:
             Exception: what an evaluation ended with, with its own traceback.

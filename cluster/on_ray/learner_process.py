@@ -27,7 +27,7 @@ class _Stop:
 
 
 class Learner:
-    """One life of a learner. It touches no file: what it has to say is fetched by the driver."""
+    """Lives one life of a learner, which touches no file: the driver fetches its reports."""
 
     def __init__(self) -> None:
         self._reports = QueuedReports()
@@ -56,7 +56,7 @@ class Learner:
 
     @ray.method(concurrency_group="control")
     def fetch(self, seconds: float) -> list[Report]:
-        """What there is to say since the last time."""
+        """Return the reports since the last time."""
         return self._reports.fetch(seconds)
 
     @ray.method(concurrency_group="control")

@@ -25,7 +25,7 @@ Weights = tuple[int, np.ndarray, np.ndarray]  # version, θ, η
 
 
 class Published(NamedTuple):
-    """Where the weights of one version lie; one node fetches them once, whatever its actors."""
+    """Refers to the weights of one version; a node fetches them once for all its actors."""
 
     learner: int  # which life of the learner published it: versions of two lives do not compare
     version: int
@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an actor process runs."""
+    """Says where an actor process runs."""
 
     node: str  # address
     pid: int
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """What must agree between a learner and its actors; torch 2.13.0+cpu and the 2.13.0 of a GPU node do."""
+    """Return what must agree between a learner and its actors; torch 2.13.0+cpu and the 2.13.0 of a GPU node do."""
     packages = {name: Version(version(name)).public for name in ("metagrad", "ray", "torch", "numpy")}
     return {"python": platform.python_version()} | packages
 
@@ -131,12 +131,14 @@ def _map_arrays(rollout: Rollout, convert: Callable[[Any], Any]) -> Rollout:
 
 
 def address_and_pid() -> tuple[str, int]:
-    """Where this process runs."""
+    """Return where this process runs."""
     return ray.util.get_node_ip_address(), os.getpid()
 
 
 def create(count: int, threads: int, group: PlacementGroup | None = None) -> list[Any]:
-    """Handles of so many actor processes, spread over the nodes; Ray brings a lost one up again where there is room.
+    """Start so many actor processes, spread over the nodes, and return their handles.
+
+    Ray restarts a lost one where there is room.
 
     They belong to the process that calls this: they outlive a learner, and end with the driver. The first one has its
     place in the run's placement group, so that a run which has found room has an actor.

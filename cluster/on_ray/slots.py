@@ -40,7 +40,7 @@ class Order:
 
 @dataclass(slots=True)
 class Slot:
-    """One actor."""
+    """Manages one actor."""
 
     setup: ActorSetup
     handle: Any
@@ -59,12 +59,12 @@ class Slot:
 
     @property
     def steps(self) -> int:
-        """Environment steps of one rollout."""
+        """Return the environment steps of one rollout."""
         return self.setup.batch_size * self.setup.rollout_length
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """Return its name in messages."""
         return f"actor {self.setup.index}" + (f" ({self.place})" if self.place else "")
 
     def enter(self, phase: Phase, coming: Any = None) -> None:
@@ -116,7 +116,10 @@ def whom_to_ask(
 
 
 def states_of(slots: Sequence[Slot], seconds: float, report: Callable[[str], None]) -> list[ActorState]:
-    """Every actor's state, for a checkpoint, within so many seconds; one that is away is left out, and that is said."""
+    """Collect every actor's state for a checkpoint, within so many seconds.
+
+    One that is away is left out, with a message.
+    """
     asked = [slot.handle.state.remote() if slot.phase is Phase.READY else None for slot in slots]
     deadline = time.monotonic() + seconds
     states: list[ActorState] = []

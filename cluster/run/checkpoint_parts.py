@@ -26,7 +26,7 @@ _SMALL = 4_096  # entries of what people can count: reasons, say
 def restore(
     folder: RunFolder, experiment: BaseExperiment, algorithm: Algorithm[Any], report: Callable[[str], None]
 ) -> Restored:
-    """The newest readable checkpoint of a run.
+    """Load the newest readable checkpoint of a run.
 
     Raises:
         ConfigurationError: there is none, or it is not of this experiment.
@@ -166,7 +166,7 @@ def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
 
 
 def _is_stream(found: Tensor, device: str) -> bool:
-    """True for a generator's state; of CUDA's only the form can be told here."""
+    """True if it is a generator's state; of CUDA's only the form can be checked here."""
     if found.dtype is not torch.uint8 or found.dim() != 1:
         return False
     if device != "cpu":

@@ -1,4 +1,4 @@
-"""The C allocator of the learner's process."""
+"""Configures the C allocator of the learner's process."""
 
 import ctypes
 import sys
