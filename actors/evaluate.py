@@ -1,4 +1,4 @@
-"""Evaluates a policy on full-life episodes in raw rewards, in environments of their own."""
+"""Evaluates policies: plays full-life episodes and sums raw rewards, in environments of their own."""
 
 import math
 from collections.abc import Callable
@@ -23,14 +23,11 @@ MAX_EPISODE_STEPS = 30_000  # more than any environment of ours allows; some of 
 
 
 class EvaluationStopped(Exception):
-    """Somebody wanted it to end before all episodes had been played."""
+    """The caller stopped the evaluation before all episodes had been played."""
 
 
 class EvaluationResult(NamedTuple):
-    """Holds episodes in a fixed order.
-
-    The order is the first of every environment, then the second of every environment, and so on.
-    """
+    """Holds episodes in a fixed order: the first of every environment, then the second of every one, and so on."""
 
     returns: list[float]  # raw rewards of the game, undiscounted
     lengths: list[int]  # steps in which the policy acted
@@ -43,7 +40,7 @@ class EvaluationResult(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Return the standard deviation of the returns with N-1 in the denominator; NaN for one episode."""
+        """Return the standard deviation of the returns, N-1 in the denominator; NaN for one episode."""
         if len(self.returns) < 2:
             return math.nan
         mean = self.mean
@@ -68,21 +65,21 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
     max_steps: int = MAX_EPISODE_STEPS,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult:
-    """Play full-life episodes in environments of their own; same arguments, same result bit for bit.
+    """Play full-life episodes in environments of their own; the same arguments give the same result bit for bit.
 
     Every environment contributes the same number of episodes, fixed before any is played: its first ones, in order.
     (The first N to finish would favour short episodes.) Where that makes more than `episodes`, the surplus is the last
-    episode of the environments with the highest indices, whatever came of it.
+    episode of the environments with the highest indices, whatever its return.
 
     Args:
-        network: what θ belongs to.
+        network: the network that θ belongs to.
         theta: parameters of the policy; moved to `device`.
         config: the environments; Atari games end with the last life, whatever training does.
         episodes: how many to play.
-        seed: not negative; of the games and of the policy's sampling.
+        seed: not negative; seeds the games and the policy's sampling.
         is_greedy: argmax of the policy; else sampled from it.
         device: where the policy acts, and where environments that are tensor operations live.
-        threads: threads of a C++ pool.
+        threads: threads of a C++ backend.
         environments: how many are stepped together, up to `episodes`; None: the fewest that need no more rounds than
             MAX_ENVIRONMENTS would.
         max_steps: an episode that has not ended after so many steps is cut and counted as it is; where its environment
@@ -90,8 +87,8 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
         is_stopped: asked every few steps.
 
     Raises:
-        ConfigurationError: episodes, seed, environments or max_steps out of range.
-        EvaluationStopped: `is_stopped` said so.
+        ConfigurationError: episodes, seed, environments or max_steps are out of range.
+        EvaluationStopped: `is_stopped` returned True.
         EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
     """
     require(episodes >= 1, "episodes", episodes, "must be at least 1", "give the number of episodes to play")
@@ -112,7 +109,7 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
 
 
 class Player:
-    """Acts with its own random stream; lives on the device of θ, wherever the environments do."""
+    """A policy that has its own random stream and acts on the device of θ, wherever the environments live."""
 
     def __init__(self, network: Network, theta: Float[Tensor, "P"], seed: int, is_greedy: bool) -> None:
         self._network = network.at(theta)
@@ -131,7 +128,7 @@ class Player:
 def _play_rounds(
     environment: Environment, player: Player, rounds: int, max_steps: int, is_stopped: Callable[[], bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns, lengths and whether they were cut [rounds, B] of the first `rounds` episodes of every environment."""
+    """Play `rounds` episodes in every environment; give their returns, lengths and cuts, each [rounds, B]."""
     spec = environment.spec
     index = torch.arange(spec.batch_size, device=spec.device)
     finished = torch.zeros_like(index)  # episodes, by environment

@@ -1,4 +1,4 @@
-"""Acts: from observations to actions under parameters θ."""
+"""Chooses actions from observations under parameters θ."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,9 +25,9 @@ Policy = Callable[[Shaped[Tensor, "B ..."], torch.Generator], Decision]
 
 @torch.no_grad()
 def sample(network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."], generator: torch.Generator) -> Decision:
-    """Sample a ~ π_θ(· | s) by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1).
+    """Draw a ~ π_θ(· | s) by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1).
 
-    Reads nothing back from the device, and a NaN in the observation does not stop it: the rollout's own check names it.
+    Nothing is read back from the device. A NaN in the observation raises nothing here: the rollout's check names it.
     """
     log_probs = torch.log_softmax(network(observation, POLICY)["logits"], -1)
     race = torch.empty_like(log_probs).exponential_(generator=generator)

@@ -1,4 +1,4 @@
-"""Recording: one full-life episode as a GIF that a person can look at."""
+"""Records one full-life episode as a GIF that a person can look at."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from metagrad.actors.envs import EnvironmentConfig
-from metagrad.actors.envs.atari import AtariConfig, make_atari_view
+from metagrad.actors.envs.atari import AtariConfig, make_atari
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.envs.snake_render import render
 from metagrad.actors.evaluate import Player
@@ -29,7 +29,7 @@ PALETTE_PICTURES = 16  # pictures that the common palette is made from
 
 
 class RecordedEpisode(NamedTuple):
-    """Holds what was recorded."""
+    """Holds the recording of an episode."""
 
     gif: bytes
     episode_return: float  # raw rewards of the game, undiscounted
@@ -38,12 +38,16 @@ class RecordedEpisode(NamedTuple):
 
 
 def has_pictures(config: EnvironmentConfig) -> bool:
-    """True where there is something to look at, and so to record."""
+    """Return True where the environment has pictures that can be recorded."""
     return isinstance(config, SnakeConfig | AtariConfig)
 
 
 def pictured(config: EnvironmentConfig) -> SnakeConfig | AtariConfig:
-    """Return the same configuration, or raise ConfigurationError if its environment has no pictures."""
+    """Return the configuration if its environment has pictures.
+
+    Raises:
+        ConfigurationError: it has none that could be recorded.
+    """
     if isinstance(config, SnakeConfig | AtariConfig):
         return config
     name = type(config).__name__
@@ -51,7 +55,7 @@ def pictured(config: EnvironmentConfig) -> SnakeConfig | AtariConfig:
 
 
 class _Frame(NamedTuple):
-    """Holds one picture and the result of the step that led to it."""
+    """Holds one picture and the outcome of the step that led to it."""
 
     picture: UInt8[np.ndarray, "height width 3"]
     raw_reward: float
@@ -72,7 +76,8 @@ def record(
     A longer episode is cut at `max_steps` environment steps, which `is_complete` tells. Snake's last picture is the one
     before the last move, since the board that follows is already the next episode's.
 
-    Raises ConfigurationError: no pictures, no step to record, a negative seed.
+    Raises:
+        ConfigurationError: there are no pictures or no step to record, or the seed is negative.
     """
     shown = pictured(config)
     require(max_steps >= 1, "max_steps", max_steps, "at least 1", "give the steps to record")
@@ -116,7 +121,7 @@ def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) 
         closing(
             config.make(batch_size=1, seed=seed, device=torch.device("cpu"), threads=1, is_training=False)
         ) as environment,
-        closing(make_atari_view(config, 1, seed, threads=1, is_training=False)) as view,
+        closing(make_atari(config, batch_size=1, seed=seed, threads=1, is_training=False, is_colour_view=True)) as view,
     ):
         observation, screen = environment.reset(), view.reset()
         yield _Frame(screen[0].numpy(), 0.0, False, False)
@@ -132,7 +137,7 @@ def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) 
 
 
 def _gif(pictures: list[NDArray[np.uint8]], milliseconds: int, scale: int) -> bytes:
-    """Write pictures as a looped GIF, each for `milliseconds` (a multiple of 10), magnified `scale` times."""
+    """Make a looped GIF that shows each picture for `milliseconds` (a multiple of 10), magnified `scale` times."""
     # One palette for all: colours do not flicker, and only what moves differs from picture to picture.
     sample = np.concatenate(pictures[:: max(1, len(pictures) // PALETTE_PICTURES)])
     palette = Image.fromarray(sample).quantize(255)  # one entry is left for "as before"

@@ -1,4 +1,4 @@
-"""Makes rollouts: an actor steps its environments under a published policy and returns T steps of all of them."""
+"""Collects rollouts: an actor steps its environments under a published policy and returns T steps of each."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from metagrad.networks import NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 Lookahead = Literal["continue", "fork", "separate"]
-"""Where rollouts of virtual updates run: in the real environments, in forks of their states, in a pool of their own."""
+"""Where rollouts of virtual updates run: in the real environments, in forks of their states, or in a separate pool."""
 
 ActorState = dict[str, Tensor]
 
@@ -42,7 +42,7 @@ class ActorSetup:
 
 
 class Pool:
-    """Holds a batch of environments with their own random streams and the episodes in progress."""
+    """A batch of environments that has its own random streams and keeps count of the episodes in progress."""
 
     def __init__(self, environment: Environment, seed: int):
         self.environment = environment
@@ -54,7 +54,7 @@ class Pool:
         self.steps_done = 0
 
     def state(self) -> ActorState:
-        """Holds everything that a bitwise continuation needs; empty where the environments cannot be copied."""
+        """Return all that a bitwise continuation needs; nothing where the environments cannot be snapshot."""
         if not isinstance(self.environment, SnapshotEnvironment):
             return {}
         own = {
@@ -66,7 +66,7 @@ class Pool:
         return own | {f"environment/{name}": x for name, x in self.environment.snapshot().items()}
 
     def load_state(self, state: ActorState) -> None:
-        """Continue from `state()`; bitwise, if it comes from the same kind of device."""
+        """Continue from `state()`, bitwise if it comes from the same kind of device."""
         assert isinstance(self.environment, SnapshotEnvironment)
         prefix = "environment/"
         self.environment.restore({k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)})
@@ -77,7 +77,7 @@ class Pool:
         self.steps_done = int(state["steps_done"])
 
     def fork_from(self, other: "Pool") -> None:
-        """Take over the other pool's game states; the own random streams go on."""
+        """Take over the other pool's game states; this pool's random streams go on."""
         assert isinstance(self.environment, SnapshotEnvironment)
         assert isinstance(other.environment, SnapshotEnvironment)
         self.environment.restore({k: x for k, x in other.environment.snapshot().items() if k != "generator"})
@@ -87,7 +87,7 @@ class Pool:
 
 
 def collect(pool: Pool, act: policy.Policy, policy_version: int, length: int) -> tuple[Trajectory, Episodes]:
-    """Collect T steps of a pool under one policy, and the full-life episodes that ended in them.
+    """Step a pool T times under one policy; return the steps, and the full-life episodes that ended in them.
 
     Raises:
         EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
@@ -144,7 +144,7 @@ def name_fault(spec: EnvironmentSpec, what: str, is_finite: Bool[Tensor, "rows B
 
 
 class Actor:
-    """Has its environments, its policy network and its random streams. Knows neither learner nor transport."""
+    """Steps its own environments with its own network and random streams; knows neither learner nor transport."""
 
     def __init__(self, setup: ActorSetup):
         self.setup = setup
@@ -167,7 +167,7 @@ class Actor:
         return Pool(environment, policy_seed)
 
     def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        """Roll out T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters."""
+        """Collect T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters."""
         pool = self._lookahead if lookahead_step else self._real
         if lookahead_step == 1 and self.setup.lookahead == "fork":
             pool.fork_from(self._real)
@@ -178,14 +178,14 @@ class Actor:
         return Rollout(trajectory, episodes, self.setup.index, lookahead_step > 0)
 
     def state(self) -> ActorState:
-        """Return both pools' states for a checkpoint; empty where the environments cannot be copied."""
+        """Return both pools' states, for a checkpoint; nothing where the environments cannot be snapshot."""
         state = {f"real/{name}": x for name, x in self._real.state().items()}
         if self._lookahead is not self._real:
             state |= {f"lookahead/{name}": x for name, x in self._lookahead.state().items()}
         return state
 
     def load_state(self, state: ActorState) -> None:
-        """Continue from `state()`; an empty one (no snapshots) leaves the fresh environments as they are."""
+        """Continue from `state()`; an empty one leaves the fresh environments as they are."""
         for name, pool in (("real", self._real), ("lookahead", self._lookahead)):
             own = {k.removeprefix(f"{name}/"): x for k, x in state.items() if k.startswith(f"{name}/")}
             if own:
@@ -199,7 +199,7 @@ class Actor:
 
 
 def probe(config: EnvironmentConfig) -> EnvironmentSpec:
-    """Shapes and actions of an environment, from one instance of it."""
+    """Return the specification of an environment, read off one instance of it."""
     environment = config.make(batch_size=1, seed=0, device=torch.device("cpu"), threads=1, is_training=True)
     environment.close()
     return environment.spec

@@ -1,4 +1,4 @@
-"""Plays Atari games for actors and for the eye, on EnvPool (default) or ale-py's AtariVectorEnv.
+"""Makes Atari games for actors and for the eye, on EnvPool (default) or ale-py's AtariVectorEnv.
 
 A game is the same in training and in evaluation, and in both backends up to the table below; only what is called
 terminal differs:
@@ -96,7 +96,7 @@ class AtariConfig(EnvironmentConfig):
 
     @property
     def rom_name(self) -> str:
-        """Return the name of the game's ROM in both backends."""
+        """Return the name of the game's ROM, which is the same in both backends."""
         return GAMES[self.game]
 
     def make(
@@ -104,7 +104,7 @@ class AtariConfig(EnvironmentConfig):
     ) -> "AtariEnvironment":
         """Make B games on the host, whatever the device."""
         del device
-        return make_atari(self, batch_size, seed, threads=threads, is_training=is_training)
+        return make_atari(self, batch_size=batch_size, seed=seed, threads=threads, is_training=is_training)
 
 
 class RawStep(NamedTuple):
@@ -118,7 +118,7 @@ class RawStep(NamedTuple):
 
 
 class RawGames(Protocol):
-    """Steps B whole Atari games together on a backend."""
+    """Steps B whole Atari games together on one backend."""
 
     def reset(self) -> tuple[np.ndarray, np.ndarray]:
         """Begin all B games; return observations and lives."""
@@ -294,7 +294,9 @@ class AtariEnvironment:
         return self._games
 
 
-def make_atari(config: AtariConfig, batch_size: int, seed: int, *, threads: int, is_training: bool) -> AtariEnvironment:
+def make_atari(
+    config: AtariConfig, *, batch_size: int, seed: int, threads: int, is_training: bool, is_colour_view: bool = False
+) -> AtariEnvironment:
     """Make B Atari games with observations uint8 [B, stack_size, frame_size, frame_size].
 
     Args:
@@ -303,47 +305,21 @@ def make_atari(config: AtariConfig, batch_size: int, seed: int, *, threads: int,
         seed: non-negative; the B games get distinct seeds derived from it. Results do not depend on `threads`.
         threads: threads of the backend, at least 1.
         is_training: a lost life is terminal, if `config.episodic_life`.
+        is_colour_view: show colour screens for video, uint8 [B, 210, 160, 3]. The games are the same: after the same
+            actions all but `observation` is identical at every step.
 
     Raises:
         ConfigurationError: batch size, seed or threads are out of range.
     """
-    shape = (config.stack_size, config.frame_size, config.frame_size)
-    return _make(config, batch_size, seed, shape, threads=threads, is_training=is_training, is_colour_view=False)
-
-
-def make_atari_view(
-    config: AtariConfig, batch_size: int, seed: int, *, threads: int, is_training: bool
-) -> AtariEnvironment:
-    """Make the twin of `make_atari` that shows colour screens, uint8 [B, 210, 160, 3], for video.
-
-    The same arguments and actions give the same games: all but `observation` is identical at every step.
-
-    Raises:
-        ConfigurationError: batch size, seed or threads are out of range.
-    """
-    shape = (SCREEN_HEIGHT, SCREEN_WIDTH, 3)
-    return _make(config, batch_size, seed, shape, threads=threads, is_training=is_training, is_colour_view=True)
-
-
-def _make(
-    config: AtariConfig,
-    batch_size: int,
-    seed: int,
-    observation_shape: tuple[int, ...],
-    *,
-    threads: int,
-    is_training: bool,
-    is_colour_view: bool,
-) -> AtariEnvironment:
     require(batch_size >= 1, "batch_size", batch_size, "at least 1", "give the number of games")
     require(seed >= 0, "seed", seed, "not negative", "use 0 or more")
     require(threads >= 1, "threads", threads, "at least 1", "give the threads that the games may use")
-    games = BACKENDS[config.backend](
-        config, game_seeds(seed, batch_size), threads=threads, is_colour_view=is_colour_view
-    )
+    seeds = game_seeds(seed, batch_size)
+    games = BACKENDS[config.backend](config, seeds, threads=threads, is_colour_view=is_colour_view)
+    grey = (config.stack_size, config.frame_size, config.frame_size)
     spec = EnvironmentSpec(
         batch_size=batch_size,
-        observation_shape=observation_shape,
+        observation_shape=(SCREEN_HEIGHT, SCREEN_WIDTH, 3) if is_colour_view else grey,
         observation_dtype=torch.uint8,
         action_names=action_names(config),
         device=torch.device("cpu"),

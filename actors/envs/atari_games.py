@@ -1,8 +1,8 @@
-"""The Atari games that both backends ship, and what to say when somebody asks for another one.
+"""Lists the Atari games that both backends ship, and suggests names where another one is asked for.
 
-A table, not a question to the backends: importing EnvPool takes a second, a configuration must take none.
-The tests compare it with what the installed EnvPool and ale-py ship. ale-py alone has four more (Combat, Joust,
-MazeCraze, Warlords), all for two players; they are left out.
+The list is a table since importing EnvPool takes a second, and checking a configuration must take none. The tests
+compare it with what the installed EnvPool and ale-py ship. ale-py alone has four more (Combat, Joust, MazeCraze,
+Warlords), all for two players; they are left out.
 """
 
 import difflib
@@ -26,7 +26,7 @@ GAMES: dict[str, str] = {"".join(part.capitalize() for part in rom.split("_")): 
 
 
 def close_games(name: str, count: int = 3) -> list[str]:
-    """Games named nearest to `name`, best first; ids of other kinds (ALE/Pong-v5, ms_pacman) are understood."""
+    """Return the games named nearest to `name`, best first; ALE/Pong-v5, ms_pacman and the like are understood."""
     plain = re.sub(r"^ale/|noframeskip|deterministic|-ram|-v\d+$|[^a-z0-9]", "", name.lower())
     lowered = {game.lower(): game for game in GAMES}
     return [lowered[match] for match in difflib.get_close_matches(plain, lowered, n=count, cutoff=0.5)]

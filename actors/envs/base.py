@@ -1,4 +1,4 @@
-"""Interfaces of batched environments, and what those on a torch device have in common.
+"""Defines what a batch of environments is to an actor, and holds what those on a torch device share.
 
 Shapes: B environments stepped together. All tensors live on `spec.device`.
 
@@ -95,7 +95,7 @@ class SnapshotEnvironment(Environment, Protocol):
         ...
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
+        """Put a snapshot back; without a "generator" in it, the own one continues (a fork)."""
         ...
 
     def observe(self) -> Shaped[Tensor, "B ..."]:
@@ -154,7 +154,7 @@ class DeviceEnvironment(ABC, Generic[S]):
         return state if self._generator is None else {**state, "generator": self._generator.get_state()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put a copy of a snapshot back; where it has no "generator", the own generator goes on (a fork)."""
+        """Put a copy of a snapshot back; without a "generator" in it, the own one continues (a fork)."""
         like: Any = self._example() if self._state is None else self._state
         fields = checked_fields(snapshot, like._asdict(), self.spec.name)
         self._state = like._replace(**fields)

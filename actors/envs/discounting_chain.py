@@ -1,4 +1,4 @@
-"""One choice, five chains, and a reward at the end of each: which chain is best depends on the discount.
+"""Offers five chains with a reward at the end of each: which one is best depends on the discount.
 
 Shapes: B episodes stepped together; an asterisk stands for any number of leading dimensions. The first action picks a
 chain, its context; all later actions are ignored. Chain c pays once, when its K[c]-th step is done, K = 1, 3, 10, 30,

@@ -1,7 +1,7 @@
-"""The iterated prisoner's dilemma: two players, two actions, and what both did last as the state.
+"""Plays the iterated prisoner's dilemma: two players, two actions; the state is what both did last.
 
 Shapes: B games stepped together, an asterisk for any number of leading dimensions. A player sees its own last action
-first, so the same table serves both players: the game is symmetric, and whoever is "own" calls the other one "other".
+first, so the same table serves both players: the game is symmetric, and each player calls the other one "other".
 Nothing is random in the game.
 
 The game has two players, and an `Environment` takes one action and returns one reward: to actors it is one environment

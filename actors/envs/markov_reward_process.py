@@ -1,4 +1,4 @@
-"""A chain of states with rewards of which every second one is noise: a prediction problem for learnt discounts.
+"""Steps a chain of states in which every second reward is noise: a prediction problem for learnt discounts.
 
 Shapes: S states, B episodes stepped together. States 0 … S-1 follow one another, left to right; the episode terminates
 after the last. Even states reward 0.1, odd ones a standard normal number.
@@ -95,7 +95,7 @@ class MarkovRewardProcess(DeviceEnvironment[MarkovRewardProcessState]):
 
     @property
     def state(self) -> Int64[Tensor, "B"]:
-        """Return the number of each episode's current state, a copy."""
+        """Return a copy of the number of each episode's present state."""
         return self._running().state.clone()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:

@@ -32,7 +32,7 @@ Point = NDArray[np.floating]
 
 
 class _Canvas:
-    """An RGB picture of which points are addressed as (row, column) in cells."""
+    """An RGB picture whose points are addressed as (row, column) in cells."""
 
     def __init__(self, rows: int, columns: int, scale: int) -> None:
         self.scale = scale
@@ -93,10 +93,10 @@ def _draw_snake(canvas: _Canvas, order: NDArray[np.floating]) -> None:
 
 
 def render(observation: "Tensor | ArrayLike", scale: int = 32) -> NDArray[np.uint8]:
-    """Draw a picture [H, W, 3] of one Snake observation [rows, columns, 5], `scale` pixels a cell, framed.
+    """Draw one Snake observation [rows, columns, 5] as a framed picture [H, W, 3], `scale` pixels a cell.
 
-    Takes a tensor on any device, or an array. H and W are rows and columns times `scale` plus the frame; both are even
-    where `scale` is a multiple of 2, as video codecs want it.
+    The observation is a tensor on any device, or an array. H and W are rows and columns times `scale` plus the frame;
+    both are even where `scale` is a multiple of 2, as video codecs want it.
     """
     require(scale >= 4, "scale", scale, "a cell needs at least 4 pixels", "raise scale")
     if hasattr(observation, "detach"):

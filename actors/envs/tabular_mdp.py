@@ -1,4 +1,4 @@
-"""Random tabular Markov decision processes on a torch device: the ground on which meta-gradients have exact answers.
+"""Draws and steps random tabular MDPs on a torch device, where meta-gradients have exact answers.
 
 Shapes: S states, A actions, B episodes stepped together; an asterisk stands for any number of leading dimensions.
 Everything random is drawn outside the rules and handed to them: `advance` takes the uniform numbers that choose the
@@ -185,7 +185,7 @@ class TabularMdp(DeviceEnvironment[TabularMdpState]):
 
     @property
     def state(self) -> Int64[Tensor, "B"]:
-        """Return the number of each episode's current state, a copy."""
+        """Return a copy of the number of each episode's present state."""
         return self._running().state.clone()
 
     def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:

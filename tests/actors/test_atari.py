@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, RawStep, game_seeds, make_atari, make_atari_view
+from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, RawStep, game_seeds, make_atari
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.errors import ConfigurationError
 
@@ -26,8 +26,9 @@ def make():
     """make_atari with few threads and a clean end."""
     opened = []
 
-    def make_one(config, batch_size=1, seed=0, *, is_training=True, threads=1, function=make_atari):
-        opened.append(function(config, batch_size, seed, threads=threads, is_training=is_training))
+    def make_one(config, batch_size=1, seed=0, *, is_training=True, threads=1, **view):
+        sizes = {"batch_size": batch_size, "seed": seed, "threads": threads}
+        opened.append(make_atari(config, **sizes, is_training=is_training, **view))
         return opened[-1]
 
     yield make_one
@@ -277,7 +278,7 @@ def test_a_game_that_is_over_at_the_time_limit_is_terminal(backend, make):
 def test_the_view_is_a_coloured_twin(backend, make):
     config = AtariConfig(game="Breakout", backend=backend, sticky_action_probability=0.1)
     environment = make(config, seed=3)
-    view = make(config, seed=3, function=make_atari_view)
+    view = make(config, seed=3, is_colour_view=True)
     actions = random_actions(environment, 500)
     _, steps = play(environment, actions)
     first, views = play(view, actions)
@@ -296,7 +297,7 @@ def test_the_view_is_a_coloured_twin(backend, make):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_close_ends_the_threads(backend):
     def open_and_close():
-        environment = make_atari(AtariConfig(backend=backend), 2, 0, threads=2, is_training=True)
+        environment = make_atari(AtariConfig(backend=backend), batch_size=2, seed=0, threads=2, is_training=True)
         held = environment.reset()
         running = len(os.listdir("/proc/self/task"))
         environment.close()
@@ -312,7 +313,7 @@ def test_close_ends_the_threads(backend):
 def test_arguments_out_of_range_are_refused(field, values):
     batch_size, seed, threads = values
     with pytest.raises(ConfigurationError, match=f"^{field} = "):
-        make_atari(AtariConfig(), batch_size, seed, threads=threads, is_training=True)
+        make_atari(AtariConfig(), batch_size=batch_size, seed=seed, threads=threads, is_training=True)
 
 
 class ScriptedGames:

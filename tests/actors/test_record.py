@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from metagrad.actors.envs import AtariConfig, SnakeConfig
-from metagrad.actors.envs.atari import make_atari_view
+from metagrad.actors.envs.atari import make_atari
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.snake_render import render
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
@@ -99,7 +99,7 @@ def test_atari_recording_shows_the_colours_of_the_game_played(tmp_path, played, 
     assert loop == 0
     assert pictures.shape[1:] == (420, 320, 3)
     assert sum(milliseconds) == 30 * 70 + LAST_MILLISECONDS  # 4 of 60 frames a second; equal pictures are one
-    view = make_atari_view(config, 1, 0, threads=1, is_training=False)
+    view = make_atari(config, batch_size=1, seed=0, threads=1, is_training=False, is_colour_view=True)
     colours = {tuple(colour) for colour in view.reset()[0].numpy().reshape(-1, 3)}
     assert {tuple(colour) for colour in pictures[0].reshape(-1, 3)} >= colours  # bricks of every row, undistorted
     shown = np.repeat(pictures, np.array(milliseconds) // 70, axis=0)
