@@ -97,7 +97,7 @@ class Catch(DeviceEnvironment[CatchState]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadNewsLoss(A2cLoss):
-    """A2C in which advantages below 0 count β times."""
+    """Computes A2C in which advantages below 0 count β times."""
 
     bad_news: MetaParameter
 

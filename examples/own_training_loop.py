@@ -31,18 +31,18 @@ network = FlatModule(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4)
 
 
 def evaluate(theta: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The network as a function of one flat vector: log-probabilities, values, outer values."""
+    """Return log-probabilities, values and outer values of the network with these parameters, one flat vector."""
     output = network(theta, observation)
     return output[..., :2].log_softmax(-1), output[..., 2], output[..., 3]
 
 
 def targets(batch: Batch, value: Tensor, gamma: Tensor | float) -> Tensor:
-    """λ-returns over values without a derivative; γ keeps its own."""
+    """Return λ-returns that have a derivative in γ and none in the values."""
     return lambda_returns(batch.reward, value.detach(), batch.is_terminal, batch.is_truncated, gamma, LAMBDA)
 
 
 def inner_loss(theta: Tensor, eta: Tensor, batch: Batch) -> tuple[Tensor, None]:
-    """A2C with both critics; γ and the entropy coefficient are functions of η."""
+    """Compute the A2C loss with both critics; γ and the entropy coefficient are functions of η."""
     hyper, (log_probs, value, outer_value) = hyperparameters(LEARNT, eta), evaluate(theta, batch.observation)
     target, outer_target = targets(batch, value, hyper["gamma"]), targets(batch, outer_value, OUTER_GAMMA)
     log_prob = log_probs[:-1].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
@@ -54,7 +54,7 @@ def inner_loss(theta: Tensor, eta: Tensor, batch: Batch) -> tuple[Tensor, None]:
 
 
 def outer_loss(theta: Tensor, batch: Batch) -> tuple[Tensor, None]:
-    """Policy gradient under OUTER_GAMMA, with the critic that belongs to it."""
+    """Compute the policy-gradient loss under OUTER_GAMMA, with the critic that belongs to it."""
     log_probs, _, outer_value = evaluate(theta, batch.observation)
     advantage = targets(batch, outer_value, OUTER_GAMMA) - outer_value[:-1].detach()
     log_prob = log_probs[:-1].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
