@@ -22,7 +22,7 @@ class Schedule(Protocol):
 
     @property
     def lag(self) -> tuple[int, ...]:
-        """Return for each rollout in the last real batch how many versions lie between its policy and the updated one."""
+        """Return how many versions lie between the policy of each rollout in the last real batch and the updated one."""
         ...
 
     @property
