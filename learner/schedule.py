@@ -22,7 +22,7 @@ class Schedule(Protocol):
 
     @property
     def lag(self) -> tuple[int, ...]:
-        """Return how many versions lie between the policy of each rollout in the last real batch and the updated one."""
+        """Return for each rollout of the last real batch how many versions its policy is behind the updated one."""
         ...
 
     @property

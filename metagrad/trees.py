@@ -164,7 +164,8 @@ def _crc(content: Any) -> bytes:
 def random_state(device: torch.device) -> tuple[Any, ...]:
     """Return the global random states that a loss draws from: torch's, also on the device, and numpy's.
 
-    Python's own is not among them: type checkers at run time, such as beartype, draw from it which element of a list to look at.
+    Python's own is not among them: run-time type checkers such as beartype use it to choose the elements of a list that
+    they look at.
     """
     states: list[Any] = [_checksum(torch.get_rng_state())]
     if device.type == "cuda":
