@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad.actor_critic import InnerLoss
-from metagrad.bootstrap import LastUpdate, bootstrap_target, matching_loss
+from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, matching_loss
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, finite_scalars
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
@@ -87,11 +87,24 @@ class ActorCritic:
     meta_optimizer: Optimizer
 
     def outer_loss(
-        self, theta: Float[Tensor, "P"], eta: Float[Tensor, "M"], trajectory: Trajectory
+        self,
+        theta: Float[Tensor, "P"],
+        eta: Float[Tensor, "M"],
+        trajectory: Trajectory,
+        start: Float[Tensor, "P"] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return L'(θ; τ') and the mean outer advantage; η, which a biased baseline may look at, is a constant here."""
+        """Return L'(θ; τ') and the mean outer advantage; η, which a biased baseline may look at, is a constant here.
+
+        `start` is θ₀, from which the look-ahead came; an outer loss with a KL term needs it.
+        """
         hyper = hyperparameters(self.declaration, eta.detach())
-        return self.losses.outer_loss(self.network.under(self.outer.gamma), theta, hyper, trajectory, self.outer)
+        network = self.network.under(self.outer.gamma)
+        loss, advantage = self.losses.outer_loss(network, theta, hyper, trajectory, self.outer)
+        if self.outer.kl_coefficient:
+            assert start is not None, "a KL term needs the parameters before the look-ahead"
+            kl, _ = matching_loss(network, theta, start, trajectory, Matching(direction="online||target"))
+            loss = loss + self.outer.kl_coefficient * kl
+        return loss, advantage
 
     def inner_network(self, eta: Float[Tensor, "M"]) -> Network:
         """Return the network as the inner loss sees it, under γ(η) where its critic is told the discount."""
@@ -138,7 +151,7 @@ class ActorCritic:
                 tape = recorded(tape, last.step)
             batch = sample(WeightSnapshot(state.version + j, last.theta, state.eta), 0 if is_sequential else j)
             clock.lap("sample")
-            outer = self._with_outer_loss(outer, weight, last.theta, state.eta, batch, clock)
+            outer = self._with_outer_loss(outer, weight, last.theta, state, batch, clock)
         if self.meta.bootstrap.updates:
             outer = self._with_target(outer, last, state, sample, clock)
         kept = last if is_sequential else first
@@ -169,12 +182,14 @@ class ActorCritic:
         return new, self._metrics(new, first, outer.metrics, gradient, clock)
 
     def _with_outer_loss(
-        self, before: _Outer, weight: float, theta: Tensor, eta: Tensor, batch: Trajectory, clock: Clock
+        self, before: _Outer, weight: float, theta: Tensor, state: LearnerState, batch: Trajectory, clock: Clock
     ) -> _Outer:
         """Add the outer loss at θⱼ; where it has no weight, or a target stands in its place, there is no gradient."""
         if not weight or self.meta.bootstrap.updates:
             return before._replace(gradients=(*before.gradients, None), last_batch=batch)
-        outer = outer_gradient(lambda x, trajectory: self.outer_loss(x, eta, trajectory), theta, batch)
+        outer = outer_gradient(
+            lambda x, trajectory: self.outer_loss(x, state.eta, trajectory, state.theta), theta, batch
+        )
         gradient = weight * outer.gradient
         terms = {"loss/outer": weight * outer.loss, "advantage/outer_mean": weight * outer.metrics}
         metrics = {name: before.metrics.get(name, 0.0) + term for name, term in terms.items()}
@@ -197,7 +212,7 @@ class ActorCritic:
 
         target = bootstrap_target(
             self.problem,
-            lambda x, trajectory: self.outer_loss(x, state.eta, trajectory),
+            lambda x, trajectory: self.outer_loss(x, state.eta, trajectory, state.theta),
             last.theta,
             last.state,
             state.eta,
@@ -349,8 +364,9 @@ def _beyond_adjoints(config: LearnerConfig, network: Network) -> tuple[str, ...]
     """Name the parameters whose gradients no adjoint is multiplied with: those of critics on their own.
 
     The outer loss's gradient is 0 there, and stays so through an optimizer that treats each parameter by itself. A clip
-    by the norm of all gradients, or a bootstrapped target that matches values, would reach them.
+    by the norm of all gradients, an outer loss with a value term or a bootstrapped target that matches values would
+    reach them.
     """
-    is_apart = config.meta_parameters.is_policy_apart
+    is_apart = config.meta_parameters.is_policy_apart and not config.outer.reaches_critics
     is_coupled = config.optimizer.max_gradient_norm is not None or config.meta.bootstrap.value_coefficient > 0
     return network.own_parameters_of_critics if is_apart and not is_coupled else ()

@@ -100,8 +100,7 @@ class InnerLoss(ABC):
         debiasing paper removes.
         """
         trajectory = without_unused_rows(trajectory)
-        heads: tuple[Head, ...] = ("logits", outer.critic_head) if self.learns_critics else ("logits",)
-        outputs = forward(network, theta, trajectory, heads)
+        outputs = forward(network, theta, trajectory, outer.heads if self.learns_critics else ("logits",))
         return outer.loss(outputs, trajectory, self.outer_estimates(_constant(outputs), trajectory, hyper, outer))
 
     def outer_estimates(

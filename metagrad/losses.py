@@ -31,7 +31,9 @@ Critic = Literal["outer", "inner"]
 class OuterObjective:
     """Says what the meta-parameters are tuned for: an outer loss under γ' and λ', and the critic behind it.
 
-    The outer loss is a policy gradient; value, entropy and KL terms join it where their coefficients are not 0.
+    The outer loss is a policy gradient; value, entropy and KL terms join it where their coefficients are not 0, as in
+    Zahavy et al. (2020), "A Self-Tuning Actor-Critic Algorithm" (STACX). Another one is a subclass with a `loss` of
+    its own.
     """
 
     gamma: float
@@ -42,14 +44,19 @@ class OuterObjective:
     """Weight of the outer critic's regression inside the inner update."""
     is_advantage_normalised: bool = False
     """True: outer advantages have mean 0 and variance 1 over the batch (debiasing paper, Appendix D)."""
+    value_coefficient: float = 0.0
+    """Weight of the inner critic's squared distance from the outer target in the outer loss."""
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus in the outer loss."""
+    kl_coefficient: float = 0.0
+    """Weight of KL(π_θ || π_θ₀) in the outer loss: how far the look-ahead has taken the policy. The learner adds it,
+    which alone knows θ₀ (`metagrad.learner.actor_critic`)."""
 
     def __post_init__(self) -> None:
         require_one_of(self.critic, Critic, "outer.critic")
         for name, value in (("gamma", self.gamma), ("lambda", self.lambda_)):
             require(0 <= value <= 1, f"outer.{name}", value, "must lie in [0, 1]", "choose a value inside")
-        for name in ("critic_coefficient", "entropy_coefficient"):
+        for name in ("critic_coefficient", "value_coefficient", "entropy_coefficient", "kl_coefficient"):
             weight = getattr(self, name)
             require(0 <= weight < math.inf, f"outer.{name}", weight, "must be finite and 0 or more", "change it")
 
@@ -63,15 +70,27 @@ class OuterObjective:
         """The head whose values the outer advantage is over."""
         return "outer_value" if self.uses_outer_critic else "value"
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Heads that the outer loss needs."""
+        is_regressed = self.uses_outer_critic and self.value_coefficient > 0
+        return ("logits", self.critic_head) + (("value",) if is_regressed else ())
+
+    @property
+    def reaches_critics(self) -> bool:
+        """True where the outer loss has a derivative in the critics' own parameters, or may have one."""
+        return self.value_coefficient > 0 or type(self).loss is not OuterObjective.loss
+
     def loss(
         self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, estimates: "Estimates"
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return the outer loss at the parameters that `outputs` come from, and the mean outer advantage.
 
-        Equation: L' = -mean[⊥A' log π + c_e H(π)] over valid steps; A' is `normalised` where the
-        objective says so.
+        Equation: L' = mean[-⊥A' log π + c'_v (⊥G' - V)² - c'_e H(π)] over valid steps; V is the inner critic, also
+        where G' and A' are the outer critic's; A' is `normalised` where the objective says so.
 
-        Source: "One Step at a Time" eq. 4; debiasing paper eq. 3.
+        Source: "One Step at a Time" eq. 4; debiasing paper eq. 3; the value and entropy terms: STACX, whose value loss
+        has a factor ½ that is part of c'_v here.
         """
         valid, advantage = trajectory.valid, estimates.advantage
         weight = normalised(advantage, valid) if self.is_advantage_normalised else advantage
@@ -80,7 +99,11 @@ class OuterObjective:
         objective = weight * torch.where(valid, log_prob, 0.0)
         if self.entropy_coefficient:
             objective = objective + self.entropy_coefficient * entropy_of(log_probs)
-        return -masked_mean(objective, valid), masked_mean(advantage, valid)
+        loss = -masked_mean(objective, valid)
+        if self.value_coefficient:
+            error = torch.where(valid, estimates.target - outputs["value"][:-1], 0.0)
+            loss = loss + self.value_coefficient * masked_mean(error.square(), valid)
+        return loss, masked_mean(advantage, valid)
 
 
 class LossMetrics(NamedTuple):

@@ -89,9 +89,12 @@ class Experiment(BaseExperiment):
             "has no critics, which this loss learns",
             "use a network with critics, such as Mlp",
         )
-        coefficient = self.meta.bootstrap.value_coefficient
-        rule = f"matches critics, and {network} has none"
-        require(has_critics or not coefficient, "meta.bootstrap.value_coefficient", coefficient, rule, "leave it out")
+        for field, coefficient in (
+            ("meta.bootstrap.value_coefficient", self.meta.bootstrap.value_coefficient),
+            ("outer.value_coefficient", self.outer.value_coefficient),
+        ):
+            rule = f"matches critics, and {network} has none"
+            require(has_critics or not coefficient, field, coefficient, rule, "leave it out")
 
     def _networks(self) -> Iterator[tuple[str, NetworkSpec]]:
         """Yield the actor-critic and the networks among the meta-parameters with the fields that hold them."""

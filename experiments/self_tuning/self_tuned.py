@@ -24,9 +24,10 @@ def stacx() -> Experiment:
 
     Source: Zahavy et al. (2020), "A Self-Tuning Actor-Critic Algorithm" (STACX): which hyper-parameters are learnt,
     each coefficient between 0 and its usual value, all started at .99 of it, one look-ahead update, Adam. Deviations:
-    the clips are learnt themselves instead of leaky V-trace's mixture; the outer loss is the policy gradient alone,
-    without their value loss, entropy bonus and KL divergence between the policies before and after the update; no
-    auxiliary heads; the outer advantage is the outer critic's (the debiasing paper's remedy, which they lack); all
+    the clips are learnt themselves instead of leaky V-trace's mixture; the outer loss is the policy gradient alone:
+    their value loss, entropy bonus and KL divergence between the policies after and before the update are the options
+    `--outer.value-coefficient`, `--outer.entropy-coefficient` and `--outer.kl-coefficient`; no auxiliary heads; the
+    outer advantage is the outer critic's (the debiasing paper's remedy, which they lack); all
     other values, step sizes included, are those of `atari`. Rollouts are lockstep's: every ratio is 1, so that ρ̄ < 1
     scales the TD errors and the policy's gradient, and c̄ < 1 the traces.
     """

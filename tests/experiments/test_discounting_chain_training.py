@@ -251,6 +251,8 @@ def test_the_papers_settings() -> None:
         (lambda x: replace(x, rollout_length=5), "rollout_length"),
         (lambda x: replace(x, env=DiscountingChainConfig(horizon=10, mapping_seed=1)), "meta_parameters.mapping_seed"),
         (lambda x: replace(x, outer=replace(x.outer, critic_coefficient=0.5)), "outer.critic_coefficient"),
+        (lambda x: replace(x, outer=replace(x.outer, value_coefficient=0.5)), "outer.value_coefficient"),
+        (lambda x: replace(x, outer=replace(x.outer, entropy_coefficient=0.5)), "outer.entropy_coefficient"),
         (
             lambda x: replace(x, meta=replace(x.meta, bootstrap=BootstrapConfig(updates=1, value_coefficient=0.1))),
             "meta.bootstrap.value_coefficient",

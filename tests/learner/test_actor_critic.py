@@ -56,6 +56,33 @@ def test_the_outer_loss_is_on_the_outer_objective(make_algorithm: MakeAlgorithm,
     assert not torch.equal(*losses)
 
 
+def test_an_outer_loss_with_a_kl_term_keeps_the_look_ahead_near_its_start(
+    config: Any, sampler: Any, trajectory: Any
+) -> None:
+    """KL(π_θ₁ || π_θ₀), state by state, at the outer batch's states."""
+    network = build_network(Mlp(hidden=8), (5,), 3, True)
+    base = config(n=1)
+    near = replace(base, outer=replace(base.outer, kl_coefficient=1e3))
+    results = {}
+    for name, learner in (("plain", base), ("near", near)):
+        algorithm = build_actor_critic(learner, network, (5,), 3)
+        state = algorithm.init(0, torch.device("cpu"))
+        new, metrics = algorithm.update(state, sampler)
+        results[name] = metrics
+    batch = trajectory(1)
+    old, updated = (
+        [torch.distributions.Categorical(logits=x) for x in network.apply(theta, rows, ("logits",))["logits"]]
+        for theta in (state.theta, new.theta)
+        for rows in (batch.observation[:-1][batch.valid],)
+    )
+    kl = sum(torch.distributions.kl_divergence(p, q) for p, q in zip(updated, old, strict=True)) / len(old)
+    difference = results["near"].scalars["loss/outer"] - results["plain"].scalars["loss/outer"]
+    assert difference == pytest.approx(1e3 * kl.item(), rel=1e-3)
+    assert results["near"].meta_gradient != results["plain"].meta_gradient
+    with pytest.raises(AssertionError, match="before the look-ahead"):
+        algorithm.outer_loss(state.theta, state.eta, batch)
+
+
 class Boards:
     """Snake boards, actions and rewards, a function of the version alone."""
 
@@ -104,6 +131,7 @@ def meta_gradient_of(algorithm: ActorCritic) -> Tensor:
         {"n": 2, "bootstrap": BootstrapConfig(updates=1)},
         {"n": 2, "critic": "inner"},
         {"n": 2, "losses": "vtrace"},
+        {"n": 2, "terms": {"entropy_coefficient": 0.1, "kl_coefficient": 1.0}},
     ],
     ids=str,
 )
@@ -112,9 +140,10 @@ def test_products_that_leave_out_critics_give_the_same_meta_gradient(
     monkeypatch: pytest.MonkeyPatch, config: Any, product: Any, meta: dict[str, Any]
 ) -> None:
     meta = dict(meta)
-    config = config(**{"product": product} | {k: v for k, v in meta.items() if k not in ("critic", "losses")})
+    config = config(**{"product": product} | {k: v for k, v in meta.items() if k not in ("critic", "losses", "terms")})
     config = replace(config, optimizer=replace(config.optimizer, max_gradient_norm=None))
-    config = replace(config, outer=replace(config.outer, critic=meta.get("critic", "outer")))
+    terms = meta.get("terms", {})
+    config = replace(config, outer=replace(config.outer, critic=meta.get("critic", "outer"), **terms))
     if meta.get("losses"):
         config = replace(config, meta_parameters=config.meta_parameters.streamed())
     left_out = actor_critic._beyond_adjoints(config, boards_agent(config).network)
@@ -141,6 +170,8 @@ def test_critics_that_an_adjoint_reaches_are_left_in(config: Any) -> None:
 
     other = Other(**{f.name: getattr(free.meta_parameters, f.name) for f in fields(free.meta_parameters)})
     assert actor_critic._beyond_adjoints(replace(free, meta_parameters=other), network) == ()
+    valued = replace(free, outer=replace(free.outer, value_coefficient=0.5))
+    assert actor_critic._beyond_adjoints(valued, network) == ()
     matched = replace(free.meta, bootstrap=BootstrapConfig(updates=1, value_coefficient=0.5))
     assert actor_critic._beyond_adjoints(replace(free, meta=matched), network) == ()
     shared = build_network(Mlp(hidden=3), (5,), 3, has_outer_critic=True)

@@ -31,6 +31,8 @@ TARGET = BootstrapConfig(updates=1)
         (OuterObjective, {"gamma": 1.1, "lambda_": 0.5, "critic": "outer"}, "outer.gamma"),
         (OuterObjective, {"gamma": 1.0, "lambda_": NAN, "critic": "outer"}, "outer.lambda"),
         (OuterObjective, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "critic_coefficient": -1.0}, "critic_coeff"),
+        (OuterObjective, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "value_coefficient": NAN}, "value_coeff"),
+        (OuterObjective, {"gamma": 1.0, "lambda_": 1.0, "critic": "outer", "kl_coefficient": math.inf}, "kl_coeff"),
         (BootstrapConfig, {"updates": -1}, "bootstrap.updates"),
         (BootstrapConfig, {"updates": 1, "value_coefficient": -0.5}, "bootstrap.value_coefficient"),
         (BootstrapConfig, {"updates": 1, "value_coefficient": NAN}, "bootstrap.value_coefficient"),

@@ -1,11 +1,14 @@
-"""What every inner loss owes to the meta-gradient: a row of LOSSES each."""
+"""What every inner and every outer loss owes to the meta-gradient: a row of LOSSES or of OUTERS each."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from metagrad.actor_critic import A2cLoss, InnerLoss, VtraceLoss
+from metagrad.bootstrap import Matching, matching_loss
+from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.losses import OuterObjective, action_log_prob, forward
 from metagrad.meta_gradient import meta_gradient, outer_gradient
@@ -16,7 +19,17 @@ from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
 
 STEPS, BATCH, ACTIONS = 5, 4, 3
+RHO_CLIP = 1.3
 OUTER = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer")
+OUTERS = {
+    "policy-gradient": OUTER,
+    "inner-critic": replace(OUTER, critic="inner"),
+    "normalised": replace(OUTER, is_advantage_normalised=True),
+    "value": replace(OUTER, value_coefficient=0.5),
+    "entropy": replace(OUTER, entropy_coefficient=0.3),
+    "kl": replace(OUTER, kl_coefficient=2.0),
+    "all": replace(OUTER, critic="inner", value_coefficient=0.25, entropy_coefficient=0.1, kl_coefficient=1.0),
+}
 RATES = {"gamma": MetaParameter(initial=0.8), "lambda_": MetaParameter(initial=0.7)}
 A2C = RATES | {
     "value_coefficient": MetaParameter(initial=0.5),
@@ -24,7 +37,7 @@ A2C = RATES | {
 }
 VTRACE = {
     "policy_coefficient": MetaParameter(initial=0.9, high=2.0),
-    "rho_clip": MetaParameter(initial=1.3, high=3.0),
+    "rho_clip": MetaParameter(initial=RHO_CLIP, high=3.0),
     "c_clip": MetaParameter(initial=0.9, high=3.0),
 }
 MIXTURE = {
@@ -56,12 +69,12 @@ LOSSES = {
 class Setting:
     """One look-ahead problem in mid-run: network, batches, θ₀, η, and the meta-objective as a plain map of η."""
 
-    def __init__(self, make_trajectory, name, n=3, surrogate="lvc", uses_outer_critic=True):
+    def __init__(self, make_trajectory, name, n=3, surrogate="lvc", outer="policy-gradient", network=None):
         generator = torch.Generator().manual_seed(5)
         row = self.row = LOSSES[name]
-        self.n, self.outer = n, replace(OUTER, critic="outer" if uses_outer_critic else "inner")
+        self.n, self.outer = n, OUTERS[outer]
         # One torso for all heads: through separate networks the critic's coefficient would never reach the policy.
-        self.network = build_network(Mlp(hidden=4), row.shape, ACTIONS, uses_outer_critic)
+        self.network = build_network(network or Mlp(hidden=4), row.shape, ACTIONS, self.outer.uses_outer_critic)
         self.declaration = row.loss.declaration(row.shape, ACTIONS)
         self.eta = init_eta(self.declaration, torch.float64, generator)
         self.theta = self.network.init(generator).double()
@@ -93,7 +106,10 @@ class Setting:
         )
 
     def outer_loss(self, theta, batch):
-        return self.row.loss.outer_loss(self.network, theta, {}, batch, self.outer)
+        """The learner adds the KL divergence, which needs θ₀."""
+        loss, advantage = self.row.loss.outer_loss(self.network, theta, {}, batch, self.outer)
+        kl, _ = matching_loss(self.network, theta, self.theta, batch, Matching(direction="online||target"))
+        return loss + self.outer.kl_coefficient * kl, advantage
 
     def objective(self, eta):
         theta, state = self.theta, self.state
@@ -113,13 +129,16 @@ class Setting:
         return meta_gradient(self.problem, tape, [None] * (self.n - 1) + [outer], product).eta
 
     def derivatives(self, batch):
-        """Loss, ∇θ, and ∂(∇θ · probe) in θ and η on one batch."""
+        """Loss, ∇θ, and ∂(∇θ · probe) in θ and η on one batch; outer loss and its ∇θ away from θ₀."""
         probe = torch.randn(self.theta.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
         theta, eta = self.theta.clone().requires_grad_(), self.eta.clone().requires_grad_()
         loss, _ = self.problem.loss(theta, eta, batch)
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         products = torch.autograd.grad(gradient @ probe, (theta, eta))
-        return torch.cat([loss.detach().reshape(1), gradient.detach(), *products])
+        x = (self.theta + 0.1 * probe).requires_grad_()
+        outer = self.outer_loss(x, batch)[0]
+        outer = [outer.detach().reshape(1), *torch.autograd.grad(outer, x)]
+        return torch.cat([loss.detach().reshape(1), gradient.detach(), *products, *outer])
 
 
 @pytest.fixture
@@ -133,14 +152,14 @@ def assert_relative(actual, expected, tolerance):
 
 
 @pytest.mark.pairs(
-    name=tuple(LOSSES), n=(1, 3), product=("retain", "recompute"), surrogate=tuple(SURROGATES), critic=(True, False)
+    name=tuple(LOSSES), n=(1, 3), product=("retain", "recompute"), surrogate=tuple(SURROGATES), outer=tuple(OUTERS)
 )
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 def test_meta_gradient_against_finite_differences(
-    setting, freeze, finite_differences, name, n, product, surrogate, critic
+    setting, freeze, finite_differences, name, n, product, surrogate, outer
 ):
     """Along every scalar, and along random directions of a vector."""
-    s = setting(name, n, surrogate, critic)
+    s = setting(name, n, surrogate, outer)
     scalars = len(learnt_names(s.declaration))
     generator = torch.Generator().manual_seed(1)
     directions = torch.eye(len(s.eta), dtype=torch.float64)[:scalars]
@@ -163,9 +182,9 @@ def test_both_products_agree_in_every_component(setting, name):
     assert (retained != 0.0).double().mean() > (0.5 if "convolutions" in name else 0.999)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_rows_after_an_end_that_only_reset_enter_nothing(setting, name):
-    s = setting(name)
+@pytest.mark.pairs(name=tuple(LOSSES), outer=tuple(OUTERS))
+def test_rows_after_an_end_that_only_reset_enter_nothing(setting, name, outer):
+    s = setting(name, outer=outer)
     trajectory = s.batches[0]
     invalid = ~trajectory.valid
     assert invalid.any()
@@ -229,3 +248,95 @@ def test_nothing_crosses_an_episode_end(setting, name, kind):
 def test_no_valid_step_gives_nothing(setting, name):
     s = setting(name)
     assert (s.derivatives(s.batches[0]._replace(valid=torch.zeros_like(s.batches[0].valid))) == 0.0).all()
+
+
+SEPARATE = SnakeCnn(channels=2, policy_hidden=3, value_hidden=3)
+
+
+@pytest.mark.pairs(name=("a2c", "vtrace"), outer=tuple(OUTERS))
+def test_a_loss_that_says_so_keeps_its_policy_term_apart_from_critics(setting, monkeypatch, name, outer):
+    """Networks without a torso: no critic's parameter has a share in the policy's gradient, or in the outer loss's."""
+    monkeypatch.setitem(LOSSES, name, replace(LOSSES[name], shape=(3, 3, 5)))
+    s = setting(name, outer=outer, network=SEPARATE)
+    assert s.row.loss.is_policy_apart
+    theta = s.theta.clone().requires_grad_()
+    loss, _ = s.problem.loss(theta, s.eta, s.batches[0])
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    is_critics = torch.cat(
+        [
+            torch.full((math.prod(shape),), not part.startswith("logits."))
+            for part, shape in zip(s.network.layout.names, s.network.layout.shapes, strict=True)
+        ]
+    )
+    (shares,) = torch.autograd.grad(gradient[~is_critics].square().sum(), theta)
+    assert shares[~is_critics].abs().max() > 0.0
+    assert (shares[is_critics] == 0.0).all()
+    slope = outer_gradient(s.outer_loss, s.theta, s.batches[1]).gradient
+    assert (slope[is_critics] != 0.0).any() == s.outer.reaches_critics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inherited(A2cLoss):
+    """A loss of a user's own that says nothing of itself."""
+
+
+def test_what_a_loss_of_ones_own_does_not_say_is_the_safe_answer():
+    own = Inherited(**A2C)
+    assert (A2cLoss.is_policy_apart, own.is_policy_apart) == (True, False)
+    assert own.learns_critics
+    with pytest.raises(ConfigurationError, match=r"^meta_parameters = 'Inherited': has no losses that correct"):
+        own.streamed()
+
+
+class OwnObjective(OuterObjective):
+    """An outer loss of a user's own, which may do anything to critics."""
+
+    def loss(self, outputs, trajectory, estimates):
+        return estimates.target.sum(), estimates.advantage.mean()
+
+
+def test_an_outer_loss_of_ones_own_may_reach_critics():
+    assert OwnObjective(gamma=1.0, lambda_=1.0, critic="inner").reaches_critics
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_off_policy_flag_is_honest(setting, name):
+    """One state, one step: over μ's actions the mean gradient is that over π's where the loss corrects, else not."""
+    s = setting(name, outer="inner-critic")
+    observation = s.batches[0].observation[:2, :1]
+    yes = torch.ones(1, 1, dtype=torch.bool)
+    logits = s.network.apply(s.theta, observation[0], ("logits",))["logits"][0]
+    own = logits.softmax(-1)
+    other = (1.2 * logits).softmax(-1)  # ratios stay below ρ̄
+    assert 1.0 < (own / other).max() < RHO_CLIP
+
+    def mean_gradient(policy):
+        total = torch.zeros_like(s.theta)
+        for action in range(ACTIONS):
+            step = s.batches[0]._replace(
+                observation=observation,
+                action=torch.tensor([[action]]),
+                reward=torch.tensor([[1.0 - action]], dtype=torch.float64),
+                is_terminal=yes,
+                is_truncated=~yes,
+                valid=yes,
+                behaviour_log_prob=policy[action].log().reshape(1, 1),
+            )
+            theta = s.theta.clone().requires_grad_()
+            loss, _ = s.problem.loss(theta, s.eta, step)
+            total += policy[action] * torch.autograd.grad(loss, theta)[0]
+        return total
+
+    difference = (mean_gradient(other) - mean_gradient(own)).norm() / mean_gradient(own).norm()
+    assert (difference < 1e-12) == s.row.loss.corrects_off_policy, difference
+    assert difference < 1e-12 or difference > 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_streamed_loss_corrects_off_policy_or_is_refused(name):
+    loss = LOSSES[name].loss
+    if name.startswith("intrinsic"):
+        with pytest.raises(ConfigurationError, match=r"which --schedule peek needs; use --schedule lockstep$"):
+            loss.streamed()
+    else:
+        assert loss.streamed().corrects_off_policy

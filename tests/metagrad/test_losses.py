@@ -182,11 +182,14 @@ def test_inner_loss_value_and_metrics(make_problem, surrogate):
 
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
 @pytest.mark.parametrize("is_normalised", [True, False])
-def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic, is_normalised):
+@pytest.mark.parametrize(("value_coefficient", "entropy_coefficient"), [(0.0, 0.0), (0.5, 0.3)])
+def test_outer_loss_sample_by_sample(
+    make_problem, uses_outer_critic, is_normalised, value_coefficient, entropy_coefficient
+):
     network, theta, trajectory = make_problem(2)
-    outer = OuterObjective(
-        gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner", is_advantage_normalised=is_normalised
-    )
+    critic = "outer" if uses_outer_critic else "inner"
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic=critic, is_advantage_normalised=is_normalised)
+    outer = replace(outer, value_coefficient=value_coefficient, entropy_coefficient=entropy_coefficient)
     head = "outer_value" if uses_outer_critic else "value"
 
     def slow(x):
@@ -201,6 +204,12 @@ def test_outer_loss_sample_by_sample(make_problem, uses_outer_critic, is_normali
         ]
         weigh = slow_whitening(advantages) if is_normalised else lambda advantage: advantage
         loss = -sum(weigh(a) * p for a, p in zip(advantages, log_probs, strict=True)) / len(rows)
+        for t, b in rows:
+            target = slow_return(trajectory, value, t, b, outer.gamma, outer.lambda_)
+            error = target - sample(network, x, trajectory, t, b, "value")
+            pi = torch.softmax(sample(network, x, trajectory, t, b, "logits"), -1)
+            loss = loss + value_coefficient * error**2 / len(rows)
+            loss = loss - entropy_coefficient * sum(-p * p.log() for p in pi) / len(rows)
         return loss, sum(advantages) / len(rows)
 
     results = []
