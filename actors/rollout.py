@@ -77,7 +77,7 @@ class Pool:
         self.steps_done = int(state["steps_done"])
 
     def fork_from(self, other: "Pool") -> None:
-        """Take over the other pool's game states; this pool's random streams go on."""
+        """Take over the other pool's game states; this pool's random streams continue."""
         assert isinstance(self.environment, SnapshotEnvironment)
         assert isinstance(other.environment, SnapshotEnvironment)
         self.environment.restore({k: x for k, x in other.environment.snapshot().items() if k != "generator"})

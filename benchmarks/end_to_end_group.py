@@ -1,7 +1,7 @@
 """One run of a whole system in a session of its own, which ends with it: whatever it started, however it ended.
 
 Systems of many processes leave some behind when they are interrupted. Here the leader of the session ends it as soon as
-nobody holds the other end of its standard input, and whoever started it kills what is left. No other packages than
+nobody holds the other end of its standard input, and its parent kills what is left. No other packages than
 Python's own, since the alternatives' programs run this too.
 """
 

@@ -3,7 +3,7 @@
 Settings: the Nature network on 5 steps of 64 environments, Snake's on 5 of 512, the problem of
 `benchmarks.meta_gradient_cases`. Ours: `retain`, `recompute` and, the plainest exact way, `reference`: one reverse pass
 through the whole graph. Theirs: TorchOpt's differentiable Adam under the same network, loss and clip, and JAX, network
-and losses written anew and the whole meta-update under one jit; `jax checkpoint` is its `recompute`. All are exact: the
+and losses rewritten and the whole meta-update under one jit; `jax checkpoint` is its `recompute`. All are exact: the
 largest difference of a component of the meta-gradient from the reference's, over that component plus a thousandth of
 the norm, is in the result, and above TOLERANCE there is no result.
 

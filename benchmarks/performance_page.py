@@ -1,7 +1,7 @@
 """Render docs/performance.md from the newest results: the promises, and one table for each question.
 
 Whole results are benchmarks/results/*.json; how each was made, and the history of all ratios, is the README beside
-them, which is rendered here too. `python -m benchmarks.performance_page` renders both anew.
+them, which is rendered here too. `python -m benchmarks.performance_page` renders both again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Keep results, and tabulate promises and ratios for docs/performance.md and the README of the results.
 
 `python -m benchmarks NAME --record` keeps a result as `benchmarks/results/NAME.json`, adds its ratios to
-`history.jsonl` there and renders both pages anew. The text around the marks is written by hand and stays.
+`history.jsonl` there and renders both pages again. The text around the marks is written by hand and stays.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""An environment and a meta-parameter of one's own, in one file: nothing of metagrad is touched.
+"""An environment and a meta-parameter of your own, in one file: nothing of metagrad is touched.
 
     metagrad --import examples/catch.py train catch
     metagrad --import examples/catch.py eval RUN_DIR

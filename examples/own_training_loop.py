@@ -1,4 +1,4 @@
-"""A2C on CartPole that learns its discount and entropy coefficient: metagrad/ as a library in one's own training loop.
+"""A2C on CartPole that learns its discount and entropy coefficient: metagrad/ as a library in your own training loop.
 
 Network, losses, rollouts and loop are plain torch and gymnasium. The library differentiates through LOOK_AHEAD inner
 updates: the first one is kept, the others, on environments of their own, exist only to look ahead.
@@ -66,7 +66,7 @@ META_OPTIMIZER = Adam(learning_rate=constant(1e-2))
 
 
 class Stream:
-    """Environments that go on from one rollout to the next."""
+    """Environments that continue from one rollout to the next."""
 
     def __init__(self, seed: int) -> None:
         envs = gymnasium.make_vec("CartPole-v1", ENVIRONMENTS, vectorization_mode="sync")

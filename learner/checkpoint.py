@@ -103,7 +103,7 @@ def restore_newest(folder: Location) -> Restored:
                     return Restored(load(path), path, tuple(unreadable))
                 except Unreadable as error:
                     unreadable.append(str(error))
-        except FileNotFoundError:  # a run that goes on has just put a newer one in its place
+        except FileNotFoundError:  # a run in progress has just replaced it by a newer one
             continue
         break
     raise NoCheckpoint(f"no readable checkpoint in {folder}" + "".join(f"; {line}" for line in unreadable))

@@ -1,13 +1,13 @@
 """Bootstrapped meta-gradients: the outer term is a distance between the looked-ahead parameters and a better target.
 
-The target θ̃ goes on from θₙ for L further updates, the last of them on the outer loss, and is a constant from there on:
+The target θ̃ continues from θₙ for L further updates, the last of them on the outer loss, and is constant from there on:
 
     θₙ = θ̃₀ → … → θ̃_L = θ̃ ,    (θ̃ⱼ₊₁, s̃ⱼ₊₁) = A(θ̃ⱼ, s̃ⱼ, ∇θ L(θ̃ⱼ, η; τ̃ⱼ), η) for j < L-1, with s̃₀ = sₙ
                                  (θ̃, s'') = A'(θ̃_L-1, s', ∇θ L'(θ̃_L-1; τ̃_L-1), η)
     J = m(⊥θ̃, θₙ; τ')
 
-The first L-1 updates go on with the look-ahead's optimizer. The last one has an optimizer A' whose state s' persists
-from one target to the next; or it goes on as well, with A' = A and s' = s̃_L-1.
+The first L-1 updates continue with the look-ahead's optimizer. The last one has an optimizer A' whose state s' persists
+from one target to the next; or it continues as well, with A' = A and s' = s̃_L-1.
 
 So the meta-gradient is the ordinary one with θ ↦ m(⊥θ̃, θ; τ') in the place of the outer loss: a closure over θ̃ (or over
 a batch that holds it) is the `OuterLoss` that `outer_gradient` takes, and the adjoint pass is the same. θ̃ is never kept
@@ -116,7 +116,7 @@ def bootstrap_target(  # noqa: PLR0913 (an inner update's arguments and what mak
         updates: L ≥ 1.
         sampler: fresh data for each update.
         last: optimizer of the last update, with a state that persists: give back the target's for the next one (the
-            debiasing paper's release on Snake, an RMSProp). None: the last update goes on like those before it.
+            debiasing paper's release on Snake, an RMSProp). None: the last update continues like those before it.
 
     Raises:
         ConfigurationError: L < 1.

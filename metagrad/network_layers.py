@@ -1,4 +1,4 @@
-"""Layers that know their initialisation, and drawing a module's parameters anew from a generator."""
+"""Layers that know their initialisation, and drawing a module's parameters again from a generator."""
 
 import math
 
@@ -74,7 +74,7 @@ class PixelConv(OrthogonalConv):
 
 
 def reset(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw the parameters of one module, not of its children, anew from `generator`.
+    """Draw the parameters of one module, not of its children, again from `generator`.
 
     Haiku's default init is a normal of deviation 1/√fan_in truncated at 2 deviations, zero bias. A layer that is not of
     this file is drawn by its own `reset_parameters()`.

@@ -12,7 +12,7 @@ from metagrad.errors import require, require_one_of
 from metagrad.optimizers import Optimizer, OptimizerState
 
 Product = Literal["retain", "recompute"]
-"""How the second-order product of a step is taken: from the update's retained graph, or computed anew."""
+"""How the second-order product of a step is taken: from the update's retained graph, or computed again."""
 
 Loss = Callable[[Float[Tensor, "P"], Float[Tensor, "M"], Any], tuple[Float[Tensor, ""], Any]]
 """(θ, η, batch) to (scalar loss, anything to log)."""

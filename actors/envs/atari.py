@@ -4,7 +4,7 @@ A game is the same in training and in evaluation, and in both backends up to the
 terminal differs:
 
 * Whole games are stepped. With `episodic_life`, in training, a lost life is terminal for the learner and the game
-  goes on. Both backends' own episodic life is left alone: EnvPool's plays up to 30 no-ops after each lost life and
+  continues. Both backends' own episodic life is left alone: EnvPool's plays up to 30 no-ops after each lost life and
   loses their score, ale-py's resets the whole game.
 * With `fire_on_reset` (and FIRE among the game's actions) the step after a lost life presses FIRE whatever the action
   was, as in Baselines: Breakout would wait for it for ever. That step has `valid=False`, like the step that resets a

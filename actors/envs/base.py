@@ -62,7 +62,7 @@ class EnvironmentStep(NamedTuple):
 def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -> None:
     """Continue from another generator's `get_state()`, where both draw in the same way.
 
-    CPU and CUDA generators do not: after a checkpoint from the other kind of device the own stream goes on.
+    CPU and CUDA generators do not: after a checkpoint from the other kind of device its own stream continues.
     """
     if state.numel() == generator.get_state().numel():
         generator.set_state(state.to("cpu", copy=True))
@@ -143,7 +143,7 @@ class DeviceEnvironment(ABC, Generic[S]):
         """Return the observation of the present states, without stepping."""
 
     def reset(self) -> Shaped[Tensor, "..."]:
-        """Start all B episodes; the generator goes on from where it is."""
+        """Start all B episodes; the generator continues from where it is."""
         self._state = self._start()
         return self.observe()
 

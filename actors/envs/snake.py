@@ -176,7 +176,7 @@ def step_state_on_host(
     state: SnakeState, action: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], board: Board
 ) -> tuple[SnakeState, SnakeOutcome]:
     """Do what `step_state` does, bit by bit, in shapes that depend on how many boards need a new snake or fruit."""
-    state, outcome = advance(state, action, board)  # all fields anew but the fruit: they are written in place
+    state, outcome = advance(state, action, board)  # all fields are new but the fruit: they are written in place
     over = outcome.is_terminal.nonzero().squeeze(1)
     head = uniform_cell(uniform[0].index_select(0, over), state.body_state.shape[1])
     state.body_state.index_fill_(0, over, 0)[over, head] = 1

@@ -225,7 +225,7 @@ class MetaUpdate:
         """Peak memory of the first run over what was resident before, and what XLA planned."""
         function, _ = self.ready(n, is_checkpointed)
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # what compiling freed goes back to the system
-        Path("/proc/self/clear_refs").write_text("5")  # its peak was higher: the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # its peak was higher: the high-water mark starts over
         before = _resident("VmRSS")
         function(self.eta, self.start, self.batch).block_until_ready()
         planned = function.memory_analysis().temp_size_in_bytes  # type: ignore[attr-defined]

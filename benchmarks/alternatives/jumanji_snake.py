@@ -26,7 +26,7 @@ PACKAGES = ("jax", "jumanji")
 
 
 def play(side: int, batch_size: int, steps: int, time_limit: int) -> Callable[[], dict[str, Any]]:
-    """Play one run, which goes on with the games of the last; every run plays the same actions.
+    """Play one run, which continues with the games of the last; every run plays the same actions.
 
     Raises:
         ValueError: boards that cannot be shared out evenly.

@@ -61,7 +61,7 @@ class Learner:
 
     @ray.method(concurrency_group="control")
     def stop(self, signal_name: str) -> None:
-        """End after the update at hand, with a checkpoint."""
+        """End after the current update, with a checkpoint."""
         self._stop.signal_name = signal_name
 
     @ray.method(concurrency_group="control")

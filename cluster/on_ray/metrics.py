@@ -144,7 +144,7 @@ class RayMetrics:
         self._counters["metagrad_learner_restarted"].inc(1.0, self._tags)
 
     def _count_up_to(self, metric: str, label: str | None, total: float) -> None:
-        # A learner that goes on from a checkpoint has a smaller total than the one that died; what it repeats counts.
+        # A learner that continues from a checkpoint has a smaller total than the one that died; what it repeats counts.
         grown = total - self._totals.get((metric, label), 0.0)
         self._totals[metric, label] = total
         if grown > 0:

@@ -2,7 +2,7 @@
 
 torch's SummaryWriter is not used: its thread prints a traceback of its own where the disk is full, and at a URL it
 appends value by value, which object stores cannot do: s3fs reads and uploads the file for each, gcsfs overwrites it.
-On a path every row is appended at once. At a URL the rows are kept and the file is uploaded anew every half minute and
+On a path every row is appended at once. At a URL the rows are kept and the file is uploaded again every half minute and
 on `flush`; a file that has grown is closed and the next one begun, so that an upload stays small.
 """
 
@@ -132,6 +132,6 @@ class EventLog:
                     raise
             else:
                 return
-        self._begin_file()  # somebody has removed it: the rows go on in another one
+        self._begin_file()  # somebody has removed it: the rows continue in another one
         assert isinstance(self._file, Path)
         self._append(self._file, row, is_new=False)

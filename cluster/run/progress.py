@@ -44,7 +44,7 @@ class Progress:
         self._text = lambda: message
 
     def follow(self, text: Callable[[], str]) -> None:
-        """Let the line say `text()` as time goes on; print it once where there is no terminal."""
+        """Let the line say `text()` while time passes; print it once where there is no terminal."""
         self._text = text
         if self._live is None:
             self.say(text())

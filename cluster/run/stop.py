@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 ASKING = (
     signal.SIGINT,  # Ctrl-C
-    signal.SIGTERM,  # whoever takes the machine back
+    signal.SIGTERM,  # a scheduler takes the machine back
     signal.SIGHUP,  # the terminal was closed
     signal.SIGQUIT,  # Ctrl-\
     signal.SIGUSR1,  # Slurm's and Grid Engine's warning
@@ -20,7 +20,7 @@ ASKING = (
 
 
 class Stop(Protocol):
-    """Says whether somebody wants the run to end."""
+    """Says whether the run should end."""
 
     signal_name: str | None
 

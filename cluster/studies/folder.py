@@ -68,7 +68,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _refuse_links(folder: Path) -> None:
-    """Parts keep work of their own below the folder, and what is begun anew there is removed first."""
+    """Parts keep work of their own below the folder, and what is started over there is removed first."""
     for path, folders, files in os.walk(folder, onerror=_raise):
         for name in (*folders, *files):
             place = os.path.join(path, name)

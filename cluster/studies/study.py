@@ -37,7 +37,7 @@ class Study:
     run_part: Callable[..., Result]
     """(settings) -> JSON tree: a top-level function, deterministic in its settings, run alone on one CPU and thread."""
     keeps_work: bool = False
-    """True: run_part takes (settings, folder), and goes on with the unfinished work that it left in this folder."""
+    """True: run_part takes (settings, folder), and continues with the unfinished work that it left in this folder."""
     report: Callable[[Path, dict[str, tuple[Settings, Result]], bool], None]
     """(folder, part name -> (settings, result), is_quick): writes pictures and report.md into the folder."""
 

@@ -56,7 +56,7 @@ def meta_gradient_samples(
     require(experiment.meta.n >= 1, "meta.n", experiment.meta.n, "looks ahead nowhere", "use 1 or more")
     wrong = algorithm.misfit(checkpoint["learner"])
     require(wrong is None, "checkpoint", wrong, "is not as this experiment has it", "probe with the run's own settings")
-    # A fork is made anew from the real games; a pool of its own can only come from the checkpoint.
+    # A fork is made again from the real games; a pool of its own can only come from the checkpoint.
     pools = ("real/", "lookahead/") if experiment.lookahead == "separate" else ("real/",)
     has_games = all(any(name.startswith(pool) for name in games) for games in actors for pool in pools)
     rule = f"must be the games of {experiment.actors} actors, in {' and '.join(pools)}"
