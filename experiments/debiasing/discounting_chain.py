@@ -88,11 +88,5 @@ def _lists(values: torch.Tensor) -> list[Any]:
     return [[float(f"{x:.7g}") for x in row] for row in values.tolist()]
 
 
-STUDY = Study(
-    name="discounting-chain",
-    description="Discounting Chain: discount learnt with and without an outer critic (debiasing, Fig. 2)",
-    seeds=SEEDS,
-    parts=_parts,
-    run_part=run_part,
-    report=report,
-)
+ABOUT = "Discounting Chain: discount learnt with and without an outer critic (debiasing, Fig. 2)"
+STUDY = Study(name="discounting-chain", description=ABOUT, seeds=SEEDS, parts=_parts, run_part=run_part, report=report)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from metagrad.actor_critic import A2cLoss
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.debiasing.snake_report import EPOCH, report
-from metagrad.experiments.training.runs import curves, evaluations, part_run, trained
+from metagrad.experiments.training.runs import curves, evaluations, part_run, trained, training_study
 from metagrad.learner.config import BootstrapConfig
 
 SEEDS = 10  # Figure 3
@@ -91,13 +91,5 @@ def run_part(settings: Settings, folder: Path) -> Result:
     return found | evaluations(experiment, folder, settings["episodes"], ("sampled", "greedy"))
 
 
-STUDY = Study(
-    name="snake-6x6",
-    description="Snake 6x6: A2C, MG and BMG, each with inner and outer critic (debiasing, Fig. 3, 5b, 6)",
-    seeds=SEEDS,
-    updates=UPDATES,
-    parts=_parts,
-    run_part=run_part,
-    keeps_work=True,
-    report=report,
-)
+ABOUT = "Snake 6x6: A2C, MG and BMG, each with inner and outer critic (debiasing, Fig. 3, 5b, 6)"
+STUDY = training_study("snake-6x6", ABOUT, _parts, run_part, report, seeds=SEEDS, updates=UPDATES)

@@ -14,7 +14,7 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.gradient_bias.atari_report import ETA, RETURN, report
-from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained
+from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained, training_study
 
 SEEDS = 5  # Figure 3
 UPDATES = 125_000  # Table 4
@@ -71,16 +71,8 @@ def run_part(settings: Settings, folder: Path) -> Result:
 
 
 def _study(name: str, backend: AtariBackend, where: str) -> Study:
-    return Study(
-        name=name,
-        description=f"Atari, eight games{where}: A2C, 3-step meta-gradients, AD and LVC (gradient bias, Fig. 9)",
-        seeds=SEEDS,
-        updates=UPDATES,
-        parts=partial(_parts, backend),
-        run_part=run_part,
-        keeps_work=True,
-        report=report,
-    )
+    about = f"Atari, eight games{where}: A2C, 3-step meta-gradients, AD and LVC (gradient bias, Fig. 9)"
+    return training_study(name, about, partial(_parts, backend), run_part, report, seeds=SEEDS, updates=UPDATES)
 
 
 STUDY = _study("atari", "envpool", "")

@@ -22,9 +22,7 @@ from torch import Tensor
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.diagnostics import add_samples, bias, cosine_accuracy, no_samples, pearson
 from metagrad.experiments.gradient_bias.hessian_bias_report import report
-from metagrad.experiments.gradient_bias.tabular_estimators import copy_of, mdp_stack
-from metagrad.meta_gradient import outer_weights
-from metagrad.monte_carlo import LookAhead, unroll_gradients
+from metagrad.experiments.gradient_bias.tabular_estimators import copy_of, mdp_stack, meta_gradients
 from metagrad.optimizers import Sgd, constant
 from metagrad.tabular import (
     TabularMdp,
@@ -88,20 +86,9 @@ def disturbed_meta_gradients(
     def outer(theta: Tensor, batch: Disturbed) -> tuple[Tensor, None]:
         return exact_outer_loss(theta, batch.mdp)
 
-    steps, copies = len(coefficients), len(mdps.reward)
     sizes = [*coefficients, torch.zeros_like(coefficients[0])]  # the outer gradient's batch has no derivative
     problem = InnerProblem(undisturbed, Sgd(learning_rate=constant(learning_rate)), disturbed)
-    theta = mdps.reward.new_zeros(mdps.reward[0].numel())
-    gradient = unroll_gradients(
-        problem,
-        outer,
-        lambda theta, j: Disturbed(mdps, sizes[j]),
-        (theta, problem.optimizer.init(theta), theta[:0]),
-        LookAhead(outer_weights("n-step", steps), wants_theta=True),
-        copies,
-    ).theta
-    assert gradient is not None
-    return -gradient
+    return meta_gradients(problem, outer, lambda _, j: Disturbed(mdps, sizes[j]), mdps, len(coefficients))
 
 
 def draws(mdp: int, step: int, count: int, size: int) -> Float[Tensor, "N P"]:
@@ -176,11 +163,5 @@ def _point(settings: Settings, rate: float, steps: int) -> Result:
     }
 
 
-STUDY = Study(
-    name="hessian-bias",
-    description="MAML in random MDPs with nothing wrong but the inner Hessian (gradient bias, Theorem 4.5)",
-    seeds=MDPS,
-    parts=_parts,
-    run_part=run_part,
-    report=report,
-)
+ABOUT = "MAML in random MDPs with nothing wrong but the inner Hessian (gradient bias, Theorem 4.5)"
+STUDY = Study(name="hessian-bias", description=ABOUT, seeds=MDPS, parts=_parts, run_part=run_part, report=report)

@@ -268,11 +268,5 @@ def _seed_of(settings: Settings, done: int, name: str) -> int:
     return 1_000_000 * (settings["seed"] + 1) + 1_000 * list(PROBES).index(name) + done
 
 
-STUDY = Study(
-    name="ipd",
-    description="LOLA-DiCE on the prisoner's dilemma: inner, Hessian and outer estimates, off-policy DiCE",
-    seeds=10,
-    parts=_parts,
-    run_part=run_part,
-    report=report,
-)
+ABOUT = "LOLA-DiCE on the prisoner's dilemma: inner, Hessian and outer estimates, off-policy DiCE"
+STUDY = Study(name="ipd", description=ABOUT, seeds=10, parts=_parts, run_part=run_part, report=report)

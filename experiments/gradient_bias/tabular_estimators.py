@@ -243,29 +243,48 @@ def data_sampler(estimation: Estimation, mdps: TabularMdp, seed: int) -> Sampler
     return sample
 
 
-def maml_gradients(estimation: Estimation, mdps: TabularMdp, seed: int) -> Float[Tensor, "N P"]:
-    """An independent estimate of ∂J(θ_K)/∂θ₀ for each MDP of the stack, at the uniform policy θ₀ = 0."""
-    theta = mdps.reward.new_zeros(mdps.reward[0].numel())
-    return _gradients(estimation, mdps, seed, theta.new_zeros(0), wants_theta=True)
+def maml_gradients(
+    estimation: Estimation, mdps: TabularMdp, seed: int, thetas: list[Tensor] | None = None
+) -> Float[Tensor, "N P"]:
+    """Return an independent estimate of ∂J(θ_K)/∂θ₀ for each MDP of the stack, at the uniform policy θ₀ = 0.
+
+    The parameters θ₀ … θ_K [N, P] on the way are appended to `thetas`.
+    """
+    sampler = data_sampler(estimation, mdps, seed)
+
+    def recorded(theta: Tensor, j: int) -> Data:
+        if thetas is not None:
+            thetas.append(theta.clone())
+        return sampler(theta, j)
+
+    return meta_gradients(inner_problem(estimation), outer_loss(estimation), recorded, mdps, estimation.steps)
 
 
 def lirpg_gradients(estimation: Estimation, mdps: TabularMdp, seed: int) -> Float[Tensor, "N M"]:
-    """An independent estimate of ∂J_R(θ_K)/∂φ for each MDP of the stack, at θ₀ = 0 and φ = 0."""
-    phi = mdps.reward.new_zeros(mdps.reward[0].numel())
-    return _gradients(estimation, mdps, seed, phi, wants_theta=False)
+    """Return an independent estimate of ∂J_R(θ_K)/∂φ for each MDP of the stack, at θ₀ = 0 and φ = 0."""
+    phi, sampler = mdps.reward.new_zeros(mdps.reward[0].numel()), data_sampler(estimation, mdps, seed)
+    return meta_gradients(inner_problem(estimation), outer_loss(estimation), sampler, mdps, estimation.steps, phi)
 
 
-def _gradients(estimation: Estimation, mdps: TabularMdp, seed: int, phi: Tensor, wants_theta: bool) -> Tensor:
-    theta, problem = mdps.reward.new_zeros(mdps.reward[0].numel()), inner_problem(estimation)
+def meta_gradients(
+    problem: InnerProblem,
+    outer: OuterLoss,
+    sampler: Sampler,
+    mdps: TabularMdp,
+    steps: int,
+    phi: Float[Tensor, "M"] | None = None,
+) -> Float[Tensor, "N D"]:
+    """Return ∂J(θ_K)/∂φ of each MDP's unroll from θ₀ = 0; where there is no φ, ∂J(θ_K)/∂θ₀."""
+    theta = mdps.reward.new_zeros(mdps.reward[0].numel())
     gradients = unroll_gradients(
         problem,
-        outer_loss(estimation),
-        data_sampler(estimation, mdps, seed),
-        (theta, problem.optimizer.init(theta), phi),
-        LookAhead(outer_weights("n-step", estimation.steps), wants_theta=wants_theta),
+        outer,
+        sampler,
+        (theta, problem.optimizer.init(theta), theta[:0] if phi is None else phi),
+        LookAhead(outer_weights("n-step", steps), wants_theta=phi is None),
         len(mdps.reward),
     )
-    of_loss = gradients.theta if wants_theta else gradients.eta
+    of_loss = gradients.theta if phi is None else gradients.eta
     assert of_loss is not None
     return of_loss.neg()
 

@@ -13,29 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from metagrad.cluster.studies.study import Settings, Study
+from metagrad.experiments.gradient_bias import tabular_sweeps as ts
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, PERMUTATIONS
-from metagrad.experiments.gradient_bias.tabular_sweeps import (
-    CAPTION,
-    MDPS,
-    SHOWN,
-    SPREADS,
-    TITLES,
-    Curves,
-    Metric,
-    Sweep,
-    axis_label,
-    change,
-    compared,
-    curve,
-    curves_of,
-    identity_row,
-    ordering,
-    panel,
-    parts,
-    run_part,
-    summary_rows,
-    write_tabular_report,
-)
+from metagrad.experiments.gradient_bias.tabular_sweeps import Curves, Sweep, ordering
 from metagrad.experiments.reporting.claims import Claim, Point
 from metagrad.experiments.reporting.figures import Figure, Panel
 from metagrad.experiments.reporting.parts import Parts, first_settings
@@ -52,11 +32,9 @@ def _sweep(name: str, trajectories: int, permutations: tuple[str, ...]) -> Sweep
         name=name,
         field="steps",
         label="inner steps K",
-        symbol="K",
         values=STEPS,
         quick_values=QUICK_STEPS,
         base=BASE | {"trajectories": trajectories},
-        estimators=ESTIMATORS,
         permutations=permutations,
     )
 
@@ -68,7 +46,7 @@ SWEEPS = (*BY_SIZE.values(), _sweep("permutations", PERMUTATIONS_AT, PERMUTATION
 def _released_parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
     return {
         name: settings | {"base": settings["base"] | {"is_noise_scale_constant": True}}
-        for name, settings in parts("lirpg", SWEEPS, seeds, is_quick).items()
+        for name, settings in ts.parts("lirpg", SWEEPS, seeds, is_quick).items()
     }
 
 
@@ -85,7 +63,7 @@ def _growth_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
         low, high = (curves.of["pearson"][name, "ESE"] for curves in (few, many))
         more = [Point(f"K = {x:g}", high[:, i] - low[:, i]) for i, x in enumerate(few.x)]
         yield Claim(f"{figure}: N = {SAMPLE_SIZES[-1]} > N = {SAMPLE_SIZES[0]}", text, "above", more)
-        rises = [(n, change(curves, "pearson", (name, "ESE"))) for n, curves in by_size.items()]
+        rises = [(n, ts.change(curves, "pearson", (name, "ESE"))) for n, curves in by_size.items()]
         falls = [Point(f"N = {n}", -rise.difference) for n, rise in rises]
         yield Claim(f"{figure}: K = {few.x[0]:g} > K = {few.x[-1]:g}", text, "above", falls)
 
@@ -94,14 +72,14 @@ def _estimator_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
     lvc, ad = ("lvc", "ESE"), ("ad", "ESE")
     same: list[Point] = []
     for n, curves in by_size.items():
-        same += [p._replace(where=f"N = {n}") for p in compared(curves, "pearson", lvc, ad, (1,))]
+        same += [p._replace(where=f"N = {n}") for p in ts.compared(curves, "pearson", lvc, ad, (1,))]
     text = "with 1 inner step both estimators perform similarly"
     yield Claim("fig. 1c/d, K = 1: LVC ≈ AD", text, "similar", same)
     text = "with several steps LVC still reaches a relatively high correlation, AD directly reaches a low one"
     for n, curves in by_size.items():
         yield ordering(curves, f"fig. 1c/d, N = {n}: LVC > AD", text, (lvc, ad), STEPS[1:])
     points = [
-        Point(f"N = {n}", change(curves, "pearson", lvc).difference - change(curves, "pearson", ad).difference)
+        Point(f"N = {n}", ts.change(curves, "pearson", lvc).difference - ts.change(curves, "pearson", ad).difference)
         for n, curves in by_size.items()
     ]
     yield Claim("fig. 1c/d: AD falls more than LVC from the fewest to the most steps", text, "above", points)
@@ -111,26 +89,28 @@ def _estimator_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
         yield ordering(curves, name, text, (ad, lvc), STEPS[1:], metric="deviation")
 
 
-def _by_size_panel(found: dict[str, Curves], metric: Metric, estimator: str, is_median: bool) -> Panel:
+def _by_size_panel(found: dict[str, Curves], metric: ts.Metric, estimator: str, is_median: bool) -> Panel:
     lines = []
     for n in SAMPLE_SIZES:
         curves = found[f"trajectories{n}"]
-        lines.append(curve(f"N = {n}", curves.x, curves.of[metric][estimator, "ESE"], is_median))
-    title, label = f"{TITLES[estimator]}, ESE", axis_label(metric, is_median)
-    return Panel(title, "inner steps K", label, lines, is_log_y=metric in SPREADS)
+        lines.append(ts.curve(f"N = {n}", curves.x, curves.of[metric][estimator, "ESE"], is_median))
+    title, label = f"{ts.TITLES[estimator]}, ESE", ts.axis_label(metric, is_median)
+    return Panel(title, "inner steps K", label, lines, is_log_y=metric in ts.SPREADS)
 
 
 def _figures(found: dict[str, Curves]) -> list[Figure]:
-    few = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN[:2] for e in ("lvc", "ad")]
-    sizes = [_by_size_panel(found, metric, e, median) for metric, median in SHOWN for e in ESTIMATORS]
+    few = [_by_size_panel(found, metric, e, median) for metric, median in ts.SHOWN[:2] for e in ("lvc", "ad")]
+    sizes = [_by_size_panel(found, metric, e, median) for metric, median in ts.SHOWN for e in ESTIMATORS]
     curves = found["permutations"]
-    permutations = [panel(curves, metric, e, PERMUTATIONS, median) for metric, median in SHOWN for e in ESTIMATORS]
+    permutations = [
+        ts.panel(curves, metric, e, PERMUTATIONS, median) for metric, median in ts.SHOWN for e in ESTIMATORS
+    ]
     setting = "exact inner value and outer gradient, learning rate 10"
     text = f"Figures 1c and 1d: {setting}. Mean ± standard error and median over MDPs."
-    beyond = f"Beyond the paper: all permutations, N = {PERMUTATIONS_AT}. {CAPTION}"
+    beyond = f"Beyond the paper: all permutations, N = {PERMUTATIONS_AT}. {ts.CAPTION}"
     return [
         Figure("figure-1cd.png", text, few, columns=2),
-        Figure("figure-7.png", f"Figure 7, with DiCE and Loaded-DiCE beyond the paper. {CAPTION}", sizes, columns=4),
+        Figure("figure-7.png", f"Figure 7, with DiCE and Loaded-DiCE beyond the paper. {ts.CAPTION}", sizes, columns=4),
         Figure("permutations.png", beyond, permutations, columns=4),
     ]
 
@@ -145,17 +125,19 @@ noise {scale}.
 
 
 def _report(folder: Path, done: Parts, is_quick: bool) -> None:
-    found = curves_of(SWEEPS, done)
+    found = ts.curves_of(SWEEPS, done)
     settings = first_settings(done)
     at_ese = [(name, "ESE") for name in ESTIMATORS]
     all_pairs = [(name, p) for name in ESTIMATORS for p in PERMUTATIONS]
-    beyond = summary_rows(found["permutations"], f"N = {PERMUTATIONS_AT}", all_pairs, (3,))
+    beyond = ts.summary_rows(found["permutations"], f"N = {PERMUTATIONS_AT}", all_pairs, (3,))
     # A single step needs no Hessian: AD, LVC and Loaded-DiCE coincide sample by sample.
     one_step = "figs. 1c/d, 7: AD, LVC, Loaded-DiCE with K = 1 on the same samples"
     table: list[Row | Claim] = [
-        *summary_rows(found[f"trajectories{SAMPLE_SIZES[0]}"], f"fig. 1c/d, N = {SAMPLE_SIZES[0]}", at_ese, (1, 5)),
-        *summary_rows(found[f"trajectories{SAMPLE_SIZES[-1]}"], f"fig. 1c/d, N = {SAMPLE_SIZES[-1]}", at_ese, (1, 5)),
-        identity_row(list(found.values()), PERMUTATIONS, one_step, at=slice(1)),
+        *ts.summary_rows(found[f"trajectories{SAMPLE_SIZES[0]}"], f"fig. 1c/d, N = {SAMPLE_SIZES[0]}", at_ese, (1, 5)),
+        *ts.summary_rows(
+            found[f"trajectories{SAMPLE_SIZES[-1]}"], f"fig. 1c/d, N = {SAMPLE_SIZES[-1]}", at_ese, (1, 5)
+        ),
+        ts.identity_row(list(found.values()), PERMUTATIONS, one_step, at=slice(1)),
         *claims(found),
         *(row._replace(paper="beyond the paper") for row in beyond),
     ]
@@ -163,16 +145,13 @@ def _report(folder: Path, done: Parts, is_quick: bool) -> None:
     scale = "carries no derivative in φ, as in the release" if is_constant else "is differentiated in φ"
     introduction = INTRODUCTION.format(trials=settings["trials"], scale=scale)
     title = "Tabular LIRPG: a learnt intrinsic reward"
-    write_tabular_report(folder, title, introduction, found, table, _figures(found), is_quick)
+    ts.write_tabular_report(folder, title, introduction, found, table, _figures(found), is_quick)
 
 
+ABOUT = "LIRPG in random tabular MDPs: AD and LVC along inner steps and sample sizes (figs 1cd, 7)"
+_parts = partial(ts.parts, "lirpg", SWEEPS)
 STUDY = Study(
-    name="tabular-lirpg",
-    description="LIRPG in random tabular MDPs: AD and LVC along inner steps and sample sizes (figs 1cd, 7)",
-    seeds=MDPS,
-    parts=partial(parts, "lirpg", SWEEPS),
-    run_part=run_part,
-    report=_report,
+    name="tabular-lirpg", description=ABOUT, seeds=ts.MDPS, parts=_parts, run_part=ts.run_part, report=_report
 )
 RELEASED_STUDY = replace(
     STUDY,

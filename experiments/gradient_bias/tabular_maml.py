@@ -10,24 +10,9 @@ from itertools import product
 from pathlib import Path
 
 from metagrad.cluster.studies.study import Study
+from metagrad.experiments.gradient_bias import tabular_sweeps as ts
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, PERMUTATIONS
-from metagrad.experiments.gradient_bias.tabular_sweeps import (
-    CAPTION,
-    MDPS,
-    SHOWN,
-    TITLES,
-    Curves,
-    Sweep,
-    change,
-    curves_of,
-    identity_row,
-    ordering,
-    panel,
-    parts,
-    run_part,
-    summary_rows,
-    write_tabular_report,
-)
+from metagrad.experiments.gradient_bias.tabular_sweeps import Curves, Sweep, ordering
 from metagrad.experiments.reporting.claims import Claim, Point
 from metagrad.experiments.reporting.figures import Figure
 from metagrad.experiments.reporting.parts import Parts, first_settings
@@ -39,35 +24,26 @@ SWEEPS = (
         name="trajectories",
         field="trajectories",
         label="trajectories N",
-        symbol="N",
         values=(2, 4, 8, 16, 32, 64, 128, 256),
         quick_values=(2, 8, 32, 128),
         base={"learning_rate": 10.0, "steps": 1},
-        estimators=ESTIMATORS,
-        permutations=PERMUTATIONS,
         is_log=True,
     ),
     Sweep(
         name="learning-rate",
         field="learning_rate",
         label="inner learning rate α",
-        symbol="α",
         values=(1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0),
         quick_values=(1.0, 5.0, 9.0, 13.0),
         base={"steps": 5, "trajectories": 32},
-        estimators=ESTIMATORS,
-        permutations=PERMUTATIONS,
     ),
     Sweep(
         name="steps",
         field="steps",
         label="inner steps K",
-        symbol="K",
         values=(1, 2, 3, 4, 5, 6),
         quick_values=(1, 3, 6),
         base={"learning_rate": 10.0, "trajectories": 32},
-        estimators=ESTIMATORS,
-        permutations=PERMUTATIONS,
     ),
 )
 FIGURES = {"trajectories": "fig. 4", "learning-rate": "fig. 5", "steps": "fig. 6"}
@@ -111,7 +87,7 @@ def outer_claims(curves: Curves) -> Iterator[Claim]:
             (order, "SES", "ESS"),
             (order, "ESS", "SSS"),
         ):
-            yield ordering(curves, f"fig. 4, {TITLES[e]}: {above} > {below}", paper, ((e, above), (e, below)))
+            yield ordering(curves, f"fig. 4, {ts.TITLES[e]}: {above} > {below}", paper, ((e, above), (e, below)))
 
 
 def estimator_claims(curves: Curves) -> Iterator[Claim]:
@@ -120,7 +96,7 @@ def estimator_claims(curves: Curves) -> Iterator[Claim]:
     for p in PERMUTATIONS:
         # Where the Hessian is not sampled the other three are one curve.
         for other in ACTOR_CRITIC if p[1] == "S" else ACTOR_CRITIC[:1]:
-            name = TITLES[other] if p[1] == "S" else "all others"
+            name = ts.TITLES[other] if p[1] == "S" else "all others"
             text = "DiCE performs the worst in all cases"
             yield claim(f"fig. 4, {p}: {name} > DiCE", text, ((other, p), ("dice", p)))
     for p in ("SSS", "ESS"):
@@ -132,7 +108,7 @@ def estimator_claims(curves: Curves) -> Iterator[Claim]:
     for p in ("SSE", "ESE", "SSS", "ESS"):
         for other in ("lvc", "loaded-dice"):
             text = "AD performs worse than LVC and Loaded-DiCE when the Hessian is estimated"
-            yield claim(f"fig. 4, {p}: {TITLES[other]} > AD", text, ((other, p), ("ad", p)))
+            yield claim(f"fig. 4, {p}: {ts.TITLES[other]} > AD", text, ((other, p), ("ad", p)))
     text = "exact outer gradient, LVC: ESE = SEE > SSE"
     yield claim("fig. 4, LVC: SEE ≈ ESE", text, (("lvc", "SEE"), ("lvc", "ESE")), relation="similar")
     for better in ("SEE", "ESE"):
@@ -148,19 +124,19 @@ def large_update_claims(curves: Curves) -> Iterator[Claim]:
     figure, large = FIGURES[curves.sweep.name], LARGE[curves.sweep.name]
 
     def falls(estimator: str, permutation: str, paper: str) -> Claim:
-        rise = change(curves, "pearson", (estimator, permutation))
-        name = f"{figure}, {TITLES[estimator]}: {permutation} falls"
+        rise = ts.change(curves, "pearson", (estimator, permutation))
+        name = f"{figure}, {ts.TITLES[estimator]}: {permutation} falls"
         return Claim(name, paper, "above", [rise._replace(difference=-rise.difference)])
 
     for e in ESTIMATORS:
         yield falls(e, "SSE", "the correlation decreases a lot in SSE in all estimators")
         text = "the inner-loop estimation can become more important than the outer-loop policy gradient"
-        name = f"{figure}, {TITLES[e]}: EES > SSE"
+        name = f"{figure}, {ts.TITLES[e]}: EES > SSE"
         yield ordering(curves, name, text, ((e, "EES"), (e, "SSE")), large)._replace(is_somewhere=True)
     for e in ("lvc", "loaded-dice"):
         for first, second in (("SEE", "ESE"), ("SES", "ESS")):
             text = "large learning rate, many steps: SEE ≈ ESE, SES ≈ ESS in LVC and Loaded-DiCE"
-            name = f"{figure}, {TITLES[e]}: {first} ≈ {second}"
+            name = f"{figure}, {ts.TITLES[e]}: {first} ≈ {second}"
             yield ordering(curves, name, text, ((e, first), (e, second)), large, relation="similar")
     text = "with larger learning rate, the Hessian estimation problem in AD largely decreases the correlation"
     yield falls("ad", "ESE", text)
@@ -177,7 +153,7 @@ def variance_claims(curves: Curves) -> Iterator[Claim]:
         (("lvc", "ad"), less, ("SSE",), ("ESE",), True),
     ):
         for e, (first, second) in product(estimators, list(zip(above, below, strict=True))):
-            name = f"{FIGURES[curves.sweep.name]}, {TITLES[e]}: {first} / {second}, log ratio of summed std"
+            name = f"{FIGURES[curves.sweep.name]}, {ts.TITLES[e]}: {first} / {second}, log ratio of summed std"
             claim = ordering(curves, name, paper, ((e, first), (e, second)), metric="deviation")
             yield claim._replace(is_somewhere=is_somewhere)
 
@@ -195,13 +171,15 @@ def claims(found: dict[str, Curves]) -> list[Claim]:
 
 def _figures(found: dict[str, Curves]) -> Iterator[Figure]:
     sizes, few = found["trajectories"], ("SEE", "ESE", "SSE")
-    panels = [panel(sizes, metric, e, few, is_median) for metric, is_median in SHOWN[:2] for e in ("lvc", "ad")]
+    panels = [ts.panel(sizes, metric, e, few, is_median) for metric, is_median in ts.SHOWN[:2] for e in ("lvc", "ad")]
     text = "Figures 1a and 1b: one inner step, learning rate 10. Mean ± standard error and median over MDPs."
     yield Figure("figure-1ab.png", text, panels, columns=2)
     for name, curves in found.items():
-        panels = [panel(curves, metric, e, PERMUTATIONS, is_median) for metric, is_median in SHOWN for e in ESTIMATORS]
+        panels = [
+            ts.panel(curves, metric, e, PERMUTATIONS, is_median) for metric, is_median in ts.SHOWN for e in ESTIMATORS
+        ]
         fixed = ", ".join(f"{field.replace('_', ' ')} {number(value)}" for field, value in curves.sweep.base.items())
-        caption = f"{FIGURES[name].replace('fig.', 'Figure')} ({fixed}). {CAPTION}"
+        caption = f"{FIGURES[name].replace('fig.', 'Figure')} ({fixed}). {ts.CAPTION}"
         yield Figure(f"{FIGURES[name].replace('fig. ', 'figure-')}.png", caption, panels, len(ESTIMATORS))
 
 
@@ -215,25 +193,20 @@ noise of coefficient 1 that the trajectories of one estimate share. A correlatio
 
 
 def _report(folder: Path, done: Parts, is_quick: bool) -> None:
-    found = curves_of(SWEEPS, done)
+    found = ts.curves_of(SWEEPS, done)
     shown = [(e, p) for e in ("lvc", "ad") for p in ("SEE", "ESE", "SSE")]
     # SEE, EES and SES see first-order gradients only, which AD, LVC and Loaded-DiCE share sample by sample.
     same = "figs. 4-6: SEE, EES, SES of AD, LVC, Loaded-DiCE on the same samples"
     table: list[Row | Claim] = [
-        *summary_rows(found["trajectories"], "fig. 1", shown, (2, 32, 256, 128)),
-        identity_row(list(found.values()), ("SEE", "EES", "SES"), same),
+        *ts.summary_rows(found["trajectories"], "fig. 1", shown, (2, 32, 256, 128)),
+        ts.identity_row(list(found.values()), ("SEE", "EES", "SES"), same),
         *claims(found),
     ]
     title = "Tabular MAML: bias and variance of meta-gradient estimators"
     introduction = INTRODUCTION.format(trials=first_settings(done)["trials"])
-    write_tabular_report(folder, title, introduction, found, table, list(_figures(found)), is_quick)
+    ts.write_tabular_report(folder, title, introduction, found, table, list(_figures(found)), is_quick)
 
 
-STUDY = Study(
-    name="tabular-maml",
-    description="MAML in random tabular MDPs: AD, LVC, DiCE, Loaded-DiCE against exact answers (figs 1ab, 4-6)",
-    seeds=MDPS,
-    parts=partial(parts, "maml", SWEEPS),
-    run_part=run_part,
-    report=_report,
-)
+ABOUT = "MAML in random tabular MDPs: AD, LVC, DiCE, Loaded-DiCE against exact answers (figs 1ab, 4-6)"
+_parts = partial(ts.parts, "maml", SWEEPS)
+STUDY = Study(name="tabular-maml", description=ABOUT, seeds=ts.MDPS, parts=_parts, run_part=ts.run_part, report=_report)

@@ -17,6 +17,8 @@ from torch import Tensor
 from metagrad.cluster.studies.study import Result, Settings
 from metagrad.diagnostics import add_samples, cosine_accuracy, no_samples, pearson, standard_deviation
 from metagrad.experiments.gradient_bias.tabular_estimators import (
+    ESTIMATORS,
+    PERMUTATIONS,
     Estimation,
     copy_of,
     lirpg_gradients,
@@ -81,14 +83,17 @@ class Sweep(NamedTuple):
 
     name: str
     field: str  # of `Estimation`
-    label: str  # of the x axis
-    symbol: str  # of x in a sentence
+    label: str  # of the x axis; its last word is the symbol of x in a sentence
     values: tuple[float, ...]
     quick_values: tuple[float, ...]
     base: dict[str, Any]  # the other fields of `Estimation`
-    estimators: tuple[str, ...]
-    permutations: tuple[str, ...]
+    estimators: tuple[str, ...] = ESTIMATORS
+    permutations: tuple[str, ...] = PERMUTATIONS
     is_log: bool = False
+
+    @property
+    def symbol(self) -> str:
+        return self.label.rpartition(" ")[2]
 
 
 class Curves(NamedTuple):
@@ -174,7 +179,7 @@ def curves_of(sweeps: Sequence[Sweep], done: Parts) -> dict[str, Curves]:
     return found
 
 
-def _write_numbers(path: Path, all_curves: dict[str, Curves]) -> None:
+def write_numbers(path: Path, all_curves: dict[str, Curves]) -> None:
     """Write every number behind the figures: mean, median, IQM and standard deviation over the MDPs."""
     content = StringIO()
     table = csv.writer(content, lineterminator="\n")
@@ -289,7 +294,7 @@ def write_tabular_report(
     is_quick: bool,
 ) -> None:
     """Write numbers.csv and the page; a claim of the table is decided by the numbers."""
-    _write_numbers(folder / "numbers.csv", all_curves)
+    write_numbers(folder / "numbers.csv", all_curves)
     claims = [each for each in table if isinstance(each, Claim)]
     rows = [place_row(each) if isinstance(each, Claim) else each for each in table]
     title += " (quick version)" if is_quick else ""

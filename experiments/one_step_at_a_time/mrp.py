@@ -228,11 +228,5 @@ def _report(folder: Path, parts: Parts, is_quick: bool) -> None:
     write_report(folder, title, introduction, rows, _figures(curves), differences)
 
 
-STUDY = Study(
-    name="mrp",
-    description="Markov rewards: discounts by expected n-step meta-gradients (One Step at a Time, Fig. 4)",
-    seeds=5,  # Figure 4
-    parts=_parts,
-    run_part=run_part,
-    report=_report,
-)
+ABOUT = "Markov rewards: discounts by expected n-step meta-gradients (One Step at a Time, Fig. 4)"
+STUDY = Study(name="mrp", description=ABOUT, seeds=5, parts=_parts, run_part=run_part, report=_report)

@@ -140,11 +140,5 @@ def estimator_moments(samples: Moments, differences: Moments) -> dict[str, Any]:
     }
 
 
-STUDY = Study(
-    name="mrp-bias-variance",
-    description="Markov reward process: bias and spread of n-step and mix (One Step at a Time, Fig. 5)",
-    seeds=5,  # Figure 5
-    parts=_parts,
-    run_part=run_part,
-    report=report,
-)
+ABOUT = "Markov reward process: bias and spread of n-step and mix (One Step at a Time, Fig. 5)"
+STUDY = Study(name="mrp-bias-variance", description=ABOUT, seeds=5, parts=_parts, run_part=run_part, report=report)

@@ -20,12 +20,12 @@ from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, Schedule
 from metagrad.cluster.launch.launch import actor_setups
-from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.one_step_at_a_time.peek_report import PONG, SNAKE, report
 from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samples, restarted
-from metagrad.experiments.training.runs import curves, evaluations, part_run, train, trained
+from metagrad.experiments.training.runs import curves, evaluations, part_run, train, trained, training_study
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
 from metagrad.meta_parameters import MetaParameter
@@ -153,23 +153,9 @@ def _held(window: list[Trajectory], _: WeightSnapshot, step: int) -> Trajectory:
     return window[step]
 
 
-STUDY = Study(
-    name="peek",
-    description="Snake 6x6: look-ahead in the stream of real rollouts against rollouts of its own, n = 1, 3, 5",
-    seeds=SEEDS,
-    updates=UPDATES,
-    parts=_parts,
-    run_part=run_part,
-    keeps_work=True,
-    report=partial(report, about=SNAKE),
-)
-PONG_STUDY = Study(
-    name="peek-pong",
-    description="Pong: look-ahead in the stream of real rollouts against rollouts of its own, n = 3",
-    seeds=SEEDS,
-    updates=PONG_UPDATES,
-    parts=_pong_parts,
-    run_part=run_part,
-    keeps_work=True,
-    report=partial(report, about=PONG),
+ABOUT = "Snake 6x6: look-ahead in the stream of real rollouts against rollouts of its own, n = 1, 3, 5"
+STUDY = training_study("peek", ABOUT, _parts, run_part, partial(report, about=SNAKE), seeds=SEEDS, updates=UPDATES)
+ABOUT_PONG = "Pong: look-ahead in the stream of real rollouts against rollouts of its own, n = 3"
+PONG_STUDY = training_study(
+    "peek-pong", ABOUT_PONG, _pong_parts, run_part, partial(report, about=PONG), seeds=SEEDS, updates=PONG_UPDATES
 )

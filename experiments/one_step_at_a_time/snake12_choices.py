@@ -13,12 +13,12 @@ from metagrad.actor_critic import A2cLoss
 from metagrad.actors.rollout import Lookahead
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.run.plot import logged_scalars
-from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.one_step_at_a_time.snake12_choices_report import report
 from metagrad.experiments.one_step_at_a_time.snake12_study import ARMS, arm_experiment
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import EPS_ROOT, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
-from metagrad.experiments.training.runs import evaluate_newest, part_run, trained
+from metagrad.experiments.training.runs import evaluate_newest, part_run, trained, training_study
 from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
 
@@ -149,12 +149,5 @@ def _rms(updates: np.ndarray, values: np.ndarray) -> dict[str, list[float]]:
     return squares | {"values": [float(f"{x**0.5:.6g}") for x in squares["values"]]}
 
 
-STUDY = Study(
-    name="snake-12x12-choices",
-    description="Snake 12x12: what One Step at a Time leaves open, one value at a time",
-    seeds=SEEDS,
-    parts=_parts,
-    run_part=run_part,
-    keeps_work=True,
-    report=report,
-)
+ABOUT = "Snake 12x12: what One Step at a Time leaves open, one value at a time"
+STUDY = training_study("snake-12x12-choices", ABOUT, _parts, run_part, report, seeds=SEEDS)

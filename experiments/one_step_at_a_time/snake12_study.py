@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.studies.study import Result, Settings, Study
+from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.one_step_at_a_time.snake12_report import report
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
-from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained
+from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained, training_study
 from metagrad.learner.optimizer_config import AdamConfig
 
 SEEDS = 3  # Table 1
@@ -95,13 +95,5 @@ def run_part(settings: Settings, folder: Path) -> Result:
     return found | curves(folder, LOGGED)
 
 
-STUDY = Study(
-    name="snake-12x12",
-    description="Snake 12x12: n-step meta-gradients and mixtures (One Step at a Time, Table 1, Fig. 3)",
-    seeds=SEEDS,
-    updates=UPDATES,
-    parts=_parts,
-    run_part=run_part,
-    keeps_work=True,
-    report=report,
-)
+ABOUT = "Snake 12x12: n-step meta-gradients and mixtures (One Step at a Time, Table 1, Fig. 3)"
+STUDY = training_study("snake-12x12", ABOUT, _parts, run_part, report, seeds=SEEDS, updates=UPDATES)

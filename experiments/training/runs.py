@@ -6,6 +6,7 @@ be snapshot the curves are then bitwise those of an uninterrupted run.
 
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -20,7 +21,7 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import BaseExperiment, CheckpointConfig
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.plot import logged_scalars
-from metagrad.cluster.studies.study import Result, Settings
+from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.learner.checkpoint import load, paths, update_of
 from metagrad.learner.storage import remove
 
@@ -108,3 +109,26 @@ def trained(experiment: BaseExperiment, folder: Path) -> Result:
     """Train in `folder`; return "wall_seconds", "frames_real" and "frames_lookahead" of the training."""
     summary = train(experiment, folder)
     return {name: summary[name] for name in ("wall_seconds", "frames_real", "frames_lookahead")}
+
+
+def training_study(
+    name: str,
+    description: str,
+    parts: Callable[..., dict[str, Settings]],
+    run_part: Callable[..., Result],
+    report: Callable[..., None],
+    *,
+    seeds: int,
+    updates: int | None = None,
+) -> Study:
+    """Return a study whose parts are training runs, which go on from the work that they left."""
+    return Study(
+        name=name,
+        description=description,
+        seeds=seeds,
+        parts=parts,
+        updates=updates,
+        run_part=run_part,
+        keeps_work=True,
+        report=report,
+    )

@@ -16,7 +16,6 @@ SWEEP = ts.Sweep(
     name="steps",
     field="steps",
     label="inner steps K",
-    symbol="K",
     values=(1, 2, 3),
     quick_values=(1, 2),
     base={"learning_rate": 2.0, "trajectories": 4, "inner_lambda": 0.9},
@@ -100,7 +99,7 @@ def test_comparisons_are_paired() -> None:
 
 
 def test_numbers_hold_every_statistic(tmp_path: Path) -> None:
-    ts._write_numbers(tmp_path / "numbers.csv", ts.curves_of([SWEEP], made_up(4)))
+    ts.write_numbers(tmp_path / "numbers.csv", ts.curves_of([SWEEP], made_up(4)))
     with (tmp_path / "numbers.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 3 * 2 * 2 * 4
