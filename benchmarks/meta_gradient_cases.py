@@ -139,7 +139,7 @@ class MetaUpdate:
         tensors = {"theta": self.theta, "first": first, "second": second, "eta": self.eta}
         tensors |= {name: x for name, x in self.batch._asdict().items() if isinstance(x, Tensor)}
         arrays: dict[str, Any] = {name: x.cpu().numpy() for name, x in tensors.items()}
-        np.savez(path, constants=json.dumps(constants), count=self.state.count, **arrays)
+        np.savez(path, constants=json.dumps(constants), count=self.state.updates, **arrays)
 
 
 def _random_trajectory(setting: Setting, generator: torch.Generator, device: torch.device) -> Trajectory:

@@ -13,11 +13,30 @@ import tyro
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.variables import environment_variables
 from metagrad.errors import ConfigurationError, require
+from metagrad.meta_parameters import MetaParameter
+from metagrad.optimizers import LearningRate
 
 T = TypeVar("T")
 AllFields = Annotated[BaseExperiment, tyro.conf.arg(name="")]
 """An experiment in a command's options: its fields are options of the command, without a prefix."""
 _CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _learning_rate(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[LearningRate] | None:
+    """Take a number for a step size, whatever else it can be: bounds of a learnt one stand in a file."""
+    if info.type != LearningRate:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: float(words[0]),
+        is_instance=lambda value: isinstance(value, float | MetaParameter),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +99,8 @@ def resumed(words: Sequence[str]) -> Resumed:
 
 def _tyro(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
     if default is None:
-        return tyro.cli(kind, args=words, prog=program, config=_CONFIG)
-    return tyro.cli(kind, args=words, prog=program, config=_CONFIG, default=default)
+        return tyro.cli(kind, args=words, prog=program, config=_CONFIG, registry=_REGISTRY)
+    return tyro.cli(kind, args=words, prog=program, config=_CONFIG, registry=_REGISTRY, default=default)
 
 
 def _python_name(word: str) -> str:

@@ -5,7 +5,7 @@
 η ◄──── adjoint pass ◄──── outer losses at θ₁ … θₙ, or the distance of θₙ to a bootstrapped target
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights
 from metagrad.meta_parameters import (
     Declaration,
     Hyperparameters,
+    MetaParameter,
     MetaVector,
     hyperparameters,
     init_eta,
@@ -30,7 +31,7 @@ from metagrad.meta_parameters import (
     shown,
 )
 from metagrad.networks import Network
-from metagrad.optimizers import Optimizer, OptimizerState
+from metagrad.optimizers import Optimizer, OptimizerState, learnt_rate
 from metagrad.surrogates import SURROGATES
 from metagrad.tape import recorded
 from metagrad.types import Trajectory, WeightSnapshot
@@ -156,7 +157,7 @@ class ActorCritic:
             outer = self._with_target(outer, last, state, sample, clock)
         kept = last if is_sequential else first
         new = state._replace(
-            update=kept.state.count,
+            update=kept.state.updates,
             # Under `sequential` θₙ has been published and its batch sampled: it goes by the last version that is out.
             version=state.version + n + self.meta.bootstrap.updates + (0 if is_sequential else 1),
             theta=kept.theta,
@@ -290,7 +291,7 @@ class ActorCritic:
         """Return plain dictionaries, lists, numbers and tensors, which a checkpoint may hold."""
         tree: dict[str, Any] = state._asdict()
         for name in ("optimizer", "meta_optimizer", "target_optimizer"):
-            tree[name] = {"count": tree[name].count, "moments": list(tree[name].moments)}
+            tree[name] = {"count": tree[name].updates, "moments": list(tree[name].moments)}
         tree["carry"] = None if state.carry is None else state.carry._asdict()
         return tree
 
@@ -335,6 +336,10 @@ def build_actor_critic(
     outer = config.outer
     losses = config.meta_parameters
     declaration = losses.declaration(observation_shape, num_actions)
+    optimizer = config.optimizer
+    if isinstance(optimizer.learning_rate, MetaParameter):
+        declaration = {**declaration, "learning_rate": optimizer.learning_rate}
+        optimizer = replace(optimizer, learning_rate=learnt_rate("learning_rate", declaration))
     surrogate = SURROGATES[config.meta.surrogate]
 
     trained = network.with_first_order(_beyond_adjoints(config, network))
@@ -346,12 +351,12 @@ def build_actor_critic(
     return ActorCritic(
         network=network,
         declaration=declaration,
-        problem=InnerProblem(loss, config.optimizer.build()),
+        problem=InnerProblem(loss, optimizer),
         losses=losses,
         outer=outer,
         weights=outer_weights(config.meta.estimator, config.meta.n, config.meta.kappa),
         meta=config.meta,
-        meta_optimizer=config.meta.optimizer.build(),
+        meta_optimizer=config.meta.optimizer,
     )
 
 
@@ -368,5 +373,5 @@ def _beyond_adjoints(config: LearnerConfig, network: Network) -> tuple[str, ...]
     reach them.
     """
     is_apart = config.meta_parameters.is_policy_apart and not config.outer.reaches_critics
-    is_coupled = config.optimizer.max_gradient_norm is not None or config.meta.bootstrap.value_coefficient > 0
+    is_coupled = config.optimizer.couples_parameters or config.meta.bootstrap.value_coefficient > 0
     return network.own_parameters_of_critics if is_apart and not is_coupled else ()

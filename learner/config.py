@@ -7,9 +7,10 @@ from typing import Literal
 from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import Direction, Matching, States
 from metagrad.errors import require, require_one_of
-from metagrad.learner.optimizer_config import AdamConfig, OptimizerConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import Estimator
+from metagrad.meta_parameters import MetaParameter
+from metagrad.optimizers import Adam, FirstOrderOptimizer
 from metagrad.surrogates import SurrogateName
 from metagrad.unroll import Product
 
@@ -76,7 +77,7 @@ class MetaGradientConfig:
     is_kept_state_constant: bool = False
     """True: the moments at θ₁, which discard keeps, are constants of the meta-gradient (released Atari code of the
     gradient-bias paper, which detaches them where it takes the snapshot that it goes back to)."""
-    optimizer: AdamConfig
+    optimizer: Adam
     bootstrap: BootstrapConfig = BootstrapConfig()
 
     def __post_init__(self) -> None:
@@ -110,6 +111,8 @@ class MetaGradientConfig:
         is_looked_beyond = self.n >= 2 and self.strategy == "discard"
         is_constant = self.is_kept_state_constant
         require(is_looked_beyond or not is_constant, "meta.is_kept_state_constant", is_constant, rule, "leave it out")
+        rate, rule = self.optimizer.learning_rate, "is the step size of what is learnt, and is not learnt itself"
+        require(not isinstance(rate, MetaParameter), "meta.optimizer.learning_rate", rate, rule, "give a number")
         is_constant = self.optimizer.is_clip_coefficient_constant
         rule = "belongs to the inner optimizer: nothing is differentiated through this one"
         remedy = "leave it out, or set optimizer.is_clip_coefficient_constant"
@@ -125,7 +128,7 @@ class MetaGradientConfig:
 class LearnerConfig:
     """The learner's whole part of an experiment."""
 
-    optimizer: OptimizerConfig
+    optimizer: FirstOrderOptimizer
     meta: MetaGradientConfig
     outer: OuterObjective
     meta_parameters: InnerLoss

@@ -49,7 +49,7 @@ class EpisodeStatistics(NamedTuple):
     return_mean: float | None  # None: no episode has ended yet
     return_std: float | None
     length_mean: float | None
-    count: int  # type: ignore[assignment]  # all episodes of the run; nobody calls tuple.count here
+    episodes: int  # of the whole run
 
 
 class EpisodeWindow:
@@ -111,12 +111,13 @@ class RunningVariance:
     def variance(self) -> float | None:
         """Unbiased variance since the last `take`; None with fewer than two samples."""
         moments = self._moments
-        return None if moments is None or moments.count < 2 else variance(moments).sum().item()
+        return None if moments is None or moments.samples < 2 else variance(moments).sum().item()
 
     def to_tree(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {} if self._moments is None else self._moments._asdict()
+        moments = self._moments
+        return {} if moments is None else {"count": moments.samples, "mean": moments.mean, "m2": moments.m2}
 
     def load_tree(self, tree: dict[str, Any]) -> None:
         """Continue from `to_tree()`."""
-        self._moments = Moments(**tree) if tree else None
+        self._moments = Moments(tree["count"], tree["mean"], tree["m2"]) if tree else None

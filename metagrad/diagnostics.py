@@ -22,7 +22,7 @@ def _check_size(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 class Moments(NamedTuple):
     """First and second moments of `count` samples of a vector."""
 
-    count: int  # type: ignore[assignment]  # samples; nobody calls tuple.count here
+    samples: int
     mean: Float[Tensor, "D"]
     m2: Float[Tensor, "D"]  # Σ (x - mean)²
 
@@ -40,7 +40,7 @@ def no_samples(size: int, dtype: torch.dtype = torch.float64, device: torch.devi
     Example:
         >>> import torch
         >>> moments = add_samples(no_samples(1), torch.tensor([[1.0], [2.0], [6.0]]))
-        >>> moments.count, moments.mean.item(), variance(moments).item()
+        >>> moments.samples, moments.mean.item(), variance(moments).item()
         (3, 3.0, 7.0)
     """
     zeros = torch.zeros(size, dtype=dtype, device=device)
@@ -66,19 +66,19 @@ def merge(first: Moments, second: Moments) -> Moments:
     it is Welford's (1962) recursion.
     """
     _check_size("second.mean", second.mean, tuple(first.mean.shape))
-    count = first.count + second.count
+    count = first.samples + second.samples
     if not count:
         return first
     delta = second.mean - first.mean
-    mean = first.mean + delta * (second.count / count)
-    return Moments(count, mean, first.m2 + second.m2 + delta.square() * (first.count * second.count / count))
+    mean = first.mean + delta * (second.samples / count)
+    return Moments(count, mean, first.m2 + second.m2 + delta.square() * (first.samples * second.samples / count))
 
 
 def variance(moments: Moments) -> Float[Tensor, "D"]:
     """Unbiased variance of each component, m2/(count - 1); nan with fewer than two samples, as in torch.var."""
-    if moments.count < 2:
+    if moments.samples < 2:
         return torch.full_like(moments.m2, torch.nan)
-    return moments.m2 / (moments.count - 1)
+    return moments.m2 / (moments.samples - 1)
 
 
 def standard_deviation(moments: Moments) -> Float[Tensor, "D"]:
@@ -88,7 +88,7 @@ def standard_deviation(moments: Moments) -> Float[Tensor, "D"]:
 
 def standard_error(moments: Moments) -> Float[Tensor, "D"]:
     """Standard deviation of the mean of `count` independent samples, std/√count; nan with fewer than two."""
-    return (variance(moments) / max(moments.count, 1)).sqrt()
+    return (variance(moments) / max(moments.samples, 1)).sqrt()
 
 
 def total_standard_deviation(moments: Moments) -> Float[Tensor, ""]:
@@ -106,7 +106,7 @@ def bias(estimate: Moments, exact: Float[Tensor, "D"]) -> Bias:
     """
     _check_size("exact", exact, tuple(estimate.mean.shape))
     norm = torch.linalg.vector_norm(estimate.mean - exact.to(estimate.mean))
-    if not estimate.count:
+    if not estimate.samples:
         norm = torch.full_like(norm, torch.nan)
     return Bias(norm, norm.square() - standard_error(estimate).square().sum())
 

@@ -162,7 +162,7 @@ def _update_adjoint(
     eta = step.eta.detach().requires_grad_()
     moments = tuple(x.detach().requires_grad_() for x in step.state.moments)
     with torch.enable_grad():
-        state = OptimizerState(step.state.count, moments)
+        state = OptimizerState(step.state.updates, moments)
         new_theta, new_state = problem.optimizer.update(gradient, state, theta, eta)
     outputs: tuple[Tensor, ...] = (new_theta,)
     adjoints: tuple[Tensor, ...] = (adjoint,)

@@ -95,7 +95,7 @@ def unroll_gradients(
     many = independent(problem, copies)
     outer = _summed(lambda theta, _eta, batch: outer_loss(theta, batch), copies)
     theta, eta = theta.repeat(copies), eta.repeat(copies)
-    state = OptimizerState(state.count, tuple(moment.repeat(copies) for moment in state.moments))
+    state = OptimizerState(state.updates, tuple(moment.repeat(copies) for moment in state.moments))
     tape: Tape = ()
     outer_gradients: list[Tensor | None] = []
     batch = sampler(_split(theta, copies), 0)
@@ -170,7 +170,7 @@ class _Independent:
         theta: Float[Tensor, "NP"],
         eta: Float[Tensor, "NM"],
     ) -> tuple[Float[Tensor, "NP"], OptimizerState]:
-        count = state.count
+        count = state.updates
 
         def one(
             gradient: Tensor, moments: tuple[Tensor, ...], theta: Tensor, eta: Tensor

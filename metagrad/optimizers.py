@@ -1,8 +1,9 @@
 """Differentiable inner optimizers: the map A of one inner update, (θ', s') = A(θ, s, g, η).
 
-An optimizer is a value with two pure functions. All arithmetic is ordinary torch, so a derivative of the update goes
-through moments, clip coefficient and learning rate alike; called without grad mode it is an ordinary optimizer step.
-θ and g are flat vectors, and so are the moments: one optimizer step is a handful of kernels whatever the network.
+An optimizer is a frozen dataclass with two pure functions: what is configured is what runs. All arithmetic is ordinary
+torch, so a derivative of the update goes through moments, clip coefficient and learning rate alike; called without grad
+mode it is an ordinary optimizer step. θ and g are flat vectors, and so are the moments: one optimizer step is a handful
+of kernels whatever the network.
 
 `RmsProp` and `Adam` compute in float32 where θ is of half precision, and keep their moments in it: in float16 the usual
 ε of 1e-8 is 0, and squares of gradients leave the range at both ends. θ keeps its own dtype under every optimizer, also
@@ -10,6 +11,7 @@ where the learning rate has another one.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -20,24 +22,28 @@ from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.errors import require
+from metagrad.meta_parameters import Declaration, MetaParameter, hyperparameters
 
-LearningRate = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
-"""Step count (0 for the first update) and η to a step size; it may depend on η to be learnt."""
+RateFunction = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
+"""Number of updates done (0 at the first one) and η to a step size."""
+
+LearningRate = float | MetaParameter | RateFunction
+"""A step size: a number, a learnt number with its bounds (`learnt_rate` says where it lies in η), or a function."""
 
 
 class OptimizerState(NamedTuple):
-    """Number of updates done, and the moment vectors the optimizer keeps."""
+    """Holds the number of updates done and the moment vectors that the optimizer keeps."""
 
-    count: int  # type: ignore[assignment]  # nobody calls tuple.count on a state
+    updates: int
     moments: tuple[Float[Tensor, "P"], ...]
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """One inner update as a pure function."""
+    """Makes one inner update as a pure function."""
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
-        """State before the first update."""
+        """Return the state before the first update."""
         ...
 
     def update(
@@ -47,24 +53,29 @@ class Optimizer(Protocol):
         theta: Float[Tensor, "P"],
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """(θ', s') = A(θ, s, g, η), differentiable in all four."""
+        """Return (θ', s') = A(θ, s, g, η), differentiable in all four."""
         ...
 
 
-def constant(value: float) -> LearningRate:
-    """The same step size at every update."""
+def constant(value: float) -> RateFunction:
+    """Return the same step size at every update."""
     _require_rate(value)
-    return lambda _count, _eta: value
+    return lambda _updates, _eta: value
 
 
-def linear_annealing(initial: float, updates: int) -> LearningRate:
-    """Linear decay from `initial` at the first update to 0 after `updates`; 0 from there on.
+def linear_annealing(initial: float, updates: int) -> RateFunction:
+    """Return a linear decay from `initial` at the first update to 0 after `updates`; 0 from there on.
 
     Source: "One Step at a Time" Table 2; released Atari code of "A Theoretical Understanding of Gradient Bias" (G.3).
     """
     _require_rate(initial)
     require(updates >= 1, "updates", updates, "the decay takes at least one update", "use constant(…) for no decay")
-    return lambda count, _eta: initial * max(0.0, 1.0 - count / updates)
+    return lambda done, _eta: initial * max(0.0, 1.0 - done / updates)
+
+
+def learnt_rate(name: str, declaration: Declaration) -> RateFunction:
+    """Return the step size that the hyper-parameter `name` of a declaration is under η."""
+    return lambda _updates, eta: hyperparameters(declaration, eta)[name]
 
 
 def _require_rate(value: float) -> None:
@@ -77,30 +88,15 @@ def _require_decay(name: str, value: float) -> None:
 
 
 def _require_floor(eps: float, eps_root: float) -> None:
-    """Without any floor a parameter that has had no gradient yet (a dead unit) is divided 0 by 0."""
+    """Refuse a denominator without any floor: a parameter without a gradient so far (a dead unit) is divided 0 by 0."""
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         require(0 <= value < math.inf, name, value, "must be finite and not negative", "choose a small number or 0")
     floors = (eps, eps_root)
     require(any(floors), "eps, eps_root", floors, "must not both be 0", "give one of them a small number")
 
 
-def _rate(learning_rate: LearningRate, count: int, eta: Tensor, dtype: torch.dtype) -> float | Tensor:
-    """The step size, in the dtype of what it multiplies: one element of float64 would widen all of θ."""
-    value = learning_rate(count, eta)
-    if not isinstance(value, Tensor):
-        return value
-    rule, remedy = "is one number for all parameters", "return a float or a tensor with one element"
-    require(value.shape in ((), (1,)), "learning_rate", f"a tensor of shape {tuple(value.shape)}", rule, remedy)
-    return value if value.dtype == dtype else value.to(dtype)
-
-
-def _moment(theta: Tensor) -> Tensor:
-    """Zeros of the dtype that moments are kept in: that of θ, float32 for half precision."""
-    return torch.zeros_like(theta, dtype=torch.promote_types(theta.dtype, torch.float32))
-
-
 def _second_moment(gradient: Tensor, second: Tensor, decay: float) -> Tensor:
-    """decay · ν + (1 - decay) g².
+    """Return decay · ν + (1 - decay) g².
 
     Where g² overflows, (1 - decay) g · g may not. Where that does too, ν is infinite from there on and the parameter
     stands still, as in torch.optim; the interpolation alone would make ∞ - ∞ of it.
@@ -113,32 +109,75 @@ def _second_moment(gradient: Tensor, second: Tensor, decay: float) -> Tensor:
 
 
 def _is_seen_finite(number: Tensor) -> bool:
-    """True where that can be found out at once: a GPU would have to be waited for, and vmap allows no branches."""
+    """Return True for a finite number, seen at once: a GPU would have to be waited for, and vmap allows no branches."""
     can_look = number.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(number)
     return can_look and bool(number.isfinite())
 
 
 def _root(second: Tensor, shift: float) -> Tensor:
-    """√(ν + shift), with derivative 0 where that is 0, the limit of what an update needs: there g and m are 0 too."""
+    """Return √(ν + shift), with derivative 0 where that is 0.
+
+    This is the limit of what an update needs: there g and m are 0 too.
+    """
     if shift:
         return (second + shift).sqrt()
     is_zero = second <= 0  # of NaN this is False, and the root is NaN: never a small denominator
     return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, second).sqrt())
 
 
+def _clipped(gradient: Tensor, max_norm: float, is_coefficient_constant: bool) -> Tensor:
+    """Return c g with c = min(1, max_norm / (‖g‖ + 1e-6)), as torch's clip_grad_norm_."""
+    norm = torch.linalg.vector_norm(gradient)
+    coefficient = max_norm / (norm + 1e-6)
+    # The squares of large gradients leave the range of smaller types, and nothing of the gradient would be left.
+    if gradient.dtype != torch.float64 and not _is_seen_finite(norm.detach()):
+        wide = max_norm / (torch.linalg.vector_norm(gradient, dtype=torch.float64) + 1e-6)
+        coefficient = torch.where(coefficient > 0, coefficient, wide.to(coefficient.dtype))
+    coefficient = coefficient.clamp(max=1.0)
+    if is_coefficient_constant:
+        coefficient = autodiff.stop_gradient(coefficient)
+    return gradient * coefficient
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sgd:
-    """Gradient descent, with heavy-ball momentum where it is not 0 (as torch.optim.SGD, dampening 0)."""
+class FirstOrderOptimizer(ABC):
+    """An optimizer that steps along the gradient; holds what all kinds have: a step size, its decay, and a clip.
+
+    A kind is a subclass that says how many moments it keeps and what its step is.
+    """
 
     learning_rate: LearningRate
-    momentum: float = 0.0
+    """The step size."""
+    annealing_updates: int | None = None
+    """Linear decay of the step size to 0 over this many updates; None: constant."""
+    max_gradient_norm: float | None = None
+    """Global-norm clip of the gradient; None: no clip."""
+    is_clip_coefficient_constant: bool = False
+    """True: meta-gradients take the clip's coefficient for a constant (released Atari code of the gradient-bias paper);
+    False: they go through it."""
 
     def __post_init__(self) -> None:
-        _require_decay("momentum", self.momentum)
+        rate = self.learning_rate
+        if isinstance(rate, MetaParameter):
+            require(rate.low >= 0, "learning_rate.low", rate.low, "must be 0 or more", "raise it")
+        elif not callable(rate):
+            require(0 < rate < math.inf, "learning_rate", rate, "must be positive and finite", "change it")
+        updates, norm = self.annealing_updates, self.max_gradient_norm
+        require(updates is None or updates > 0, "annealing_updates", updates, "must be > 0", "use None")
+        require(norm is None or norm > 0, "max_gradient_norm", norm, "must be > 0", "use None for no clip")
+        is_constant, rule = self.is_clip_coefficient_constant, "is about a clip, and there is none"
+        remedy = "leave it out or set max_gradient_norm"
+        require(not is_constant or norm is not None, "is_clip_coefficient_constant", is_constant, rule, remedy)
+
+    @property
+    def couples_parameters(self) -> bool:
+        """Return True where the step of one parameter depends on the gradients of others, as under a clip."""
+        return self.max_gradient_norm is not None
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
-        """Zero velocity; no moment at all without momentum."""
-        return OptimizerState(0, (torch.zeros_like(theta),) if self.momentum else ())
+        """Return zero moments."""
+        zeros = tuple(torch.zeros_like(theta, dtype=self._dtype(theta)) for _ in range(self._moments))
+        return OptimizerState(0, zeros)
 
     def update(
         self,
@@ -147,93 +186,140 @@ class Sgd:
         theta: Float[Tensor, "P"],
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """θ' = θ - α m', m' = momentum · m + g."""
-        moments: tuple[Tensor, ...] = ()
-        if self.momentum:
-            gradient = self.momentum * state.moments[0] + gradient
-            moments = (gradient,)
-        theta = theta - _rate(self.learning_rate, state.count, eta, theta.dtype) * gradient
-        return theta, OptimizerState(state.count + 1, moments)
+        """Return θ' = θ - step, where the step is of the clipped gradient, and s'."""
+        if self.max_gradient_norm is not None:
+            gradient = _clipped(gradient, self.max_gradient_norm, self.is_clip_coefficient_constant)
+        dtype = self._dtype(theta)
+        moments = tuple(moment.to(dtype) for moment in state.moments)
+        rate = self._rate(state.updates, eta, dtype)
+        step, moments = self._step(gradient.to(dtype), moments, state.updates + 1, rate)
+        return (theta - step).to(theta.dtype), OptimizerState(state.updates + 1, moments)
+
+    @property
+    @abstractmethod
+    def _moments(self) -> int:
+        """Return the number of moment vectors."""
+
+    @abstractmethod
+    def _step(
+        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what update number `update`, the first is 1, takes from θ, and the new moments."""
+
+    def _dtype(self, theta: Tensor) -> torch.dtype:
+        """Return the dtype that is computed in and that moments are kept in: float32 for half precision."""
+        return torch.promote_types(theta.dtype, torch.float32)
+
+    def _rate(self, updates: int, eta: Tensor, dtype: torch.dtype) -> float | Tensor:
+        """Return the step size in the dtype of what it multiplies: one element of float64 would widen all of θ."""
+        rate = self.learning_rate
+        rule, remedy = "is learnt, and nothing says where it lies in η", "use learnt_rate(name, declaration)"
+        require(not isinstance(rate, MetaParameter), "learning_rate", rate, rule, remedy)
+        assert not isinstance(rate, MetaParameter)
+        value = rate(updates, eta) if callable(rate) else rate
+        if self.annealing_updates is not None:
+            value = value * max(0.0, 1.0 - updates / self.annealing_updates)
+        if not isinstance(value, Tensor):
+            return value
+        rule, remedy = "is one number for all parameters", "return a float or a tensor with one element"
+        require(value.shape in ((), (1,)), "learning_rate", f"a tensor of shape {tuple(value.shape)}", rule, remedy)
+        return value if value.dtype == dtype else value.to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RmsProp:
-    """RMSProp, ν₀ = 0; `eps` outside the root as torch.optim.RMSprop, `eps_root` inside as optax.rmsprop."""
+class Sgd(FirstOrderOptimizer):
+    """Gradient descent, with heavy-ball momentum where that is not 0 (as torch.optim.SGD, dampening 0).
 
-    learning_rate: LearningRate
+    Equation: θ' = θ - α m', m' = momentum · m + g.
+    """
+
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        FirstOrderOptimizer.__post_init__(self)
+        _require_decay("momentum", self.momentum)
+
+    @property
+    def _moments(self) -> int:
+        return 1 if self.momentum else 0
+
+    def _dtype(self, theta: Tensor) -> torch.dtype:
+        return theta.dtype  # nothing is squared
+
+    def _step(
+        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if self.momentum:
+            gradient = self.momentum * moments[0] + gradient
+            moments = (gradient,)
+        return rate * gradient, moments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RmsProp(FirstOrderOptimizer):
+    """RMSProp, ν₀ = 0; `eps` stands outside the root as in torch.optim.RMSprop, `eps_root` inside as in optax.rmsprop.
+
+    Equation: θ' = θ - α g / (√(ν' + eps_root) + eps), ν' = decay · ν + (1 - decay) g².
+    """
+
     decay: float = 0.9
     eps: float = 0.0
     eps_root: float = 1e-8
 
     def __post_init__(self) -> None:
+        FirstOrderOptimizer.__post_init__(self)
         _require_decay("decay", self.decay)
         _require_floor(self.eps, self.eps_root)
 
-    def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
-        """Zero second moment."""
-        return OptimizerState(0, (_moment(theta),))
+    @property
+    def _moments(self) -> int:
+        return 1
 
-    def update(
-        self,
-        gradient: Float[Tensor, "P"],
-        state: OptimizerState,
-        theta: Float[Tensor, "P"],
-        eta: Float[Tensor, "M"],
-    ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """θ' = θ - α g / (√(ν' + eps_root) + eps), ν' = decay · ν + (1 - decay) g²."""
-        dtype = torch.promote_types(theta.dtype, torch.float32)
-        gradient, second = gradient.to(dtype), state.moments[0].to(dtype)
-        second = _second_moment(gradient, second, self.decay)
+    def _step(
+        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        second = _second_moment(gradient, moments[0], self.decay)
         denominator = _root(second, self.eps_root) + self.eps
-        step = _rate(self.learning_rate, state.count, eta, dtype) * (gradient / denominator)
-        theta = (theta - step).to(theta.dtype)
-        return theta, OptimizerState(state.count + 1, (second,))
+        return rate * (gradient / denominator), (second,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adam:
-    """Adam (Kingma & Ba 2015, Algorithm 1), with optax's `eps_root` inside the root beside torch's `eps` outside."""
+class Adam(FirstOrderOptimizer):
+    """Adam (Kingma & Ba 2015, Algorithm 1); optax's `eps_root` stands inside the root, torch's `eps` outside.
 
-    learning_rate: LearningRate
+    Equation: θ' = θ - α m̂ / (√(v̂ + eps_root) + eps) with bias-corrected moments m̂, v̂.
+    """
+
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     eps_root: float = 0.0
 
     def __post_init__(self) -> None:
+        FirstOrderOptimizer.__post_init__(self)
         _require_decay("beta1", self.beta1)
         _require_decay("beta2", self.beta2)
         _require_floor(self.eps, self.eps_root)
 
-    def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
-        """Zero first and second moments."""
-        return OptimizerState(0, (_moment(theta), _moment(theta)))
+    @property
+    def _moments(self) -> int:
+        return 2
 
-    def update(
-        self,
-        gradient: Float[Tensor, "P"],
-        state: OptimizerState,
-        theta: Float[Tensor, "P"],
-        eta: Float[Tensor, "M"],
-    ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """θ' = θ - α m̂ / (√(v̂ + eps_root) + eps) with bias-corrected moments m̂, v̂."""
-        count = state.count + 1
-        dtype = torch.promote_types(theta.dtype, torch.float32)
-        gradient, first, second = gradient.to(dtype), state.moments[0].to(dtype), state.moments[1].to(dtype)
-        first = torch.lerp(gradient, first, self.beta1)
-        second = _second_moment(gradient, second, self.beta2)
+    def _step(
+        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        first = torch.lerp(gradient, moments[0], self.beta1)
+        second = _second_moment(gradient, moments[1], self.beta2)
         # √c m̂ / √c (√(v̂ + eps_root) + eps), c the bias correction of v: one pass over θ less each way.
-        correction = 1.0 - self.beta2**count
+        correction = 1.0 - self.beta2**update
         denominator = _root(second, self.eps_root * correction) + self.eps * correction**0.5
-        rate = _rate(self.learning_rate, state.count, eta, dtype)
-        step_size = rate * correction**0.5 / (1.0 - self.beta1**count)
-        theta = (theta - step_size * first / denominator).to(theta.dtype)
-        return theta, OptimizerState(count, (first, second))
+        step_size = rate * correction**0.5 / (1.0 - self.beta1**update)
+        return step_size * first / denominator, (first, second)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipByGlobalNorm:
-    """Another optimizer fed with gradients whose global norm is at most `max_norm`."""
+    """Feeds another optimizer, one of your own say, with gradients whose global norm is at most `max_norm`."""
 
     max_norm: float
     optimizer: Optimizer
@@ -245,7 +331,7 @@ class ClipByGlobalNorm:
         require(self.max_norm > 0, "max_norm", self.max_norm, rule, remedy)
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
-        """The wrapped optimizer's state: clipping has none."""
+        """Return the wrapped optimizer's state: clipping has none."""
         return self.optimizer.init(theta)
 
     def update(
@@ -255,14 +341,6 @@ class ClipByGlobalNorm:
         theta: Float[Tensor, "P"],
         eta: Float[Tensor, "M"],
     ) -> tuple[Float[Tensor, "P"], OptimizerState]:
-        """A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_."""
-        norm = torch.linalg.vector_norm(gradient)
-        coefficient = self.max_norm / (norm + 1e-6)
-        # The squares of large gradients leave the range of smaller types, and nothing of the gradient would be left.
-        if gradient.dtype != torch.float64 and not _is_seen_finite(norm.detach()):
-            wide = self.max_norm / (torch.linalg.vector_norm(gradient, dtype=torch.float64) + 1e-6)
-            coefficient = torch.where(coefficient > 0, coefficient, wide.to(coefficient.dtype))
-        coefficient = coefficient.clamp(max=1.0)
-        if self.is_coefficient_constant:
-            coefficient = autodiff.stop_gradient(coefficient)
-        return self.optimizer.update(gradient * coefficient, state, theta, eta)
+        """Return A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_."""
+        gradient = _clipped(gradient, self.max_norm, self.is_coefficient_constant)
+        return self.optimizer.update(gradient, state, theta, eta)

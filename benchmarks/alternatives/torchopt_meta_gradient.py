@@ -42,7 +42,7 @@ class TorchOptMetaUpdate:
     def start(self) -> Any:
         """Return Adam's state in mid-run; the other members of TorchOpt's chain have none."""
         first, second = self.ours.state.moments
-        count = torch.tensor(self.ours.state.count, device=first.device)
+        count = torch.tensor(self.ours.state.updates, device=first.device)
         fresh = self.adam.init((self.ours.theta,))
         return tuple(
             state._replace(mu=(first,), nu=(second,), count=(count,)) if hasattr(state, "mu") else state

@@ -13,16 +13,17 @@ from metagrad.cluster.config.size import require_possible
 from metagrad.errors import require
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
-from metagrad.learner.optimizer_config import OptimizerConfig
 from metagrad.losses import OuterObjective
+from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Network, NetworkSpec, build_network
+from metagrad.optimizers import FirstOrderOptimizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment(BaseExperiment):
     """An actor-critic and the hyper-parameters that it tunes while it learns."""
 
-    optimizer: OptimizerConfig
+    optimizer: FirstOrderOptimizer
     meta: MetaGradientConfig
     outer: OuterObjective
     meta_parameters: InnerLoss
@@ -42,6 +43,14 @@ class Experiment(BaseExperiment):
             "needs environments whose state can be copied; EnvPool and ALE cannot",
             "use --lookahead continue or separate",
         )
+        rate = self.optimizer.learning_rate
+        rule, remedy = "a run keeps its configuration as numbers, no function", "give a number or a MetaParameter"
+        is_kept = isinstance(rate, MetaParameter) or not callable(rate)
+        require(is_kept, "optimizer.learning_rate", rate, rule, remedy)
+        names = {field.name for field in dataclasses.fields(self.meta_parameters)}
+        rule, remedy = "is learnt, and these losses have a hyper-parameter of that name", "rename that of the losses"
+        is_free = not isinstance(rate, MetaParameter) or "learning_rate" not in names
+        require(is_free, "optimizer.learning_rate", rate, rule, remedy)
         annealing = self.optimizer.annealing_updates
         require(
             annealing is None or annealing >= self.updates,

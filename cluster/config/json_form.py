@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -65,6 +66,9 @@ _RENAMED = {
     "IntrinsicRewardParameters": "IntrinsicRewardLoss",
     "ChainParameters": "TrueValueLoss",
     "OuterConfig": "OuterObjective",
+    "AdamConfig": "Adam",
+    "RmsPropConfig": "RmsProp",
+    "SgdConfig": "Sgd",
 }
 """Types by the names that older run folders have for them."""
 
@@ -94,6 +98,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) is UnionType:
         return any(_is_a(value, member) for member in get_args(hint))
+    if get_origin(hint) is Callable:  # a function is no JSON
+        return False
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and _are(value, get_args(hint))
     if isinstance(value, bool):

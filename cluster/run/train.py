@@ -306,7 +306,7 @@ class Training:
             "frames_lookahead": counters.frames_lookahead,
             "frames_per_second": frames / counters.wall_seconds if counters.wall_seconds else 0.0,
             "return_mean": statistics.return_mean,
-            "return_count": statistics.count,
+            "return_count": statistics.episodes,
             "eta": self.algorithm.shown(self.state),
             "sampled": account.sampled,
             "consumed": account.consumed,

@@ -34,10 +34,10 @@ from metagrad.experiments.debiasing.discounting_chain_problem import (
 )
 from metagrad.experiments.debiasing.discounting_chain_report import UPDATES
 from metagrad.learner.config import MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.losses import Estimates, OuterObjective, Terms, normalised, on_policy_estimates
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
 from metagrad.networks import Head, LinearPolicy, Network
+from metagrad.optimizers import Adam, Sgd
 from metagrad.types import Trajectory
 
 
@@ -176,8 +176,8 @@ def discounting_chain() -> DiscountingChainExperiment:
         description="Discounting Chain, policy gradient over true values, learnt discount (the debiasing paper)",
         env=env,
         network=LinearPolicy(),
-        optimizer=SgdConfig(learning_rate=LEARNING_RATE),
-        meta=MetaGradientConfig(n=1, surrogate="ad", optimizer=AdamConfig(learning_rate=META_LEARNING_RATE)),
+        optimizer=Sgd(learning_rate=LEARNING_RATE),
+        meta=MetaGradientConfig(n=1, surrogate="ad", optimizer=Adam(learning_rate=META_LEARNING_RATE)),
         outer=OuterObjective(gamma=OUTER_DISCOUNT, lambda_=0.0, critic="outer", critic_coefficient=0.0),
         meta_parameters=TrueValueLoss(
             gamma=DISCOUNT,

@@ -6,10 +6,10 @@ from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.learner.config import MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeCnn
+from metagrad.optimizers import Adam, RmsProp
 
 
 def snake_6x6() -> Experiment:
@@ -19,12 +19,12 @@ def snake_6x6() -> Experiment:
         description="Snake 6x6, A2C with a learnt discount, n = 1, outer critic (the debiasing paper)",
         env=SnakeConfig(rows=6, columns=6, time_limit=500),
         network=SnakeCnn(),
-        optimizer=RmsPropConfig(learning_rate=5e-4, decay=0.9, eps=0.0, eps_root=1e-8),
+        optimizer=RmsProp(learning_rate=5e-4, decay=0.9, eps=0.0, eps_root=1e-8),
         meta=MetaGradientConfig(
             n=1,
             surrogate="ad",
             # eps_root floors the denominator at 1e-4 and so sets γ's speed: released code, not in the paper.
-            optimizer=AdamConfig(learning_rate=3e-3, max_gradient_norm=0.1, eps_root=1e-8),
+            optimizer=Adam(learning_rate=3e-3, max_gradient_norm=0.1, eps_root=1e-8),
         ),
         outer=OuterObjective(gamma=1.0, lambda_=1.0, critic="outer", critic_coefficient=0.5),
         meta_parameters=A2cLoss(

@@ -10,10 +10,10 @@ from metagrad.actors.envs.atari import AtariConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.learner.config import MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import NatureCnn
+from metagrad.optimizers import Adam
 
 
 def atari() -> Experiment:
@@ -23,8 +23,8 @@ def atari() -> Experiment:
         description="Atari, A2C with four learnt hyper-parameters, n = 3 look-ahead, LVC (the gradient-bias paper)",
         env=AtariConfig(game="Pong"),
         network=NatureCnn(hidden=512),
-        optimizer=AdamConfig(learning_rate=7e-4, annealing_updates=125_000, max_gradient_norm=0.5, eps=1e-8),
-        meta=MetaGradientConfig(n=3, surrogate="lvc", optimizer=AdamConfig(learning_rate=1e-3)),
+        optimizer=Adam(learning_rate=7e-4, annealing_updates=125_000, max_gradient_norm=0.5, eps=1e-8),
+        meta=MetaGradientConfig(n=3, surrogate="lvc", optimizer=Adam(learning_rate=1e-3)),
         outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="inner"),
         meta_parameters=A2cLoss(
             # Sigmoids of 4.6, 2.944, 0 and -4.6 (released code).

@@ -200,7 +200,7 @@ class Lola:
             "moments": torch.stack(state.optimizer.moments),
             "values": state.values,
             "value_moments": torch.stack(state.value_optimizer.moments),
-            "value_updates": state.value_optimizer.count,
+            "value_updates": state.value_optimizer.updates,
         }
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> LolaState:

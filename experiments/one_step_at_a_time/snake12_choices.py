@@ -19,8 +19,8 @@ from metagrad.experiments.one_step_at_a_time.snake12_study import ARMS, arm_expe
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import EPS_ROOT, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
 from metagrad.experiments.training.runs import evaluate_newest, part_run, trained, training_study
-from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_parameters import MetaParameter
+from metagrad.optimizers import Adam
 
 SEEDS = 2
 SAMPLES, EVALUATED_EPISODES = 32, 256
@@ -60,7 +60,7 @@ VARIANTS: dict[str, Variant] = {
 def variant_experiment(variant: Variant) -> Experiment:
     """Return the experiment of one variant; ½ (G - V)² is a coefficient in (0, ½) that starts at ¼."""
     base = snake_12x12()
-    assert isinstance(base.optimizer, AdamConfig)
+    assert isinstance(base.optimizer, Adam)
     assert isinstance(base.meta_parameters, A2cLoss)
     coefficient = MetaParameter(initial=0.25, high=0.5)
     halved = replace(base.meta_parameters, value_coefficient=coefficient)
@@ -77,7 +77,7 @@ def variant_experiment(variant: Variant) -> Experiment:
 def probed_estimators(run: Experiment) -> dict[str, Experiment]:
     """Return Table 1's estimators, and some of them with another choice."""
     every = {name: arm_experiment(run, name) for name, arm in ARMS.items() if arm["n"]}
-    assert isinstance(run.optimizer, AdamConfig)
+    assert isinstance(run.optimizer, Adam)
     rootless = replace(run.optimizer, eps_root=0.0)
     return every | {
         "3-fork": replace(every["3"], lookahead="fork"),

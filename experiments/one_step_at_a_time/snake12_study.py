@@ -14,7 +14,7 @@ from metagrad.experiments.one_step_at_a_time.snake12_report import report
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import probe_run
 from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained, training_study
-from metagrad.learner.optimizer_config import AdamConfig
+from metagrad.optimizers import Adam
 
 SEEDS = 3  # Table 1
 SAMPLES, POINTS = 96, 300  # Table 1: meta-gradients at each point of training, points
@@ -69,7 +69,7 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
 def part_experiment(settings: Settings) -> Experiment:
     """Return the training run of one part."""
     base = snake_12x12()
-    assert isinstance(base.optimizer, AdamConfig)
+    assert isinstance(base.optimizer, Adam)
     optimizer = replace(base.optimizer, annealing_updates=settings["annealing_updates"])
     arm, periods = arm_experiment(base, settings["arm"]), (settings["log_every"], settings["probe_every"])
     return part_run(arm, settings, *periods, optimizer=optimizer, device="cpu")

@@ -4,10 +4,10 @@ from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.learner.config import MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import SnakeTorsoCnn
+from metagrad.optimizers import Adam
 
 UPDATES = 50_000  # our guess: the paper gives no length, and anneals its learning rate over it
 EPS_ROOT = 1e-8  # the first author's next release has it in every Adam and RMSProp; not in this paper
@@ -25,13 +25,13 @@ def snake_12x12() -> Experiment:
         description="Snake 12x12, A2C with four learnt hyper-parameters, n = 3 (One Step at a Time)",
         env=SnakeConfig(rows=12, columns=12, time_limit=5_000),  # B.2, §3.1
         network=SnakeTorsoCnn(),  # C.3
-        optimizer=AdamConfig(
+        optimizer=Adam(
             learning_rate=6e-4, annealing_updates=UPDATES, max_gradient_norm=10.0, eps_root=EPS_ROOT
         ),  # Table 2
         meta=MetaGradientConfig(
             n=3,  # the best one of Table 1
             surrogate="ad",
-            optimizer=AdamConfig(learning_rate=1e-3, max_gradient_norm=0.1, eps_root=EPS_ROOT),  # Table 2
+            optimizer=Adam(learning_rate=1e-3, max_gradient_norm=0.1, eps_root=EPS_ROOT),  # Table 2
         ),
         # Table 2. The inner critic makes the outer advantage biased, as this paper's is: the outer critic came later.
         outer=OuterObjective(gamma=0.99, lambda_=0.99, critic="inner"),

@@ -7,9 +7,9 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
-from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn
+from metagrad.optimizers import Adam, RmsProp
 
 _START = 0.99  # sigmoid(4.6), where Zahavy et al. (2020) start every meta-parameter
 
@@ -78,13 +78,13 @@ def lirpg_atari() -> Experiment:
         base,
         name="lirpg-atari",
         description="Atari, A2C with a learnt intrinsic reward, n = 1, outer critic (LIRPG)",
-        optimizer=RmsPropConfig(
+        optimizer=RmsProp(
             learning_rate=7e-4, decay=0.99, eps_root=1e-5, annealing_updates=updates, max_gradient_norm=0.5
         ),
         meta=replace(
             base.meta,
             n=1,
-            optimizer=AdamConfig(learning_rate=7e-4, annealing_updates=updates, max_gradient_norm=0.5),
+            optimizer=Adam(learning_rate=7e-4, annealing_updates=updates, max_gradient_norm=0.5),
         ),
         outer=replace(base.outer, gamma=0.99, lambda_=1.0, critic="outer"),
         meta_parameters=IntrinsicRewardLoss(
@@ -114,7 +114,7 @@ def lirpg_snake() -> Experiment:
         base,
         name="lirpg-snake",
         description="Snake 6x6, snake-6x6 with a learnt intrinsic reward as well (LIRPG)",
-        meta=replace(base.meta, optimizer=AdamConfig(learning_rate=7e-4, max_gradient_norm=0.1)),
+        meta=replace(base.meta, optimizer=Adam(learning_rate=7e-4, max_gradient_norm=0.1)),
         meta_parameters=IntrinsicRewardLoss(
             gamma=MetaParameter(initial=0.8),
             lambda_=_fixed(0.95),

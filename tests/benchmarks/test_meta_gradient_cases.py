@@ -46,7 +46,7 @@ def test_the_file_holds_the_numbers_of_the_meta_update(update, tmp_path):
     constants = json.loads(str(data["constants"]))
     assert [tuple(shape) for shape in constants["shapes"]] == list(update.layout.shapes)
     assert constants["adam"]["eps_root"] > 0
-    assert int(data["count"]) == update.state.count
+    assert int(data["count"]) == update.state.updates
     for name, tensor in {
         "theta": update.theta,
         "first": update.state.moments[0],

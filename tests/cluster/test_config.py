@@ -20,7 +20,6 @@ from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.config import BootstrapConfig
-from metagrad.learner.optimizer_config import SgdConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import (
     Head,
@@ -33,6 +32,7 @@ from metagrad.networks import (
     SnakeCnn,
     SnakeTorsoCnn,
 )
+from metagrad.optimizers import Adam, Sgd, constant
 
 Tiny = Callable[..., Experiment]
 
@@ -52,7 +52,7 @@ PEEK = {"schedule": "peek"}
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"updates": 6, "optimizer": SgdConfig(learning_rate=0.1, annealing_updates=5)}, "updates"),
+        ({"updates": 6, "optimizer": Sgd(learning_rate=0.1, annealing_updates=5)}, "updates"),
         ({"updates": 7, "meta": {"n": 3, "strategy": "sequential"}}, "updates"),
         ({"lookahead": "fork", "meta": {"n": 0}}, "lookahead"),
         ({"lookahead": "separate", "meta": {"strategy": "sequential"}}, "lookahead"),
@@ -194,6 +194,23 @@ def test_networks_that_fit_are_taken(tiny: Tiny) -> None:
         tiny(meta_parameters=with_reward_network(SnakeCnn())),
     ):
         assert experiment.parameters(probe(experiment.env))
+
+
+def test_a_step_size_is_a_number_or_learnt_with_a_name_of_its_own(tiny: Tiny) -> None:
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class WithRate(WithoutGamma):
+        learning_rate: MetaParameter = MetaParameter(initial=0.5)
+
+    function, learnt = Sgd(learning_rate=constant(0.1)), Sgd(learning_rate=MetaParameter(initial=0.1))
+    for changes, rule in (
+        ({"optimizer": function}, "a run keeps its configuration as numbers, no function"),
+        ({"optimizer": learnt, "meta_parameters": WithRate()}, "these losses have a hyper-parameter of that name"),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"^optimizer\.learning_rate = .*{rule}; "):
+            tiny(**changes)
+    with pytest.raises(ConfigurationError, match=r"^meta\.optimizer\.learning_rate = .*is not learnt itself; "):
+        tiny(meta={"optimizer": Adam(learning_rate=MetaParameter(initial=0.1))})
+    assert tiny(optimizer=learnt).algorithm(probe(tiny().env)).declaration["learning_rate"] == learnt.learning_rate
 
 
 def test_losses_with_critics_need_a_network_with_critics(tiny: Tiny) -> None:

@@ -11,13 +11,15 @@ import pytest
 from metagrad.actor_critic import A2cLoss, InnerLoss
 from metagrad.actors.envs.base import Environment, EnvironmentConfig
 from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.cli.options import parse
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import BaseExperiment, EvaluationConfig
 from metagrad.cluster.config.json_form import config_types, differences, from_json, to_json
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
-from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
+from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp
+from metagrad.optimizers import Adam, RmsProp, Sgd
 
 Tiny = Callable[..., Experiment]
 
@@ -46,10 +48,35 @@ def test_run_folders_with_the_names_that_types_had_are_read(name: str, old: str,
     assert from_json(json.loads(text.replace(f'"{new}"', f'"{old}"'))) == experiment
 
 
-@pytest.mark.parametrize("optimizer", [SgdConfig(learning_rate=0.1, momentum=0.5), AdamConfig(learning_rate=0.1)])
+@pytest.mark.parametrize("optimizer", [Sgd(learning_rate=0.1, momentum=0.5), Adam(learning_rate=0.1)])
 def test_every_variant_round_trips(tiny: Tiny, optimizer: Any) -> None:
     experiment = tiny(optimizer=optimizer, network=Mlp(hidden=3), lookahead="fork")
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_a_learnt_step_size_round_trips_and_a_number_from_the_command_line_fixes_it(tiny: Tiny) -> None:
+    learnt = tiny(optimizer=Adam(learning_rate=MetaParameter(initial=0.01, high=0.1)))
+    assert from_json(json.loads(json.dumps(to_json(learnt)))) == learnt
+    assert parse(Experiment, ["--seed", "3"], learnt, "metagrad train") == replace(learnt, seed=3)
+    fixed = parse(Experiment, ["--optimizer.learning-rate", "0.02"], learnt, "metagrad train")
+    assert fixed == replace(learnt, optimizer=Adam(learning_rate=0.02))
+
+
+@pytest.mark.parametrize("kind", [Sgd, RmsProp, Adam])
+def test_optimizers_are_read_under_the_names_that_they_had_before(tiny: Tiny, kind: Any) -> None:
+    experiment = tiny(optimizer=kind(learning_rate=0.1, annealing_updates=50, max_gradient_norm=0.5))
+    tree = json.loads(json.dumps(to_json(experiment)))
+    assert (tree["optimizer"]["type"], tree["meta"]["optimizer"]["type"]) == (kind.__name__, "Adam")
+    tree["optimizer"]["type"], tree["meta"]["optimizer"]["type"] = f"{kind.__name__}Config", "AdamConfig"
+    assert from_json(tree) == experiment
+
+
+@pytest.mark.parametrize("rate", ["0.1", True, {"type": "Mlp"}, [0.1]])
+def test_a_step_size_that_is_none_is_refused(tiny: Tiny, rate: Any) -> None:
+    tree = to_json(tiny(optimizer=Sgd(learning_rate=0.1)))
+    tree["optimizer"]["learning_rate"] = rate
+    with pytest.raises(ConfigurationError, match=r"^Sgd\.learning_rate = .*: must be .*; correct it in config\.json$"):
+        from_json(tree)
 
 
 def test_how_a_run_is_spread_round_trips(tiny: Tiny) -> None:
@@ -77,7 +104,7 @@ def test_every_type_that_an_experiment_can_hold_is_listed() -> None:
     found = config_types()
     mentioned = configuration_types(BaseExperiment, set())
     assert set(found) == {kind.__name__ for kind in mentioned if not inspect.isabstract(kind)}
-    assert {SnakeConfig, A2cLoss, Mlp, SgdConfig, Experiment} <= set(found.values())
+    assert {SnakeConfig, A2cLoss, Mlp, Sgd, Experiment} <= set(found.values())
     assert not {EnvironmentConfig, InnerLoss, BaseExperiment} & set(found.values()), "nobody can make these"
     for name, kind in found.items():
         assert (kind.__name__, "__slots__" in vars(kind)) == (name, True), "not the class that slots=True was added to"

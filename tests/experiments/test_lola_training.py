@@ -187,7 +187,7 @@ def test_where_all_is_exact_no_table_is_learnt(look_ahead: int) -> None:
     before = somewhere(algorithm)
     after, _ = algorithm.update(before, Actors())
     assert torch.equal(after.values, before.values)
-    assert after.value_optimizer.count == 0
+    assert after.value_optimizer.updates == 0
 
 
 def test_metrics_are_of_the_real_games_and_the_new_policies() -> None:
@@ -232,7 +232,7 @@ def test_a_state_comes_back_from_plain_data() -> None:
     assert algorithm.misfit(tree) is None
     back = algorithm.from_tree(tree, CPU)
     assert algorithm.update(back, Actors())[0].theta.tolist() == algorithm.update(state, Actors())[0].theta.tolist()
-    assert (back.optimizer.count, back.value_optimizer.count, back.update, back.held_batches) == (2, 2, 2, 0)
+    assert (back.optimizer.updates, back.value_optimizer.updates, back.update, back.held_batches) == (2, 2, 2, 0)
     for name in tree:
         assert algorithm.misfit({k: x for k, x in tree.items() if k != name}) == name
     assert algorithm.misfit(tree | {"moments": torch.zeros(2, 9)}) == "moments"

@@ -21,12 +21,12 @@ from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.training import meta_gradient_probe as page
 from metagrad.learner.checkpoint import save
 from metagrad.learner.config import MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig, SgdConfig
 from metagrad.learner.schedule import Batch
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp
+from metagrad.optimizers import Adam, Sgd
 from metagrad.types import Trajectory
 
 CPU = torch.device("cpu")
@@ -39,8 +39,8 @@ def line_experiment(**changes: Any) -> Experiment:
         description="",
         env=SnakeConfig(rows=1, columns=3),
         network=Mlp(hidden=6),
-        optimizer=SgdConfig(learning_rate=0.5),
-        meta=MetaGradientConfig(n=1, surrogate="ad", optimizer=AdamConfig(learning_rate=1e-3)),
+        optimizer=Sgd(learning_rate=0.5),
+        meta=MetaGradientConfig(n=1, surrogate="ad", optimizer=Adam(learning_rate=1e-3)),
         outer=OuterObjective(gamma=0.9, lambda_=0.9, critic="inner"),
         meta_parameters=A2cLoss(
             gamma=MetaParameter(initial=0.7),
@@ -216,7 +216,7 @@ def test_moments_are_those_of_the_samples() -> None:
     checkpoint = checkpoint_of(experiment)
     found = samples(experiment, checkpoint, 5).double()
     moments = page.meta_gradient_moments(experiment, checkpoint, 5, 0)
-    assert moments.count == 5
+    assert moments.samples == 5
     assert torch.allclose(moments.mean, found.mean(0))
     assert torch.allclose((moments.m2 / 4).sqrt(), found.std(0))
 

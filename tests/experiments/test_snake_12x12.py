@@ -3,9 +3,9 @@ import pytest
 from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
-from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.meta_gradient import outer_weights
 from metagrad.networks import SnakeTorsoCnn
+from metagrad.optimizers import Adam
 
 
 def test_the_papers_settings() -> None:
@@ -14,7 +14,7 @@ def test_the_papers_settings() -> None:
     assert experiment.env == SnakeConfig(rows=12, columns=12, time_limit=5_000)
     assert experiment.network == SnakeTorsoCnn(channels=32, features=40, head_hidden=30)
     inner, outer = experiment.optimizer, experiment.meta.optimizer
-    assert isinstance(inner, AdamConfig)
+    assert isinstance(inner, Adam)
     assert (inner.learning_rate, inner.max_gradient_norm) == (6e-4, 10.0)
     assert inner.annealing_updates == experiment.updates  # falls to 0 at the end
     assert (outer.learning_rate, outer.max_gradient_norm, outer.annealing_updates) == (1e-3, 0.1, None)

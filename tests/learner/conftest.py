@@ -10,10 +10,10 @@ from torch import Tensor
 from metagrad.actor_critic import A2cLoss
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
+from metagrad.optimizers import Adam
 from metagrad.types import Trajectory, WeightSnapshot
 
 T, B, FEATURES, ACTIONS = 4, 3, 5, 3
@@ -54,8 +54,8 @@ class Sampler:
 def learner_config(**meta: object) -> LearnerConfig:
     """Adam, outer critic, γ and the entropy coefficient learnt; `meta` are fields of MetaGradientConfig."""
     return LearnerConfig(
-        optimizer=AdamConfig(learning_rate=0.01, max_gradient_norm=0.5),
-        meta=MetaGradientConfig(**{"n": 3, "optimizer": AdamConfig(learning_rate=0.1)} | meta),
+        optimizer=Adam(learning_rate=0.01, max_gradient_norm=0.5),
+        meta=MetaGradientConfig(**{"n": 3, "optimizer": Adam(learning_rate=0.1)} | meta),
         outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="outer"),
         meta_parameters=A2cLoss(
             gamma=MetaParameter(initial=0.8),

@@ -191,7 +191,7 @@ def test_a_bootstrapped_update_is_the_papers(
 
     def unrolled(eta: Tensor, bases: list[Tensor]) -> tuple[list[Tensor], Moments]:
         """θ₀…θₙ under η, constants as at `bases` or, beyond them, as at θ itself; the moments at θₙ."""
-        theta, moments = state.theta, Moments(state.optimizer.count, *state.optimizer.moments)
+        theta, moments = state.theta, Moments(state.optimizer.updates, *state.optimizer.moments)
         thetas = [theta]
         for i, batch in enumerate(real):
             gradient = slow.inner_gradient(theta, bases[i] if bases else theta, eta, batch)
@@ -204,7 +204,7 @@ def test_a_bootstrapped_update_is_the_papers(
     for batch in batches[n : n + updates - 1]:
         target, moments = adam(target, slow.inner_gradient(target, target, state.eta, batch), moments)
     gradient, outer_loss, advantage = slow.outer(target, batches[n + updates - 1])
-    own = Moments(state.target_optimizer.count, *state.target_optimizer.moments)
+    own = Moments(state.target_optimizer.updates, *state.target_optimizer.moments)
     target, target_moments = adam(target, gradient, own)
 
     def objective(eta: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def test_a_bootstrapped_update_is_the_papers(
     actual = algorithm.estimate_meta_gradient(state, sample)
     torch.testing.assert_close(actual, whole_graph, rtol=1e-12, atol=0.0)
     torch.testing.assert_close(new.theta, path[1 if strategy == "discard" else n], rtol=1e-9, atol=1e-12)
-    assert new.target_optimizer.count == target_moments.count == 3
+    assert new.target_optimizer.updates == target_moments.count == 3
     torch.testing.assert_close(new.target_optimizer.moments, target_moments[1:], rtol=1e-8, atol=1e-14)
     for name, value in (
         ("loss/matching", objective(state.eta)),
@@ -272,11 +272,11 @@ def test_the_targets_optimizer_goes_on_from_update_to_update_and_through_a_check
 ) -> None:
     algorithm = bootstrapped(make_algorithm, 2, n=2, strategy=strategy)
     state = algorithm.init(0, CPU)
-    assert state.target_optimizer.count == 0
+    assert state.target_optimizer.updates == 0
     for update in range(1, 3):
         before = state.target_optimizer
         state, _ = algorithm.update(state, sampler)
-        assert state.target_optimizer.count == update, "one update of each target is its own"
+        assert state.target_optimizer.updates == update, "one update of each target is its own"
         assert not any(map(torch.equal, before.moments, state.target_optimizer.moments))
         assert not any(map(torch.equal, state.optimizer.moments, state.target_optimizer.moments))
     restored = algorithm.from_tree(load(save(tmp_path, 1, algorithm.to_tree(state), keep=1)), CPU)
@@ -285,7 +285,7 @@ def test_the_targets_optimizer_goes_on_from_update_to_update_and_through_a_check
         new, metrics = algorithm.update(each, sampler)
         states.append((new.target_optimizer, metrics.meta_gradient, metrics.scalars["loss/matching"]))
     (left, *scalars), (right, *others) = states
-    assert (left.count, scalars) == (right.count, others)
+    assert (left.updates, scalars) == (right.updates, others)
     assert all(map(torch.equal, left.moments, right.moments))
     assert not any(x.requires_grad for x in left.moments)
 
@@ -305,7 +305,7 @@ def test_without_a_target_its_optimizer_is_empty_and_there_is_no_distance(
 ) -> None:
     algorithm = make_algorithm(n=2, strategy=strategy)
     state, metrics = algorithm.update(algorithm.init(0, CPU), sampler)
-    assert state.target_optimizer.count == 0
+    assert state.target_optimizer.updates == 0
     assert [x.numel() for x in state.target_optimizer.moments] == [0, 0]
     assert "loss/matching" not in metrics.scalars
 

@@ -1,12 +1,16 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from metagrad.learner.actor_critic import ActorCritic, LearnerState
+from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.algorithm import NonFinite
-from metagrad.meta_gradient import MetaGradient, outer_weights, reference_meta_gradient
+from metagrad.learner.config import LearnerConfig
+from metagrad.meta_gradient import MetaGradient, meta_gradient, outer_weights, reference_meta_gradient
+from metagrad.meta_parameters import MetaParameter
+from metagrad.networks import Mlp, build_network
 from metagrad.optimizers import OptimizerState
 from metagrad.types import Trajectory, WeightSnapshot
 from metagrad.unroll import inner_update
@@ -27,7 +31,7 @@ def plain_updates(
 
 
 def assert_same_optimizer(left: OptimizerState, right: OptimizerState) -> None:
-    assert left.count == right.count
+    assert left.updates == right.updates
     assert len(left.moments) == len(right.moments) > 0
     assert all(map(torch.equal, left.moments, right.moments))
 
@@ -164,7 +168,7 @@ def test_the_meta_optimizer_goes_on_from_its_own_state(
         eta, meta_optimizer = algorithm.meta_optimizer.update(gradient, meta_optimizer, eta, eta)
         assert torch.equal(state.eta, eta)
         assert_same_optimizer(state.meta_optimizer, meta_optimizer)
-        assert state.meta_optimizer.count == updates
+        assert state.meta_optimizer.updates == updates
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_with_nothing_learnt_there_is_no_meta_gradient(make_algorithm: MakeAlgor
     state = algorithm.init(0, CPU)
     new, metrics = algorithm.update(state, sampler)
     assert new.eta.numel() == 0
-    assert new.meta_optimizer.count == 0
+    assert new.meta_optimizer.updates == 0
     assert metrics.meta_gradient == ()
     assert metrics.scalars["eta/gamma"] == pytest.approx(0.8)
 
@@ -291,3 +295,51 @@ def test_a_meta_gradient_that_is_no_number_is_named_before_the_meta_parameter_th
     monkeypatch.setattr("metagrad.learner.actor_critic.meta_gradient", lambda *_, **__: found)
     with pytest.raises(NonFinite, match=r"^meta_gradient/entropy_coefficient became nan at update 1$"):
         algorithm.update(algorithm.init(0, CPU), sampler)
+
+
+def test_a_learnt_step_size_is_the_last_component_of_eta_and_moves(
+    config: Callable[..., LearnerConfig], sampler: Any, trajectory: Any
+) -> None:
+    rate = MetaParameter(initial=0.01, high=0.1)
+    learnt, fixed = (
+        build_actor_critic(each, build_network(Mlp(hidden=8), (5,), 3, True), (5,), 3)
+        for each in (replace(config(), optimizer=replace(config().optimizer, learning_rate=rate)), config())
+    )
+    assert list(learnt.declaration) == [*fixed.declaration, "learning_rate"]
+    state = learnt.init(0, CPU)
+    assert learnt.learnt(state)["learning_rate"] == pytest.approx(0.01)
+    new, metrics = learnt.update(state, sampler)
+    other, _ = fixed.update(fixed.init(0, CPU), sampler)
+    torch.testing.assert_close(new.theta, other.theta)  # the first update is made with the initial value
+    assert learnt.learnt(new)["learning_rate"] != learnt.learnt(state)["learning_rate"]
+    assert metrics.meta_gradient[-1] != 0.0
+
+
+def test_the_meta_gradient_of_a_learnt_step_size_is_that_of_finite_differences(
+    config: Callable[..., LearnerConfig], trajectory: Any
+) -> None:
+    optimizer = replace(config().optimizer, learning_rate=MetaParameter(initial=0.01, high=0.1))
+    learnt = build_actor_critic(
+        replace(config(), optimizer=optimizer), build_network(Mlp(hidden=8), (5,), 3, True), (5,), 3
+    )
+    state, tape = learnt.init(0, CPU), []
+    theta, moments = state.theta, state.optimizer
+    for j in range(2):
+        update = inner_update(learnt.problem, theta, moments, state.eta, trajectory(j), keep_graph=True)
+        theta, moments = update.theta, update.state
+        tape.append(update.step)
+    outer = torch.linspace(-1.0, 1.0, len(theta))
+    found = meta_gradient(learnt.problem, tape, [None, outer], "retain").eta
+    expected = _slope(learnt, state, [trajectory(0), trajectory(1)], outer)
+    assert found[-1].item() == pytest.approx(expected, rel=2e-2)
+
+
+def _slope(algorithm: ActorCritic, state: LearnerState, batches: list[Trajectory], outer: torch.Tensor) -> float:
+    """Derivative of θₙ · outer in the last component of η, by a central difference."""
+    ends = []
+    for shift in (1e-2, -1e-2):
+        eta = state.eta.clone()
+        eta[-1] += shift
+        theta, _ = plain_updates(algorithm, state._replace(eta=eta), batches)
+        ends.append((theta.double() @ outer.double()).item())
+    return (ends[0] - ends[1]) / 2e-2

@@ -8,10 +8,10 @@ import pytest
 from metagrad.bootstrap import Matching
 from metagrad.errors import ConfigurationError
 from metagrad.learner.config import BootstrapConfig, MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig
 from metagrad.losses import OuterObjective
+from metagrad.optimizers import Adam
 
-ADAM = AdamConfig(learning_rate=0.1)
+ADAM = Adam(learning_rate=0.1)
 NAN = float("nan")
 TARGET = BootstrapConfig(updates=1)
 

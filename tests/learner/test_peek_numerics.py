@@ -11,9 +11,9 @@ from torch import Tensor
 
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.optimizer_config import SgdConfig
 from metagrad.learner.schedule import Batch, Peek
 from metagrad.networks import Mlp, Network, build_network
+from metagrad.optimizers import Sgd
 from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
@@ -156,9 +156,7 @@ def test_an_update_on_stale_batches_is_vtraces(
 ) -> None:
     """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did."""
     learner = config(n=n, estimator=estimator, surrogate=surrogate, product=product)
-    learner = replace(
-        learner, optimizer=SgdConfig(learning_rate=RATE), meta_parameters=learner.meta_parameters.streamed()
-    )
+    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=learner.meta_parameters.streamed())
     algorithm = build(learner)
     state = float64_state(algorithm)
     batches = [

@@ -47,5 +47,5 @@ def test_a_state_from_a_checkpoint_continues_bitwise(
         *zip(restored.meta_optimizer.moments, state.meta_optimizer.moments, strict=True),
     ):
         assert torch.equal(left, right)
-    assert restored.optimizer.count == state.optimizer.count
-    assert restored.meta_optimizer.count == state.meta_optimizer.count
+    assert restored.optimizer.updates == state.optimizer.updates
+    assert restored.meta_optimizer.updates == state.meta_optimizer.updates

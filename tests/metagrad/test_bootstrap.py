@@ -253,7 +253,7 @@ def test_target_is_made_of_plain_updates_bitwise(setting, updates, target):
 
     actual = problem.target(problem.theta, problem.state, problem.eta)
     assert torch.equal(actual.theta, theta)
-    assert actual.state.count == state.count == problem.target_state.count + 1
+    assert actual.state.updates == state.updates == problem.target_state.updates + 1
     assert all(torch.equal(x, y) for x, y in zip(actual.state.moments, state.moments, strict=True))
     assert torch.equal(actual.outer_loss, outer.loss)
     assert torch.equal(actual.metrics, outer.metrics)
@@ -264,8 +264,8 @@ def test_without_an_optimizer_of_its_own_the_last_update_goes_on(setting):
     arguments = (problem.problem, problem.outer_loss, problem.theta, problem.state, problem.eta)
     target = bootstrap_target(*arguments, 3, lambda _theta, j: problem.target_batches[j])
     before = bootstrap_target(*arguments, 1, lambda _theta, _j: problem.target_batches[0])  # one update, from θₙ
-    assert before.state.count == problem.state.count + 1
-    assert target.state.count == problem.state.count + 3
+    assert before.state.updates == problem.state.updates + 1
+    assert target.state.updates == problem.state.updates + 3
     problem.updates, problem.target_optimizer, problem.target_state = 1, problem.problem.optimizer, problem.state
     problem.target_batches = problem.target_batches[:1]
     same = problem.target(problem.theta, problem.state, problem.eta)

@@ -54,7 +54,7 @@ def test_moments_of_any_split_merged_in_any_order(seed, count, cuts, offset):
     mean, spread = exact_moments(samples)
     # Rounding alone: a difference of two means near the offset is known to a few units in the offset's last place.
     rounding = 64 * EPS * (1.0 + offset)
-    assert parts[0].count == count
+    assert parts[0].samples == count
     torch.testing.assert_close(parts[0].mean, mean, rtol=16 * EPS, atol=16 * EPS)
     torch.testing.assert_close(variance(parts[0]), spread, rtol=rounding, atol=rounding**2)
     torch.testing.assert_close(variance(parts[0]), samples.var(0), rtol=rounding, atol=rounding**2)
@@ -83,8 +83,8 @@ def test_too_few_samples():
             assert quantity(moments).isnan().all()
             assert quantity(moments).shape == (2,)
         assert total_standard_deviation(moments).isnan()
-    assert merge(nothing, nothing).count == 0
-    assert merge(nothing, one).count == merge(one, nothing).count == 1
+    assert merge(nothing, nothing).samples == 0
+    assert merge(nothing, one).samples == merge(one, nothing).samples == 1
     assert add_samples(one, normal(0, 0, 2)) is one
     exact = torch.zeros(2, dtype=torch.float64)
     assert bias(nothing, exact).norm.isnan()

@@ -396,7 +396,7 @@ class Decaying:
         return OptimizerState(0, ())
 
     def update(self, gradient, state, theta, eta):
-        return 0.5 * theta - 0.1 * gradient, OptimizerState(state.count + 1, ())
+        return 0.5 * theta - 0.1 * gradient, OptimizerState(state.updates + 1, ())
 
 
 @pytest.mark.parametrize("product", ["retain", "recompute"])

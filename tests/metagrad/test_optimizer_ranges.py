@@ -102,7 +102,7 @@ def test_half_precision_follows_float32(optimizer, dtype, gradients):
 
 def old_adam(optimizer, gradient, state, theta):
     """The formula of ordinary gradients, alone."""
-    count = state.count + 1
+    count = state.updates + 1
     first = torch.lerp(gradient, state.moments[0], optimizer.beta1)
     second = torch.lerp(gradient.square(), state.moments[1], optimizer.beta2)
     correction = 1.0 - optimizer.beta2**count
@@ -115,7 +115,7 @@ def old_adam(optimizer, gradient, state, theta):
 def old_rms_prop(optimizer, gradient, state, theta):
     second = torch.lerp(gradient.square(), state.moments[0], optimizer.decay)
     root = (second + optimizer.eps_root).sqrt() if optimizer.eps_root else second.sqrt()
-    return theta - 0.1 * (gradient / (root + optimizer.eps)), OptimizerState(state.count + 1, (second,))
+    return theta - 0.1 * (gradient / (root + optimizer.eps)), OptimizerState(state.updates + 1, (second,))
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -136,8 +136,8 @@ def test_ordinary_gradients_keep_their_bits(name, dtype):
         (slope,) = torch.autograd.grad(theta.sum(), leaf)
         assert torch.equal(slope, torch.autograd.grad(expected.sum(), old_leaf)[0])
         theta, expected = theta.detach(), expected.detach()
-        state = OptimizerState(state.count, tuple(x.detach() for x in state.moments))
-        old_state = OptimizerState(old_state.count, tuple(x.detach() for x in old_state.moments))
+        state = OptimizerState(state.updates, tuple(x.detach() for x in state.moments))
+        old_state = OptimizerState(old_state.updates, tuple(x.detach() for x in old_state.moments))
 
 
 @pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 1e20), (torch.float32, 1e38), (torch.float16, 6e4)])

@@ -42,7 +42,7 @@ def trajectory(optimizer: Optimizer):
     for _ in range(STEPS):
         theta, state = optimizer.update(torch_gradient(theta), state, theta, ETA)
         steps.append(theta)
-    assert state.count == STEPS
+    assert state.updates == STEPS
     return torch.stack(steps)
 
 
@@ -175,7 +175,7 @@ def test_learning_rate_may_depend_on_eta_and_count(name):
     inner = template.optimizer if isinstance(template, ClipByGlobalNorm) else template
     fields = {field: getattr(inner, field) for field in inner.__dataclass_fields__ if field != "learning_rate"}
     optimizer = type(inner)(learning_rate=rate, **fields)
-    state = optimizer.init(start())._replace(count=5)
+    state = optimizer.init(start())._replace(updates=5)
 
     def update(eta):
         return optimizer.update(torch_gradient(start()), state, start(), eta)[0]
@@ -198,7 +198,7 @@ def test_derivatives_are_finite_where_a_gradient_has_always_been_zero(name):
         _, state = optimizer.update(gradient, state, theta, ETA)
     gradient.requires_grad_()
     moments = tuple(m.clone().requires_grad_() for m in state.moments)
-    new_theta, new_state = optimizer.update(gradient, OptimizerState(state.count, moments), theta, ETA)
+    new_theta, new_state = optimizer.update(gradient, OptimizerState(state.updates, moments), theta, ETA)
     outputs = (new_theta, *new_state.moments)
     derivatives = torch.autograd.grad(
         outputs, (theta, gradient, *moments), tuple(torch.ones_like(x) for x in outputs), materialize_grads=True

@@ -11,10 +11,10 @@ from metagrad.bootstrap import LastUpdate, bootstrap_target, matching_loss
 from metagrad.errors import ConfigurationError
 from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig, MetaGradientConfig
-from metagrad.learner.optimizer_config import AdamConfig, RmsPropConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter, hyperparameters
 from metagrad.networks import Mlp, NatureCnn, build_network
+from metagrad.optimizers import Adam, RmsProp
 from metagrad.unroll import inner_update
 
 STEPS, BATCH, SHAPE, ACTIONS = 5, 4, (3,), 3
@@ -26,8 +26,8 @@ LOSSES = A2cLoss(
 )
 CLIP = {"max_gradient_norm": 0.3}
 OPTIMIZERS = {
-    "rmsprop": RmsPropConfig(learning_rate=0.02, **CLIP),
-    "adam": AdamConfig(learning_rate=0.02, **CLIP),
+    "rmsprop": RmsProp(learning_rate=0.02, **CLIP),
+    "adam": Adam(learning_rate=0.02, **CLIP),
 }
 OUTER_GAMMA = 0.95
 
@@ -49,7 +49,7 @@ class Setting:
         generator = torch.Generator().manual_seed(5)
         config = LearnerConfig(
             optimizer=replace(OPTIMIZERS[optimizer], is_clip_coefficient_constant=is_clip_constant),
-            meta=MetaGradientConfig(optimizer=AdamConfig(learning_rate=1e-3), **meta),
+            meta=MetaGradientConfig(optimizer=Adam(learning_rate=1e-3), **meta),
             outer=OuterObjective(gamma=OUTER_GAMMA, lambda_=0.9, critic=critic),
             meta_parameters=LOSSES.streamed() if losses == "vtrace" else LOSSES,
         )

@@ -39,7 +39,7 @@ def test_steps_between_checkpoints_come_back_bit_by_bit(name):
     for i, step in enumerate(steps):
         found = whole_step(problem, tape, i)
         assert torch.equal(found.theta, step.theta)
-        assert found.state.count == step.state.count == i
+        assert found.state.updates == step.state.updates == i
         assert all(map(torch.equal, found.state.moments, step.state.moments))
         assert (found.eta is step.eta, found.batch is step.batch, found.gradient is step.gradient) == (True,) * 3
 

@@ -32,7 +32,7 @@ def test_is_one_ordinary_update(problem, keep_graph):
     gradient = 0.7 * THETA**2 * BATCH
     theta, expected_state = problem.optimizer.update(gradient, state, THETA, ETA)
     torch.testing.assert_close(update.theta, theta, rtol=1e-14, atol=0.0)
-    assert update.state.count == expected_state.count == 1
+    assert update.state.updates == expected_state.updates == 1
     torch.testing.assert_close(update.state.moments, expected_state.moments, rtol=1e-14, atol=0.0)
     torch.testing.assert_close(update.loss, cubic(THETA, ETA, BATCH)[0])
     torch.testing.assert_close(update.step.gradient.detach(), gradient)
@@ -65,8 +65,8 @@ def test_tape_keeps_what_the_update_saw(problem):
     assert second.step.state is first.state
     assert torch.equal(second.step.eta, ETA)
     assert torch.equal(second.step.batch, BATCH + 1.0)
-    assert first.step.state.count == 0
-    assert second.state.count == 2
+    assert first.step.state.updates == 0
+    assert second.state.updates == 2
 
 
 @pytest.mark.parametrize("keep_graph", [True, False])
