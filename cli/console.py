@@ -35,7 +35,7 @@ def lasting_console(is_all: bool) -> Iterator[None]:
     def output_gone(error: OSError) -> None:
         if is_all:
             raise ConsoleGone(error)
-        print(f"metagrad: standard output is gone ({error.strerror}); metagrad goes on without it", file=sys.stderr)
+        print(f"metagrad: standard output is gone ({error.strerror}); metagrad continues without it", file=sys.stderr)
 
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _lasting(sys.stdout, output_gone), _lasting(sys.stderr, lambda error: None)

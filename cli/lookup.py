@@ -48,12 +48,12 @@ def study_first(words: Sequence[str], command: str) -> tuple[Study, list[str]]:
 
 
 def _first_name(words: Sequence[str], command: str, kind: str, table: Mapping[str, Any]) -> str:
-    name = words[0] if words else ""
-    rule = f"metagrad {command} needs {'an' if kind[0] in 'aeiou' else 'a'} {kind}'s name first"
+    name, article = words[0] if words else "", "an" if kind[0] in "aeiou" else "a"
+    rule = f"metagrad {command} needs {article} {kind}'s name first"
     require(bool(name) and not name.startswith("-"), kind, name, rule, f"choose one of {', '.join(table)}")
     close = difflib.get_close_matches(name, table, n=1)
     remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(table)}"
-    require(name in table, kind, name, f"is no {kind}", remedy)
+    require(name in table, kind, name, f"is not {article} {kind}", remedy)
     return name
 
 
@@ -68,7 +68,7 @@ def stored_experiment(run_dir: str, name: str) -> BaseExperiment:
 
     folder = RunFolder(run_dir)
     if not folder.has_run():
-        raise NoRun(f"run-dir = {run_dir!r}: holds no run (no config.json); name a run's folder")
+        raise NoRun(f"run-dir = {run_dir!r}: does not hold a run (no config.json); name a run's folder")
     stored = folder.experiment()
     rule = f"the run in {run_dir} is of {stored.name}"
     remedy = f"run metagrad train {quoted(stored.name)} --resume --run-dir {quoted(run_dir)}"

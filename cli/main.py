@@ -76,7 +76,7 @@ def _run_command(words: list[str]) -> int:
         case _ if "--version" in words:
             print(version("metagrad"))
         case ["--import", *rest]:
-            require(bool(rest), "import", "", "names no file", "metagrad --import FILE.py COMMAND …")
+            require(bool(rest), "import", "", "does not name a file", "metagrad --import FILE.py COMMAND …")
             load_extension(Path(rest[0]))
             return _run_command(rest[1:])
         case [command, *rest] if command in COMMANDS:
@@ -86,7 +86,7 @@ def _run_command(words: list[str]) -> int:
             return import_module(f"metagrad.cli.commands.{command}").run(rest) or 0
         case [command, *_]:
             remedy = f"choose one of {', '.join(COMMANDS)}"
-            raise ConfigurationError(f"command = {command!r}: is no command; {remedy}")
+            raise ConfigurationError(f"command = {command!r}: is not a command; {remedy}")
     return 0
 
 

@@ -120,11 +120,11 @@ def _one_line(complaint: str, words: Sequence[str], program: str) -> str:
     if match := re.match(r"Unrecognized options?: ([^\s,]+)", text):
         field = match.group(1)
         if not field.startswith("-"):
-            return f"{_masked(field)!r}: belongs to no option; {remedy}"
+            return f"{_masked(field)!r}: does not belong to any option; {remedy}"
         known = re.findall(r"--[\w.-]+", "\n".join(body[2:]))
         close = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{field.lstrip('-')} = {_value_of(field, words)!r}: is no field of this command; {hint}{remedy}"
+        return f"{field.lstrip('-')} = {_value_of(field, words)!r}: is not an option of this command; {hint}{remedy}"
     if match := re.match(r"Error parsing (--\S+): (.*)", text):
         field, rule = match.groups()
         return f"{field.lstrip('-')} = {_value_of(field, words)!r}: {rule}; {remedy}"

@@ -35,7 +35,7 @@ def held(path: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: it cannot be made, or is no folder.
+        OSError: it cannot be made, or is not a folder.
     """
     path.mkdir(parents=True, exist_ok=True)
     descriptor = _open_folder(str(path), None)
@@ -145,7 +145,7 @@ def require_kind(path: Path, is_folder: bool) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(found.st_mode) != is_folder:
-        kind = next((words for is_it, words in _OTHER_KINDS if is_it(found.st_mode)), "no folder")
+        kind = next((words for is_it, words in _OTHER_KINDS if is_it(found.st_mode)), "not a folder")
         if is_folder or kind == "a folder":
             raise OSError(errno.EINVAL, f"{path.name} is {kind}", str(path))
 
@@ -207,7 +207,7 @@ def _open_folder(name: str, folder: int | None) -> int:
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            kind = "a link, which is not followed" if stat.S_ISLNK(found.st_mode) else "no folder"
+            kind = "a link, which is not followed" if stat.S_ISLNK(found.st_mode) else "not a folder"
             raise OSError(error.errno, f"{Path(name).name} is {kind}", name) from error
         raise
 

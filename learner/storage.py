@@ -49,7 +49,7 @@ class CannotWrite(OSError):
             case errno.EBUSY | errno.ESTALE:
                 remedy = "this process ends without writing there"
             case _:
-                remedy = "mend that and continue"
+                remedy = "fix that and continue"
         return printable(f"{self.filename}: cannot be written ({self.strerror}); {remedy}")
 
 
@@ -149,7 +149,7 @@ def location(place: str | Location, field: str = "run-dir") -> Location:
         return place
     text = str(place)
     require(bool(text), field, text, "names nothing", "name a path or a URL")
-    require("\0" not in text, field, text, "holds a null byte, which no path can", "leave it out")
+    require("\0" not in text, field, text, "contains a null byte, which no path can", "leave it out")
     if "::" in text and "://" in text:
         raise refusal(
             field, f"{text.partition(':')[0]}:…", "is a chain of file systems", "name the last one's URL alone"
@@ -185,7 +185,7 @@ def lasting(place: str, field: str = "run-dir") -> str:
     found = location(place, field)
     if isinstance(found, RemotePath):
         protocol = found.url.partition("://")[0]
-        rule, remedy = f"{protocol}:// is no place where files stay", "use a path, s3://…, gs://… or the like"
+        rule, remedy = f"{protocol}:// does not keep files", "use a path, s3://…, gs://… or the like"
         require(protocol not in _NO_PLACE, field, place, rule, remedy)
     return place
 
@@ -202,7 +202,7 @@ def chosen(place: str, field: str) -> Location:
     with refusing(OSError, field=field, value=place, rule="cannot be written", remedy="name another"):
         is_folder = found.is_dir()  # the user's own link to one, too
         folder = Path(os.path.realpath(found.parent))  # his own links to where it lies are followed, here and now
-        require(not folder.exists() or folder.is_dir(), field, place, f"{folder} is no folder", "name another place")
+        require(not folder.exists() or folder.is_dir(), field, place, f"{folder} is not a folder", "name another place")
     require(not is_folder, field, place, "is a folder", "name a file in it")
     return folder / found.name
 

@@ -47,7 +47,7 @@ def follow_job(client: JobClient, job_id: str, address: str | None) -> int:
             job_command("logs", job_id, "--follow", address=address),
             job_command("stop", job_id, address=address),
         )
-        print_lines(["", f"{job_id} goes on; look again with {again}, end it with {end}"])
+        print_lines(["", f"{job_id} keeps running; follow it again with {again}, end it with {end}"])
         return _EXIT_CODE_OF_CTRL_C
     match job.state:
         case "SUCCEEDED":

@@ -32,14 +32,14 @@ def run(words: Sequence[str]) -> int:
     client = connect(options.address)
     job = client.job(options.job)
     if job.is_over:
-        print_lines([f"{job.job_id} is over already ({job.state})"])
+        print_lines([f"{job.job_id} has already ended ({job.state})"])
         return 0
     seconds = stop_seconds_of(job)
     client.stop(job.job_id)
     print_lines([f"{job.job_id}: asked to stop; it has {seconds} s for its last update and its checkpoint"])
     job = _waited_for(client, job.job_id, seconds + _SECONDS_TO_NOTICE)
     if not job.is_over:
-        print_lines([f"metagrad: job {job.job_id} is {job.state} still; it ends as soon as it can"], sys.stderr)
+        print_lines([f"metagrad: job {job.job_id} is still {job.state}; it ends as soon as it can"], sys.stderr)
         return 1
     if summary := summary_line(client, job):
         print_lines([summary, f"run folder: {run_dir_of(job)}"])

@@ -148,15 +148,15 @@ def _continuing(options: SubmitOptions, run_dir: str, variables: Sequence[str]) 
 
 def _check(options: SubmitOptions, job_id: str, run_dir: str) -> None:
     """Refuse here what would otherwise fail there, minutes later and in a log."""
-    rule = "must be letters, digits, dots, dashes and underscores, 100 at the most"
+    rule = "must be letters, digits, dots, dashes and underscores, at most 100"
     require(bool(_ID.fullmatch(job_id)), "submission-id", job_id, rule, "choose another one")
     seconds = options.stop_seconds
-    require(1 <= seconds <= 86_400, "stop-seconds", seconds, "must lie in [1, 86400]", "a day is the most")
+    require(1 <= seconds <= 86_400, "stop-seconds", seconds, "must lie in [1, 86400]", "use at most a day")
     for kind in ("cpus", "gpus"):
         number = getattr(options, f"entrypoint_num_{kind}")
         require(0 <= number < float("inf"), f"entrypoint-num-{kind}", number, "must be 0 or more", "raise it")
     packages = list(options.packages)
-    require(options.install or not packages, "packages", packages, "are pip's, which --install asks for", "add it")
+    require(options.install or not packages, "packages", packages, "are for pip, which needs --install", "add it")
     is_named = options.run_dir is not None or not options.resume
     require(is_named, "run-dir", None, "--resume needs the folder to continue", "add --run-dir DIR")
     is_placed = run_dir.startswith(("/", "~/")) or "://" in run_dir

@@ -38,12 +38,12 @@ class FaultConfig:
     rollout_seconds: float = 120.0
     """Replace an actor that has not returned a rollout, its start included, after this many seconds."""
     restarts_without_progress: int = 5
-    """Give an actor up after this many replacements in a row without a rollout; the run goes on with the others, and
+    """Give an actor up after this many replacements in a row without a rollout; the run continues with the others, and
     ends when none is left."""
 
     def __post_init__(self) -> None:
         seconds = self.rollout_seconds
-        require(0 < seconds <= 86_400, "faults.rollout_seconds", seconds, "must lie in (0, 86400]", "a day is the most")
+        require(0 < seconds <= 86_400, "faults.rollout_seconds", seconds, "must lie in (0, 86400]", "use at most a day")
         restarts = self.restarts_without_progress
         require(restarts >= 0, "faults.restarts_without_progress", restarts, "must be 0 or more", "raise it")
 
@@ -227,7 +227,7 @@ class BaseExperiment(ABC):
 def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "colocated"]) -> None:
     """Refuse a time that is none, and any without a cluster to wait for."""
     field, rule = "wait_for_resources", "must lie in [1, 2592000]"
-    require(seconds is None or 1 <= seconds <= 2_592_000, field, seconds, rule, "a month is the most")
+    require(seconds is None or 1 <= seconds <= 2_592_000, field, seconds, rule, "use at most a month")
     rule = "is about a cluster's resources, and colocated there is none"
     require(seconds is None or topology == "ray", field, seconds, rule, "use --topology ray, or leave it out")
 

@@ -243,7 +243,7 @@ def with_extensions(table: Mapping[str, T], attribute: str, is_entry: Callable[[
         own = getattr(module, attribute, {})
         file = str(module.__file__)
         remedy = "see docs/extending.md"
-        require(isinstance(own, Mapping), f"{file} {attribute}", own, "must be a dictionary by name", remedy)
+        require(isinstance(own, Mapping), f"{file} {attribute}", own, "must be a dictionary of names", remedy)
         for name, entry in own.items():
             is_name = isinstance(name, str) and bool(_NAME.fullmatch(name))
             rule = "must be a name of letters, digits, dots, dashes and underscores"

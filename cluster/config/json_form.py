@@ -82,7 +82,7 @@ def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
     if isinstance(name, str) and name not in types:
         name = _RENAMED.get(name, name)
     remedy = "give the file that defines it: metagrad --import FILE.py …"
-    require(name in types, "config.json type", name, "is no configuration type that is known here", remedy)
+    require(name in types, "config.json type", name, "is not a configuration type known here", remedy)
     kind = types[str(name)]
     fields = {key: _from_json(value, types) for key, value in tree.items() if key != "type"}
     for key, hint in get_type_hints(kind).items():

@@ -34,7 +34,7 @@ def require_possible(experiment: BaseExperiment, spec: EnvironmentSpec, paramete
     Raises:
         ConfigurationError: names the field that most of it comes from.
     """
-    _require(experiment, spec, parameters, MOST_BYTES, "a run may hold 1 TiB at the most")
+    _require(experiment, spec, parameters, MOST_BYTES, "a run may hold at most 1 TiB")
 
 
 def require_room_here(experiment: BaseExperiment, spec: EnvironmentSpec, parameters: int) -> None:

@@ -88,11 +88,11 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
         parts = urlsplit(value)
         is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port or an IPv6 address that cannot be
-        raise refusal(name, masked_address(value), "is no address", remedy) from None
+        raise refusal(name, masked_address(value), "is not an address", remedy) from None
     rule = "holds credentials, which logs and listings would show"
     secret_remedy = "leave them out, and use token authentication"
     require(not has_credentials(value), name, masked_address(value), rule, secret_remedy)
-    require(is_http, name, value, "is no http address of a Ray dashboard", remedy)
+    require(is_http, name, value, "is not the http address of a Ray dashboard", remedy)
     return Address(value.rstrip("/"), name)
 
 
@@ -107,8 +107,8 @@ class _Client(JobSubmissionClient):
 class JobClient:
     """Asks for the jobs of one cluster.
 
-    Every method raises ConfigurationError, in one line, for an address that does not answer or is no Ray dashboard's, a
-    token that is missing or wrong, an id that is no job's, and whatever the cluster refuses.
+    Every method raises ConfigurationError, in one line, for an address that does not answer or is not that of a Ray
+    dashboard, a missing or wrong token, an unknown id, and whatever the cluster refuses.
     """
 
     def __init__(self, address: Address):
@@ -124,7 +124,7 @@ class JobClient:
                 if isinstance(error, requests.exceptions.ConnectionError | AuthenticationError):
                     raise
                 remedy = "name the dashboard of the cluster's head, mostly at port 8265"
-                raise self._refusal("is no Ray dashboard with jobs", remedy) from error
+                raise self._refusal("is not a Ray dashboard with jobs", remedy) from error
 
     def require_version(self) -> None:
         """Refuse a cluster whose Ray is of another minor version than the one here."""
@@ -200,7 +200,7 @@ class JobClient:
             raise self._refusal("nothing answers there in time", remedy) from error
         except (requests.exceptions.JSONDecodeError, requests.exceptions.HTTPError) as error:
             remedy = "name the dashboard of the cluster's head, mostly at port 8265"
-            raise self._refusal("is no Ray dashboard", remedy) from error
+            raise self._refusal("is not a Ray dashboard", remedy) from error
         except (OSError, requests.exceptions.RequestException) as error:
             remedy = "start the cluster (ray start --head), or name the dashboard of its head, mostly at port 8265"
             raise self._refusal("nothing answers there", remedy) from error
@@ -221,11 +221,11 @@ class JobClient:
         status, body = (answer[1], answer[2].strip(" .\n")) if answer else ("", text.strip())
         last = body.splitlines()[-1].strip() if body else ""
         if status == "404" and "does not exist" in body:
-            return UnknownJob(f"job = {job_id!r}: is no job of this cluster; metagrad status lists them")
+            return UnknownJob(f"job = {job_id!r}: is not a job of this cluster; metagrad status lists them")
         if "already exists" in last:
             return refusal("submission-id", job_id, "is the id of another job", "choose another one")
         if status in ("404", "405"):
-            return self._refusal("is no Ray dashboard with jobs", "name the dashboard of the cluster's head")
+            return self._refusal("is not a Ray dashboard with jobs", "name the dashboard of the cluster's head")
         remedy = "see dashboard.log and dashboard_agent.log on the cluster's head"
         return self._refusal(f"the cluster cannot do that ({masked(last[:200])})", remedy)
 

@@ -27,13 +27,13 @@ def job_variables(given: Sequence[str], environment: Mapping[str, str]) -> dict[
     for word in given:
         name, is_given, value = word.partition("=")
         shown = name if not is_given else f"{name}=…"
-        rule, remedy = "is no NAME=VALUE, whose name is letters, digits and underscores", "name it as a shell does"
+        rule, remedy = "is not NAME=VALUE with a name of letters, digits and underscores", "name it as a shell does"
         require(bool(_VARIABLE.fullmatch(name)), "job-env", shown, rule, remedy)
         require(name not in found, "job-env", shown, "is given twice", "give it once")
         rule, remedy = "has no value here", f"use --job-env {name}=VALUE, or set {name} before"
         require(bool(is_given) or name in environment, "job-env", shown, rule, remedy)
         found[name] = value if is_given else environment[name]
-        require("\0" not in found[name], "job-env", shown, "holds a null byte", "leave that out")
+        require("\0" not in found[name], "job-env", shown, "contains a null byte", "remove it")
     return found
 
 

@@ -120,7 +120,7 @@ class _Walk:
 
     def _add(self, place: str, path: Path) -> None:
         is_named = not any("\ud800" <= c <= "\udfff" for c in place)
-        rule = f"the name of {place!r} cannot travel: it has a backslash, or bytes that are no UTF-8"
+        rule = f"the name of {place!r} cannot travel: it has a backslash, or bytes that are not UTF-8"
         remedy = "rename it, or name it in .rayignore"
         require(is_named and "\\" not in place, "working-dir", str(self._root), rule, remedy)
         with _naming(self._root, place):
@@ -143,7 +143,7 @@ class _Walk:
 @contextlib.contextmanager
 def _naming(root: Path, place: str) -> Iterator[None]:
     """Refuse whatever cannot be read in here, and name it."""
-    rule, remedy = f"{place!r} cannot be read", "mend that, or name it in .rayignore"
+    rule, remedy = f"{place!r} cannot be read", "fix that, or name it in .rayignore"
     with refusing(OSError, UnicodeError, field="working-dir", value=str(root), rule=rule, remedy=remedy):
         yield
 

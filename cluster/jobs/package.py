@@ -113,7 +113,7 @@ def _root(working_dir: Path) -> Path:
         is_folder = root.is_dir()
     except (OSError, RuntimeError, ValueError):  # a name that is too long, links that lead to themselves
         root, is_folder = working_dir, False
-    require(is_folder, "working-dir", str(working_dir), "is no folder", "name the one whose files the job needs")
+    require(is_folder, "working-dir", str(working_dir), "is not a folder", "name the one whose files the job needs")
     is_meant = root not in (Path.home().resolve(), Path(root.anchor))
     remedy = "change into the folder of the job's files, or name it"
     require(is_meant, "working-dir", str(working_dir), "all of it would travel with the job", remedy)
@@ -148,7 +148,7 @@ def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
         extra: requirements to add, or to take instead; pinned like the others where they ask for no version.
 
     Raises:
-        ConfigurationError: one of them is no requirement.
+        ConfigurationError: one of them is not a requirement.
     """
     pinned: dict[str, str] = {}
     waiting = [Requirement(text) for text in (distribution("metagrad").requires or [])]
@@ -157,7 +157,7 @@ def pinned_requirements(extra: Sequence[str] = ()) -> list[str]:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             remedy = 'name packages as pip does: s3fs, "s3fs>=2026"'
-            raise refusal("packages", text, "is no requirement", remedy) from error
+            raise refusal("packages", text, "is not a requirement", remedy) from error
         if requirement.specifier or requirement.url:
             pinned[canonicalize_name(requirement.name)] = text
         else:

@@ -270,7 +270,7 @@ class RayActors:
         ray.kill(slot.handle)
         if all(other.phase is Phase.GIVEN_UP for other in self._slots):
             raise ActorsLost(f"{slot.name}: {reason}; no other actor is left")
-        self._report(f"{slot.name}: given up ({reason}); the run goes on with the others")
+        self._report(f"{slot.name}: given up ({reason}); the run continues with the others")
 
     def _require_hope(self) -> None:
         """End a run that nobody will ever bring anything.

@@ -32,7 +32,7 @@ def find_cluster(given: str) -> "Endpoint":
     """Find where the GCS of the cluster at RAY_ADDRESS answers; Ray itself would try for minutes and log its tries.
 
     Raises:
-        ConfigurationError: it is no address of a cluster, or nothing answers there.
+        ConfigurationError: it is not an address of a cluster, or nothing answers there.
     """
     from metagrad.cluster.on_ray import private as ray_private
 
@@ -51,7 +51,7 @@ def find_cluster(given: str) -> "Endpoint":
         start = "start one (ray start --head), name the head of another one, HOST:PORT, or unset RAY_ADDRESS"
         raise refusal(field, shown, "no Ray cluster runs on this computer", start) from error
     except ValueError as error:
-        raise refusal(field, shown, "is no address", remedy) from error
+        raise refusal(field, shown, "is not an address", remedy) from error
     try:
         greet(found, _SECONDS_TO_ANSWER)
     except (OSError, OverflowError, UnicodeError) as error:  # a port or a name that cannot be are no OSError

@@ -177,7 +177,7 @@ class RayEvaluator:
                     done.append((first.update, ray.get(first.reference)))
             except LOST_ACTOR as error:
                 line = first_line(error)
-                self._report(f"evaluation of update {first.update} was lost ({line}); the run goes on without it")
+                self._report(f"evaluation of update {first.update} was lost ({line}); the run continues without it")
         return done
 
     def _replace_hung(self) -> None:
@@ -186,7 +186,7 @@ class RayEvaluator:
 
         ray.kill(self._actor)
         hung = self._pending.popleft()
-        self._report(f"evaluation of update {hung.update} hung for {self._limit:g} s; the run goes on without it")
+        self._report(f"evaluation of update {hung.update} hung for {self._limit:g} s; the run continues without it")
         self._actor = self._begin()
         for waiting in self._pending:
             waiting.reference = self._actor.score.remote(waiting.theta)

@@ -212,7 +212,7 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
     elif waiting and not placed:
         lines.append(f"actors: none has a place; lower --actor-threads, or {more}")
     elif waiting:
-        lines.append(f"actors: {waiting} of {experiment.actors} wait, and the run goes on without them; {more}")
+        lines.append(f"actors: {waiting} of {experiment.actors} wait, and the run continues without them; {more}")
     store = learner.object_store_bytes if learner else 0
     if 0 < store < found.object_store_bytes:
         lines.append(

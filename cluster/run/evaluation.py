@@ -82,7 +82,7 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
     if wants_recording:
         episode = record(*policy, seed, is_greedy)
         write_whole(picture, episode.gif)
-        cut = "" if episode.is_complete else ", where it was cut: the game goes on"
+        cut = "" if episode.is_complete else ", where it was cut: the game continues"
         print(f"written: {printable(picture)} (return {episode.episode_return:g}, {episode.length} steps{cut})")
 
 
@@ -121,7 +121,7 @@ def _require_writable(folder: Location, field: str) -> None:
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     remedy = "name another one" if field == "output" else "add --output FOLDER"
-    require(is_writable, field, str(folder), "is no folder that can be written", remedy)
+    require(is_writable, field, str(folder), "is not a folder that can be written", remedy)
 
 
 def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:

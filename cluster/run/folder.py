@@ -177,13 +177,15 @@ class RunFolder:
         Raises:
             ConfigurationError: there is none, or it cannot be read.
         """
-        require(self.has_run(), "run-dir", str(self.path), "holds no run (no config.json)", "name a run's folder")
+        require(
+            self.has_run(), "run-dir", str(self.path), "does not hold a run (no config.json)", "name a run's folder"
+        )
         kinds = (OSError, ValueError, TypeError, ArithmeticError, RecursionError)  # no text, fields missing, …
         rule, remedy = "its config.json cannot be read", "restore that file"
         with refusing(*kinds, field="run-dir", value=str(self.path), rule=rule, remedy=remedy):
             experiment = from_json(read_json(self._config))
         is_one = isinstance(experiment, BaseExperiment)
-        require(is_one, "run-dir", str(self.path), "its config.json holds no experiment", remedy)
+        require(is_one, "run-dir", str(self.path), "its config.json does not hold an experiment", remedy)
         assert isinstance(experiment, BaseExperiment)
         return experiment
 

@@ -45,7 +45,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise ConfigurationError(f"device = {device!r}: is no torch device; use auto, cpu or cuda") from error
+        raise ConfigurationError(f"device = {device!r}: is not a torch device; use auto, cpu or cuda") from error
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
         require((resolved.index or 0) < count, "device", device, f"this machine has {count} CUDA devices", "use auto")

@@ -172,7 +172,7 @@ def read_scalars(folder: Location, say: Callable[[str], None] = _tell) -> Scalar
         for name, (updates, values) in logged.scalars.items()
         if len(updates) and (name == _RETURN or (name.startswith("eta/") and np.ptp(values) > 0))
     }
-    rule, remedy = "; ".join(["holds no scalars yet", *lost]), "let the run log once"
+    rule, remedy = "; ".join(["does not hold any scalars yet", *lost]), "let the run log once"
     require(bool(scalars), "run-dir", str(folder), rule, remedy)
     for line in lost:
         say(f"{folder}: {line}")

@@ -430,7 +430,7 @@ def test_actors_train_on_lives():
     actor = Actor(replace(setup, rollout_length=80))
     trajectory, episodes = actor.rollout(snapshot_of(setup), 0)[:2]
     assert len(episodes.returns) == 0
-    assert trajectory.is_terminal.any(), "a lost life is terminal for the learner, the game goes on"
+    assert trajectory.is_terminal.any(), "a lost life is terminal for the learner, the game continues"
     actor.close()
 
 

@@ -152,7 +152,7 @@ def test_what_is_no_configuration_type_is_refused_in_one_line(name: Any) -> None
     remedy = "give the file that defines it: metagrad --import FILE.py …"
     with pytest.raises(ConfigurationError) as refusal:
         from_json({"type": name})
-    line = f"config.json type = {name!r}: is no configuration type that is known here; {remedy}"
+    line = f"config.json type = {name!r}: is not a configuration type known here; {remedy}"
     assert str(refusal.value) == line
 
 

@@ -52,7 +52,7 @@ def test_a_console_that_goes_away_ends_only_what_prints(kind: str, number: int) 
     reason = os.strerror(number)
     is_pipe = number == errno.EPIPE
     if kind == "lasting":
-        assert lines == f"metagrad: standard output is gone ({reason}); metagrad goes on without it\nto the end\n"
+        assert lines == f"metagrad: standard output is gone ({reason}); metagrad continues without it\nto the end\n"
     else:
         assert lines == f"{is_pipe}: standard output cannot be written ({reason}); name another place for it\n"
 

@@ -87,7 +87,7 @@ def test_wrong_values_are_refused(run_dir: Path, update: int | None, episodes: i
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="holds no run"):
+    with pytest.raises(ConfigurationError, match="does not hold a run"):
         evaluate_run(tmp_path, None, 5, 0, False, False)
 
 

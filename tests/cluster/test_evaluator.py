@@ -86,7 +86,7 @@ def test_evaluations_end_in_their_order_and_a_lost_one_is_said(tiny: Tiny, playe
     assert played.actors == [{"max_restarts": -1, "max_task_retries": 3, "num_cpus": 1}]
     played.outcomes = {0: {"a": 1.0}, 1: ray.exceptions.NodeDiedError("node gone\nand a paragraph")}
     assert evaluator.finished(0.0) == [(10, {"a": 1.0})]
-    assert said == ["evaluation of update 20 was lost (node gone); the run goes on without it"]
+    assert said == ["evaluation of update 20 was lost (node gone); the run continues without it"]
     assert evaluator.pending == 1
     played.outcomes[2] = {"a": 3.0}
     assert (evaluator.finished(0.0), evaluator.pending) == ([(30, {"a": 3.0})], 0)
@@ -103,7 +103,7 @@ def test_an_evaluation_that_hangs_is_left_out_and_the_others_are_played_by_anoth
     assert (evaluator.finished(0.0), played.killed) == ([], []), "the second one began when the first one ended"
     played.now = 200.0
     assert evaluator.finished(0.0) == []
-    assert said == ["evaluation of update 20 hung for 100 s; the run goes on without it"]
+    assert said == ["evaluation of update 20 hung for 100 s; the run continues without it"]
     assert (played.killed, len(played.actors), played.calls[3:]) == ([0], 2, [(1, [30.0])])
     played.outcomes[3] = {"a": 3.0}
     assert (evaluator.finished(0.0), evaluator.pending) == ([(30, {"a": 3.0})], 0)

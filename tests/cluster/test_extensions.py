@@ -213,10 +213,10 @@ def test_an_experiment_of_a_file_is_trained_and_read_back_and_refused_without_th
 
     unload()
     remedy = "give the file that defines it: metagrad --import FILE.py …"
-    line = rf"metagrad: config.json type = 'ToyCorridorConfig': is no configuration type that is known here; {remedy}"
+    line = rf"metagrad: config.json type = 'ToyCorridorConfig': is not a configuration type known here; {remedy}"
     assert refused(("eval", "run"), capsys) == line
     assert refused(("plot", "run"), capsys) == line
-    assert refused(TRAIN, capsys).startswith("metagrad: experiment = 'toy-corridor': is no experiment; ")
+    assert refused(TRAIN, capsys).startswith("metagrad: experiment = 'toy-corridor': is not an experiment; ")
     before = Path("run/config.json").read_bytes()
     assert refused(("train", "demo", *TRAIN[2:], "--resume"), capsys) == line
     assert Path("run/config.json").read_bytes() == before
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_added_is_refused_in_one_line(
 
 
 def test_import_needs_a_file(capsys: Capture) -> None:
-    expected = "metagrad: import = '': names no file; metagrad --import FILE.py COMMAND …"
+    expected = "metagrad: import = '': does not name a file; metagrad --import FILE.py COMMAND …"
     assert refused(("--import",), capsys) == expected
 
 
@@ -386,7 +386,7 @@ def test_a_name_in_two_files_is_refused(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("EXPERIMENTS = [1]", r"\S*/odd.py EXPERIMENTS = \[1\]: must be a dictionary by name; .*"),
+        ("EXPERIMENTS = [1]", r"\S*/odd.py EXPERIMENTS = \[1\]: must be a dictionary of names; .*"),
         ("EXPERIMENTS = {1: print}", r"\S*/odd.py EXPERIMENTS = 1: must be a name of .*"),
         ("EXPERIMENTS = {'../x': print}", r"\S*/odd.py EXPERIMENTS = '../x': must be a name of .*"),
         ("EXPERIMENTS = {'toy': 1}", r"\S*/odd.py EXPERIMENTS\['toy'\] = 1: must be a function that returns .*"),

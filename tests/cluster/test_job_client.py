@@ -99,15 +99,15 @@ def test_what_was_given_wins_over_the_environment(
     ("given", "variables", "line"),
     [
         (None, {}, "address = None: no cluster is named; "),
-        (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, "RAY_ADDRESS = '10.0.0.1:6379': is no http address of a Ray "),
-        ("ray://head:10001", {}, "address = 'ray://head:10001': is no http address of a Ray dashboard; "),
-        ("http://", {}, "address = 'http://': is no http address of a Ray dashboard; "),
-        ("http://head:123456", {}, "address = 'http://head:123456': is no address; "),
+        (None, {"RAY_ADDRESS": "10.0.0.1:6379"}, "RAY_ADDRESS = '10.0.0.1:6379': is not the http address of a Ray "),
+        ("ray://head:10001", {}, "address = 'ray://head:10001': is not the http address of a Ray dashboard; "),
+        ("http://", {}, "address = 'http://': is not the http address of a Ray dashboard; "),
+        ("http://head:123456", {}, "address = 'http://head:123456': is not an address; "),
         ("http://user:secret@head:1", {}, "address = 'http://***@head:1': holds credentials, "),
-        ("http://user:secret@head:123456", {}, "address = 'http://***@head:123456': is no address; "),
+        ("http://user:secret@head:123456", {}, "address = 'http://***@head:123456': is not an address; "),
         ("http://head:1/?token=secret", {}, "address = 'http://head:1/?***': holds credentials, "),
         ("http://head:1#secret", {}, "address = 'http://head:1?***': holds credentials, "),
-        ("http://head:x/?token=secret", {}, "address = 'http://head:x/?***': is no address; "),
+        ("http://head:x/?token=secret", {}, "address = 'http://head:x/?***': is not an address; "),
         ("user:secret@head:1", {}, "address = '***@head:1': holds credentials, "),
         (None, {"RAY_ADDRESS": "user:secret@head:1"}, "RAY_ADDRESS = '***@head:1': holds credentials, "),
         (None, {"RAY_API_SERVER_ADDRESS": "http://head:1?secret"}, "RAY_API_SERVER_ADDRESS = 'http://head:1?***': "),
@@ -140,7 +140,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch: pytest
     [(404, "404: Not Found"), (200, "<html>"), (200, "{}"), (200, "[1]"), (500, "oops"), (200, '{"ray_version": "x"}')],
 )
 def test_an_address_that_is_no_dashboard_is_refused(dashboard: Dashboard, answer: Answer) -> None:
-    assert "is no Ray dashboard" in refusal(lambda: JobClient(dashboard({"*": answer})))
+    assert "is not a Ray dashboard" in refusal(lambda: JobClient(dashboard({"*": answer})))
 
 
 def test_a_token_that_is_missing_or_wrong_is_refused_and_not_shown(
@@ -198,9 +198,11 @@ def test_a_job_is_described(dashboard: Dashboard) -> None:
     assert client.log("mine") == "hello\n"
     assert client.find("none") is None
     assert refusal(lambda: client.stop("mine")).endswith(
-        "is no Ray dashboard with jobs; name the dashboard of the cluster's head"
+        "is not a Ray dashboard with jobs; name the dashboard of the cluster's head"
     )
-    assert refusal(lambda: client.job("none")) == "job = 'none': is no job of this cluster; metagrad status lists them"
+    assert (
+        refusal(lambda: client.job("none")) == "job = 'none': is not a job of this cluster; metagrad status lists them"
+    )
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_named(
         return opened(path, *words)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ConfigurationError, match=r"'data/closed.csv' cannot be read \(Permission denied\); mend that"):
+    with pytest.raises(ConfigurationError, match=r"'data/closed.csv' cannot be read \(Permission denied\); fix that"):
         travelling(root)
 
 

@@ -94,7 +94,7 @@ def test_the_running_code_is_brought_along_unless_the_folder_has_its_own(write: 
 def test_a_folder_that_is_none_or_too_much_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write("work/small.csv", "12").parent
     write("work/large.csv", "x" * 90)
-    with pytest.raises(ConfigurationError, match=r"^working-dir = 'none': is no folder; "):
+    with pytest.raises(ConfigurationError, match=r"^working-dir = 'none': is not a folder; "):
         package(Path("none"), [], False)
     for root in (Path("/"), folder):
         monkeypatch.setattr(Path, "home", lambda: folder)
@@ -122,5 +122,5 @@ def test_packages_are_pinned_to_what_runs_here_and_ray_is_the_nodes_own() -> Non
     extra = pinned_requirements(["pytest", "no-such-package", "rich==1.0"])
     assert {f"pytest=={version('pytest')}", "no-such-package", "rich==1.0"} <= set(extra)
     assert f"rich=={version('rich')}" not in extra
-    with pytest.raises(ConfigurationError, match=r"^packages = 's3fs gcsfs': is no requirement; "):
+    with pytest.raises(ConfigurationError, match=r"^packages = 's3fs gcsfs': is not a requirement; "):
         pinned_requirements(["s3fs gcsfs"])

@@ -60,7 +60,7 @@ class FakeCluster:
 
     def job(self, job_id: str) -> JobView:
         if job_id not in self.views:
-            raise UnknownJob(f"job = {job_id!r}: is no job of this cluster; metagrad status lists them")
+            raise UnknownJob(f"job = {job_id!r}: is not a job of this cluster; metagrad status lists them")
         if job_id in self.stopping:
             self.stopping[job_id] -= 1
             if self.stopping[job_id] == 0:
@@ -167,11 +167,11 @@ def test_pip_is_asked_for_packages_only_where_they_are_to_be_installed() -> None
         (("--stop-seconds", "0"), r"stop-seconds = 0: must lie in \[1, 86400\]; "),
         (("--entrypoint-num-gpus", "-1"), r"entrypoint-num-gpus = -1.0: must be 0 or more; "),
         (("--entrypoint-num-cpus", "nan"), r"entrypoint-num-cpus = nan: must be 0 or more; "),
-        (("--packages", "s3fs"), r"packages = \['s3fs'\]: are pip's, which --install asks for; add it"),
-        (("--working-dir", "none"), r"working-dir = 'none': is no folder; "),
-        (("--address", "head:8265"), r"address = 'head:8265': is no http address of a Ray dashboard; "),
+        (("--packages", "s3fs"), r"packages = \['s3fs'\]: are for pip, which needs --install; add it"),
+        (("--working-dir", "none"), r"working-dir = 'none': is not a folder; "),
+        (("--address", "head:8265"), r"address = 'head:8265': is not the http address of a Ray dashboard; "),
         (("--actors", "0"), r"actors = 0: "),
-        (("--meta.nn", "3"), r"meta.nn = '3': is no field of this command; did you mean --meta.n\?"),
+        (("--meta.nn", "3"), r"meta.nn = '3': is not an option of this command; did you mean --meta.n\?"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_before_anything_is_sent(
@@ -238,7 +238,7 @@ def test_ctrl_c_while_following_leaves_the_job_running(cluster: FakeCluster, cap
     assert main(("logs", "one", "--follow", "--address", URL)) == 130
     assert cluster.stopping == {}
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"one goes on; look again with metagrad logs one --follow --address {URL}, "
+        f"one keeps running; follow it again with metagrad logs one --follow --address {URL}, "
         f"end it with metagrad stop one --address {URL}"
     )
 
@@ -254,7 +254,7 @@ def test_a_job_is_stopped_with_its_checkpoint_and_says_how_to_continue(cluster: 
         f"continue it: metagrad submit demo --resume --run-dir '~/metagrad-runs/one' --stop-seconds 60 --address {URL}",
     ]
     assert main(("stop", "one")) == 0
-    assert capsys.readouterr().out == "one is over already (STOPPED)\n"
+    assert capsys.readouterr().out == "one has already ended (STOPPED)\n"
 
 
 def test_a_stop_that_kept_nothing_or_does_not_end_says_so(
@@ -270,7 +270,7 @@ def test_a_stop_that_kept_nothing_or_does_not_end_says_so(
     cluster.looks_until_stopped = 10**9
     monkeypatch.setattr("metagrad.cli.commands.stop._SECONDS_TO_NOTICE", -3.0)
     assert main(("stop", "waiting")) == 1
-    assert capsys.readouterr().err == "metagrad: job waiting is PENDING still; it ends as soon as it can\n"
+    assert capsys.readouterr().err == "metagrad: job waiting is still PENDING; it ends as soon as it can\n"
 
 
 def test_status_shows_training_jobs_whoever_submitted_them(cluster: FakeCluster, capsys: Capture) -> None:
@@ -295,7 +295,8 @@ def test_status_shows_training_jobs_whoever_submitted_them(cluster: FakeCluster,
     for command in ("status", "logs", "stop"):
         assert main((command, "none")) == 2
         assert (
-            capsys.readouterr().err == "metagrad: job = 'none': is no job of this cluster; metagrad status lists them\n"
+            capsys.readouterr().err
+            == "metagrad: job = 'none': is not a job of this cluster; metagrad status lists them\n"
         )
 
 
@@ -331,12 +332,12 @@ def test_variables_travel_in_the_jobs_files_and_their_values_are_shown_nowhere(
     ("words", "line"),
     [
         (("--job-env", "hidden"), "job-env = 'hidden': has no value here; use --job-env hidden=VALUE, or set .*"),
-        (("--job-env", "A-B=hidden"), "job-env = 'A-B=…': is no NAME=VALUE, .*"),
-        (("--job-env", "=hidden"), "job-env = '=…': is no NAME=VALUE, .*"),
+        (("--job-env", "A-B=hidden"), "job-env = 'A-B=…': is not NAME=VALUE .*"),
+        (("--job-env", "=hidden"), "job-env = '=…': is not NAME=VALUE .*"),
         (("--job-env", "A=hidden", "--job-env", "A=hidden"), "job-env = 'A=…': is given twice; give it once"),
-        (("--job-env", "A=hidden\0"), "job-env = 'A=…': holds a null byte; leave that out"),
-        (("--job-enf", "A=hidden"), "job-enf = 'A=…': is no field of this command; did you mean --job-env.*"),
-        (("--job-env", "A=1", "B=hidden"), "'B=…': belongs to no option; see metagrad submit demo --help"),
+        (("--job-env", "A=hidden\0"), "job-env = 'A=…': contains a null byte; remove it"),
+        (("--job-enf", "A=hidden"), "job-enf = 'A=…': is not an option of this command; did you mean --job-env.*"),
+        (("--job-env", "A=1", "B=hidden"), "'B=…': does not belong to any option; see metagrad submit demo --help"),
     ],
 )
 def test_a_variable_that_is_refused_shows_no_value(

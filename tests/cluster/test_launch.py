@@ -28,7 +28,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cuda", 0, "this machine has 0 CUDA devices; use auto"),
         ("cuda:1", 1, "this machine has 1 CUDA devices; use auto"),
         ("mps", 0, "only cpu and cuda are supported"),
-        ("gpu", 0, "is no torch device; use auto, cpu or cuda"),
+        ("gpu", 0, "is not a torch device; use auto, cpu or cuda"),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         with pytest.raises(ConfigurationError, match=rf"^device = '{name}': {rule}"):

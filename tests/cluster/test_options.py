@@ -49,7 +49,7 @@ def test_lambda_stays_in_a_value() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--meta.nn", "1"), "meta.nn = '1': is no field of this command; did you mean --meta.n? see P --help"),
+        (("--meta.nn", "1"), "meta.nn = '1': is not an option of this command; did you mean --meta.n? see P --help"),
         (("--seed", "x"), "seed = 'x': invalid literal for int() with base 10: 'x'; see P --help"),
         (("--seed=x",), "seed = 'x': invalid literal for int() with base 10: 'x'; see P --help"),
         (("--topology", "x"), "topology = 'x': must be one of 'ray', 'colocated'; see P --help"),

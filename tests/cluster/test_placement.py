@@ -145,7 +145,7 @@ def test_the_object_store_holds_batches_and_two_versions(tiny: Tiny) -> None:
         (
             {"actors": 4, "schedule": "peek"},
             [Node("a", 4, 0)],
-            ["actors: 1 of 4 wait, and the run goes on without them; add nodes with 1 CPUs, 1 on one node for each"],
+            ["actors: 1 of 4 wait, and the run continues without them; add nodes with 1 CPUs, 1 on one node for each"],
         ),
         (
             {"actors": 1, "schedule": "peek"},

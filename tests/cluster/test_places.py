@@ -24,10 +24,10 @@ PLACES = [
     ("", "names nothing; name a path or a URL"),
     ("file://", "names nothing there; add a path"),
     ("s3://", "names nothing there; add a path"),
-    ("memory://x", "memory:// is no place where files stay"),
-    ("data://x", "data:// is no place where files stay"),
-    ("zip://x", "zip:// is no place where files stay"),
-    ("a\0b", "holds a null byte"),
+    ("memory://x", "memory:// does not keep files"),
+    ("data://x", "data:// does not keep files"),
+    ("zip://x", "zip:// does not keep files"),
+    ("a\0b", "contains a null byte"),
     ("x" * 300, "File name too long"),
     ("a/" * 3_000, "File name too long"),
     ("s3://KEY:secret@bucket/run", "holds credentials"),
@@ -55,7 +55,7 @@ def test_a_place_that_holds_no_run_is_refused_in_one_line(
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
     assert line.startswith("metagrad: run-dir = ")
-    assert rule in line or "holds no run" in line
+    assert rule in line or "does not hold a run" in line
     assert line.isprintable()
     assert "secret" not in line
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
@@ -74,7 +74,9 @@ def test_a_run_that_cannot_be_written_is_played_into_another_place(
     whole = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(trained) and whole(path, mode))
     monkeypatch.setattr("metagrad.cluster.run.evaluation.evaluate", None)  # nothing is played
-    with pytest.raises(ConfigurationError, match=r"^run-dir = .*: is no folder that can be written; add --output FOL"):
+    with pytest.raises(
+        ConfigurationError, match=r"^run-dir = .*: is not a folder that can be written; add --output FOL"
+    ):
         evaluate_run(trained, None, 2, 0, False, True)
     monkeypatch.undo()
     (tmp_path / "results").mkdir()
@@ -102,11 +104,11 @@ def test_a_run_that_cannot_be_written_is_played_into_another_place(
     [
         ("", "names nothing"),
         ("folder.json", "is a folder; name a file in it"),
-        ("file", "is no folder that can be written; name another"),
-        ("file/x.json", "is no folder"),
+        ("file", "is not a folder that can be written; name another"),
+        ("file/x.json", "is not a folder"),
         ("x" * 300, "File name too long"),
-        ("a\0", "holds a null byte"),
-        ("memory://x", "is no place where files stay"),
+        ("a\0", "contains a null byte"),
+        ("memory://x", "does not keep files"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_anything_is_played(

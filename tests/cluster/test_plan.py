@@ -63,7 +63,7 @@ def test_a_page_says_who_goes_where_and_what_is_missing(tiny: Tiny) -> None:
     streamed = tiny(topology="ray", actors=4, device="cpu", schedule="peek")
     waiting = make_plan(streamed, probe(experiment.env), 250_000, nodes[:1], rates)
     text = describe(streamed, waiting, rates, "here")
-    assert "does not fit: actors: 2 of 4 wait, and the run goes on without them; add nodes with 2 CPUs" in text
+    assert "does not fit: actors: 2 of 4 wait, and the run continues without them; add nodes with 2 CPUs" in text
     assert "refused" not in text
 
 

@@ -79,10 +79,10 @@ def test_wrong_folders_and_outputs_are_refused(tmp_path):
     run = write_run(tmp_path / "a", 1)
     with pytest.raises(ConfigurationError, match=r"^output = "):
         plot_runs([run], tmp_path / "runs.txt")
-    with pytest.raises(ConfigurationError, match="holds no run"):
+    with pytest.raises(ConfigurationError, match="does not hold a run"):
         plot_runs([tmp_path / "nothing"], tmp_path / "runs.png")
     RunFolder(tmp_path / "empty").open_new(EXPERIMENTS["demo"]())
-    with pytest.raises(ConfigurationError, match="holds no scalars yet"):
+    with pytest.raises(ConfigurationError, match="does not hold any scalars yet"):
         plot_runs([tmp_path / "empty"], tmp_path / "runs.png")
 
 
@@ -123,10 +123,10 @@ def test_a_picture_goes_to_a_url_or_through_the_users_own_links(tmp_path):
     ("output", "rule"),
     [
         ("folder.png", "is a folder"),
-        ("file/runs.png", "is no folder"),
-        ("runs\0.png", "holds a null byte"),
+        ("file/runs.png", "is not a folder"),
+        ("runs\0.png", "contains a null byte"),
         ("x" * 300 + ".png", "File name too long"),
-        ("memory://x/runs.png", "is no place where files stay"),
+        ("memory://x/runs.png", "does not keep files"),
         ("s3://KEY:secret@bucket/runs.png", "holds credentials"),
         ("runs.txt", "must end in one of"),
         ("", "must end in one of"),

@@ -337,7 +337,7 @@ def test_pauses_grow_until_an_actor_is_given_up(world: MakeWorld) -> None:
     assert gaps == sorted(gaps)
     assert gaps[-1] >= 1.0
     assert "given up (lost 4 times in a row; last reason: actor died (" in here.said[-1]
-    assert here.said[-1].endswith("the run goes on with the others")
+    assert here.said[-1].endswith("the run continues with the others")
 
 
 def test_a_rollout_in_between_forgives(world: MakeWorld) -> None:

@@ -55,12 +55,12 @@ def answers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         ("redis://head:1?secret", "RAY_ADDRESS = 'redis://head:1?***': is not the address of a GCS; "),
         ("me:secret@head:6379", "RAY_ADDRESS = '***@head:6379': holds credentials, which logs would show; "),
         ("head:6379?token=secret", "RAY_ADDRESS = 'head:6379?***': holds credentials"),
-        ("nonsense", "RAY_ADDRESS = 'nonsense': is no address; use HOST:PORT of the cluster's head"),
-        ("::1", "RAY_ADDRESS = '::1': is no address; "),
-        ("[::1", "RAY_ADDRESS = '[::1': is no address; "),
-        (":6379", "RAY_ADDRESS = ':6379': is no address; "),
-        ("head:", "RAY_ADDRESS = 'head:': is no address; "),
-        ("head:port", "RAY_ADDRESS = 'head:port': is no address; "),
+        ("nonsense", "RAY_ADDRESS = 'nonsense': is not an address; use HOST:PORT of the cluster's head"),
+        ("::1", "RAY_ADDRESS = '::1': is not an address; "),
+        ("[::1", "RAY_ADDRESS = '[::1': is not an address; "),
+        (":6379", "RAY_ADDRESS = ':6379': is not an address; "),
+        ("head:", "RAY_ADDRESS = 'head:': is not an address; "),
+        ("head:port", "RAY_ADDRESS = 'head:port': is not an address; "),
     ],
 )
 def test_what_is_no_address_of_a_cluster_is_refused_and_no_secret_shown(

@@ -190,7 +190,7 @@ def test_a_damaged_config_is_refused_in_one_line(tiny: Tiny, tmp_path: Path, con
 
 
 def test_no_config_no_run(place: Location) -> None:
-    with pytest.raises(ConfigurationError, match="holds no run"):
+    with pytest.raises(ConfigurationError, match="does not hold a run"):
         RunFolder(place).experiment()
 
 

@@ -99,5 +99,5 @@ def test_a_run_goes_on_without_its_console(tiny_words: Words, tmp_path: Path) ->
     said = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 0, said
-    assert said == "metagrad: standard output is gone (Broken pipe); metagrad goes on without it\n"
+    assert said == "metagrad: standard output is gone (Broken pipe); metagrad continues without it\n"
     assert update_of(paths(tmp_path / "run" / "checkpoints")[-1]) == 9

@@ -155,7 +155,7 @@ def test_whatever_a_store_raises_is_an_os_error_of_one_line() -> None:
     assert reason(failure.value) == "no credentials for broken://x"
     with pytest.raises(CannotWrite) as refused:
         write_whole(RemotePath("broken://x"), b"")
-    assert str(refused.value) == "broken://x: cannot be written (Access Denied); mend that and continue"
+    assert str(refused.value) == "broken://x: cannot be written (Access Denied); fix that and continue"
 
 
 def test_folders_are_made_where_a_store_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
