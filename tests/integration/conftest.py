@@ -45,11 +45,15 @@ class Command:
         """Exit code."""
         return self.process.wait(timeout=100)
 
-    def wait_for(self, path: Path) -> None:
-        """Until a file is there; fails where the run ends without it."""
-        while not path.exists():
+    def wait_until(self, is_so: Callable[[], object]) -> None:
+        """Until it is so; fails where the run ends without it."""
+        while not is_so():
             assert self.process.poll() is None, self.output
             time.sleep(0.01)
+
+    def wait_for(self, path: Path) -> None:
+        """Until a file is there; fails where the run ends without it."""
+        self.wait_until(path.exists)
 
     def press_ctrl_c(self) -> None:
         """As a terminal does: to the whole foreground process group."""

@@ -18,12 +18,6 @@ Metagrad = Callable[..., Any]
 Words = tuple[str, ...]
 
 
-def wait_until(command: Any, is_so: Callable[[], bool]) -> None:
-    while not is_so():
-        assert command.process.poll() is None, command.output
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
 def test_what_a_terminal_sends_to_all_processes_of_a_ray_run_leaves_a_checkpoint(
     metagrad: Metagrad, tiny_words: Words, tmp_path: Path, number: signal.Signals
@@ -43,7 +37,7 @@ def test_a_run_that_is_stopped_while_ray_starts_is_continued_at_update_0(
     metagrad: Metagrad, tiny_words: Words, tmp_path: Path
 ) -> None:
     first = metagrad(*tiny_words)
-    wait_until(first, lambda: any("gcs_server" in line for line in first.relatives().values()))
+    first.wait_until(lambda: any("gcs_server" in line for line in first.relatives().values()))
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 0, first.output
     assert "stopped by SIGTERM at update 0; continue with --resume" in first.output
@@ -83,14 +77,8 @@ def test_signals_change_nothing_in_the_last_second_of_a_finished_run(
 
 
 def test_a_run_goes_on_without_its_console(tiny_words: Words, tmp_path: Path) -> None:
-    program = [
-        str(Path(sys.executable).with_name("metagrad")),
-        *tiny_words,
-        "--topology",
-        "colocated",
-        "--updates",
-        "9",
-    ]
+    metagrad = str(Path(sys.executable).with_name("metagrad"))
+    program = [metagrad, *tiny_words, *("--topology", "colocated", "--updates", "9")]
     process = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -3,10 +3,9 @@
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,42 +26,26 @@ def children(pid: int) -> dict[str, int]:
     ],
 )
 def test_a_run_whose_ray_is_killed_ends_in_one_line_and_is_continued(
-    tmp_path: Path, victim: str, line: str, updates_after: int
+    metagrad: Callable[..., Any], tmp_path: Path, victim: str, line: str, updates_after: int
 ) -> None:
-    words = [
-        str(Path(sys.executable).with_name("metagrad")),
-        "train",
-        "demo",
-        "--run-dir",
-        "run",
-        "--checkpoint.every",
-        "5",
-    ]
-    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    options = {
-        "cwd": tmp_path,
-        "env": environment,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-    }
-    process = subprocess.Popen([*words, "--updates", "100000"], **options)  # type: ignore[call-overload]
-    while not (checkpoints.is_dir() and list(checkpoints.glob("update-*.pt"))):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+    words, checkpoints = (
+        ("train", "demo", "--run-dir", "run", "--checkpoint.every", "5"),
+        tmp_path / "run" / "checkpoints",
+    )
+    command = metagrad(*words, "--updates", "100000")
+    command.wait_until(lambda: list(checkpoints.glob("update-*.pt")))
     before = newest(checkpoints)
-    os.kill(children(process.pid)[victim], signal.SIGKILL)
-    output = process.communicate(timeout=90)[0]
-    assert process.returncode == 1, output
+    os.kill(children(command.process.pid)[victim], signal.SIGKILL)
+    assert command.wait() == 1, command.output
+    output = command.output
     end = rf"^metagrad: {line} does not answer any more at 127\.0\.0\.1:\d+; what was written stands; continue with"
     assert re.search(end, output, re.MULTILINE), output
     assert "Traceback" not in output
     assert "dump" not in output
     after = newest(checkpoints)
     assert after >= before + updates_after
-    more = subprocess.run([*words, "--resume", "--updates", str(after + 2)], **options, check=False)  # type: ignore[call-overload]
-    assert (more.returncode, newest(run / "checkpoints")) == (0, after + 2), more.stdout
+    more = metagrad(*words, "--resume", "--updates", str(after + 2))
+    assert (more.wait(), newest(checkpoints)) == (0, after + 2), more.output
 
 
 def newest(checkpoints: Path) -> int:

@@ -130,9 +130,7 @@ def test_a_worker_that_is_killed_costs_only_its_part(reproduce: Metagrad, tmp_pa
         assert time.monotonic() < end, command.relatives()
         time.sleep(0.1)
     os.kill(workers[0], signal.SIGKILL)
-    while "started again" not in command.output:
-        assert command.process.poll() is None, command.output
-        time.sleep(0.1)
+    command.wait_until(lambda: "started again" in command.output)
     (tmp_path / "go").touch()
     assert command.wait() == 0, command.output
     assert (tmp_path / "studies" / "toy" / "report.md").read_text() == "[0, 1, 2]"
