@@ -39,6 +39,7 @@ ROWS = [
     Row(DiscountingChainConfig, {"horizon": 7}, is_random=False),
     Row(IteratedPrisonersDilemmaConfig, {"steps": 7}, is_random=False),
     Row(("catch", "CatchConfig"), {"rows": 4}),
+    Row(("pixels", "WallsConfig"), {"walls": 2}),
     Row(AtariConfig, {"backend": "envpool", "max_episode_steps": 9}, is_on_device=False),
     Row(AtariConfig, {"backend": "ale", "max_episode_steps": 9}, is_on_device=False),
 ]
