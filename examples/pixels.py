@@ -25,10 +25,7 @@ from metagrad.losses import Estimates, OuterObjective
 from metagrad.networks import Head, NatureCnn
 from metagrad.types import Trajectory
 
-CELLS, PIXELS = (
-    9,
-    4,
-)  # cells of a side, and pixels of a cell's side: pictures of 36 x 36, the least that NatureCnn takes
+CELLS, PIXELS = 9, 4  # cells of a side, and pixels of a cell's: 36 x 36, the least that NatureCnn takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +124,7 @@ def walls() -> Experiment:
         description="Walls, pictures of one's own on NatureCnn, a cautious outer loss (examples/pixels.py)",
         env=WallsConfig(),
         network=NatureCnn(hidden=64),
+        optimizer=replace(base.optimizer, learning_rate=2e-3),
         outer=CautiousObjective(gamma=1.0, lambda_=0.95, critic="outer"),
         environments=32,
         updates=600,
