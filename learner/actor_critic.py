@@ -224,7 +224,7 @@ class ActorCritic:
         batch = sampled(target.theta, bootstrap.updates)
         network = self.inner_network(state.eta)
         matched = outer_gradient(
-            lambda x, trajectory: matching_loss(network, x, target.theta, trajectory, bootstrap.matching),
+            lambda x, trajectory: matching_loss(network, x, target.theta, trajectory, bootstrap),
             last.theta,
             batch,
         )

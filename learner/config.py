@@ -1,11 +1,10 @@
 """What the learner is told: inner optimizer, meta-gradient, outer objective, meta-parameters."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 from metagrad.actor_critic import InnerLoss
-from metagrad.bootstrap import Direction, Matching, States
+from metagrad.bootstrap import Matching
 from metagrad.errors import require, require_one_of
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import Estimator
@@ -20,43 +19,28 @@ Strategy = Literal["discard", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BootstrapConfig:
-    """A bootstrapped target in the place of the outer loss (BMG): the look-ahead should have come where it is."""
+class BootstrapConfig(Matching):
+    """Puts a bootstrapped target in the place of the outer loss (BMG): the look-ahead should have come where it is."""
 
     updates: int = 0
     """Updates from θₙ to the target; 0: no target, the outer loss itself. The last one is on the outer loss, with an
     optimizer state of its own that persists; those before it go on with the inner optimizer's."""
-    direction: Direction = "target||online"
-    """Which KL divergence between the policies is the distance; the papers' is target||online."""
-    value_coefficient: float = 0.0
-    """Weight of the squared distance of the inner critics; the debiasing paper's release has 0."""
-    states: States = "all"
-    """Match on all states of a rollout or on its first alone; the debiasing paper's release has all on Snake and, on
-    the Discounting Chain, the first, where an episode starts."""
+
+    field: ClassVar[str] = "bootstrap"
 
     def __post_init__(self) -> None:
+        Matching.__post_init__(self)
         rule, remedy = "must be 0 (no target) or more", "the debiasing paper uses 1"
         require(self.updates >= 0, "bootstrap.updates", self.updates, rule, remedy)
         rule = f"must be at most {MOST_UPDATES:,}"
         require(self.updates <= MOST_UPDATES, "bootstrap.updates", self.updates, rule, "lower it")
-        require_one_of(self.direction, Direction, "bootstrap.direction")
-        require_one_of(self.states, States, "bootstrap.states")
-        coefficient = self.value_coefficient
-        rule = "must be finite and 0 or more"
-        require(0.0 <= coefficient < math.inf, "bootstrap.value_coefficient", coefficient, rule, "use 0 for none")
-        for name, is_default in (
-            ("direction", self.direction == "target||online"),
-            ("value_coefficient", not coefficient),
-            ("states", self.states == "all"),
-        ):
-            rule = "belongs to a bootstrapped target, and there is none"
-            remedy = "leave it out or set bootstrap.updates to 1"
-            require(is_default or self.updates > 0, f"bootstrap.{name}", getattr(self, name), rule, remedy)
-
-    @property
-    def matching(self) -> Matching:
-        """The distance as the library takes it."""
-        return Matching(direction=self.direction, value_coefficient=self.value_coefficient, states=self.states)
+        rule, remedy = (
+            "belongs to a bootstrapped target, and there is none",
+            "leave it out or set bootstrap.updates to 1",
+        )
+        for each in fields(Matching):
+            value = getattr(self, each.name)
+            require(value == each.default or self.updates > 0, f"bootstrap.{each.name}", value, rule, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

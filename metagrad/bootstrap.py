@@ -20,7 +20,7 @@ Value Function", §2 and Figure 1b, and its released code, whose optimizers thes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, assert_never
+from typing import Any, ClassVar, Literal, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float
@@ -48,25 +48,25 @@ TargetSampler = Callable[[Float[Tensor, "P"], int], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Matching:
-    """Measures how far θ is from the target.
-
-    It is a KL between policies, plus the critics' distance where its coefficient is not 0.
-    """
+    """Measures how far θ is from the target: a KL of the policies, and the critics' distance unless its weight is 0."""
 
     direction: Direction = "target||online"
-    value_coefficient: float = 0.0  # debiasing paper's release: 0
-    states: States = "all"  # debiasing paper's release: all on Snake, the first on the Discounting Chain
+    """Which KL divergence between the policies is the distance; the papers' is target||online."""
+    value_coefficient: float = 0.0
+    """Weight of the squared distance of the inner critics; the debiasing paper's release has 0."""
+    states: States = "all"
+    """Match on all states of a rollout or on its first alone; the debiasing paper's release has all on Snake and, on
+    the Discounting Chain, the first, where an episode starts."""
+
+    field: ClassVar[str] = "matching"
+    """The name under which it is configured."""
 
     def __post_init__(self) -> None:
-        require_one_of(self.direction, Direction, "matching.direction")
-        require_one_of(self.states, States, "matching.states")
-        require(
-            math.isfinite(self.value_coefficient) and self.value_coefficient >= 0.0,
-            "matching.value_coefficient",
-            self.value_coefficient,
-            "must be finite and not negative: it weighs a distance",
-            "choose 0 (policies only) or a positive number",
-        )
+        require_one_of(self.direction, Direction, f"{self.field}.direction")
+        require_one_of(self.states, States, f"{self.field}.states")
+        rule, remedy = "must be finite and 0 or more: it weighs a distance", "use 0 for none"
+        is_weight = 0.0 <= self.value_coefficient < math.inf
+        require(is_weight, f"{self.field}.value_coefficient", self.value_coefficient, rule, remedy)
 
 
 class LastUpdate(NamedTuple):

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import jaxtyping
@@ -77,8 +77,10 @@ def test_a_target_goes_with_every_other_scheme(estimator: dict[str, Any], strate
 
 def test_the_library_is_told_the_same() -> None:
     bootstrap = BootstrapConfig(updates=2, direction="online||target", value_coefficient=0.25, states="first")
-    assert bootstrap.matching == Matching(direction="online||target", value_coefficient=0.25, states="first")
-    assert BootstrapConfig(updates=1).matching == Matching()
+    assert isinstance(bootstrap, Matching)
+    assert (bootstrap.direction, bootstrap.value_coefficient, bootstrap.states) == ("online||target", 0.25, "first")
+    plain = BootstrapConfig(updates=1)
+    assert Matching(**{field.name: getattr(plain, field.name) for field in fields(Matching)}) == Matching()
     outer = OuterObjective(gamma=0.9, lambda_=0.8, critic="inner", critic_coefficient=0.7, is_advantage_normalised=True)
     assert not outer.uses_outer_critic
     assert OuterObjective(gamma=1.0, lambda_=1.0, critic="outer").uses_outer_critic

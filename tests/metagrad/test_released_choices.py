@@ -105,9 +105,7 @@ class Setting:
         )
         with torch.no_grad():
             network = agent.inner_network(eta)
-            return matching_loss(network, theta, target.theta, self.batches[n + bootstrap.updates], bootstrap.matching)[
-                0
-            ]
+            return matching_loss(network, theta, target.theta, self.batches[n + bootstrap.updates], bootstrap)[0]
 
 
 def assert_relative(actual, expected, tolerance):
