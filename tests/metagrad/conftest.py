@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations, product
+from typing import Any
 
 import pytest
 import torch
@@ -161,3 +163,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "pairs(**axes): parametrize over a table in which every two values meet")
+
+
+@pytest.fixture
+def setting(request: pytest.FixtureRequest, make_trajectory: Callable[..., Trajectory]) -> Callable[..., Any]:
+    """Make a `Setting` of the test's module, with batches of `make_trajectory`."""
+    return partial(request.module.Setting, make_trajectory)
+
+
+@pytest.fixture(scope="session")
+def assert_relative() -> Callable[[Tensor, Tensor, float], None]:
+    """Check that a tensor is within a tolerance of another one, relative to its norm."""
+
+    def check(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+        error = float((actual - expected).norm() / expected.norm())
+        assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
+
+    return check

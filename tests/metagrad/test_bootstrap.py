@@ -118,16 +118,6 @@ class Setting:
         )
 
 
-def assert_relative(actual, expected, tolerance):
-    error = float((actual - expected).norm() / expected.norm())
-    assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
-
-
-@pytest.fixture
-def setting(make_trajectory):
-    return lambda **options: Setting(make_trajectory, **options)
-
-
 @pytest.mark.pairs(
     network=("mlp", "snake"),
     n=(1, 2, 3),
@@ -140,7 +130,18 @@ def setting(make_trajectory):
 )
 @pytest.mark.thinned(3)
 def test_meta_gradient_is_the_derivative_with_the_target_frozen(
-    setting, freeze, finite_differences, network, n, updates, optimizer, target, direction, value_coefficient, states
+    setting,
+    freeze,
+    finite_differences,
+    network,
+    n,
+    updates,
+    optimizer,
+    target,
+    direction,
+    value_coefficient,
+    states,
+    assert_relative,
 ):
     problem = setting(
         network=network,
@@ -179,7 +180,7 @@ def slow_matching(network, theta, target, trajectory, matching):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("value_coefficient", [0.0, 0.4])
 @pytest.mark.parametrize("states", STATES)
-def test_matching_loss_observation_by_observation(setting, direction, value_coefficient, states):
+def test_matching_loss_observation_by_observation(setting, direction, value_coefficient, states, assert_relative):
     problem = setting(matching=Matching(direction=direction, value_coefficient=value_coefficient, states=states))
     valid = problem.matching_batch.valid.clone()
     valid[0, 1] = False  # a first row that only resets
@@ -199,7 +200,7 @@ def test_matching_loss_observation_by_observation(setting, direction, value_coef
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_gradient_of_each_direction(setting, finite_differences, direction):
+def test_gradient_of_each_direction(setting, finite_differences, direction, assert_relative):
     problem = setting(matching=Matching(direction=direction, value_coefficient=0.4))
     target = problem.theta + 0.3
     gradient = outer_gradient(lambda theta, _: problem.match(theta, target), problem.theta, None).gradient
@@ -273,7 +274,7 @@ def test_without_an_optimizer_of_its_own_the_last_update_goes_on(setting):
 
 
 @pytest.mark.parametrize(("n", "updates"), [(1, 1), (1, 2), (1, 3), (2, 2)])
-def test_the_whole_graph_in_the_papers_notation(setting, n, updates):
+def test_the_whole_graph_in_the_papers_notation(setting, n, updates, assert_relative):
     """Debiasing paper's release: L - 1 inner updates with the look-ahead's RMSProp, one outer with a ν of its own."""
     problem = setting(n=n, updates=updates, optimizer="rmsprop", target="rmsprop")
     alpha, rho, eps = 0.02, 0.9, 1e-8

@@ -141,22 +141,12 @@ class Setting:
         return torch.cat([loss.detach().reshape(1), gradient.detach(), *products, *outer])
 
 
-@pytest.fixture
-def setting(make_trajectory):
-    return lambda *arguments, **options: Setting(make_trajectory, *arguments, **options)
-
-
-def assert_relative(actual, expected, tolerance):
-    error = float((actual - expected).norm() / expected.norm())
-    assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
-
-
 @pytest.mark.pairs(
     name=tuple(LOSSES), n=(1, 3), product=("retain", "recompute"), surrogate=tuple(SURROGATES), outer=tuple(OUTERS)
 )
 @pytest.mark.thinned(3)
 def test_meta_gradient_against_finite_differences(
-    setting, freeze, finite_differences, name, n, product, surrogate, outer
+    setting, freeze, finite_differences, name, n, product, surrogate, outer, assert_relative
 ):
     """Along every scalar, and along random directions of a vector."""
     s = setting(name, n, surrogate, outer)

@@ -126,16 +126,6 @@ class Setting:
         return norms
 
 
-def assert_relative(actual, expected, tolerance):
-    error = float((actual - expected).norm() / expected.norm())
-    assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
-
-
-@pytest.fixture
-def setting(make_trajectory):
-    return lambda **options: Setting(make_trajectory, **options)
-
-
 @pytest.mark.pairs(
     network=("mlp", "snake"),
     uses_outer_critic=(True, False),
@@ -148,7 +138,18 @@ def setting(make_trajectory):
 )
 @pytest.mark.thinned(3)
 def test_meta_gradient_is_the_derivative_of_the_look_ahead(
-    setting, freeze, finite_differences, network, uses_outer_critic, n, optimizer, clip, rate, surrogate, estimator
+    setting,
+    freeze,
+    finite_differences,
+    network,
+    uses_outer_critic,
+    n,
+    optimizer,
+    clip,
+    rate,
+    surrogate,
+    estimator,
+    assert_relative,
 ):
     inner = OPTIMIZERS[optimizer](RATES[rate])
     max_norm = MAX_NORMS[clip]
@@ -175,7 +176,7 @@ def test_meta_gradient_is_the_derivative_of_the_look_ahead(
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "rmsprop", "adam"])
 @pytest.mark.thinned(3)
-def test_meta_gradient_from_a_fresh_optimizer_state(setting, freeze, finite_differences, optimizer):
+def test_meta_gradient_from_a_fresh_optimizer_state(setting, freeze, finite_differences, optimizer, assert_relative):
     look_ahead = setting(optimizer=OPTIMIZERS[optimizer](constant), n=2)
     look_ahead.state = look_ahead.optimizer.init(look_ahead.theta)
     frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
@@ -186,7 +187,9 @@ def test_meta_gradient_from_a_fresh_optimizer_state(setting, freeze, finite_diff
 
 
 @pytest.mark.parametrize("estimator", ["n-step", "mix"])
-def test_meta_gradient_through_a_shared_convolutional_torso(setting, freeze, finite_differences, estimator):
+def test_meta_gradient_through_a_shared_convolutional_torso(
+    setting, freeze, finite_differences, estimator, assert_relative
+):
     optimizer = ClipByGlobalNorm(max_norm=0.3, optimizer=Adam(learning_rate=constant(1e-3), eps_root=1e-6))
     look_ahead = setting(network="nature", n=3, optimizer=optimizer, estimator=estimator, batch=3)
     frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
@@ -201,7 +204,7 @@ def test_meta_gradient_through_a_shared_convolutional_torso(setting, freeze, fin
     ("network", "optimizer"), [("mlp", "momentum"), ("mlp", "rmsprop"), ("mlp", "adam"), ("snake", "rmsprop")]
 )
 @pytest.mark.thinned(3)
-def test_derivative_in_the_initial_parameters(setting, freeze, finite_differences, network, optimizer):
+def test_derivative_in_the_initial_parameters(setting, freeze, finite_differences, network, optimizer, assert_relative):
     inner = ClipByGlobalNorm(max_norm=0.3, optimizer=OPTIMIZERS[optimizer](constant))
     look_ahead = setting(network=network, n=3, optimizer=inner, estimator="mix")
     reference = look_ahead.reference()
@@ -221,7 +224,7 @@ def test_derivative_in_the_initial_parameters(setting, freeze, finite_difference
     ("optimizer", "clip"), [("sgd", None), ("momentum", 0.3), ("rmsprop", None), ("adam", 0.3), ("sgd", 0.3)]
 )
 @pytest.mark.thinned(3)
-def test_learnt_learning_rate(setting, freeze, finite_differences, optimizer, clip):
+def test_learnt_learning_rate(setting, freeze, finite_differences, optimizer, clip, assert_relative):
     declaration = DECLARATION | {"learning_rate": MetaParameter(initial=0.02, high=0.1)}
 
     def rate(_initial):
@@ -280,7 +283,7 @@ def test_nothing_learnt_gives_an_empty_meta_gradient(setting, product):
     assert setting(declaration=declaration, n=2).adjoint(product).eta.shape == (0,)
 
 
-def test_single_precision_agrees_with_double(setting):
+def test_single_precision_agrees_with_double(setting, assert_relative):
     look_ahead = setting(n=3, estimator="mix", optimizer=OPTIMIZERS["adam-eps-root"](constant))
     expected = look_ahead.reference().eta
     look_ahead.theta, look_ahead.eta = look_ahead.theta.float(), look_ahead.eta.float()
@@ -349,7 +352,7 @@ def unrolled(problem, product, n=4, weights=None, **options):
 
 @pytest.mark.parametrize("product", ["retain", "recompute"])
 @pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
-def test_accumulative_trace_is_the_formula_of_the_paper(product, mu):
+def test_accumulative_trace_is_the_formula_of_the_paper(product, mu, assert_relative):
     # "One Step at a Time" D.1: Σᵢ Tᵢ Σⱼ₌₁ⁱ μʲ⁻¹ Nᵢ₋ⱼ with Nᵢ = -α ∂²L/∂θ∂η at θᵢ, by whole Jacobians.
     gradient, steps, outer_gradients = unrolled(
         InnerProblem(tanh_step, Sgd(learning_rate=constant(0.1))), product, trace=mu
@@ -400,7 +403,7 @@ class Decaying:
 
 
 @pytest.mark.parametrize("product", ["retain", "recompute"])
-def test_trace_replaces_the_whole_jacobian_of_an_update(product):
+def test_trace_replaces_the_whole_jacobian_of_an_update(product, assert_relative):
     traced, _, outer_gradients = unrolled(
         InnerProblem(tanh_step, Decaying()), product, weights=(0.0, 0.0, 0.0, 1.0), trace=0.7, wants_theta=True
     )
@@ -417,7 +420,7 @@ def test_trace_never_takes_a_product_in_theta(monkeypatch):
 
 @pytest.mark.parametrize("product", ["retain", "recompute"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_value_of_one_loss_and_derivative_of_another(product, optimizer):
+def test_value_of_one_loss_and_derivative_of_another(product, optimizer, assert_relative):
     inner = OPTIMIZERS[optimizer](constant)
     values = unrolled(InnerProblem(tanh_step, inner), product)
     split = unrolled(InnerProblem(tanh_step, inner, cubic_step), product, wants_theta=True)

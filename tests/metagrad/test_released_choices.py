@@ -108,16 +108,6 @@ class Setting:
             return matching_loss(network, theta, target.theta, self.batches[n + bootstrap.updates], bootstrap)[0]
 
 
-def assert_relative(actual, expected, tolerance):
-    error = float((actual - expected).norm() / expected.norm())
-    assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
-
-
-@pytest.fixture
-def setting(make_trajectory):
-    return lambda **options: Setting(make_trajectory, **options)
-
-
 @pytest.mark.pairs(
     n=(2, 3),
     optimizer=tuple(OPTIMIZERS),
@@ -143,6 +133,7 @@ def test_meta_gradient_is_the_derivative_with_the_same_quantities_frozen(
     embedding,
     is_clip_constant,
     is_kept_state_constant,
+    assert_relative,
 ):
     if strategy == "sequential":
         is_kept_state_constant = False  # refused there
@@ -179,7 +170,7 @@ def test_each_choice_makes_a_difference(setting, product):
         assert (other - plain).norm() > 1e-2 * plain.norm(), choice
 
 
-def test_a_trace_sees_the_kept_state_too(setting):
+def test_a_trace_sees_the_kept_state_too(setting, assert_relative):
     trace = {"n": 3, "estimator": "trace", "mu": 0.8}
     plain, retained, recomputed = (
         setting(**trace, is_kept_state_constant=is_constant, product=product).estimate()
@@ -189,7 +180,7 @@ def test_a_trace_sees_the_kept_state_too(setting):
     assert (plain - retained).norm() > 1e-2 * plain.norm()
 
 
-def test_through_the_networks_of_the_release(setting, freeze, finite_differences):
+def test_through_the_networks_of_the_release(setting, freeze, finite_differences, assert_relative):
     network = NatureCnn(hidden=8, gamma_embedding=4)
     look_ahead = setting(network=network, shape=(4, 36, 36), n=2, strategy="sequential", is_clip_constant=True)
     expected = finite_differences(freeze(look_ahead.objective, look_ahead.state.eta), look_ahead.state.eta)

@@ -107,11 +107,6 @@ def policy_gradient_theorem(mdp, theta, steps):
     return gradient.flatten()
 
 
-def assert_relative(actual, expected, tolerance):
-    error = float((actual - expected).norm() / expected.norm())
-    assert error <= tolerance, f"relative error {error:.2e}: {actual} against {expected}"
-
-
 def test_policy():
     theta = torch.tensor([0.0, 0.0, 1.0, 1.0 + torch.log(torch.tensor(3.0)).item()], dtype=torch.float64)
     expected = torch.tensor([[0.5, 0.5], [0.25, 0.75]], dtype=torch.float64)
@@ -150,7 +145,7 @@ def test_undiscounted_horizon_counts_steps():
 
 
 @pytest.mark.parametrize("horizon", HORIZONS)
-def test_gradient_is_that_of_the_policy_gradient_theorem(finite_differences, horizon):
+def test_gradient_is_that_of_the_policy_gradient_theorem(finite_differences, horizon, assert_relative):
     mdp, theta, _ = random_mdp(4, states=4, actions=3, gamma=0.7, horizon=horizon)
     gradient = policy_gradient(mdp, theta)
     assert_relative(gradient, policy_gradient_theorem(mdp, theta, horizon or 120), 1e-12)
@@ -158,7 +153,7 @@ def test_gradient_is_that_of_the_policy_gradient_theorem(finite_differences, hor
 
 
 @pytest.mark.parametrize("horizon", HORIZONS)
-def test_hessian_is_the_derivative_of_the_gradient(finite_differences, horizon):
+def test_hessian_is_the_derivative_of_the_gradient(finite_differences, horizon, assert_relative):
     mdp, theta, _ = random_mdp(5, horizon=horizon)
     exact = hessian(mdp, theta)
     generator = torch.Generator().manual_seed(0)
@@ -182,7 +177,9 @@ def test_gradient_and_hessian_without_a_choice_are_zero():
 
 @pytest.mark.parametrize("horizon", [None, 5])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_maml_meta_gradient_is_the_derivative_of_the_exact_objective(finite_differences, steps, horizon):
+def test_maml_meta_gradient_is_the_derivative_of_the_exact_objective(
+    finite_differences, steps, horizon, assert_relative
+):
     mdp, theta, _ = random_mdp(10 + steps, states=4, actions=2, horizon=horizon)
     expected = finite_differences(lambda x: objective(mdp, ascend(mdp, x, 0.7, steps)), theta)
     for product in PRODUCTS:
@@ -194,7 +191,9 @@ def test_maml_meta_gradient_is_the_derivative_of_the_exact_objective(finite_diff
 
 @pytest.mark.parametrize("horizon", [None, 5])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_lirpg_meta_gradient_is_the_derivative_of_the_exact_objective(finite_differences, steps, horizon):
+def test_lirpg_meta_gradient_is_the_derivative_of_the_exact_objective(
+    finite_differences, steps, horizon, assert_relative
+):
     mdp, theta, phi = random_mdp(20 + steps, states=4, actions=2, horizon=horizon)
 
     def outer(phi):
@@ -205,7 +204,7 @@ def test_lirpg_meta_gradient_is_the_derivative_of_the_exact_objective(finite_dif
         assert_relative(lirpg_meta_gradient(mdp, theta, phi, 0.7, steps, product), expected, 1e-6)
 
 
-def test_one_maml_step_by_hand():
+def test_one_maml_step_by_hand(assert_relative):
     # eq. 3 with K = 1: (I + α∇²J(θ)) ∇J(θ + α∇J(θ)).
     mdp, theta, _ = random_mdp(30)
     expected = (torch.eye(6, dtype=torch.float64) + 0.4 * hessian(mdp, theta)) @ policy_gradient(
@@ -214,7 +213,7 @@ def test_one_maml_step_by_hand():
     assert_relative(maml_meta_gradient(mdp, theta, 0.4, 1), expected, 1e-12)
 
 
-def test_one_lirpg_step_by_hand():
+def test_one_lirpg_step_by_hand(assert_relative):
     # α (∂∇J/∂φ)ᵀ ∇J_R(θ₁); J is linear in the reward, so the Jacobian has ∇J for unit reward k as column k.
     mdp, theta, phi = random_mdp(31)
     theta_1 = theta + 0.4 * policy_gradient(with_intrinsic_reward(mdp, phi), theta)
