@@ -4,20 +4,26 @@ from collections.abc import Callable
 
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.studies.study import Study
-from metagrad.experiments.debiasing import discounting_chain, snake_study
+from metagrad.experiments.debiasing import discounting_chain_study, snake_study
 from metagrad.experiments.debiasing.discounting_chain_training import discounting_chain as discounting_chain_experiment
 from metagrad.experiments.debiasing.snake import demo, snake_6x6
 from metagrad.experiments.gradient_bias import (
     atari_study,
     compositional_bias,
     hessian_bias,
-    ipd,
+    ipd_study,
     tabular_lirpg,
     tabular_maml,
 )
 from metagrad.experiments.gradient_bias.atari import atari, atari_released
 from metagrad.experiments.gradient_bias.ipd_training import ipd as ipd_experiment
-from metagrad.experiments.one_step_at_a_time import mrp, mrp_bias_variance, peek_study, snake12_choices, snake12_study
+from metagrad.experiments.one_step_at_a_time import (
+    mrp,
+    mrp_bias_variance,
+    peek_study,
+    snake_12x12_choices,
+    snake_12x12_study,
+)
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 
@@ -45,11 +51,11 @@ STUDIES: dict[str, Study] = {
         compositional_bias.STUDY,
         mrp.STUDY,
         mrp_bias_variance.STUDY,
-        discounting_chain.STUDY,
-        ipd.STUDY,
+        discounting_chain_study.STUDY,
+        ipd_study.STUDY,
         snake_study.STUDY,
-        snake12_study.STUDY,
-        snake12_choices.STUDY,
+        snake_12x12_study.STUDY,
+        snake_12x12_choices.STUDY,
         peek_study.STUDY,
         peek_study.PONG_STUDY,
         atari_study.STUDY,

@@ -12,8 +12,8 @@ from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDil
 from metagrad.actors.rollout import Lookahead
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.errors import require
-from metagrad.experiments.gradient_bias.ipd import OUTER_LEARNING_RATE, UPDATES, VALUE_LEARNING_RATE
 from metagrad.experiments.gradient_bias.ipd_games import ValueTarget
+from metagrad.experiments.gradient_bias.ipd_study import OUTER_LEARNING_RATE, UPDATES, VALUE_LEARNING_RATE
 from metagrad.experiments.gradient_bias.lola import BATCH_SIZE, GAMMA, INNER_LEARNING_RATE, Estimation
 from metagrad.experiments.gradient_bias.lola_training import Lola
 from metagrad.networks import MemoryOnePair, build_network

@@ -12,7 +12,7 @@ from torch import Tensor
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.diagnostics import Moments, add_samples, no_samples, standard_deviation
 from metagrad.experiments.one_step_at_a_time.mrp import UPDATES
-from metagrad.experiments.one_step_at_a_time.mrp_errors import report
+from metagrad.experiments.one_step_at_a_time.mrp_bias_variance_report import report
 from metagrad.experiments.one_step_at_a_time.mrp_problem import (
     MrpBatch,
     batch_sampler,

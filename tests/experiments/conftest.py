@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
-from metagrad.cluster.studies.study import Study
 from metagrad.experiments.reporting import report
 from metagrad.experiments.reporting.figures import Panel, line_panels
 
@@ -30,12 +29,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
     return found
 
 
-@pytest.fixture
-def page_of(tmp_path: Path) -> Callable[..., tuple[str, str]]:
-    """Write a study's report and return all above the differences, and the differences."""
+class PageOf(Protocol):
+    """Writes a study's report; returns all above the differences, and the differences."""
 
-    def write(study: Study, parts: Mapping[str, Any], is_quick: bool = False) -> tuple[str, str]:
-        study.report(tmp_path, dict(parts), is_quick)
+    def __call__(
+        self, report: Callable[..., None], parts: Mapping[str, Any], is_quick: bool = False
+    ) -> tuple[str, str]: ...
+
+
+@pytest.fixture
+def page_of(tmp_path: Path) -> PageOf:
+    def write(report: Callable[..., None], parts: Mapping[str, Any], is_quick: bool = False) -> tuple[str, str]:
+        report(tmp_path, parts, is_quick)
         above, below = (tmp_path / "report.md").read_text(encoding="utf-8").split("## Where ours differs")
         return above, below
 

@@ -8,7 +8,7 @@ import pytest
 
 from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing import discounting_chain_report as page
-from metagrad.experiments.debiasing.discounting_chain import STUDY
+from metagrad.experiments.debiasing.discounting_chain_study import STUDY
 
 Parts = dict[str, tuple[Settings, Result]]
 Ends = tuple[float, float, float]  # γ, return, advantage at step 0
@@ -42,16 +42,9 @@ def invented(updates: int = 50_000, is_quick: bool = False, **changes: Ends) -> 
     return parts
 
 
-def report_of(folder: Path, parts: Parts) -> tuple[str, str]:
-    """Everything above the differences, and the differences."""
-    page.report(folder, parts, False)
-    above, below = (folder / "report.md").read_text(encoding="utf-8").split("## Where ours differs")
-    return above, below
-
-
 @pytest.mark.usefixtures("without_pictures")
-def test_published_curves_are_said_to_be(tmp_path: Path) -> None:
-    above, below = report_of(tmp_path, invented())
+def test_published_curves_are_said_to_be(page_of: Any) -> None:
+    above, below = page_of(page.report, invented())
     assert "| MG, outer value: return at the end | 1.078 (std 0.003) | 1.078 | 10 |" in above
     assert "| BMG: γ at the end | 0.900 | 0.900 | 10 |" in above
     assert "differs)" not in above
@@ -73,35 +66,35 @@ def test_published_curves_are_said_to_be(tmp_path: Path) -> None:
         ({"mg_outer": (1.0, 1.0, 0.0)}, "MG, outer value, advantages normalised: γ, return at the end: 1.000 and 1.0"),
     ],
 )
-def test_every_difference_is_a_sentence(tmp_path: Path, changes: dict[str, Ends], sentence: str) -> None:
-    above, below = report_of(tmp_path, invented(**changes))
+def test_every_difference_is_a_sentence(page_of: Any, changes: dict[str, Ends], sentence: str) -> None:
+    above, below = page_of(page.report, invented(**changes))
     assert f"- {sentence}" in below
     if "published" in sentence:
         assert "(differs)" in above
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_single_seeds_far_off_are_named(tmp_path: Path) -> None:
+def test_single_seeds_far_off_are_named(page_of: Any) -> None:
     parts = invented()
     _, result = parts["mg-outer-seeds5-9"]
     result["return"][0][-1] += 0.02
-    _, below = report_of(tmp_path, parts)
+    _, below = page_of(page.report, parts)
     assert "- MG, outer value: return at the end: 1.078 as published on average (1.080), with 1 of 10 seeds" in below
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_the_control_says_where_training_ends_elsewhere(tmp_path: Path) -> None:
+def test_the_control_says_where_training_ends_elsewhere(page_of: Any) -> None:
     parts = invented()
     _, result = parts["mg-exact-start-seeds0-4"]
     for row in result["return"]:
         row[-1] = 1.07
-    _, below = report_of(tmp_path, parts)
+    _, below = page_of(page.report, parts)
     assert "- MG: return at the end 1.070 with the exact value of the start, 1.000 with the released one." in below
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_short_run_passes_no_verdict(tmp_path: Path) -> None:
-    above, below = report_of(tmp_path, invented(updates=1_000, mg=(0.99, 1.05, 0.0)))
+def test_a_short_run_passes_no_verdict(page_of: Any) -> None:
+    above, below = page_of(page.report, invented(updates=1_000, mg=(0.99, 1.05, 0.0)))
     assert "This run ends after 1,000 updates" in above
     assert "differs)" not in above
     assert below.strip() == "- Only 1,000 updates were made, the paper's curves have 50,000: no verdicts."
@@ -118,14 +111,14 @@ def test_seeds_of_all_parts_are_in_order() -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_few_seeds_have_a_report_too(tmp_path: Path, seeds: int) -> None:
+def test_few_seeds_have_a_report_too(tmp_path: Path, page_of: Any, seeds: int) -> None:
     every = invented()
     parts = {}
     for name, settings in STUDY.parts(seeds, False).items():
         like = next(r for s, r in every.values() if _alike(s, settings))
         count = len(settings["seeds"])
         parts[name] = (settings, {k: v if k == "updates" else v[:count] for k, v in like.items()})
-    report_of(tmp_path, parts)
+    page_of(page.report, parts)
     for name in ("figure_2.png", "figure_5a.png", "figure_6.png", "exact_start.png"):
         assert (tmp_path / name).stat().st_size > 5_000
 

@@ -1,6 +1,7 @@
 """The study's settings against the paper's, its claims on made-up curves, and a report of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,9 +80,8 @@ def test_claims_about_several_steps_leave_out_one() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "is_quick"), [(3, False), (1, True)])
-def test_report(tmp_path: Path, drawn: dict[str, tuple[int, int]], seeds: int, is_quick: bool) -> None:
-    STUDY.report(tmp_path, made_up(seeds, is_quick=is_quick), is_quick)
-    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+def test_report(tmp_path: Path, drawn: dict[str, Any], page_of: Any, seeds: int, is_quick: bool) -> None:
+    page, _ = page_of(STUDY.report, made_up(seeds, is_quick=is_quick), is_quick)
     assert f"averaged over {10 if is_quick else 20} trials" in page
     assert "| fig. 1c/d, N = 64: LVC > AD |" in page
     assert "| N = 64, LVC SSS, K = 3: correlation | beyond the paper |" in page

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metagrad.actors.rollout import probe
-from metagrad.experiments.one_step_at_a_time import snake12_study as study
+from metagrad.experiments.one_step_at_a_time import snake_12x12_study as study
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES, snake_12x12
 from metagrad.experiments.training.meta_gradient_probe import meta_gradient_moments
 from metagrad.learner.checkpoint import checkpoint_path, load

@@ -10,8 +10,8 @@ from typing import Any
 
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.one_step_at_a_time.snake12_report import report
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES, snake_12x12
+from metagrad.experiments.one_step_at_a_time.snake_12x12_report import report
 from metagrad.experiments.training.meta_gradient_probe import probe_run
 from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained, training_study
 from metagrad.optimizers import Adam

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from metagrad.experiments.debiasing import discounting_chain as study
+from metagrad.experiments.debiasing import discounting_chain_study as study
 from metagrad.experiments.debiasing.discounting_chain_agents import Agent, advance, start
 from metagrad.experiments.debiasing.discounting_chain_problem import (
     Objective,

@@ -6,7 +6,7 @@ import torch
 
 from metagrad.cluster.studies.folder import as_json
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.gradient_bias import ipd
+from metagrad.experiments.gradient_bias import ipd_study as ipd
 from metagrad.experiments.gradient_bias.ipd_games import fresh_games, joint_log_prob, other_code, rewards
 from metagrad.experiments.gradient_bias.lola import Estimation, streams
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments.one_step_at_a_time import mrp_errors as errors
+from metagrad.experiments.one_step_at_a_time import mrp_bias_variance_report as errors
 from metagrad.experiments.one_step_at_a_time.mrp_bias_variance import STUDY
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from metagrad.cluster.studies.study import Result
-from metagrad.experiments.one_step_at_a_time.snake12_report import META_PARAMETERS, PUBLISHED, TITLES
+from metagrad.experiments.one_step_at_a_time.snake_12x12_report import META_PARAMETERS, PUBLISHED, TITLES
 from metagrad.experiments.reporting.claims import UNDECIDED, paired
 from metagrad.experiments.reporting.figures import Curve, Figure, Panel, mean_curve
 from metagrad.experiments.reporting.parts import Parts, by_setting, first_settings

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.one_step_at_a_time import snake12_report as page
-from metagrad.experiments.one_step_at_a_time.snake12_study import ETA, STUDY
+from metagrad.experiments.one_step_at_a_time import snake_12x12_report as page
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES
+from metagrad.experiments.one_step_at_a_time.snake_12x12_study import ETA, STUDY
 
 Parts = dict[str, tuple[Settings, Result]]
 
@@ -49,15 +49,9 @@ def invented(updates: int = UPDATES, seeds: int = 3, **changes: tuple[float, flo
     return parts
 
 
-def report_of(folder: Path, parts: Parts) -> tuple[str, str]:
-    page.report(folder, parts, False)
-    above, below = (folder / "report.md").read_text(encoding="utf-8").split("## Where ours differs")
-    return above, below
-
-
 @pytest.mark.usefixtures("without_pictures")
-def test_the_papers_own_numbers_agree_with_it(tmp_path: Path) -> None:
-    above, below = report_of(tmp_path, invented())
+def test_the_papers_own_numbers_agree_with_it(page_of: Any) -> None:
+    above, below = page_of(page.report, invented())
     assert "| 3-mix: return at the end | 115 (std 2) | 115 | 3 | std 0.01, 115 to 115 |" in above
     label = "10-step: std of the meta-gradient / that of 1-step, along its own run"
     assert f"| {label} | 23.5 (std 8.4) | 23.5 (ratio of means), 23.5 (mean of ratios) | 3 |" in above
@@ -78,9 +72,9 @@ def test_the_papers_own_numbers_agree_with_it(tmp_path: Path) -> None:
     ],
 )
 def test_every_claim_that_fails_is_a_sentence(
-    tmp_path: Path, changes: dict[str, tuple[float, float]], sentence: str
+    page_of: Any, changes: dict[str, tuple[float, float]], sentence: str
 ) -> None:
-    _, below = report_of(tmp_path, invented(**changes))
+    _, below = page_of(page.report, invented(**changes))
     assert sentence in below
 
 
@@ -103,8 +97,8 @@ def test_spreads_are_taken_seed_by_seed_along_either_run() -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_short_run_passes_no_verdict(tmp_path: Path) -> None:
-    above, below = report_of(tmp_path, invented(updates=1_000, arm_3=(1.0, 0.5)))
+def test_a_short_run_passes_no_verdict(page_of: Any) -> None:
+    above, below = page_of(page.report, invented(updates=1_000, arm_3=(1.0, 0.5)))
     assert "This run ends after 1,000 of 50,000 updates" in above
     assert "as in the paper" not in above
     assert "opposite" not in above

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.one_step_at_a_time import snake12_choices_report as page
-from metagrad.experiments.one_step_at_a_time.snake12_choices import (
+from metagrad.experiments.one_step_at_a_time import snake_12x12_choices_report as page
+from metagrad.experiments.one_step_at_a_time.snake_12x12_choices import (
     NAMES,
     STUDY,
     VARIANTS,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metagrad.experiments.one_step_at_a_time import snake12_choices as study
+from metagrad.experiments.one_step_at_a_time import snake_12x12_choices as study
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.meta_parameters import MetaParameter
 

@@ -14,9 +14,9 @@ from metagrad.actors.rollout import Lookahead
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.one_step_at_a_time.snake12_choices_report import report
-from metagrad.experiments.one_step_at_a_time.snake12_study import ARMS, arm_experiment
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import EPS_ROOT, snake_12x12
+from metagrad.experiments.one_step_at_a_time.snake_12x12_choices_report import report
+from metagrad.experiments.one_step_at_a_time.snake_12x12_study import ARMS, arm_experiment
 from metagrad.experiments.training.meta_gradient_probe import probe_run
 from metagrad.experiments.training.runs import evaluate_newest, part_run, trained, training_study
 from metagrad.meta_parameters import MetaParameter
