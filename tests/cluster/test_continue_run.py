@@ -1,15 +1,13 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from metagrad.cli import continue_run
-from metagrad.cluster.run.stop import ASKING
 
 TINY = (
     *("snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3"),
@@ -17,13 +15,8 @@ TINY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """The command answers signals as long as its process lasts, which here is the tests' own."""
-    before = {number: signal.getsignal(number) for number in ASKING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+# The command answers signals as long as its process lasts, which here is the tests' own.
+pytestmark = pytest.mark.usefixtures("signal_handlers_put_back")
 
 
 @pytest.fixture

@@ -276,14 +276,19 @@ def test_an_actor_that_always_dies_is_given_up_and_the_others_do_its_work(
     assert "given up (lost 1 times in a row" in text(console)
 
 
-def test_in_peek_a_slow_actor_holds_nobody_up(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+def slow_actor_0(seconds: float) -> type[Actor]:
     class Slow(Actor):
         def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
             if self.setup.index == 0:
-                time.sleep(10_000)
+                time.sleep(seconds)
             return super().rollout(snapshot, lookahead_step)
 
-    run(tiny(topology="ray", schedule="peek", updates=20, meta={"n": 2}), tmp_path, False, console, Slow)
+    return Slow
+
+
+def test_in_peek_a_slow_actor_holds_nobody_up(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    experiment = tiny(topology="ray", schedule="peek", updates=20, meta={"n": 2})
+    run(experiment, tmp_path, False, console, slow_actor_0(10_000))
     summary = summary_of(tmp_path)
     assert (summary["updates"], summary["frames_lookahead"], summary["actors_restarted"]) == (20, 0, 0)
     assert summary["consumed"] == 20 * 12
@@ -293,15 +298,8 @@ def test_in_peek_a_slow_actor_holds_nobody_up(tiny: Tiny, console: Console, tmp_
 @pytest.mark.slow
 def test_peek_drops_and_counts_what_is_too_old(tiny: Tiny, console: Console, tmp_path: Path) -> None:
     """Actor 0 brings a rollout every half second, dozens of updates late."""
-
-    class Slow(Actor):
-        def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-            if self.setup.index == 0:
-                time.sleep(0.5)
-            return super().rollout(snapshot, lookahead_step)
-
     experiment = tiny(topology="ray", schedule="peek", max_lag=2, updates=150, meta={"n": 1})
-    run(experiment, tmp_path, False, console, Slow)
+    run(experiment, tmp_path, False, console, slow_actor_0(0.5))
     summary = summary_of(tmp_path)
     assert set(summary["dropped_reasons"]) == {"too old"}
     assert logged_scalars(tmp_path)["transport/lag_max_versions"][1].max() <= 2

@@ -102,3 +102,20 @@ def trajectory() -> Callable[[int], Trajectory]:
 def config() -> Callable[..., LearnerConfig]:
     """(**fields of MetaGradientConfig) -> configuration."""
     return learner_config
+
+
+@pytest.fixture
+def derivative() -> Callable[[Callable[[Tensor], Tensor], Tensor, float], Tensor]:
+    """(function, point, step) -> its gradient by central differences of fourth order."""
+
+    def differences(function: Callable[[Tensor], Tensor], point: Tensor, step: float) -> Tensor:
+        def along(direction: Tensor) -> float:
+            near, far = (
+                (function(point + h * direction) - function(point - h * direction)).item() / (2 * h)
+                for h in (step, 2 * step)
+            )
+            return (4 * near - far) / 3
+
+        return torch.tensor([along(each) for each in torch.eye(len(point), dtype=point.dtype)], dtype=point.dtype)
+
+    return differences
