@@ -9,8 +9,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc, malloc.h
 def keep_freed_memory() -> bool:
     """Have glibc keep what torch frees for its next allocation; False where there is no glibc.
 
-    An update frees and allocates the same activations again and again. By default blocks of that size are mapped each time
-    and zeroed by the kernel each time: about a fifth of the CPU time of a meta-update on the Nature network. The peak
+    An update frees and allocates the same activations repeatedly. By default the kernel maps and zeroes blocks of that
+    size each time: about a fifth of the CPU time of a meta-update on the Nature network. The peak
     stays what it is.
     """
     if not sys.platform.startswith("linux"):
