@@ -144,7 +144,7 @@ def _check_whole(path: Location, file: io.BufferedIOBase) -> None:
             is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             size = file.seek(0, io.SEEK_END)
             if not is_plain or sum(entry.file_size for entry in entries) > size:  # it would grow while it is read
-                raise Unreadable(path, "is no checkpoint: its content is compressed")
+                raise Unreadable(path, "is not a checkpoint: its content is compressed")
             damaged = archive.testzip()
     except Unreadable:
         raise

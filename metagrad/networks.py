@@ -287,7 +287,7 @@ class Network:
     def with_first_order(self, names: Collection[str]) -> "Network":
         """Return the same network where gradients of these parameters carry no derivative."""
         unknown = sorted(set(names) - set(self.layout.names))
-        rule, remedy = "are no trained parameters of the network", "give names of its layout"
+        rule, remedy = "are not trained parameters of the network", "give names of its layout"
         require(not unknown, "first_order", unknown, rule, remedy)
         other = copy.copy(self)
         other._first_order = frozenset(names)

@@ -25,7 +25,7 @@ _SHARED = (type(None), str, bytes, numbers.Number, Enum, torch.dtype, torch.devi
 """What has no tensors in it, and is the same for all copies."""
 
 _OPENED = 2
-"""How many objects that are no containers are looked into on the way to a tensor."""
+"""How many nested objects other than containers are searched for a tensor."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:

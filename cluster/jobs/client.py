@@ -196,7 +196,7 @@ class JobClient:
         except AuthenticationError as error:
             raise self._about_token(str(error)) from None  # nothing of it is shown
         except requests.exceptions.Timeout as error:
-            remedy = "see that HEAD and port are right and no firewall is between"
+            remedy = "check HEAD and port, and that no firewall blocks them"
             raise self._refusal("nothing answers there in time", remedy) from error
         except (requests.exceptions.JSONDecodeError, requests.exceptions.HTTPError) as error:
             remedy = "name the dashboard of the cluster's head, mostly at port 8265"

@@ -83,7 +83,7 @@ def _embedded(demand: Demand) -> Iterator[None]:
             ray.shutdown()
             remedy = (
                 f"see that {folder.parent} has room, or name another folder in TMPDIR; "
-                "--topology colocated does without Ray"
+                "--topology colocated works without Ray"
             )
             raise refusal("topology", "ray", f"Ray does not start here ({first_line(error)})", remedy) from error
         try:

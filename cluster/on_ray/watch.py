@@ -19,8 +19,8 @@ class ClusterLost(RunLost):
     """Ray itself is gone; what was written stands."""
 
     def __init__(self, part: str, endpoint: Endpoint):
-        self.what = f"{_NAMES[part]} does not answer any more at {endpoint.host}:{endpoint.port}"
-        advice = "what was written stands; continue with --resume, a study with the same command"
+        self.what = f"{_NAMES[part]} no longer answers at {endpoint.host}:{endpoint.port}"
+        advice = "what was written stands; continue with --resume, or a study with the same command"
         super().__init__(f"{self.what}; {advice}")
         self.lets_processes_finish = part == "GCS"
         """True: those that run can still talk to each other, for about half a minute."""

@@ -41,7 +41,5 @@ class WorkerPrints:
         shown = lines[: max(0, LINES_OF_A_PROCESS - before)]
         if before <= LINES_OF_A_PROCESS < self._printed[who]:
             place = f"{self._logs}/worker-*-{process}.out and .err there"
-            shown.append(
-                f"prints more than {LINES_OF_A_PROCESS} lines; the others are, while the run lasts, in {place}"
-            )
+            shown.append(f"prints more than {LINES_OF_A_PROCESS} lines; while the run lasts, the rest is in {place}")
         return shown

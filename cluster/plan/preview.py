@@ -179,7 +179,7 @@ def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) 
         and experiment.device == "auto"
         and any(x.has_learner and x.node.gpus for x in found.shares)
     ):
-        lines.append("The learner would have a GPU, which this machine has not: its update takes less there.")
+        lines.append("The learner would have a GPU, which this machine lacks: its updates will be faster there.")
     return "\n".join(lines)
 
 
@@ -189,7 +189,7 @@ def _saturation(experiment: BaseExperiment, found: Plan, rates: Rates) -> str:
         return (
             f"with no number of actors: one environment each, they still take {single:.1f} ms for an update's rollouts"
         )
-    return f"from {found.saturating_actors} actors on the learner takes longer than they do"
+    return f"from {found.saturating_actors} actors on the learner is the bottleneck"
 
 
 def _table(found: Plan) -> Iterator[str]:

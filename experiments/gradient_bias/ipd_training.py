@@ -70,7 +70,7 @@ class LolaExperiment(BaseExperiment):
         """Refuse options that this run would not look at; their defaults are no choice and pass."""
         looks, is_inner_exact, is_outer_exact = self.opponent_updates > 0, self.inner == "exact", self.outer == "exact"
         has_games_ahead = looks and not (is_outer_exact and (is_inner_exact or self.opponent_updates == 1))
-        nobody = "belongs to a look-ahead, and there is none (opponent_updates = 0)"
+        nobody = "has no effect without a look-ahead (opponent_updates = 0)"
         no_values = "is of baselines of sampled objectives, and no objective here is sampled"
         is_sampled = not is_outer_exact or (looks and not is_inner_exact)
         for is_used, name, rule in (

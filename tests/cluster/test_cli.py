@@ -130,9 +130,9 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
         ),
         (
             (*SNAKE, "--meta.bootstrap.direction", "online||target"),
-            r"meta.bootstrap.direction = 'online\|\|target': belongs to a bootstrapped target, and there is none; ",
+            r"meta.bootstrap.direction = 'online\|\|target': has no effect without a bootstrapped target; ",
         ),
-        ((*SNAKE, "--meta.bootstrap.value-coefficient", "1"), r"meta.bootstrap.value_coefficient = 1.0: belongs to"),
+        ((*SNAKE, "--meta.bootstrap.value-coefficient", "1"), r"meta.bootstrap.value_coefficient = 1.0: has no effect"),
         ((*SNAKE, "--optimizer.learning-rate", "0"), r"optimizer.learning_rate = 0.0: "),
         ((*SNAKE, "--optimizer.decay", "1"), r"optimizer.decay = 1.0: "),
         ((*SNAKE, "--meta.optimizer.learning-rate", "nan"), r"meta.optimizer.learning_rate = nan: "),

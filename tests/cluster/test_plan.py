@@ -74,7 +74,7 @@ def test_a_page_says_what_others_use_and_where_saturation_is_out_of_reach(tiny: 
     text = describe(experiment, make_plan(experiment, SPEC, 250_000, nodes, rates), rates, "here")
     assert "a  16 CPUs (4 used), 1 GPUs, 64 GB  learner, 2 actors\n" in text
     assert "saturation        with no number of actors: one environment each, they still take 140.0 ms" in text
-    assert "The learner would have a GPU, which this machine has not" in text
+    assert "The learner would have a GPU, which this machine lacks" in text
 
 
 def test_without_ray_nothing_is_said_of_a_cluster(tiny: Tiny) -> None:

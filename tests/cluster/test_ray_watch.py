@@ -45,9 +45,7 @@ def test_a_process_that_refuses_is_gone_unless_it_is_a_clusters_head(
     watch.look()
     assert watch.lost is not None
     assert watch.lost.lets_processes_finish is finish
-    assert f"({name}) does not answer any more at {endpoint.host}:{endpoint.port}; what was written stands" in str(
-        watch.lost
-    )
+    assert f"({name}) no longer answers at {endpoint.host}:{endpoint.port}; what was written stands" in str(watch.lost)
 
 
 @pytest.mark.parametrize(

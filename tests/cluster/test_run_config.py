@@ -59,13 +59,13 @@ class ToyPlainExperiment(BaseExperiment):
         ({"wait_for_resources": 1e7}, "wait_for_resources = 10000000.0: must lie in"),
         (
             {"wait_for_resources": 60.0, "topology": "colocated"},
-            "wait_for_resources = 60.0: is about a cluster's resources, and colocated there is none; use",
+            "wait_for_resources = 60.0: has no effect with --topology colocated; use",
         ),
         ({"learner_cpus": 0, "topology": "ray"}, "learner_cpus = 0: must lie in \\[1, 1024\\]"),
         ({"learner_restarts": -1, "topology": "ray"}, "learner_restarts = -1: must be 0 or more"),
         (
             {"learner_cpus": 2, "topology": "colocated"},
-            "learner_cpus = 2: .* colocated there is none; use --topology ray",
+            "learner_cpus = 2: has no effect with --topology colocated; use --topology ray",
         ),
         ({"learner_restarts": 1, "topology": "colocated"}, "learner_restarts = 1: .*; use --topology ray"),
         ({"max_lag": 9}, "max_lag = 9: belongs to --schedule peek.*; leave it out"),

@@ -378,7 +378,7 @@ def test_colocated_studies_need_no_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "topology", "line"),
     [
-        (5.0, "colocated", "wait_for_resources = 5.0: is about a cluster's resources, and colocated there is none; "),
+        (5.0, "colocated", "wait_for_resources = 5.0: has no effect with --topology colocated; "),
         (0.0, "ray", r"wait_for_resources = 0.0: must lie in \[1, 2592000\]; "),
         (float("nan"), "ray", "wait_for_resources = nan: must lie in"),
     ],

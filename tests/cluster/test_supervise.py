@@ -240,9 +240,7 @@ def test_without_the_head_the_learner_is_asked_for_a_last_checkpoint(
     supervisor._save_what_can_be(learner, "running", reports, RUNNING, LOST_HEAD)  # type: ignore[arg-type]
     assert learner.asked == ["the end of the cluster"]
     assert written == ([] if is_gone else [7])
-    assert said[0].startswith(
-        "the head of the Ray cluster (GCS) does not answer any more at 10.0.0.1:6379: the run ends"
-    )
+    assert said[0].startswith("the head of the Ray cluster (GCS) no longer answers at 10.0.0.1:6379: the run ends")
     assert len(said) == 1 + is_gone
 
 
