@@ -35,7 +35,7 @@ class BootstrapConfig(Matching):
         rule = f"must be at most {MOST_UPDATES:,}"
         require(self.updates <= MOST_UPDATES, "bootstrap.updates", self.updates, rule, "lower it")
         rule, remedy = (
-            "belongs to a bootstrapped target, and there is none",
+            "has no effect without a bootstrapped target",
             "leave it out or set bootstrap.updates to 1",
         )
         for each in fields(Matching):

@@ -71,7 +71,7 @@ class EvaluationConfig:
             ("is_greedy", not self.is_greedy),
             ("max_steps", self.max_steps == MAX_EPISODE_STEPS),
         ):
-            rule, remedy = "says how to evaluate, and this run does not", "set evaluation.every or leave it out"
+            rule, remedy = "has no effect without evaluation.every", "set evaluation.every or leave it out"
             require(is_default or self.every > 0, f"evaluation.{name}", getattr(self, name), rule, remedy)
 
 
@@ -177,7 +177,7 @@ class BaseExperiment(ABC):
         require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
         check_wait_for_resources(self.wait_for_resources, self.topology)
         for field, value, default in (("learner_cpus", self.learner_cpus, 1), ("learner_restarts", restarts, 0)):
-            rule = "is about the learner's own process, and colocated there is none"
+            rule = "has no effect with --topology colocated"
             require(value == default or self.topology == "ray", field, value, rule, "use --topology ray")
 
     @abstractmethod
@@ -228,7 +228,7 @@ def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "co
     """Refuse a time that is none, and any without a cluster to wait for."""
     field, rule = "wait_for_resources", "must lie in [1, 2592000]"
     require(seconds is None or 1 <= seconds <= 2_592_000, field, seconds, rule, "use at most a month")
-    rule = "is about a cluster's resources, and colocated there is none"
+    rule = "has no effect with --topology colocated"
     require(seconds is None or topology == "ray", field, seconds, rule, "use --topology ray, or leave it out")
 
 

@@ -38,7 +38,7 @@ def test_a_run_whose_ray_is_killed_ends_in_one_line_and_is_continued(
     os.kill(children(command.process.pid)[victim], signal.SIGKILL)
     assert command.wait() == 1, command.output
     output = command.output
-    end = rf"^metagrad: {line} does not answer any more at 127\.0\.0\.1:\d+; what was written stands; continue with"
+    end = rf"^metagrad: {line} no longer answers at 127\.0\.0\.1:\d+; what was written stands; continue with"
     assert re.search(end, output, re.MULTILINE), output
     assert "Traceback" not in output
     assert "dump" not in output
