@@ -1,4 +1,4 @@
-"""Inner losses as values: each declares its hyper-parameters, learnt or fixed, and says what they do to the loss.
+"""Represents inner losses as values: each declares its hyper-parameters and says what they do to the loss.
 
 An actor-critic says where its targets and weights come from (`terms`), and inherits the rest. A loss of another kind
 is an `InnerLoss` with an `inner_loss` of its own (docs/extending.md).
@@ -42,7 +42,7 @@ OUTER_CLIP = 1.0  # ρ̄ and c̄ of the outer objective, which nothing tunes: as
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InnerLoss(ABC):
-    """A loss with its hyper-parameters, each learnt or fixed, and what it can do."""
+    """Represents a loss: it holds its hyper-parameters, each learnt or fixed, and states what it can do."""
 
     corrects_off_policy: ClassVar[bool] = False
     """True: it takes rollouts of other policies than the one that is trained (`behaviour_log_prob`)."""
@@ -58,7 +58,7 @@ class InnerLoss(ABC):
         cls.is_policy_apart = vars(cls).get("is_policy_apart", False)
 
     def declaration(self, observation_shape: tuple[int, ...], num_actions: int) -> Declaration:
-        """Map names to declarations, in the order of η; here all fields that are one, `lambda_` as "lambda"."""
+        """Map names to declarations, in the order of η: all fields that are one, `lambda_` as "lambda"."""
         del observation_shape, num_actions  # only networks among the meta-parameters need them
         values = {f.name.rstrip("_"): getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, MetaParameter)}
@@ -114,7 +114,7 @@ class InnerLoss(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorCriticLoss(InnerLoss):
-    """An actor-critic loss: `terms` is all that one differs in from another."""
+    """Represents an actor-critic loss; `terms` is all that one of them differs in from another."""
 
     gamma: MetaParameter
     lambda_: MetaParameter
@@ -169,7 +169,7 @@ def _constant(outputs: Mapping[Head, Tensor]) -> dict[Head, Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class A2cLoss(ActorCriticLoss):
-    """The advantage actor-critic: weights are the advantages A = G - ⊥V, G the λ-return under γ(η), λ(η) over ⊥V."""
+    """Weighs the policy gradient with the advantages A = G - ⊥V, G the λ-return under γ(η), λ(η) over ⊥V."""
 
     is_policy_apart: ClassVar[bool] = True
 
@@ -206,7 +206,7 @@ class A2cLoss(ActorCriticLoss):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VtraceLoss(ActorCriticLoss):
-    """IMPALA's loss, which also learns from rollouts of older policies; every hyper-parameter of it may be learnt.
+    """Represents IMPALA's loss, which also learns from rollouts of older policies; all of it may be learnt.
 
     On rollouts of the present policy every ratio is 1: a clip above 1 changes nothing there and has no derivative, one
     below 1 scales what it clips (ρ̄ like a policy coefficient, c̄ like λ).
@@ -223,9 +223,9 @@ class VtraceLoss(ActorCriticLoss):
     value_coefficient: MetaParameter
     entropy_coefficient: MetaParameter
     rho_clip: MetaParameter
-    """ρ̄: what the importance ratio of a TD error, and of the policy's gradient, is at most."""
+    """ρ̄: the bound on the importance ratio of a TD error and of the policy's gradient."""
     c_clip: MetaParameter
-    """c̄: what the importance ratio within a trace is at most; the paper keeps it at or below ρ̄."""
+    """c̄: the bound on the importance ratio within a trace; the paper keeps it at or below ρ̄."""
 
     def __post_init__(self) -> None:
         ActorCriticLoss.__post_init__(self)

@@ -1,4 +1,4 @@
-"""Learnt intrinsic rewards: a network r_φ(s, a) whose weights φ are meta-parameters, and the inner loss that it feeds.
+"""Learns intrinsic rewards: the weights φ of a network r_φ(s, a) are meta-parameters of the inner loss that it feeds.
 
 The inner loss is an actor-critic on the mixture of the environment's reward and r_φ; the outer loss and the outer
 critic know the environment's alone. Source: Zheng, Oh & Singh (2018), "On Learning Intrinsic Rewards for Policy
@@ -77,7 +77,7 @@ def intrinsic_reward(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntrinsicRewardLoss(A2cLoss):
-    """The A2C loss on c_ext r + c_in r_φ(s, a); φ is learnt, the others where they say so.
+    """Computes the A2C loss on c_ext r + c_in r_φ(s, a); φ is learnt, the others where they say so.
 
     The inner critic so learns the mixed reward's value; φ acts through G, in the advantage and in the critic's target
     alike. The outer critic and the outer loss know r alone. Without an outer critic the outer advantages are over the
@@ -94,7 +94,7 @@ class IntrinsicRewardLoss(A2cLoss):
     intrinsic_coefficient: MetaParameter
     """c_in: weight of the learnt reward, which lies in (-1, 1)."""
     reward_network: NetworkSpec
-    """What kind of network r_φ is; it has the actions for its outputs."""
+    """The kind of network that r_φ is; it has one output for each action."""
 
     def declaration(self, observation_shape: tuple[int, ...], num_actions: int) -> Declaration:
         """Declare the scalars, and φ as "reward_weights"."""

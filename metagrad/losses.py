@@ -1,7 +1,7 @@
-"""What the losses of actor-critic meta-gradients are made of, over one trajectory, and the outer objective.
+"""Builds the losses of actor-critic meta-gradients, over one trajectory, and says what the outer objective is.
 
 As in the released codes, value estimates enter targets and advantages as constants, while γ and λ act through the
-returns, in the advantage and in the critic's target alike. The losses themselves are in `metagrad.actor_critic`.
+returns, in the advantage and in the critic's target alike. The kinds of inner losses are in `metagrad.actor_critic`.
 
 What a row with `valid = False` holds enters no loss and no derivative, NaN or not: 0 · NaN is NaN, so such rows are
 chosen out before anything is multiplied. The same goes for actions of probability 0 (a logit of -∞).
@@ -39,7 +39,7 @@ class OuterObjective:
     gamma: float
     lambda_: float
     critic: Critic
-    """Who estimates the outer advantage: a head trained for γ' (debiased), or the inner critic (biased baseline)."""
+    """The critic of the outer advantage: a head trained for γ' (debiased), or the inner critic (biased baseline)."""
     critic_coefficient: float = 0.5
     """Weight of the outer critic's regression inside the inner update."""
     is_advantage_normalised: bool = False
@@ -67,12 +67,12 @@ class OuterObjective:
 
     @property
     def critic_head(self) -> Head:
-        """The head whose values the outer advantage is over."""
+        """Return the head whose values the outer advantage is over."""
         return "outer_value" if self.uses_outer_critic else "value"
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Heads that the outer loss needs."""
+        """Return the heads that the outer loss needs."""
         is_regressed = self.uses_outer_critic and self.value_coefficient > 0
         return ("logits", self.critic_head) + (("value",) if is_regressed else ())
 

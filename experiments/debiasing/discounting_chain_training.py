@@ -72,7 +72,7 @@ def true_values(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrueValueLoss(ActorCriticLoss):
-    """The policy-gradient loss whose critic is the true value function, V, inside and outside.
+    """Represents the policy-gradient loss whose critic is the true value function V, inside and outside.
 
     Inner advantages are A = G - ⊥V, G the λ-return under γ over ⊥V, V under ⊥γ. With λ = 0, A = r + γ ⊥V(s') - ⊥V(s):
     the discount acts through this one factor (release). Outer ones are the same under γ', λ'; their V is under γ' with
@@ -83,9 +83,9 @@ class TrueValueLoss(ActorCriticLoss):
 
     entropy_coefficient: MetaParameter
     outer_entropy_coefficient: float
-    """Of the outer loss, whatever the inner one's becomes."""
+    """The entropy coefficient of the outer loss, whatever the inner one's becomes."""
     mapping_seed: int
-    """Chain with the bonus: the environment's own, whose values the losses know."""
+    """The seed of the chain with the bonus; it must be the environment's, whose values the losses know."""
     is_advantage_normalised: bool = False
     """True: inner advantages have mean 0 and variance 1 over the batch (debiasing paper, Appendix D)."""
     is_first_value_exact: bool = False

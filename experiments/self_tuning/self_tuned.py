@@ -1,4 +1,4 @@
-"""Self-tuned agents that published systems describe, beyond the papers of this project: values of other experiments."""
+"""Defines self-tuned agents of published systems, beyond the papers of this project, as values of other experiments."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ _START = 0.99  # sigmoid(4.6), where Zahavy et al. (2020) start every meta-param
 
 
 def _up_to(high: float) -> MetaParameter:
-    """Learnt between 0 and what it would be if it were fixed, from close below."""
+    """Declare a meta-parameter that is learnt between 0 and its usual value, from close below the latter."""
     return MetaParameter(initial=_START * high, high=high)
 
 
 def stacx() -> Experiment:
-    """`atari` with IMPALA's V-trace loss, of which seven hyper-parameters are learnt; n = 1, outer critic.
+    """Return `atari` with IMPALA's V-trace loss, of which seven hyper-parameters are learnt; n = 1, outer critic.
 
     Source: Zahavy et al. (2020), "A Self-Tuning Actor-Critic Algorithm" (STACX): which hyper-parameters are learnt,
     each coefficient between 0 and its usual value, all started at .99 of it, one look-ahead update, Adam. Deviations:
