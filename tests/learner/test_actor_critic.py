@@ -70,15 +70,19 @@ def test_an_outer_loss_with_a_kl_term_keeps_the_look_ahead_near_its_start(
         new, metrics = algorithm.update(state, sampler)
         results[name] = metrics
     batch = trajectory(1)
-    old, updated = (
-        [torch.distributions.Categorical(logits=x) for x in network.apply(theta, rows, ("logits",))["logits"]]
-        for theta in (state.theta, new.theta)
-        for rows in (batch.observation[:-1][batch.valid],)
-    )
-    kl = sum(torch.distributions.kl_divergence(p, q) for p, q in zip(updated, old, strict=True)) / len(old)
+
+    def kl(theta: Tensor, start: Tensor) -> float:
+        p, q = (network.apply(x, batch.observation[:-1].flatten(0, 1), ("logits",))["logits"] for x in (theta, start))
+        p, q = torch.softmax(p, -1), torch.softmax(q, -1)
+        rows = [sum(p[i, a] * (p[i, a].log() - q[i, a].log()) for a in range(3)) for i in range(len(p))]
+        return float(sum(x for x, valid in zip(rows, batch.valid.flatten(), strict=True) if valid) / batch.valid.sum())
+
     difference = results["near"].scalars["loss/outer"] - results["plain"].scalars["loss/outer"]
-    assert difference == pytest.approx(1e3 * kl.item(), rel=1e-3)
+    assert difference == pytest.approx(1e3 * kl(new.theta, state.theta), rel=1e-3)
     assert results["near"].meta_gradient != results["plain"].meta_gradient
+    far = state.theta + torch.randn(state.theta.shape, generator=torch.Generator().manual_seed(0))
+    there, here = (algorithm.outer_loss(state.theta, state.eta, batch, x)[0] for x in (far, state.theta))
+    assert (there - here).item() == pytest.approx(1e3 * kl(state.theta, far), rel=1e-4)
     with pytest.raises(AssertionError, match="before the look-ahead"):
         algorithm.outer_loss(state.theta, state.eta, batch)
 
