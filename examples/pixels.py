@@ -1,4 +1,4 @@
-"""Pixels and an outer loss of one's own, on a network of metagrad's: pictures need nothing but their shape and dtype.
+"""Shows pictures of your own on a network of metagrad's, and an outer loss of your own, in one file.
 
     metagrad --import examples/pixels.py train walls
     metagrad --import examples/pixels.py train walls --network.hidden 256 --env.walls 20 --outer.caution 1
