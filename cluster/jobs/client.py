@@ -1,7 +1,6 @@
 """A Ray cluster's jobs are reached over HTTP; every fault of connection, token or id is one line, and comes soon."""
 
 import contextlib
-import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -14,17 +13,14 @@ import aiohttp
 import ray
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
 
 from metagrad.cluster.on_ray.address import has_credentials, masked, masked_address, without_proxy
+from metagrad.cluster.on_ray.private import ImpatientJobClient, silence_job_client
 from metagrad.cluster.run.variables import environment_variables
 from metagrad.errors import ConfigurationError, refusal, require
 
-_SECONDS_TO_CONNECT, _SECONDS_TO_ANSWER = 5.0, 60.0
-_SECONDS_TO_GREET = 10.0
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TOKEN_PLACE = "~/.ray/auth_token or the file that RAY_AUTH_TOKEN_PATH names"
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 
 
 class Address(NamedTuple):
@@ -96,14 +92,6 @@ def resolve_address(given: str | None, environment: Mapping[str, str]) -> Addres
     return Address(value.rstrip("/"), name)
 
 
-class _Client(JobSubmissionClient):
-    """Limits the time that Ray's client waits for an answer, which is for ever otherwise."""
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        seconds = _SECONDS_TO_GREET if endpoint == "/api/version" else _SECONDS_TO_ANSWER
-        return super()._do_request(method, endpoint, timeout=(_SECONDS_TO_CONNECT, seconds), **options)
-
-
 class JobClient:
     """Asks for the jobs of one cluster.
 
@@ -113,13 +101,12 @@ class JobClient:
 
     def __init__(self, address: Address):
         self.address = address
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        silence_job_client()
         os.environ.update(without_proxy(os.environ))
         # For Ray's client the environment wins over its argument.
         with self._explained(), environment_variables({_ADDRESS_VARIABLES[0]: address.url}):
             try:
-                self._client = _Client(address.url)
+                self._client = ImpatientJobClient(address.url)
             except (RuntimeError, ValueError, KeyError, TypeError, requests.exceptions.HTTPError) as error:
                 if isinstance(error, requests.exceptions.ConnectionError | AuthenticationError):
                     raise
@@ -128,7 +115,7 @@ class JobClient:
 
     def require_version(self) -> None:
         """Refuse a cluster whose Ray is of another minor version than the one here."""
-        here, there = ray.__version__, str(self._client._server_ray_version)
+        here, there = ray.__version__, self._client.server_version
         rule = f"runs Ray {there}, and {here} is installed here"
         remedy = f"install ray=={there} here, or {here} there"
         require(here.split(".")[:2] == there.split(".")[:2], self.address.field, self.address.url, rule, remedy)

@@ -6,28 +6,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ray.job_config import JobConfig
-
 from metagrad.cluster.config import extensions
+from metagrad.cluster.on_ray.private import OwnPathJobConfig
 
 JOB_FOLDER = "METAGRAD_JOB_FOLDER"
 """Variable of a submitted job: the folder below Ray's working folder that has the user's files."""
 JOB_VARIABLES = "METAGRAD_JOB_VARIABLES"
 """Variable of a submitted job: the names of those that were given for it."""
-
-
-class _OwnPath(JobConfig):
-    """Has workers import from where this process does, and from nowhere else.
-
-    Ray puts the current folder first on their path, where a `torch.py` or `metagrad/` would take the place of ours. It
-    does not where a job has a working folder, which is what it is told here, unless the folder is on the path of this
-    process as well (`python -m`).
-    """
-
-    def _runtime_env_has_working_dir(self) -> bool:
-        here = os.getcwd()
-        is_own = any(os.path.abspath(entry) == here for entry in sys.path)
-        return not is_own or bool(super()._runtime_env_has_working_dir())
 
 
 def ray_job(is_embedded: bool) -> dict[str, Any]:
@@ -41,7 +26,7 @@ def ray_job(is_embedded: bool) -> dict[str, Any]:
         environment["worker_process_setup_hook"] = begin
         if is_embedded:
             environment["py_executable"] = shlex.quote(sys.executable)
-    return {"job_config": _OwnPath(), "runtime_env": environment or None}
+    return {"job_config": OwnPathJobConfig(), "runtime_env": environment or None}
 
 
 def _beginning() -> Callable[[], None] | None:

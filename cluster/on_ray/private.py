@@ -1,10 +1,12 @@
 """Hold every use of a name that Ray's documentation does not promise; without one of them Ray is refused.
 
-Nothing else of metagrad imports `ray._private`, `ray._raylet` or `ray._common`.
+Nothing else of metagrad imports `ray._private` or the like, overrides a private method of Ray's, or reads one.
 """
 
 import logging
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import ray
+from ray.job_config import JobConfig
+from ray.job_submission import JobSubmissionClient
 
 from metagrad.errors import refusal
 
@@ -28,10 +32,13 @@ NAMES = (
     "ray._raylet:AuthenticationTokenLoader.instance",
     "ray._raylet:Config.initialize",
     "ray._common.network_utils:parse_address",
+    "ray.job_config:JobConfig._runtime_env_has_working_dir",
     "ray.job_submission:JobSubmissionClient._do_request",
 )
 
 
+_SECONDS_TO_CONNECT, _SECONDS_TO_GREET, _SECONDS_TO_ANSWER = 5.0, 10.0, 60.0  # of a dashboard
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 Excluded = Callable[[Path], bool]
 
 
@@ -148,3 +155,41 @@ def excluded_by_files_in(folder: Path, logger: logging.Logger) -> list[Excluded]
     """Return the same for the .gitignore and .rayignore of a folder."""
     packaging: Any = import_module("ray._private.runtime_env.packaging")
     return list(packaging.get_excludes_from_ignore_files(folder, include_gitignore=True, logger=logger))
+
+
+def files_in(folder: Path) -> dict[str, Any]:
+    """Return the arguments with which `ray.init` keeps all files of a cluster that it starts in a folder."""
+    return {"_temp_dir": str(folder)}
+
+
+class OwnPathJobConfig(JobConfig):
+    """Has workers import from where this process does, and from nowhere else.
+
+    Ray puts the current folder first on their path, where a `torch.py` or `metagrad/` would take the place of ours. It
+    does not where a job has a working folder, which is what it is told here, unless the folder is on the path of this
+    process as well (`python -m`).
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        here = os.getcwd()
+        is_own = any(os.path.abspath(entry) == here for entry in sys.path)
+        return not is_own or bool(super()._runtime_env_has_working_dir())
+
+
+class ImpatientJobClient(JobSubmissionClient):
+    """Limits the time that Ray's client waits for an answer, which is for ever otherwise."""
+
+    @property
+    def server_version(self) -> str:
+        """Return the version of Ray that the cluster runs."""
+        return str(self._server_ray_version)
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        seconds = _SECONDS_TO_GREET if endpoint == "/api/version" else _SECONDS_TO_ANSWER
+        return super()._do_request(method, endpoint, timeout=(_SECONDS_TO_CONNECT, seconds), **options)
+
+
+def silence_job_client() -> None:
+    """Keep Ray's client of jobs from logging what it does."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -76,7 +76,7 @@ def _embedded(demand: Demand) -> Iterator[None]:
                     include_dashboard=False,
                     logging_level=logging.ERROR,
                     log_to_driver=True,
-                    _temp_dir=str(folder / "ray"),
+                    **ray_private.files_in(folder / "ray"),
                     **ray_job(is_embedded=True),
                 )
         except Exception as error:  # Ray raises whatever it met, `Exception` itself among it

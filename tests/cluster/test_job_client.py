@@ -15,6 +15,7 @@ import ray
 
 from metagrad.cluster.jobs import client as job_client
 from metagrad.cluster.jobs.client import Address, JobClient, LogInterrupted, Submission, resolve_address
+from metagrad.cluster.on_ray import private as ray_private
 from metagrad.errors import ConfigurationError
 
 Answer = tuple[int, str]
@@ -127,7 +128,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch: pytest
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     line = refusal(lambda: JobClient(Address(url, "RAY_ADDRESS")))
     assert line.startswith(f"RAY_ADDRESS = '{url}': nothing answers there; start the cluster")
-    monkeypatch.setattr(job_client, "_SECONDS_TO_GREET", 0.1)
+    monkeypatch.setattr(ray_private, "_SECONDS_TO_GREET", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()

@@ -1,5 +1,6 @@
 """Names that Ray's documentation does not promise: all in one file, and missed by name."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -40,6 +41,33 @@ def test_no_other_module_uses_such_names() -> None:
         if private.search(path.read_text())
     ]
     assert elsewhere == []
+
+
+def private_uses(source: str) -> list[str]:
+    """Find private names in a file: read from another object, overridden, passed as a keyword or spelt in a string."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)) if re.match("_[a-z]", name):
+                found += [name] * (name not in ("_replace", "_asdict", "_fields"))  # of our own named tuples
+            case ast.Constant(value=str(text)) if re.fullmatch(r"ray\._[\w.:]+", text):
+                found.append(text)
+    return found
+
+
+def test_no_other_module_reads_a_private_name_of_an_object() -> None:
+    assert private_uses("super()._a(); ray.init(_b=1); x = 'ray._c.d'; y._e; self._f; t._replace(g=1)") == [
+        *("ray._c.d", "_e"), *("_a", "_b"),
+    ]  # fmt: skip
+    elsewhere = {
+        path.name: found
+        for path in sorted((ROOT / "cluster").rglob("*.py"))
+        if path.name != "private.py" and re.search(r"^\s*(?:from|import) ray\b", path.read_text(), re.MULTILINE)
+        if (found := private_uses(path.read_text()))
+    }
+    assert elsewhere == {}
 
 
 def test_every_replacement_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
