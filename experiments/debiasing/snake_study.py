@@ -12,13 +12,13 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.debiasing.snake_report import EPOCH, report
+from metagrad.experiments.reporting.parts import sizes
 from metagrad.experiments.training.runs import curves, evaluations, part_run, trained, training_study
 from metagrad.learner.config import BootstrapConfig
 
 SEEDS = 10  # Figure 3
 UPDATES = 29_346  # release: 201 epochs of 146 updates
-EVALUATED_EPISODES = 512  # release
-QUICK_EPOCH, QUICK_UPDATES, QUICK_SEEDS, QUICK_ENVIRONMENTS = 20, 60, 2, 64
+QUICK_SEEDS = 2
 LOGGED = ("eta/gamma", "advantage/outer_mean")
 
 
@@ -66,12 +66,8 @@ def arm_experiment(arm: SnakeAgent) -> Experiment:
 
 
 def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
-    length = {
-        "updates": QUICK_UPDATES if is_quick else updates,
-        "epoch": QUICK_EPOCH if is_quick else EPOCH,
-        "environments": QUICK_ENVIRONMENTS if is_quick else 512,
-        "episodes": QUICK_ENVIRONMENTS if is_quick else EVALUATED_EPISODES,
-    }
+    # 512 evaluated episodes: release
+    length = sizes(is_quick, updates=(updates, 60), epoch=(EPOCH, 20), environments=(512, 64), episodes=(512, 64))
     parts: dict[str, Settings] = {}
     for seed in range(1, 1 + (min(seeds, QUICK_SEEDS) if is_quick else seeds)):  # release: seeds 1 to 10
         parts |= {f"{arm}-seed{seed}": {"arm": arm, "seed": seed, **length} for arm in ARMS if arm not in ONE_SEED}

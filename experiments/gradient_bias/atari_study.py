@@ -14,6 +14,7 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.studies.study import Result, Settings, Study
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.gradient_bias.atari_report import ETA, RETURN, report
+from metagrad.experiments.reporting.parts import sizes
 from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained, training_study
 
 SEEDS = 5  # Figure 3
@@ -33,13 +34,10 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def _parts(backend: AtariBackend, seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
     """Return the parts; of fewer `updates` a run is the paper's beginning, as its step size falls at the same pace."""
-    length = {
-        "updates": 6 if is_quick else updates,
-        "environments": 8 if is_quick else 64,
-        "log_every": 2 if is_quick else 100,
-        "episodes": 2 if is_quick else EVALUATED_EPISODES,
-        "backend": backend,
-    }
+    length = sizes(
+        is_quick, updates=(updates, 6), environments=(64, 8), log_every=(100, 2), episodes=(EVALUATED_EPISODES, 2)
+    )
+    length |= {"backend": backend}
     return {
         f"{game}-{arm}-seed{seed}": {"game": game, "arm": arm, "seed": seed, **length}
         for seed in range(min(seeds, QUICK_SEEDS) if is_quick else seeds)

@@ -16,7 +16,7 @@ from metagrad.experiments.one_step_at_a_time import mrp_problem as problem
 from metagrad.experiments.one_step_at_a_time.mrp_problem import START_DISCOUNT, MrpBatch
 from metagrad.experiments.reporting.claims import AGREES, Change, change_row, neighbours
 from metagrad.experiments.reporting.figures import Curve, Figure, Panel
-from metagrad.experiments.reporting.parts import Parts, first_settings, results_of
+from metagrad.experiments.reporting.parts import Parts, first_settings, results_of, sizes
 from metagrad.experiments.reporting.report import Row, differences_of, write_report
 from metagrad.experiments.reporting.statistics import Array, mean_and_std, number
 from metagrad.meta_gradient import outer_weights
@@ -30,15 +30,9 @@ RECORD_EVERY = 60
 
 
 def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
+    length = sizes(is_quick, updates=(UPDATES, 200), copies=(COPIES, 32), record_every=(RECORD_EVERY, 20))
     return {
-        f"n{n}-seed{seed}": {
-            "n": n,
-            "seed": seed,
-            "updates": 200 if is_quick else UPDATES,
-            "copies": 32 if is_quick else COPIES,
-            "record_every": 20 if is_quick else RECORD_EVERY,
-            "is_outer_fresh": True,
-        }
+        f"n{n}-seed{seed}": {"n": n, "seed": seed, **length, "is_outer_fresh": True}
         for seed in range(seeds)
         for n in STEPS
     }

@@ -23,6 +23,7 @@ from metagrad.experiments.one_step_at_a_time.mrp_problem import (
     meta_optimizer,
     outer_loss,
 )
+from metagrad.experiments.reporting.parts import sizes
 from metagrad.meta_gradient import Estimator, meta_gradient, outer_gradient, outer_weights
 from metagrad.monte_carlo import LookAhead, in_chunks, unroll_gradients
 from metagrad.optimizers import OptimizerState
@@ -39,18 +40,9 @@ Start = tuple[Tensor, OptimizerState, Tensor]
 
 
 def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
-    return {
-        f"seed{seed}": {
-            "seed": seed,
-            "updates": 600 if is_quick else UPDATES,
-            "points": 3 if is_quick else POINTS,
-            "copies": 128 if is_quick else COPIES,
-            "steps": [1, 2, 5] if is_quick else list(STEPS),
-            "oracle_steps": 10 if is_quick else ORACLE_STEPS,
-            "is_outer_fresh": True,
-        }
-        for seed in range(seeds)
-    }
+    length = sizes(is_quick, updates=(UPDATES, 600), points=(POINTS, 3), copies=(COPIES, 128))
+    length |= sizes(is_quick, steps=(list(STEPS), [1, 2, 5]), oracle_steps=(ORACLE_STEPS, 10))
+    return {f"seed{seed}": {"seed": seed, **length, "is_outer_fresh": True} for seed in range(seeds)}
 
 
 def run_part(settings: Settings) -> Result:

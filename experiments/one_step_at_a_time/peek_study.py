@@ -24,6 +24,7 @@ from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.one_step_at_a_time.peek_report import PONG, SNAKE, report
+from metagrad.experiments.reporting.parts import sizes
 from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samples, restarted
 from metagrad.experiments.training.runs import curves, evaluations, part_run, train, trained, training_study
 from metagrad.learner.batch import merge
@@ -61,11 +62,7 @@ def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experimen
 
 
 def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
-    length = {
-        "updates": 20 if is_quick else updates,
-        "epoch": 10 if is_quick else EPOCH,
-        "environments": 32 if is_quick else 512,
-    }
+    length = sizes(is_quick, updates=(updates, 20), epoch=(EPOCH, 10), environments=(512, 32))
     evaluated = {"episodes": 32 if is_quick else EPISODES}
     trials = range(1, 1 + (min(seeds, 2) if is_quick else seeds))
     parts: dict[str, Settings] = {}
@@ -89,12 +86,8 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
 
 def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:
     """Run `atari` on Pong; the step size falls as if every run went on to the paper's 125,000 updates."""
-    length = {
-        "updates": 2 if is_quick else updates,
-        "epoch": 2 if is_quick else PONG_EPOCH,
-        "environments": 4 if is_quick else 64,
-        "episodes": 1 if is_quick else PONG_EPISODES,
-    }
+    epoch, episodes = (PONG_EPOCH, 2), (PONG_EPISODES, 1)
+    length = sizes(is_quick, updates=(updates, 2), epoch=epoch, environments=(64, 4), episodes=episodes)
     return {
         f"{schedule}-seed{seed}": {"game": "Pong", "schedule": schedule, "n": PROBED_N, "seed": seed, **length}
         for seed in range(1, 1 + (1 if is_quick else seeds))

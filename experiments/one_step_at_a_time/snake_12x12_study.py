@@ -12,6 +12,7 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import UPDATES, snake_12x12
 from metagrad.experiments.one_step_at_a_time.snake_12x12_report import report
+from metagrad.experiments.reporting.parts import sizes
 from metagrad.experiments.training.meta_gradient_probe import probe_run
 from metagrad.experiments.training.runs import curves, evaluate_newest, part_run, trained, training_study
 from metagrad.optimizers import Adam
@@ -48,17 +49,17 @@ def probed_arms(arm: str) -> list[str]:
 
 def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
     """Return the parts; of fewer `updates` a run is the paper's beginning, as its step size falls at the same pace."""
-    every = UPDATES // POINTS
-    length = {
-        "updates": 6 if is_quick else updates,
-        "annealing_updates": UPDATES,
-        "environments": 4 if is_quick else 32,
-        "rollout_length": 5 if is_quick else snake_12x12().rollout_length,
-        "log_every": 2 if is_quick else 50,
-        "probe_every": 3 if is_quick else min(every, updates),
-        "samples": 3 if is_quick else SAMPLES,
-        "episodes": 16 if is_quick else EVALUATED_EPISODES,
-    }
+    length = sizes(
+        is_quick,
+        updates=(updates, 6),
+        annealing_updates=(UPDATES, UPDATES),
+        environments=(32, 4),
+        rollout_length=(snake_12x12().rollout_length, 5),
+        log_every=(50, 2),
+        probe_every=(min(UPDATES // POINTS, updates), 3),
+        samples=(SAMPLES, 3),
+        episodes=(EVALUATED_EPISODES, 16),
+    )
     return {
         f"n{arm}-seed{seed}": {"arm": arm, "seed": seed, "probed": probed_arms(arm), **length}
         for seed in range(1 if is_quick else seeds)

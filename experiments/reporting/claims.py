@@ -32,6 +32,12 @@ class Paired(NamedTuple):
     standard_error: float  # nan with a single seed
     seeds: int
 
+    @classmethod
+    def of(cls, differences: Array) -> "Paired":
+        """Summarise differences [seeds]."""
+        mean, error = mean_and_error(differences)
+        return cls(float(mean), float(error), len(differences))
+
     @property
     def margin(self) -> float:
         """The 95 % interval (Student's t) extends so far to both sides of the mean."""
@@ -65,9 +71,7 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
     >>> paired([1.0, 1.0], [3.0, 5.0])
     Paired(difference=3.0, standard_error=1.0, seeds=2)
     """
-    difference = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    mean, error = mean_and_error(difference)
-    return Paired(float(mean), float(error), len(difference))
+    return Paired.of(np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64))
 
 
 class Point(NamedTuple):
@@ -78,7 +82,7 @@ class Point(NamedTuple):
 
     @property
     def paired(self) -> Paired:
-        return paired(np.zeros_like(self.difference), self.difference)
+        return Paired.of(self.difference)
 
     def __str__(self) -> str:
         mean, error, _ = self.paired

@@ -28,6 +28,15 @@ def by_setting(parts: Parts, name: str) -> dict[str, list[Result]]:
     return {value: results_of(parts, **{name: value}) for value in values}
 
 
+def sizes(is_quick: bool, **of: tuple[Any, Any]) -> Settings:
+    """Return settings whose values are (of the whole study, of its quick version).
+
+    >>> sizes(True, updates=(50_000, 6), samples=(96, 3))
+    {'updates': 6, 'samples': 3}
+    """
+    return {name: quick if is_quick else whole for name, (whole, quick) in of.items()}
+
+
 class Curves(NamedTuple):
     """Holds one quantity of several seeds along training."""
 

@@ -50,14 +50,6 @@ def test_settings_are_the_papers() -> None:
     assert len(study.PERMUTATIONS) == 7
 
 
-def test_quick_is_a_part_of_the_whole() -> None:
-    quick, whole = STUDY.parts(10, True), STUDY.parts(10, False)
-    assert quick.keys() < whole.keys()
-    for name, settings in quick.items():
-        assert set(settings["values"]) < set(whole[name]["values"])
-        assert settings["trials"] < whole[name]["trials"]
-
-
 def test_orderings_like_the_papers_are_confirmed_and_reversed_ones_contradicted() -> None:
     found = {}
     for sign in (1.0, -1.0):

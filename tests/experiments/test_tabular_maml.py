@@ -59,15 +59,6 @@ def test_settings_are_the_papers() -> None:
     assert set(study.PERMUTATIONS) == set(RANKS)
 
 
-def test_quick_is_a_part_of_the_whole() -> None:
-    quick, whole = STUDY.parts(10, True), STUDY.parts(10, False)
-    assert quick.keys() < whole.keys()
-    for name, settings in quick.items():
-        assert set(settings["values"]) < set(whole[name]["values"])
-        assert settings["trials"] < whole[name]["trials"]
-    assert len(STUDY.parts(2, True)) == 6
-
-
 def test_orderings_like_the_papers_are_confirmed_and_reversed_ones_contradicted() -> None:
     upright, reversed_ = verdicts(made_up(6)), verdicts(made_up(6, is_upside_down=True))
     orderings = [

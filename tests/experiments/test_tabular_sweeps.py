@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from metagrad.cluster.studies.study import Study
+from metagrad.experiments.gradient_bias import tabular_lirpg, tabular_maml
 from metagrad.experiments.gradient_bias import tabular_sweeps as ts
 from metagrad.experiments.gradient_bias.tabular_estimators import Estimation, lirpg_gradients, maml_gradients, mdp_stack
 from metagrad.experiments.reporting.statistics import mean_and_error
@@ -51,6 +53,16 @@ def test_more_seeds_add_parts_and_change_none() -> None:
     assert few.items() <= many.items()
     quick = ts.parts("maml", [SWEEP], 1, True)["steps-mdp0"]
     assert (quick["values"], quick["trials"], quick["mdp"]) == ([1, 2], ts.QUICK_TRIALS, 0)
+
+
+@pytest.mark.parametrize("study", [tabular_maml.STUDY, tabular_lirpg.STUDY], ids=lambda study: study.name)
+def test_quick_is_a_part_of_the_whole(study: Study) -> None:
+    quick, whole = study.parts(10, True), study.parts(10, False)
+    assert quick.keys() < whole.keys()
+    for name, settings in quick.items():
+        assert set(settings["values"]) < set(whole[name]["values"])
+        assert settings["trials"] < whole[name]["trials"]
+    assert len(study.parts(2, True)) == {"tabular-maml": 6, "tabular-lirpg": 12}[study.name]
 
 
 @pytest.mark.parametrize("problem", ["maml", "lirpg"])
