@@ -1,4 +1,4 @@
-"""The actor-critic whose hyper-parameters are tuned by meta-gradients: its state, and one update of θ and η.
+"""Tunes an actor-critic's hyper-parameters by meta-gradients: its state, and one update of θ and η.
 
 θ₀ ─ inner update ─► θ₁ ─► … ─► θₙ      n batches, the next one always sampled under the newest θⱼ
                                 │
@@ -52,7 +52,7 @@ class LearnerState(NamedTuple):
 
     @property
     def held_batches(self) -> int:
-        """Real batches here that no update has used yet."""
+        """Count the real batches here that no update has used yet."""
         return 0 if self.carry is None else 1
 
     def snapshot(self) -> WeightSnapshot:

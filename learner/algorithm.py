@@ -1,4 +1,4 @@
-"""The protocol that a training loop asks an algorithm by, and what algorithms share."""
+"""Defines the protocol between a training loop and an algorithm, and what algorithms share."""
 
 import math
 import time
@@ -50,7 +50,7 @@ class Algorithm(Protocol[S]):
 
     @property
     def network(self) -> Network:
-        """The network that actors act with, under the θ of the snapshots that `update` asks rollouts for."""
+        """Return the network with which actors act, under the θ of the snapshots that `update` asks rollouts for."""
         ...
 
     def init(self, seed: int, device: torch.device) -> S:

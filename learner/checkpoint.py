@@ -28,7 +28,7 @@ _LOOKS = 20  # at a folder whose newest checkpoint goes, since newer ones come, 
 
 
 class Restored(NamedTuple):
-    """A checkpoint's content, where it came from, and newer files that could not be read (with the reason)."""
+    """Holds a checkpoint's content, where it came from, and newer files that could not be read (with the reason)."""
 
     tree: dict[str, Any]
     path: Location
@@ -43,7 +43,7 @@ class Unreadable(ValueError):
 
 
 class NoCheckpoint(FileNotFoundError):
-    """No file in the folder could be read."""
+    """Says that no file in the folder could be read."""
 
 
 def save(folder: Place, update: int, tree: dict[str, Any], keep: int) -> Place:
@@ -72,7 +72,7 @@ def checkpoint_path(folder: Place, update: int) -> Place:
 
 
 def update_of(path: Location) -> int:
-    """The update that a checkpoint was written after."""
+    """Return the update after which a checkpoint was written."""
     return int(path.stem.removeprefix("update-"))
 
 
@@ -137,7 +137,7 @@ def load(path: Location) -> dict[str, Any]:
 
 
 def _check_whole(path: Location, file: io.BufferedIOBase) -> None:
-    """Every byte of content against its checksum, which `torch.load` does not look at."""
+    """Check every byte of content against its checksum, which `torch.load` does not look at."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()

@@ -1,4 +1,4 @@
-"""What the learner is told: inner optimizer, meta-gradient, outer objective, meta-parameters."""
+"""Configures the learner: inner optimizer, meta-gradient, outer objective, meta-parameters."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
@@ -45,7 +45,7 @@ class BootstrapConfig(Matching):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetaGradientConfig:
-    """How the meta-gradient is taken."""
+    """Says how the meta-gradient is taken."""
 
     n: int
     """Inner updates looked through; 0 is plain A2C with the meta-parameters fixed at their initial values."""
@@ -110,7 +110,7 @@ class MetaGradientConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearnerConfig:
-    """The learner's whole part of an experiment."""
+    """Holds the learner's whole part of an experiment."""
 
     optimizer: FirstOrderOptimizer
     meta: MetaGradientConfig

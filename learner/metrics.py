@@ -1,4 +1,4 @@
-"""From scalars of every update to what is logged: interval means, episode statistics, meta-gradient variance."""
+"""Turns the scalars of every update into what is logged: interval means, episode statistics, meta-gradient variance."""
 
 import math
 from collections import deque
@@ -11,7 +11,7 @@ from metagrad.diagnostics import Moments, add_samples, no_samples, variance
 
 
 class IntervalMean:
-    """Means of named scalars since the last `take`."""
+    """Averages named scalars since the last `take`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -24,17 +24,17 @@ class IntervalMean:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """Means since the last call; starts anew."""
+        """Return the means since the last call, and start over."""
         means = self.means()
         self.__init__()  # type: ignore[misc]
         return means
 
     def means(self) -> dict[str, float]:
-        """Means since the last `take`."""
+        """Return the means since the last `take`."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 
     def to_tree(self) -> dict[str, dict[str, float]]:
-        """Plain data for a checkpoint."""
+        """Return plain data for a checkpoint."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_tree(self, tree: dict[str, dict[str, float]]) -> None:
@@ -44,7 +44,7 @@ class IntervalMean:
 
 
 class EpisodeStatistics(NamedTuple):
-    """Raw full-life returns of the last episodes of the real stream."""
+    """Keeps raw full-life returns of the last episodes of the real stream."""
 
     return_mean: float | None  # None: no episode has ended yet
     return_std: float | None
@@ -61,14 +61,14 @@ class EpisodeWindow:
         self.count = 0
 
     def add(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
-        """Finished episodes, in order."""
+        """Add finished episodes, in order."""
         for episode_return, length in zip(returns, lengths, strict=True):
             self._returns.append(episode_return)
             self._lengths.append(length)
             self.count += 1
 
     def statistics(self) -> EpisodeStatistics:
-        """Mean, spread and count as of now."""
+        """Return mean, spread and count as of now."""
         if not self._returns:
             return EpisodeStatistics(None, None, None, self.count)
         size = len(self._returns)
@@ -77,7 +77,7 @@ class EpisodeWindow:
         return EpisodeStatistics(mean, std, sum(self._lengths) / size, self.count)
 
     def to_tree(self) -> dict[str, list[float] | int]:
-        """Plain data for a checkpoint."""
+        """Return plain data for a checkpoint."""
         return {"returns": list(self._returns), "lengths": list(self._lengths), "count": self.count}
 
     def load_tree(self, tree: dict[str, list[float] | int]) -> None:
@@ -92,29 +92,29 @@ class EpisodeWindow:
 
 
 class RunningVariance:
-    """Variance of each component over the updates since the last `take`, summed over components."""
+    """Tracks the variance of each component over the updates since the last `take`, summed over components."""
 
     def __init__(self) -> None:
         self._moments: Moments | None = None
 
     def add(self, components: Sequence[float]) -> None:
-        """One sample of the vector."""
+        """Add one sample of the vector."""
         moments = no_samples(len(components)) if self._moments is None else self._moments
         self._moments = add_samples(moments, torch.tensor([components], dtype=torch.float64))
 
     def take(self) -> float | None:
-        """Unbiased variance; None with fewer than two samples. Starts anew."""
+        """Return the unbiased variance (None with fewer than two samples), and start over."""
         found = self.variance()
         self._moments = None
         return found
 
     def variance(self) -> float | None:
-        """Unbiased variance since the last `take`; None with fewer than two samples."""
+        """Return the unbiased variance since the last `take`; None with fewer than two samples."""
         moments = self._moments
         return None if moments is None or moments.samples < 2 else variance(moments).sum().item()
 
     def to_tree(self) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
+        """Return plain data for a checkpoint."""
         moments = self._moments
         return {} if moments is None else {"count": moments.samples, "mean": moments.mean, "m2": moments.m2}
 

@@ -1,4 +1,4 @@
-"""The one place where a quantity is declared constant for differentiation, or its derivative is.
+"""Declares quantities, or their derivatives, constant for differentiation, in this one place.
 
 Every stop-gradient of the library goes through `stop_gradient`, called as `autodiff.stop_gradient(x)`. What the
 meta-gradient means is the derivative of the look-ahead in which these quantities are frozen at their values; a test
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def stop_gradient(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """⊥x: the value of x with every derivative, reverse and forward mode, equal to zero."""
+    """Return ⊥x: the value of x with every derivative, reverse and forward mode, equal to zero."""
     return x.detach()
 
 
@@ -36,7 +36,9 @@ class _FirstOrder(torch.autograd.Function):
 
 
 def first_order(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """x with its gradient, and that gradient a constant: second-order products pass it by and nothing is kept for them.
+    """Return x with its gradient, and that gradient a constant.
+
+    Second-order products pass it by and nothing is kept for them.
 
     For parameters whose gradient no adjoint is ever multiplied with, where it changes no result.
     """

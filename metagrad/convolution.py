@@ -1,4 +1,4 @@
-"""Two-dimensional convolution whose derivatives of every order are convolutions, each on its fastest kernel.
+"""Provides a two-dimensional convolution whose derivatives of every order are convolutions on their fastest kernels.
 
 A convolution y = C(x, w) is linear in x and in w, so its two gradients are too:
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores of the affinity mask, at most as many as the CPU quotas of this process's control groups pay for.
+    """Count the cores of the affinity mask, at most as many as the CPU quotas of this process's control groups pay for.
 
     At least 1; of a broken number the whole part, since one thread more would be stopped in each period.
 
@@ -22,7 +22,9 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def default_threads() -> int:
-    """Threads for a computation that nobody gave a number: `usable_cores`, at most OMP_NUM_THREADS where it is set.
+    """Return the threads for a computation without a given number.
+
+    They are `usable_cores`, at most OMP_NUM_THREADS where it is set.
 
     A value that is no number is ignored, as OpenMP does, which prints a line about it.
     """
@@ -33,7 +35,7 @@ def default_threads() -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores' worth of CPU time per period of each control group that has a limit, from the own one to the topmost."""
+    """Yield the cores' worth of CPU time of each control group that has a limit, from the own one to the topmost."""
     process = root / "proc/self"
     own: dict[str, PurePosixPath] = {}  # by controller; that of version 2 has an empty name
     for line in _text(process / "cgroup").splitlines():

@@ -1,4 +1,4 @@
-"""How good an estimate is: streaming moments of vectors, bias, cosine accuracy, effective sample size.
+"""Measures how good an estimate is: streaming moments of vectors, bias, cosine accuracy, effective sample size.
 
 Moments are a NamedTuple in and out. However many samples of a deep network's meta-gradient are drawn, two vectors are
 kept: their mean and their summed squared deviations from it.
@@ -20,7 +20,7 @@ def _check_size(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 
 
 class Moments(NamedTuple):
-    """First and second moments of `count` samples of a vector."""
+    """Holds first and second moments of `count` samples of a vector."""
 
     samples: int
     mean: Float[Tensor, "D"]
@@ -28,14 +28,14 @@ class Moments(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """Distance of an estimator's mean from the exact answer, with and without what sampling adds to it."""
+    """Holds the distance of an estimator's mean from the exact answer, with and without what sampling adds to it."""
 
     norm: Float[Tensor, ""]  # ‖mean - exact‖, never below what noise alone makes it
     squared: Float[Tensor, ""]  # ‖mean - exact‖² - tr(Var)/count: its mean is the true squared bias; may be negative
 
 
 def no_samples(size: int, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Moments:
-    """Moments of nothing yet; `dtype` is that of the sums, float64 whatever the samples are.
+    """Return moments of no samples; `dtype` is that of the sums, float64 whatever the samples are.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def no_samples(size: int, dtype: torch.dtype = torch.float64, device: torch.devi
 
 
 def add_samples(moments: Moments, samples: Float[Tensor, "N D"]) -> Moments:
-    """Moments with N more samples; none changes nothing."""
+    """Add N samples to the moments; with none they do not change."""
     _check_size("samples", samples, (len(samples), *moments.mean.shape))
     if not len(samples):
         return moments
@@ -58,7 +58,7 @@ def add_samples(moments: Moments, samples: Float[Tensor, "N D"]) -> Moments:
 
 
 def merge(first: Moments, second: Moments) -> Moments:
-    """Moments of both sets of samples together.
+    """Combine the moments of two sets of samples.
 
     Equation: δ = mean_b - mean_a, n = n_a + n_b, mean = mean_a + δ n_b/n, m2 = m2_a + m2_b + δ² n_a n_b/n.
 
@@ -75,29 +75,32 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 
 def variance(moments: Moments) -> Float[Tensor, "D"]:
-    """Unbiased variance of each component, m2/(count - 1); nan with fewer than two samples, as in torch.var."""
+    """Return the unbiased variance of each component, m2/(count - 1).
+
+    It is nan with fewer than two samples, as in torch.var.
+    """
     if moments.samples < 2:
         return torch.full_like(moments.m2, torch.nan)
     return moments.m2 / (moments.samples - 1)
 
 
 def standard_deviation(moments: Moments) -> Float[Tensor, "D"]:
-    """Square root of each component's variance; nan with fewer than two samples."""
+    """Return the square root of each component's variance; nan with fewer than two samples."""
     return variance(moments).sqrt()
 
 
 def standard_error(moments: Moments) -> Float[Tensor, "D"]:
-    """Standard deviation of the mean of `count` independent samples, std/√count; nan with fewer than two."""
+    """Return the standard deviation of the mean of `count` independent samples, std/√count; nan with fewer than two."""
     return (variance(moments) / max(moments.samples, 1)).sqrt()
 
 
 def total_standard_deviation(moments: Moments) -> Float[Tensor, ""]:
-    """Norm of the vector of standard deviations, √tr(Var): root mean squared distance of a sample from the mean."""
+    """Return √tr(Var), the norm of the standard deviations: a sample's root mean squared distance from the mean."""
     return variance(moments).sum().sqrt()
 
 
 def bias(estimate: Moments, exact: Float[Tensor, "D"]) -> Bias:
-    """Bias of an estimator whose samples are in `estimate`.
+    """Return the bias of an estimator whose samples are in `estimate`.
 
     Equation: E‖mean - exact‖² = ‖E[x] - exact‖² + tr(Var)/count, and the second term is known.
 
@@ -112,7 +115,7 @@ def bias(estimate: Moments, exact: Float[Tensor, "D"]) -> Bias:
 
 
 def cosine_accuracy(x: Float[Tensor, "*batch D"], y: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-    """Cosine of the angle between an estimate and the exact answer; 0 where one of them is the zero vector.
+    """Return the cosine of the angle between an estimate and the exact answer; 0 where one of them is the zero vector.
 
     Equation: Acc(x, y) = xᵀy/(√(xᵀx) √(yᵀy)).
 
@@ -124,7 +127,9 @@ def cosine_accuracy(x: Float[Tensor, "*batch D"], y: Float[Tensor, "*batch D"]) 
 
 
 def pearson(x: Float[Tensor, "*batch D"], y: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-    """Correlation over the components: the cosine of both less their own means; 0 where one of them is constant.
+    """Return the correlation over the components: the cosine of both less their own means.
+
+    It is 0 where one of them is constant.
 
     Source: the released code of "A Theoretical Understanding of Gradient Bias in Meta-RL", in the place of its eq. 63.
     They agree where the components sum to about 0, as gradients in the logits of a softmax do.
@@ -143,13 +148,13 @@ def _divided(x: Float[Tensor, "*batch D"], scale: Float[Tensor, "*batch 1"]) -> 
 
 
 def _centred(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-    """Components less their mean; exactly 0 where all are equal, whatever their mean is rounded to."""
+    """Subtract the mean from the components; exactly 0 where all are equal, whatever their mean is rounded to."""
     is_constant = (x == x[..., :1]).all(-1, keepdim=True)
     return torch.where(is_constant, 0.0, x - x.mean(-1, keepdim=True))
 
 
 def effective_sample_size(log_weights: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
-    """How many equally weighted samples N importance-weighted ones are worth, from 1 to N.
+    """Return how many equally weighted samples N importance-weighted ones are worth, from 1 to N.
 
     Equation: ESS = (Σ w)²/Σ w², w = exp(log_weights), of whole trajectories: log w = Σ_t log π_t - log μ_t. In log
     space, so that products over long trajectories neither overflow nor vanish. nan where every weight is 0.

@@ -1,4 +1,4 @@
-"""The errors that are told in one line, and how text of others comes into messages."""
+"""Defines the errors that are reported in one line, and makes text of others fit for messages."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The meta-gradient: an adjoint pass over the tape of a virtual unroll, and the reverse-mode reference.
+"""Computes the meta-gradient by an adjoint pass over the tape of a virtual unroll, and by a reverse-mode reference.
 
 With sᵢ the optimizer state, gᵢ = ∇θ L(θᵢ, η; τᵢ) and (θᵢ₊₁, sᵢ₊₁) = A(θᵢ, sᵢ, gᵢ, η), i = 0…n-1, the meta-objective is
 J = Σᵢ₌₁ⁿ wᵢ L'(θᵢ; τ'ᵢ). Its derivative is accumulated from the last step to the first:
@@ -33,14 +33,14 @@ OuterLoss = Callable[[Float[Tensor, "P"], Any], tuple[Float[Tensor, ""], Any]]
 
 
 class MetaGradient(NamedTuple):
-    """∂J/∂η, and ∂J/∂θ₀ where it was asked for (what MAML needs)."""
+    """Holds ∂J/∂η, and ∂J/∂θ₀ where it was asked for (what MAML needs)."""
 
     eta: Float[Tensor, "M"]
     theta: Float[Tensor, "P"] | None
 
 
 def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> tuple[float, ...]:
-    """Weights w₁…wₙ of the outer losses along the look-ahead.
+    """Return the weights w₁…wₙ of the outer losses along the look-ahead.
 
     n-step and trace (which differ in the adjoint pass): (0, …, 0, 1).
     mix: wᵢ = κⁱ⁻¹ (1 - κ) / (1 - κⁿ), κ = 1 - 1/n unless given; the limit 1/n at κ = 1.
@@ -70,7 +70,7 @@ def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> t
 
 
 class OuterGradient(NamedTuple):
-    """∇θ L'(θ; τ'), the loss itself and what it wants logged."""
+    """Holds ∇θ L'(θ; τ'), the loss itself and what it wants logged."""
 
     gradient: Float[Tensor, "P"]
     loss: Float[Tensor, ""]
@@ -78,7 +78,7 @@ class OuterGradient(NamedTuple):
 
 
 def outer_gradient(outer_loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any) -> OuterGradient:
-    """Gradient of the outer loss at looked-ahead parameters."""
+    """Return the gradient of the outer loss at looked-ahead parameters."""
     theta = theta.detach().requires_grad_()
     loss, metrics = outer_loss(theta, batch)
     (gradient,) = torch.autograd.grad(loss, theta)
@@ -94,7 +94,7 @@ def meta_gradient(
     trace: float | None = None,
     constant_state: int | None = None,
 ) -> MetaGradient:
-    """Adjoint pass over a tape; frees each retained graph as it goes.
+    """Run the adjoint pass over a tape; it frees each retained graph as it goes.
 
     Args:
         problem: the inner problem that made the tape.
@@ -156,7 +156,7 @@ def _check_outer_gradients(outer_gradients: Sequence[Tensor | None], like: Tenso
 def _update_adjoint(
     problem: InnerProblem, step: TapeStep, adjoint: Tensor, state_adjoint: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-    """(λ, σ) through one optimizer step: adjoints of θᵢ, sᵢ, gᵢ, η."""
+    """Pull (λ, σ) through one optimizer step: adjoints of θᵢ, sᵢ, gᵢ, η."""
     theta = step.theta.detach().requires_grad_()
     gradient = step.gradient.detach().requires_grad_()
     eta = step.eta.detach().requires_grad_()
@@ -183,7 +183,7 @@ def _retained(_problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) 
 
 
 def _recomputed(problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:
-    """(h, e) from plain values: the gradient's graph anew, or only ∂η of the directional derivative along v.
+    """Compute (h, e) from plain values: the gradient's graph anew, or only ∂η of the directional derivative along v.
 
     For h, reverse over reverse takes an eighth less time and a quarter less memory than forward over reverse (Nature
     network on a CPU core); for e alone, reverse over forward takes two fifths of either.
@@ -211,7 +211,7 @@ def reference_meta_gradient(
     batches: Sequence[Any],
     outers: Sequence[tuple[float, Any]],
 ) -> MetaGradient:
-    """The same derivative by one reverse pass through the whole n-step graph: slow, plain, for tests and benchmarks.
+    """Compute the same derivative by one reverse pass through the whole n-step graph, for tests and benchmarks.
 
     `batches` are τ₀…τₙ₋₁, `outers` (w₁, τ'₁)…(wₙ, τ'ₙ); a batch of weight 0 is not looked at.
     """

@@ -67,7 +67,7 @@ def _logit(unit: float) -> float:
 
 
 def _bounded(parameter: MetaParameter, eta: Float[Tensor, "1"]) -> Float[Tensor, "1"]:
-    """low + (high - low) σ(η), whose derivative does not vanish before σ(-η) itself does.
+    """Return low + (high - low) σ(η), whose derivative does not vanish before σ(-η) itself does.
 
     Autograd's derivative (1 - σ) σ is exactly 0 in float32 from η = 17 on, where σ is rounded to 1: a meta-parameter
     that came there would never leave. 1 - σ(-η) has the same value and the derivative σ(-η) (1 - σ(-η)), which is
@@ -112,7 +112,7 @@ def learnt_names(declaration: Declaration) -> tuple[str, ...]:
 def init_eta(
     declaration: Declaration, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None
 ) -> Float[Tensor, "M"]:
-    """Unconstrained η₀ with `hyperparameters(declaration, η₀)` equal to the initial values.
+    """Return the unconstrained η₀ with `hyperparameters(declaration, η₀)` equal to the initial values.
 
     Equation: ηₖ = logit((xₖ - lowₖ) / (highₖ - lowₖ)); vectors are drawn from `generator`.
 

@@ -1,4 +1,4 @@
-"""Many independent unrolls of one inner problem, as one batched problem: Monte-Carlo meta-gradients and their spread.
+"""Runs many independent unrolls as one batched problem: Monte-Carlo meta-gradients and their spread.
 
 N problems that share nothing are one problem whose parameters are the N vectors behind one another and whose loss is
 the sum of the N losses: the gradient, the update and the adjoint pass of the sum fall apart into those of its terms. So
@@ -32,7 +32,7 @@ sees, at j = 1…n what the outer loss with weight wⱼ sees: one batch for each
 
 
 class LookAhead(NamedTuple):
-    """How each unroll is scored and differentiated."""
+    """Says how each unroll is scored and differentiated."""
 
     weights: Sequence[float]  # w₁…wₙ of `outer_weights`; nothing beyond the last one that is not 0 is unrolled
     product: Product = "retain"
@@ -42,14 +42,14 @@ class LookAhead(NamedTuple):
 
 
 class UnrollGradients(NamedTuple):
-    """Meta-gradients of N independent unrolls."""
+    """Holds the meta-gradients of N independent unrolls."""
 
     eta: Float[Tensor, "N M"]
     theta: Float[Tensor, "N P"] | None  # ∂J/∂θ₀, where it was asked for
 
 
 def independent(problem: InnerProblem, copies: int) -> InnerProblem:
-    """N copies of an inner problem as one: θ [N·P], η [N·M], batches with a leading axis N.
+    """Batch N copies of an inner problem as one: θ [N·P], η [N·M], batches with a leading axis N.
 
     Equation: L(θ, η; τ) = Σₖ L(θₖ, ηₖ; τₖ), A applied to each (θₖ, sₖ, gₖ, ηₖ). Metrics are not handed on: None.
     """
@@ -69,7 +69,7 @@ def unroll_gradients(
     look_ahead: LookAhead,
     copies: int,
 ) -> UnrollGradients:
-    """Meta-gradients of N unrolls that start at one point and see independent data.
+    """Compute meta-gradients of N unrolls that start at one point and see independent data.
 
     Args:
         problem: the inner problem of one unroll.
@@ -127,7 +127,7 @@ def in_chunks(copies: int, at_once: int) -> Iterator[int]:
 
 
 def _summed(loss: Loss, copies: int) -> Loss:
-    """Σₖ L(θₖ, ηₖ; τₖ)."""
+    """Return Σₖ L(θₖ, ηₖ; τₖ)."""
 
     def total(theta: Tensor, eta: Tensor, batch: Any) -> tuple[Tensor, None]:
         leaves = trees.tensors(batch)
@@ -149,7 +149,7 @@ def _summed(loss: Loss, copies: int) -> Loss:
 
 
 def _split(x: Tensor, copies: int) -> Tensor:
-    """N vectors behind one another as the rows of a matrix; also vectors of length 0."""
+    """View N concatenated vectors as the rows of a matrix; also vectors of length 0."""
     return x.view(copies, x.numel() // copies)
 
 

@@ -1,4 +1,4 @@
-"""Layers that know their initialisation, and drawing a module's parameters again from a generator."""
+"""Defines layers that know their initialisation, and draws a module's parameters again from a generator."""
 
 import math
 
@@ -97,7 +97,10 @@ def reset(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def _reset_by_own_rule(module: nn.Module, generator: torch.Generator) -> None:
-    """A user's own layer by its `reset_parameters()`, which draws from torch's global generator: seeded from ours."""
+    """Draw a user's own layer by its `reset_parameters()`.
+
+    Torch's global generator, which it uses, is seeded from ours.
+    """
     reset = getattr(module, "reset_parameters", None)
     require(
         callable(reset),

@@ -50,7 +50,9 @@ def shaping_gradients(
     steps: int,
     product: Product = "retain",
 ) -> ShapingGradients:
-    """Gradients of N learners that look K updates of their opponents ahead; none of them sees another's look-ahead.
+    """Compute gradients of N learners that look K updates of their opponents ahead.
+
+    None of them sees another's look-ahead.
 
     Args:
         problem: the opponent's learning, one learner's: θ is the opponent's parameters, η the learner's.

@@ -84,7 +84,7 @@ def vtrace(  # noqa: PLR0913 (the paper's quantities, one by one; a structure fo
     rho_clip: Float[Tensor, "1"] | float,
     c_clip: Float[Tensor, "1"] | float,
 ) -> Vtrace:
-    """V-trace: λ-returns of π from the steps of μ, by importance ratios that are clipped twice.
+    """Compute V-trace: λ-returns of π from the steps of μ, by importance ratios that are clipped twice.
 
     Equation: v_t = V(s_t) + Σ_{k≥t} γ^{k-t} (Π_{t≤i<k} c_i) δ_k over the steps k of t's episode, with
     δ_k = ρ_k [r_k + γ_k V(s_{k+1}) - V(s_k)], ρ_k = min(ρ̄, π_k/μ_k), c_k = λ min(c̄, π_k/μ_k), and the advantage

@@ -129,7 +129,7 @@ def discounted_objective(
     advantage: Float[Tensor, "T B"],
     gamma: Float[Tensor, "1"] | float,
 ) -> Float[Tensor, ""]:
-    """Surrogate objective of B episodes that begin at row 0 and do not end before row T - 1.
+    """Return the surrogate objective of B episodes that begin at row 0 and do not end before row T - 1.
 
     Equation: mean_B Σ_t γ^t A_t s_t. Its gradient is the discounted policy gradient, its Hessian the surrogate's.
 
@@ -146,7 +146,7 @@ def dice(
     gamma: Float[Tensor, "1"] | float,
     value: Float[Tensor, "T B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """DiCE objective of B episodes that begin at row 0, with an optional baseline.
+    """Return the DiCE objective of B episodes that begin at row 0, with an optional baseline.
 
     Equation: mean_B [Σ_t γ^t □(L_t) r_t + Σ_t γ^t (1 - □(log π_t)) V(s_t)], □(x) = exp(x - ⊥x), L_t = Σ_{k≤t} log π_k.
 

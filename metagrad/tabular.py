@@ -32,7 +32,7 @@ class TabularMdp(NamedTuple):
 
 
 def validate(mdp: TabularMdp) -> TabularMdp:
-    """The MDP itself, or a ConfigurationError that names what is no distribution, shape or discount.
+    """Return the MDP, or raise a ConfigurationError that names what is no distribution, shape or discount.
 
     >>> validate(TabularMdp(torch.ones(1, 2, 1), torch.zeros(1, 2), torch.ones(1), 1.0, 5)).horizon
     5
@@ -68,7 +68,7 @@ def policy(theta: Float[Tensor, "P"], actions: int) -> Float[Tensor, "S A"]:
 
 
 def state_values(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, "S"]:
-    """V_π(s), the discounted return of a whole episode that starts in s.
+    """Return V_π(s), the discounted return of a whole episode that starts in s.
 
     Equation: V = (I - γ P_π)⁻¹ r_π without a horizon; V₀ = 0, V_{h+1} = r_π + γ P_π V_h and V = V_H with horizon H.
     """
@@ -126,7 +126,9 @@ def ascend(
 
 
 def exact_loss(theta: Float[Tensor, "P"], eta: Float[Tensor, "M"], mdp: TabularMdp) -> tuple[Float[Tensor, ""], None]:
-    """-J as the inner loss of an `InnerProblem` whose batch is the MDP: on R + φ where η is φ, on R where it is empty.
+    """Return -J as the inner loss of an `InnerProblem` whose batch is the MDP.
+
+    The objective is on R + φ where η is φ, on R where it is empty.
 
     With `monte_carlo.independent` the batch is a stack of MDPs; close over the MDP where all copies share it.
     """

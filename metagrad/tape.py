@@ -32,7 +32,7 @@ Tape = Sequence[TapeStep | ReplayedStep]
 
 
 def recorded(tape: Tape, step: TapeStep) -> Tape:
-    """The tape with one step more; without its θᵢ and sᵢ where these can be had again."""
+    """Return the tape with one step more, without its θᵢ and sᵢ where these can be replayed."""
     if step.holds_graph or len(tape) % CHECKPOINT_EVERY == 0:
         return [*tape, step]
     return [*tape, ReplayedStep(step.eta, step.batch, step.gradient, step.seen)]

@@ -1,4 +1,4 @@
-"""Batches as trees of tensors: taking them apart, and seeing that one was written to.
+"""Treats batches as trees of tensors: takes them apart, and notices that one was written to.
 
 `map_tensors` is strict, for batches of which each copy of a problem gets its own part: what it cannot take apart is
 refused by name, since tensors inside would be shared by all. `fingerprint` takes whatever a loss may be given.
@@ -69,7 +69,7 @@ def _holds_fields_alone(tree: Any) -> bool:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """All tensors of a tree, in the order in which `map_tensors` meets them."""
+    """List all tensors of a tree, in the order in which `map_tensors` meets them."""
     found: list[Tensor] = []
     map_tensors(found.append, tree)
     return found
@@ -136,7 +136,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _mark(leaf: Any) -> int | bytes:
-    """A number of writes, or a checksum as bytes."""
+    """Return a number of writes, or a checksum as bytes."""
     if isinstance(leaf, torch.Generator):  # a number: a retained graph needs none of it any more
         return int.from_bytes(_checksum(leaf.get_state()), "little")
     if not isinstance(leaf, Tensor):
@@ -145,7 +145,10 @@ def _mark(leaf: Any) -> int | bytes:
 
 
 def _is_foreign(x: Tensor) -> bool:
-    """Written to where torch does not count it for x alone. Other devices' memory is not read for this."""
+    """Return True if it is written to where torch does not count it for x alone.
+
+    Other devices' memory is not read for this.
+    """
     if x.device.type != "cpu" or x.layout != torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     return x.is_inference() or x._is_view() or x.is_shared() or not x.untyped_storage().resizable()

@@ -1,4 +1,4 @@
-"""One inner update, and the tape that a virtual unroll leaves for the meta-gradient."""
+"""Makes one inner update, and the tape that a virtual unroll leaves for the meta-gradient."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""The addresses of Ray clusters: which one the environment names, whether it answers, and what of it may be shown.
+"""Handles addresses of Ray clusters: which one the environment names, whether it answers, what of it may be shown.
 
 An address that cannot be a cluster's, or that does not answer soon, is refused in one line.
 """

@@ -16,7 +16,10 @@ from metagrad.errors import ConfigurationError
 
 
 class NotStarted(RuntimeError):
-    """An actor process that nobody has started: Ray brought it up in the place of one that died with nothing to do."""
+    """Says that an actor process has not been started.
+
+    Ray brought it up in place of one that died with nothing to do.
+    """
 
 
 LOST_TASK = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)

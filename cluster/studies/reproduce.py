@@ -153,7 +153,7 @@ def colocated_parts(study: Study, folder: Path, missing: dict[str, Settings]) ->
 
 
 class _StudyStop(StopRequest):
-    """A stop that interrupts what is computed, at once or at a second Ctrl-C, but never while a part is stored.
+    """Stops by interrupting what is computed, at once or at a second Ctrl-C, but never while a part is stored.
 
     A part that is on disk is counted: what the last lines say is what the folder holds.
     """
