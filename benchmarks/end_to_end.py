@@ -32,7 +32,7 @@ from benchmarks.harness import at_least, interleave, summary, torch_threads
 from metagrad.actors import policy
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.launch.launch import actor_setups
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.cores import usable_cores
 from metagrad.learner.batch import merge
 from metagrad.types import WeightSnapshot

@@ -5,46 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
 from metagrad.actors.rollout import Actor, ActorSetup, ActorState, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.on_ray.actors import RayActors
 from metagrad.cluster.on_ray.rollout_actor import create
 from metagrad.cluster.on_ray.slots import Slot
-from metagrad.cluster.run.learning import Assignment, learn
+from metagrad.cluster.run.learning import Assignment, prepared_training
 from metagrad.cluster.run.stop import StopRequest
-from metagrad.cluster.run.transport import Actors
-
-
-class Rows:
-    """Reports of which only scalars are kept: of every logged update, by name."""
-
-    def __init__(self) -> None:
-        self.scalars_by_name: dict[str, list[float]] = defaultdict(list)
-
-    def say(self, message: str) -> None:
-        """Nobody listens; lost actors are counted in the rows."""
-
-    def scalars(self, values: dict[str, float], update: int) -> None:
-        del update
-        for name, value in values.items():
-            self.scalars_by_name[name].append(value)
-
-    def progress(self, update: int, speed: float, return_mean: float | None, eta: dict[str, float], lag: float) -> None:
-        """Do nothing: nobody looks."""
-
-    def lags(self, versions: list[int], update: int) -> None:
-        """Do nothing: it is not kept."""
-
-    def evaluate(self, theta: Tensor, update: int) -> None:
-        """Do nothing: it is never asked for."""
-
-    def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
-        """Do nothing: it is not kept."""
-
-    def summary(self, tree: dict[str, Any]) -> None:
-        """Do nothing: it is not kept."""
+from metagrad.learner.actors import Actors
+from metagrad.learner.reports import Report, Row
 
 
 class Fleet:
@@ -66,8 +35,13 @@ class Fleet:
         Raises:
             RuntimeError: an actor was lost meanwhile.
         """
-        rows, life = Rows(), self.next_life()
-        per_batch = experiment.environments // experiment.environments_of_an_actor
+        rows: dict[str, list[float]] = defaultdict(list)
+        life = self.next_life()
+
+        def report(each: Report) -> None:
+            if isinstance(each, Row):
+                for name, value in each.scalars.items():
+                    rows[name].append(value)
 
         @contextmanager
         def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
@@ -75,11 +49,17 @@ class Fleet:
             slots = [Slot(setup, handle, None) for setup, handle in zip(setups, self.handles, strict=False)]
             for slot in slots:  # a process that another run has used would keep that run's environments
                 slot.handle.start.remote(slot.setup, Actor, None, {})
-            yield RayActors(slots, experiment.faults, rows.say, Actor, life, per_batch)
+            yield RayActors(slots, experiment.faults, _unheard, Actor, life, experiment.rollouts_per_batch)
 
         assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None, life=life)
-        learn(assignment, open_actors, rows, StopRequest())  # which nobody makes: it is not entered
-        lost = rows.scalars_by_name["transport/actors_restarted"][-1]
+        stop = StopRequest()  # which nobody makes: it is not entered
+        with prepared_training(assignment, open_actors, report, stop) as training:
+            training.run(stop)
+        lost = rows["transport/actors_restarted"][-1]
         if lost:
             raise RuntimeError(f"{lost:g} actors were lost meanwhile, so this is no measurement")
-        return dict(rows.scalars_by_name)
+        return dict(rows)
+
+
+def _unheard(message: str) -> None:
+    """Ignore a message: nobody listens, and lost actors are counted in the rows."""

@@ -30,9 +30,9 @@ from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import Schedule
 from metagrad.cluster.config.size import rollout_bytes
-from metagrad.cluster.launch.launch import actor_setups
 from metagrad.cluster.on_ray.session import ANY_ROOM, ray_session
 from metagrad.cluster.plan.placement import Rates, update_seconds
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.experiments.debiasing.snake import demo
 from metagrad.networks import Mlp
 from metagrad.types import WeightSnapshot

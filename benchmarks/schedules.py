@@ -19,7 +19,7 @@ from benchmarks.pipeline import WARM_UP, updates_of
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import Schedule
-from metagrad.cluster.launch.launch import actor_setups
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.cores import usable_cores
 from metagrad.experiments.debiasing.snake import demo
 from metagrad.experiments.gradient_bias.atari import atari

@@ -35,10 +35,13 @@ def main() -> int:
             with without_sigterm():  # threads of theirs must not be given it (cluster/on_ray/session.py)
                 import torch
 
-                from metagrad.cli.main import main as command_line  # loads torch, and with it OpenMP
+                from metagrad.cli.main import command_of, exit_code  # loads torch, and with it OpenMP
 
             torch.set_num_threads(default_threads())
-            return command_line()
+            with exit_code() as code:
+                run, own_words = command_of(words)
+                code.value = run(own_words) or 0
+            return code.value
     except ConsoleGone as gone:
         if gone.has_no_reader:  # `… | head`; of a job that was followed nobody knows how it ends
             return _EXIT_CODE_OF_SIGPIPE if "--follow" in words else 0

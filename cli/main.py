@@ -1,7 +1,9 @@
 """Dispatch `metagrad COMMAND` to the module of metagrad.cli.commands that has the command's name."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -43,51 +45,85 @@ metagrad COMMAND --help lists the options of a command, metagrad train EXPERIMEN
 
 COMMANDS = ("list", "train", "reproduce", "eval", "plot", "config", "plan", "submit", "status", "logs", "stop")
 """Each is a module of metagrad.cli.commands, imported when it is called: most import much that others do without."""
+Command = Callable[[Sequence[str]], int | None]
 _HAVE_NO_NAME_FIRST = ("eval", "plot", "status", "logs", "stop")  # their --help is their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command and return its exit code."""
+    with exit_code() as code:
+        command, words = command_of(sys.argv[1:] if arguments is None else arguments)
+        code.value = command(words) or 0
+    return code.value
+
+
+@dataclass(slots=True)
+class ExitCode:
+    """Holds what a command ends with."""
+
+    value: int = 0
+
+
+@contextmanager
+def exit_code() -> Iterator[ExitCode]:
+    """Turn faults that are told in one line into an exit code.
 
     It is 0 when the command is done, 1 if a disk was full or Ray ended, 2 if it was refused before anything started,
     130 if it was interrupted at once, and 128 + its number if a signal stopped a study or an evaluation. Any other
     fault keeps its traceback (exit code 1).
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    code = ExitCode()
     try:
-        return _run_command(words)
+        yield code
     except (ConfigurationError, CannotWrite, RunLost) as error:  # of the last two, what was written before stands
         print(f"metagrad: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigurationError) else 1
+        code.value = 2 if isinstance(error, ConfigurationError) else 1
     except StudyStopped as stopped:  # it has said so itself
-        return stopped.exit_code
+        code.value = stopped.exit_code
     except StoppedBySignal as stopped:
         print(f"metagrad: stopped by {stopped}; nothing is left half written", file=sys.stderr)
-        return stopped.exit_code
+        code.value = stopped.exit_code
     except KeyboardInterrupt:  # before a run listens for it, or a second time while one stops
         print("metagrad: interrupted", file=sys.stderr)
-        return 130
+        code.value = 130
 
 
-def _run_command(words: list[str]) -> int:
-    match words:
+def command_of(words: Sequence[str]) -> tuple[Command, list[str]]:
+    """Return the command that these words name and the words that are its own, and load the files of --import.
+
+    Raises:
+        ConfigurationError: there is no such command, or a file that cannot be loaded.
+    """
+    match list(words):
         case [] | ["--help" | "-h", *_]:
-            print(_HELP)
-        case _ if "--version" in words:
-            print(version("metagrad"))
+            return _print_help, []
+        case every if "--version" in every:
+            return _print_version, []
         case ["--import", *rest]:
             require(bool(rest), "import", "", "does not name a file", "metagrad --import FILE.py COMMAND …")
             load_extension(Path(rest[0]))
-            return _run_command(rest[1:])
-        case [command, *rest] if command in COMMANDS:
-            if rest[:1] in (["--help"], ["-h"]) and command not in _HAVE_NO_NAME_FIRST:
-                print(_HELP)
-                return _run_command(["list"])
-            return import_module(f"metagrad.cli.commands.{command}").run(rest) or 0
-        case [command, *_]:
-            remedy = f"choose one of {', '.join(COMMANDS)}"
-            raise ConfigurationError(f"command = {command!r}: is not a command; {remedy}")
-    return 0
+            return command_of(rest[1:])
+        case [name, "--help" | "-h", *_] if name in COMMANDS and name not in _HAVE_NO_NAME_FIRST:
+            print(_HELP)
+            return _command("list"), []
+        case [name, *rest] if name in COMMANDS:
+            return _command(name), rest
+        case [name, *_]:
+            raise ConfigurationError(f"command = {name!r}: is not a command; choose one of {', '.join(COMMANDS)}")
+    raise AssertionError(words)
+
+
+def _command(name: str) -> Command:
+    command: Command = import_module(f"metagrad.cli.commands.{name}").run
+    return command
+
+
+def _print_help(_words: Sequence[str]) -> None:
+    print(_HELP)
+
+
+def _print_version(_words: Sequence[str]) -> None:
+    print(version("metagrad"))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """Merges the actors' rollouts into the learner's batch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from metagrad.learner.schedule import Batch
 from metagrad.types import Rollout, Trajectory
+
+
+class Batch(NamedTuple):
+    """Holds one trajectory of all environments, and the versions under which its parts were sampled."""
+
+    trajectory: Trajectory
+    versions: tuple[int, ...]  # one per rollout; `trajectory.policy_version` is the oldest
 
 
 def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device) -> Batch:

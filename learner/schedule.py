@@ -1,20 +1,27 @@
-"""Supplies the trajectories of an update: sampled for it in lockstep, or from a window of streamed ones."""
+"""Supplies the trajectories of an update: sampled for it in lockstep, or from a window of streamed ones.
+
+A schedule asks the actors, makes batches of their rollouts, and hands over what came in, for the accounts of the loop.
+"""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.learner.actors import Actors
+from metagrad.learner.batch import Batch, merge
+from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 
-class Batch(NamedTuple):
-    """One trajectory of all environments, and under which versions its parts were sampled."""
+class Received(NamedTuple):
+    """Holds the facts of one batch that accounts are kept of."""
 
-    trajectory: Trajectory
-    versions: tuple[int, ...]  # one per rollout; `trajectory.policy_version` is the oldest
+    episodes: tuple[Episodes, ...]  # of each rollout
+    frames: Int[Tensor, ""]  # valid steps; on the learner's device, so that nothing waits for it during the update
+    is_lookahead: bool  # True: sampled at looked-ahead parameters
 
 
 class Schedule(Protocol):
@@ -31,32 +38,65 @@ class Schedule(Protocol):
         ...
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
-        """Trajectory for step j of an update: 0 real, j ≥ 1 at looked-ahead parameters."""
+        """Return the trajectory for step j of an update: 0 real, j ≥ 1 at looked-ahead parameters."""
+        ...
+
+    def take_received(self) -> list[Received]:
+        """Return the facts of all batches that came in since the last call."""
         ...
 
     def to_tree(self) -> list[dict[str, Any]]:
-        """Return plain data for a checkpoint: the batches held."""
+        """Return the batches held, as plain data for a checkpoint."""
+        ...
+
+    def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
+        """Continue from `to_tree()`."""
         ...
 
 
+class _Intake:
+    """Makes batches of rollouts on the learner's device, and notes their facts."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._received: list[Received] = []
+
+    def batch(self, rollouts: Sequence[Rollout], version: int | None, is_lookahead: bool) -> Batch:
+        """Merge the rollouts of one batch, all of them of this version unless it is None."""
+        batch = merge(rollouts, version, self.device)
+        episodes = tuple(rollout.episodes for rollout in rollouts)
+        self._received.append(Received(episodes, batch.trajectory.valid.sum(), is_lookahead))
+        return batch
+
+    def take(self) -> list[Received]:
+        """Return the facts since the last call."""
+        taken, self._received = self._received, []
+        return taken
+
+
 class Lockstep:
-    """Every trajectory is sampled under exactly the snapshot it is used with (the papers)."""
+    """Samples every trajectory under exactly the snapshot it is used with (the papers)."""
 
     held_batches = 0
 
-    def __init__(self, ask: Callable[[WeightSnapshot, int], Batch]):
-        self._ask = ask
+    def __init__(self, actors: Actors, device: torch.device):
+        self._actors = actors
+        self._intake = _Intake(device)
+        self.take_received = self._intake.take
         self.lag: tuple[int, ...] = ()
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
         """Have all actors roll this snapshot out."""
-        batch = self._ask(snapshot, step)
+        batch = self._intake.batch(self._actors.sample(snapshot, step), snapshot.version, step > 0)
         self.lag = tuple(snapshot.version - version for version in batch.versions)
         return batch.trajectory
 
     def to_tree(self) -> list[dict[str, Any]]:
-        """Nothing is held."""
+        """Return nothing: no batch is held."""
         return []
+
+    def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
+        """Take back nothing."""
 
 
 class Peek:
@@ -73,16 +113,19 @@ class Peek:
     Reinforcement Learning".
     """
 
-    def __init__(self, stream: Callable[[WeightSnapshot, int], Batch], batches: int, max_lag: int, version: int):
-        """A window of `batches` = n+1.
+    def __init__(self, actors: Actors, device: torch.device, batches: int, max_lag: int, version: int):
+        """Begin with an empty window of `batches` = n+1.
 
         Args:
-            stream: (published snapshot, oldest version) -> the next batch, none of it sampled before that version.
+            actors: the stream: each batch is of rollouts that are not older than the version asked for.
+            device: where the learner computes.
             batches: length of the window.
             max_lag: versions that may lie between a rollout's policy and θ₀ of the real update that uses it.
             version: of the next snapshot, the real updates done so far.
         """
-        self._stream = stream
+        self._actors = actors
+        self._intake = _Intake(device)
+        self.take_received = self._intake.take
         self._batches = batches
         self._entry_lag = max_lag - (batches - 1)  # a batch waits for n more updates
         self._version = version
@@ -92,7 +135,7 @@ class Peek:
 
     @property
     def held_batches(self) -> int:
-        """Return what the next real update finds here."""
+        """Batches that the next real updates find here."""
         return len(self._window) - self._is_first_used
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
@@ -105,21 +148,22 @@ class Peek:
         if self._is_first_used:
             self._window.popleft()
         while len(self._window) < self._batches:
-            self._window.append(self._stream(published, published.version - self._entry_lag))
+            rollouts = self._actors.stream(published, published.version - self._entry_lag)
+            self._window.append(self._intake.batch(rollouts, None, False))
         self.lag = tuple(published.version - version for version in self._window[0].versions)
         self._is_first_used = True
         self._version += 1
 
     def to_tree(self) -> list[dict[str, Any]]:
-        """The batches that the next updates will use."""
+        """Return the batches that the next updates will use."""
         held = list(self._window)[self._is_first_used :]
         return [{"trajectory": x.trajectory._asdict(), "versions": list(x.versions)} for x in held]
 
-    def load_tree(self, tree: Sequence[dict[str, Any]], device: torch.device) -> None:
-        """Continue from `to_tree()`, on `device`."""
+    def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
+        """Continue from `to_tree()`."""
         for entry in tree:
-            trajectory = entry["trajectory"]
             fields: dict[str, Any] = {
-                name: x.to(device) if isinstance(x, Tensor) else x for name, x in trajectory.items()
+                name: x.to(self._intake.device) if isinstance(x, Tensor) else x
+                for name, x in entry["trajectory"].items()
             }
             self._window.append(Batch(Trajectory(**fields), tuple(entry["versions"])))

@@ -219,6 +219,11 @@ class BaseExperiment(ABC):
         return self.environments_per_actor or self.environments // self.actors
 
     @property
+    def rollouts_per_batch(self) -> int:
+        """Rollouts that one batch is made of."""
+        return self.environments // self.environments_of_an_actor
+
+    @property
     def steps_per_rollout(self) -> int:
         """Return the environment steps of one batch, T times B."""
         return self.environments * self.rollout_length

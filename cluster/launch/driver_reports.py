@@ -1,9 +1,9 @@
-"""Reports where they end: TensorBoard, progress line, checkpoints, evaluations. The driver alone writes any of it."""
+"""Reports where they end: TensorBoard, progress line, checkpoints, evaluations. Only the driver writes any of it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from metagrad.cluster.on_ray.evaluator import CUT, Evaluator
 from metagrad.cluster.run.events import EventLog
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.progress import Progress
-from metagrad.cluster.run.train import Start
+from metagrad.learner.reports import Candidate, Checkpoint, Lags, Message, Report, Row, Standing, Summary
 
 if TYPE_CHECKING:
     from metagrad.cluster.on_ray.metrics import RayMetrics  # imports Ray, which a colocated run does without
@@ -20,8 +20,28 @@ if TYPE_CHECKING:
 _EVALUATIONS_WAITING = 4
 
 
+class Start(NamedTuple):
+    """Says where a life of a learner begins."""
+
+    update: int = 0
+    last_row: int = 0
+    """The last update whose rows stand; those of later ones are taken back."""
+
+
+def start_at(checkpoint: dict[str, Any] | None) -> Start:
+    """Return where a run goes on with this checkpoint.
+
+    The row that its end left of a part of an interval is taken back: the run that goes on has none there.
+    """
+    if checkpoint is None:
+        return Start()
+    update: int = checkpoint["learner"]["update"]
+    is_row_partial = checkpoint.get("interval", {}).get("is_row_partial", False)
+    return Start(update, update - 1 if is_row_partial else update)
+
+
 class DriverReports:
-    """`Reports` of one life of a learner, into one run folder."""
+    """Takes the reports of one life of a learner, into one run folder."""
 
     def __init__(
         self,
@@ -44,28 +64,47 @@ class DriverReports:
 
     @cached_property
     def _events(self) -> EventLog:
-        """Begun with the first row, so that a run that never starts leaves nothing."""
+        """The log of rows, begun with the first one, so that a run that never starts leaves nothing."""
         return self._open.enter_context(EventLog(self._folder.path, self._start.last_row))
 
-    def say(self, message: str) -> None:
-        self._progress.say(message)
+    def __call__(self, report: Report) -> None:
+        """Write or show one report."""
+        match report:
+            case Message(text):
+                self.say(text)
+            case Standing():
+                self._progress.show(*report, is_last=report.update >= self._experiment.updates)
+            case Row(scalars, update):
+                self._row(scalars, update)
+            case Lags(versions, update):
+                self._lags(versions, update)
+            case Candidate(theta, update):
+                self._evaluate(theta, update)
+            case Checkpoint(update, tree):
+                self._checkpoint(update, tree)
+            case Summary(content):
+                self.newest_summary = content
+                if self._metrics is not None:
+                    self._metrics.totals(content)
+            case _:
+                assert_never(report)
 
-    def progress(self, update: int, speed: float, return_mean: float | None, eta: dict[str, float], lag: float) -> None:
-        is_last = update >= self._experiment.updates
-        self._progress.show(update, speed, return_mean, eta, lag, is_last)
+    def say(self, text: str) -> None:
+        """Show a message above the progress line."""
+        self._progress.say(text)
 
-    def scalars(self, values: dict[str, float], update: int) -> None:
-        self._events.scalars(values, update)
+    def _row(self, scalars: dict[str, float], update: int) -> None:
+        self._events.scalars(scalars, update)
         if self._metrics is not None:
-            self._metrics.record(values, update)
+            self._metrics.record(scalars, update)
 
-    def lags(self, versions: list[int], update: int) -> None:
+    def _lags(self, versions: list[int], update: int) -> None:
         if self._metrics is not None:
             self._metrics.lags(versions)
         if any(versions):  # in lockstep there is none to see
             self._events.histogram("transport/lag", versions, update)
 
-    def evaluate(self, theta: Tensor, update: int) -> None:
+    def _evaluate(self, theta: Tensor, update: int) -> None:
         """Queue parameters for the evaluator, a few at most; beyond that skip updates with a message."""
         if self._evaluator.pending >= _EVALUATIONS_WAITING:
             self.say(
@@ -76,9 +115,9 @@ class DriverReports:
         self.write_evaluations()
 
     def write_evaluations(self, seconds: float = 0.0) -> None:
-        """Scores of evaluations that have ended."""
+        """Write the scores of evaluations that have ended, after waiting at most this long for one."""
         for update, scores in self._evaluator.finished(seconds):
-            self.scalars(scores, update)
+            self._row(scores, update)
             line = f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}"
             if CUT in scores:
                 evaluation = self._experiment.evaluation
@@ -87,21 +126,16 @@ class DriverReports:
             self.say(line)
 
     def learner_restarted(self, reason: str) -> None:
-        """This life is over, and another begins."""
+        """Say that this life is over and another begins."""
         self.say(f"learner: lost ({reason}); started again from the newest checkpoint, actors kept")
         if self._metrics is not None:
             self._metrics.learner_restarted()
 
-    def checkpoint(self, update: int, tree: dict[str, Any]) -> None:
+    def _checkpoint(self, update: int, tree: dict[str, Any]) -> None:
         # A checkpoint never covers rows that are not there, nor, once there is a later one, rows that were taken back.
         if update > self._start.update or "_events" in vars(self):
             self._events.flush()
         self._folder.write_checkpoint(update, tree, self._experiment.checkpoint.keep)
-
-    def summary(self, tree: dict[str, Any]) -> None:
-        self.newest_summary = tree
-        if self._metrics is not None:
-            self._metrics.totals(tree)
 
 
 @contextmanager
@@ -113,7 +147,7 @@ def driver_reports(
     evaluator: Evaluator,
     metrics: "RayMetrics | None" = None,
 ) -> Iterator[DriverReports]:
-    """Reports into a folder, and to Ray's metrics where there are any.
+    """Open reports into a folder, and to Ray's metrics where there are any.
 
     Rows that an earlier life wrote after the start of this one are taken back, and evaluations that it asked for then
     are not waited for.

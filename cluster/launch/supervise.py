@@ -5,9 +5,10 @@ driver ─ owns ─► RolloutActor × actors, evaluator          checkpoints, T
    └─ starts ─► Learner ┴─ reports, checkpoints ──────────────────┘
 """
 
+import itertools
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -17,19 +18,19 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
-from metagrad.cluster.launch.driver_reports import DriverReports
+from metagrad.cluster.launch.driver_reports import DriverReports, start_at
+from metagrad.cluster.launch.open_run import OpenRun
 from metagrad.cluster.on_ray import watch as ray_watch
 from metagrad.cluster.on_ray.evaluator import RayEvaluator
 from metagrad.cluster.on_ray.faults import first_line, original_traceback
 from metagrad.cluster.on_ray.learner_process import LEARNERS_BUNDLE, start_learner
+from metagrad.cluster.on_ray.metrics import RayMetrics
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, create
-from metagrad.cluster.on_ray.session import Demand, free_resources
+from metagrad.cluster.on_ray.session import Demand, free_resources, ray_session
 from metagrad.cluster.plan.placement import own_cpus
 from metagrad.cluster.run.learning import Assignment
-from metagrad.cluster.run.reports import replay
-from metagrad.cluster.run.stop import Stop
-from metagrad.cluster.run.train import Start, start_at
 from metagrad.errors import RunLost, require
+from metagrad.learner.training import Stop
 
 _SECONDS_TO_PLACE = 5.0  # where there is room
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -37,7 +38,7 @@ _SECONDS_TO_FINISH = 35.0  # without the cluster's head, before Ray aborts
 _SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
 _SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: whoever asks does not wait for ever
 _SECONDS_UNTIL_SAID = 5.0
-OpenReports = Callable[[Start], AbstractContextManager[DriverReports]]
+_SECONDS_OF_A_LOOK = 0.5
 
 
 class LearnerLost(RunLost):
@@ -58,50 +59,48 @@ class _NoAnswer(RuntimeError):
     """Says that the learner has not answered for too long."""
 
 
-def answer(reference: Any, patience: float, stop: Stop, say: Callable[[str], None]) -> Any:
-    """Wait for the learner's answer for `patience` seconds, or less once the run is to end.
+class _Patience:
+    """Ends the waiting for an answer of the learner after so many seconds, and sooner once the run is to end."""
 
-    Raises:
-        _NoAnswer: nothing came.
-        RayActorError: its process was lost.
-        ClusterLost: Ray itself was, and with it the answer.
-    """
-    since = time.monotonic()
-    is_said = False
-    asked: float | None = None
-    while not ray.wait([reference], timeout=0.5)[0]:
+    def __init__(self, seconds: float, stop: Stop, say: Callable[[str], None]):
+        self._seconds, self._stop, self._say = seconds, stop, say
+        self._since = time.monotonic()
+        self._asked: float | None = None
+        self._is_said = False
+
+    def spend(self) -> None:
+        """Look whether an answer may still come.
+
+        Raises:
+            _NoAnswer: it should have.
+            ClusterLost: Ray itself was lost, and with it the answer.
+        """
         lost = ray_watch.lost()
         if lost is not None and not lost.lets_processes_finish:
             raise lost
         now = time.monotonic()
-        if stop.signal_name is not None and asked is None:
-            asked = now
-        end = since + patience if asked is None else min(since + patience, asked + _SECONDS_OF_SILENCE_AT_THE_END)
+        if self._stop.signal_name is not None and self._asked is None:
+            self._asked = now
+        end = self._since + self._seconds
+        if self._asked is not None:
+            end = min(end, self._asked + _SECONDS_OF_SILENCE_AT_THE_END)
         if now > end:
-            raise _NoAnswer(f"no answer for {now - since:.0f} s")
-        if asked is not None and now > since + _SECONDS_UNTIL_SAID and not is_said:
-            say(f"{stop.signal_name}: the learner does not answer; the run ends without it in {end - now:.0f} s")
-            is_said = True
-    return ray.get(reference)
+            raise _NoAnswer(f"no answer for {now - self._since:.0f} s")
+        if self._asked is not None and now > self._since + _SECONDS_UNTIL_SAID and not self._is_said:
+            name, left = self._stop.signal_name, end - now
+            self._say(f"{name}: the learner does not answer; the run ends without it in {left:.0f} s")
+            self._is_said = True
 
 
 class Supervisor:
-    """Everything of a run that outlives its learner."""
+    """Owns everything of a run that outlives its learner."""
 
-    def __init__(
-        self,
-        experiment: BaseExperiment,
-        spec: EnvironmentSpec,
-        make: MakeActor,
-        say: Callable[[str], None],
-        stop: Stop,
-    ):
+    def __init__(self, experiment: BaseExperiment, spec: EnvironmentSpec, say: Callable[[str], None], stop: Stop):
         """Wait for the resources that must be there together.
 
         Args:
             experiment: the run.
             spec: of its environment.
-            make: the `Actor` of a setup.
             say: told what is waited for.
             stop: whether somebody wants the run to end, which ends the waiting.
 
@@ -110,14 +109,15 @@ class Supervisor:
         """
         self._experiment = experiment
         self._spec = spec
-        self._make = make
+        self._say = say
+        self._stop = stop
         has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
         self._gpus = 1 if experiment.device.startswith("cuda") or (experiment.device == "auto" and has_gpu) else 0
-        self._group = self._reserve(say, stop)
-        self._handles = create(experiment.actors, experiment.actor_threads, self._group)
+        self._group = self._reserve()
+        self.handles = create(experiment.actors, experiment.actor_threads, self._group)
 
-    def _reserve(self, say: Callable[[str], None], stop: Stop) -> PlacementGroup:
-        """Room for one actor and for learner and evaluator, which no other actor takes, not even when they die.
+    def _reserve(self) -> PlacementGroup:
+        """Reserve room for one actor and for learner and evaluator, which no other actor takes, not even when they die.
 
         All at once: of two runs that wait, none holds what the other one needs.
         """
@@ -130,29 +130,29 @@ class Supervisor:
         group = placement_group(bundles, strategy="PACK")
         if not group.wait(_SECONDS_TO_PLACE):
             try:
-                self._wait(group, needs_of(bundles), say, stop)
+                self._wait(group, needs_of(bundles))
             except BaseException:
                 remove_placement_group(group)
                 raise
         return group
 
-    def _wait(self, group: PlacementGroup, needs: str, say: Callable[[str], None], stop: Stop) -> None:
+    def _wait(self, group: PlacementGroup, needs: str) -> None:
         limit = self._experiment.resolved_wait_for_resources
-        say(f"waiting for {needs}, at most {limit:g} s (--wait-for-resources): {free_resources()}")
+        self._say(f"waiting for {needs}, at most {limit:g} s (--wait-for-resources): {free_resources()}")
         deadline = time.monotonic() + limit - _SECONDS_TO_PLACE
         while not group.wait(_SECONDS_BETWEEN_LOOKS):
             if (lost := ray_watch.lost()) is not None:
                 raise lost
-            if stop.signal_name is not None:
+            if self._stop.signal_name is not None:
                 return
             if time.monotonic() > deadline:
                 rule = f"in that time the cluster had no room for {needs}: {free_resources()}"
                 remedy = "add nodes, wait for other runs to end, or wait longer"
                 require(False, "wait_for_resources", limit, rule, remedy)
-        say("found room; starting")
+        self._say("found room; starting")
 
     def evaluator(self, report: Callable[[str], None]) -> RayEvaluator | None:
-        """The one that plays beside training, if any does."""
+        """Return the evaluator that plays beside training, if any does."""
         if not self._experiment.evaluation.every:
             return None
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=LEARNERS_BUNDLE + 1)
@@ -163,77 +163,63 @@ class Supervisor:
         """End all processes."""
         if ray_watch.lost() is not None:  # Ray would try to reach what is gone, for a minute; they end with its node
             return
-        for handle in self._handles:
+        for handle in self.handles:
             ray.kill(handle)
         remove_placement_group(self._group)  # and with it learner and evaluator
 
-    def run(
-        self,
-        newest_checkpoint: Callable[[], dict[str, Any] | None],
-        open_reports: OpenReports,
-        stop: Stop,
-    ) -> dict[str, Any]:
-        """Train to the end, over as many lives of the learner as are allowed.
-
-        Args:
-            newest_checkpoint: content of the newest readable one; None: there is none.
-            open_reports: where a life that begins there reports to.
-            stop: whether somebody wants the run to end.
-
-        Raises:
-            LearnerLost: the learner died more often than it may.
-            ClusterLost: Ray itself ended; what the learner could still bring is written.
-            Exception: whatever ended the learner, with its own traceback.
-        """
-        life = 0
-        while True:
-            checkpoint = newest_checkpoint()
-            with open_reports(start_at(checkpoint)) as reports:
-                assignment = Assignment(experiment=self._experiment, spec=self._spec, checkpoint=checkpoint, life=life)
-                try:
-                    return self._follow(assignment, reports, stop)
-                except (RayActorError, _NoAnswer) as error:
-                    if (lost := ray_watch.lost()) is not None:
-                        raise lost from error
-                    reason = first_line(error)
-                    life += 1
-                    if life > self._experiment.learner_restarts or stop.signal_name is not None:
-                        raise LearnerLost(
-                            f"the learner's process was lost ({reason}); continue with --resume, or have it started "
-                            "again by itself with --learner-restarts 3"
-                        ) from error
-                    reports.learner_restarted(reason)
-
-    def _follow(self, assignment: Assignment, reports: DriverReports, stop: Stop) -> dict[str, Any]:
-        """One life: say what it says, until it ends."""
+    @contextmanager
+    def learner(self) -> Iterator[Any]:
+        """Start a learner process, and kill it at the end."""
         learner = start_learner(self._group, self._experiment.learner_cpus, self._gpus)
-        patience = max(_SECONDS_OF_SILENCE, self._experiment.faults.rollout_seconds)
         try:
-            running = learner.run.remote(assignment, self._handles, self._make)
-            is_told = False
-            while not ray.wait([running], timeout=0)[0]:
-                if stop.signal_name is not None and not is_told:
-                    learner.stop.remote(stop.signal_name)
-                    is_told = True
-                    reports.say(f"{stop.signal_name}: the run ends after the update at hand, with a checkpoint")
-                replay(answer(learner.fetch.remote(0.5), patience, stop, reports.say), reports)
-                reports.write_evaluations()
-                if (lost := ray_watch.lost()) is not None:
-                    if lost.lets_processes_finish:
-                        self._save_what_can_be(learner, running, reports, stop, lost)
-                    raise lost
-            replay(answer(learner.fetch.remote(0.0), patience, stop, reports.say), reports)
-            with original_traceback():
-                summary: dict[str, Any] = ray.get(running)
-            return summary
+            yield learner
         finally:
             if ray_watch.lost() is None:
                 ray.kill(learner)
 
+    def patience(self) -> _Patience:
+        """Begin to wait for an answer of the learner."""
+        seconds = max(_SECONDS_OF_SILENCE, self._experiment.faults.rollout_seconds)
+        return _Patience(seconds, self._stop, self._say)
+
+    @contextmanager
+    def forgiven(self, life: int, reports: DriverReports) -> Iterator[None]:
+        """Swallow the loss of a learner where another one is to follow.
+
+        Raises:
+            LearnerLost: the learner died more often than it may.
+            ClusterLost: Ray itself ended.
+        """
+        try:
+            yield
+        except (RayActorError, _NoAnswer) as error:
+            if (lost := ray_watch.lost()) is not None:
+                raise lost from error
+            reason = first_line(error)
+            if life >= self._experiment.learner_restarts or self._stop.signal_name is not None:
+                raise LearnerLost(
+                    f"the learner's process was lost ({reason}); continue with --resume, or have it started "
+                    "again by itself with --learner-restarts 3"
+                ) from error
+            reports.learner_restarted(reason)
+
+    def require_cluster(self, learner: Any, running: Any, reports: DriverReports) -> None:
+        """End the run where Ray has ended, with a checkpoint of the update at hand where that is still possible.
+
+        Raises:
+            ClusterLost: Ray itself was lost.
+        """
+        lost = ray_watch.lost()
+        if lost is None:
+            return
+        if lost.lets_processes_finish:
+            self._save_what_can_be(learner, running, reports, lost)
+        raise lost
+
     def _save_what_can_be(
-        self, learner: Any, running: Any, reports: DriverReports, stop: Stop, lost: ray_watch.ClusterLost
+        self, learner: Any, running: Any, reports: DriverReports, lost: ray_watch.ClusterLost
     ) -> None:
-        """A checkpoint of the update at hand, while learner and driver can still talk to each other."""
+        """Write a checkpoint of the update at hand, while learner and driver can still talk to each other."""
         reports.say(f"{lost.what}: the run ends, with a checkpoint where that is still possible")
         learner.stop.remote("the end of the cluster")
         deadline = time.monotonic() + _SECONDS_TO_FINISH
@@ -241,9 +227,63 @@ class Supervisor:
             is_over = False
             while not is_over and (left := deadline - time.monotonic()) > 0:
                 is_over = bool(ray.wait([running], timeout=0)[0])  # then what it says next is its last
-                replay(answer(learner.fetch.remote(0.5), left, stop, reports.say), reports)
+                said, patience = learner.fetch.remote(0.5), _Patience(left, self._stop, self._say)
+                while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
+                    patience.spend()
+                for report in ray.get(said):
+                    reports(report)
         except (RayError, _NoAnswer) as error:
             reports.say(f"the learner cannot be reached either ({first_line(error)})")
+
+
+def supervise(this_run: OpenRun, make: MakeActor) -> None:
+    """Train to the end on Ray; a learner that dies goes on from the newest checkpoint, as often as it may.
+
+    Raises:
+        LearnerLost: the learner died more often than it may.
+        ClusterLost: Ray itself ended; what the learner could still bring is written.
+        Exception: whatever ended the learner, with its own traceback.
+    """
+    experiment, stop = this_run.experiment, this_run.stop
+    with ray_session(demand(experiment)):
+        if this_run.is_stopped_before():  # while Ray started
+            return
+        with closing(Supervisor(experiment, this_run.spec, this_run.say, stop)) as supervisor:
+            if this_run.is_stopped_before():  # while it waited for resources
+                return
+            evaluator = supervisor.evaluator(this_run.say) or this_run.inline_evaluator()
+            metrics = RayMetrics(experiment.name, this_run.folder.path.name)
+            is_done = False
+            for life in itertools.count():
+                checkpoint = this_run.newest_checkpoint() if life else this_run.checkpoint
+                assignment = Assignment(experiment=experiment, spec=this_run.spec, checkpoint=checkpoint, life=life)
+                with (
+                    this_run.reports(start_at(checkpoint), evaluator, metrics) as reports,
+                    supervisor.forgiven(life, reports),
+                    supervisor.learner() as learner,
+                ):
+                    running = learner.run.remote(assignment, supervisor.handles, make)
+                    is_told = is_over = False
+                    while not is_over:
+                        is_over = bool(ray.wait([running], timeout=0)[0])  # then what it says next is its last
+                        if stop.signal_name is not None and not (is_told or is_over):
+                            learner.stop.remote(stop.signal_name)
+                            is_told = True
+                            reports.say(f"{stop.signal_name}: the run ends after the update at hand, with a checkpoint")
+                        said, patience = learner.fetch.remote(0.0 if is_over else 0.5), supervisor.patience()
+                        while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
+                            patience.spend()
+                        for report in ray.get(said):
+                            reports(report)
+                        if not is_over:
+                            reports.write_evaluations()
+                            supervisor.require_cluster(learner, running, reports)
+                    with original_traceback():
+                        ray.get(running)
+                    is_done = True
+                if is_done:
+                    break
+            this_run.finish_evaluations(evaluator)
 
 
 def needs_of(bundles: list[dict[str, float]]) -> str:

@@ -15,8 +15,8 @@ from metagrad.cluster.config.experiment import FaultConfig
 from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, Published, versions
 from metagrad.cluster.on_ray.slots import Order, Phase, Slot, rest_seconds, states_of, whom_to_ask
-from metagrad.cluster.run.transport import Account
 from metagrad.errors import ConfigurationError
+from metagrad.learner.actors import Account
 from metagrad.types import Rollout, WeightSnapshot
 
 _SECONDS_BETWEEN_LOOKS = 0.5

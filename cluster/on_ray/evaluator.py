@@ -13,7 +13,7 @@ from torch import Tensor
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.evaluate import EvaluationStopped, evaluate
 from metagrad.cluster.config.experiment import BaseExperiment
-from metagrad.cluster.run.stop import Stop
+from metagrad.learner.training import Stop
 
 Scores = dict[str, float]
 _ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so many times a rollout's

@@ -12,12 +12,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.on_ray.actors import RayActors
-from metagrad.cluster.on_ray.rollout_actor import MakeActor, Place, address_and_pid
+from metagrad.cluster.on_ray.rollout_actor import MakeActor, ProcessPlace, address_and_pid
 from metagrad.cluster.on_ray.slots import Slot
-from metagrad.cluster.run.learning import Assignment, learn
-from metagrad.cluster.run.reports import QueuedReports, Report
-from metagrad.cluster.run.transport import Actors
+from metagrad.cluster.run.learning import Assignment, prepared_training
+from metagrad.cluster.run.reports import QueuedReports
 from metagrad.cores import default_threads, usable_cores
+from metagrad.learner.actors import Actors
+from metagrad.learner.reports import Report
 
 LEARNERS_BUNDLE = 1  # of a run's placement group; the first one is an actor's
 
@@ -33,9 +34,8 @@ class Learner:
         self._reports = QueuedReports()
         self._stop = _Stop()
 
-    def run(self, assignment: Assignment, handles: list[Any], make: MakeActor) -> dict[str, Any]:
-        """`metagrad.cluster.run.learning.learn` on actors that the driver keeps."""
-        experiment = assignment.experiment
+    def run(self, assignment: Assignment, handles: list[Any], make: MakeActor) -> None:
+        """Train with actors that the driver keeps."""
 
         @contextmanager
         def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
@@ -43,16 +43,12 @@ class Learner:
                 Slot(setup, handle, states[i] if states else None)
                 for i, (setup, handle) in enumerate(zip(setups, handles, strict=True))
             ]
-            yield RayActors(
-                slots,
-                experiment.faults,
-                self._reports.say,
-                make,
-                assignment.life,
-                experiment.environments // experiment.environments_of_an_actor,
-            )
+            experiment, say = assignment.experiment, self._reports.say
+            yield RayActors(slots, experiment.faults, say, make, assignment.life, experiment.rollouts_per_batch)
 
-        return learn(assignment, open_actors, self._reports, self._stop, threads_of_node())
+        report, stop = self._reports.put, self._stop
+        with prepared_training(assignment, open_actors, report, stop, threads_of_node()) as training:
+            training.run(stop)
 
     @ray.method(concurrency_group="control")
     def fetch(self, seconds: float) -> list[Report]:
@@ -65,12 +61,12 @@ class Learner:
         self._stop.signal_name = signal_name
 
     @ray.method(concurrency_group="control")
-    def place(self) -> Place:
-        return Place(*address_and_pid(), is_started=True)
+    def place(self) -> ProcessPlace:
+        return ProcessPlace(*address_and_pid(), is_started=True)
 
 
 def threads_of_node() -> int:
-    """Threads that the learner may have here: the cores of its node, at most as many as Ray counts CPUs there.
+    """Return how many threads the learner may have here: its node's cores, at most as many as Ray counts CPUs there.
 
     OMP_NUM_THREADS is asked where somebody has set it, for the node or for the job. Where nobody has, Ray sets it to
     the CPUs of the process alone, and the learner uses those of its actors while they rest.
@@ -85,7 +81,7 @@ def threads_of_node() -> int:
 
 
 def start_learner(group: PlacementGroup, cpus: int, gpus: int) -> Any:
-    """A learner process in its bundle of the run's group, which keeps its room when it dies."""
+    """Start a learner process in its bundle of the run's group, which keeps its room when it dies."""
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=LEARNERS_BUNDLE)
     grouped: Any = ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
     remote = grouped(Learner).options(

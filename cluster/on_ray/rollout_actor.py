@@ -32,7 +32,7 @@ class Published(NamedTuple):
     weights: list[Any]  # the reference, in a list: an actor fetches it when it needs it, or never
 
 
-class Place(NamedTuple):
+class ProcessPlace(NamedTuple):
     """Says where an actor process runs."""
 
     node: str  # address
@@ -58,8 +58,8 @@ class RolloutActor:
         self._weights: tuple[int, WeightSnapshot] | None = None  # of which learner, what was fetched last
 
     @ray.method(concurrency_group="control")
-    def place(self) -> Place:
-        return Place(*address_and_pid(), self._actor is not None)
+    def place(self) -> ProcessPlace:
+        return ProcessPlace(*address_and_pid(), self._actor is not None)
 
     @ray.method(concurrency_group="control")
     def publish(self, published: Published) -> None:
@@ -119,7 +119,7 @@ class RolloutActor:
 
     def _started(self) -> Actor:
         if self._actor is None:
-            raise NotStarted(f"{Place(*address_and_pid(), False)}, has taken the place of one that died")
+            raise NotStarted(f"{ProcessPlace(*address_and_pid(), False)}, has taken the place of one that died")
         return self._actor
 
 

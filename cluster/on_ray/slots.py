@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError
 
 from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line
-from metagrad.cluster.on_ray.rollout_actor import Place
+from metagrad.cluster.on_ray.rollout_actor import ProcessPlace
 
 _ORDERS_AHEAD = 2  # per actor that streams: one that runs and one that waits, so that it never waits for the learner
 _BATCHES_AHEAD = 2  # ordered or arrived, and not yet used
@@ -46,7 +46,7 @@ class Slot:
     handle: Any
     state: ActorState | None
     phase: Phase = Phase.PLACING
-    place: Place | None = None
+    place: ProcessPlace | None = None
     coming: Any = None  # reference to what ends PLACING or STARTING
     since: float = 0.0  # when the phase, or the rollout at hand, began
     rest_until: float = 0.0

@@ -11,13 +11,14 @@ from metagrad.actors.rollout import Actor
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.learning import actor_setups
-from metagrad.cluster.run.train import CHECKPOINT_PARTS, Counters, Evaluation, Interval
-from metagrad.cluster.run.transport import Account
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.actors import Account
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import NoCheckpoint, Restored, restore_newest, update_of
 from metagrad.learner.plain_data import is_count, is_like, is_number, is_tensor, is_trajectory
 from metagrad.learner.storage import Location
+from metagrad.learner.tally import Counters, Evaluation, Interval
+from metagrad.learner.training import CHECKPOINT_PARTS
 
 _INTERVAL = {"means", "variance", "lags", "throughput", "is_row_partial", "evaluation"}
 _SMALL = 4_096  # entries of what people can count: reasons, say

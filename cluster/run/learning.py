@@ -1,7 +1,7 @@
-"""A learner's whole life, in whatever process: state, actors, training loop; what it has to say goes to reports."""
+"""From an experiment to a training loop that is ready to run, in whatever process."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,19 @@ from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.memory import keep_freed_memory
-from metagrad.cluster.run.reports import Reports
-from metagrad.cluster.run.stop import Stop
-from metagrad.cluster.run.train import Training
-from metagrad.cluster.run.transport import Actors
 from metagrad.cores import default_threads
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.actors import Actors
+from metagrad.learner.reports import Message, Reporter, Summary
+from metagrad.learner.schedule import Lockstep, Peek, Schedule
+from metagrad.learner.training import Stop, Training, TrainingConfig
 
 OpenActors = Callable[[list[ActorSetup], Sequence[ActorState] | None], AbstractContextManager[Actors]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """What a learner is to do."""
+    """Says what a learner is to do."""
 
     experiment: BaseExperiment
     spec: EnvironmentSpec
@@ -35,7 +35,7 @@ class Assignment:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The learner's device; "auto" is cuda where there is one.
+    """Return the learner's device; "auto" is cuda where there is one.
 
     Raises:
         ConfigurationError: no such device here.
@@ -55,7 +55,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def set_precision(allows_tf32: bool, device: torch.device) -> None:
-    """Float32 arithmetic of this process's CUDA kernels.
+    """Choose the float32 arithmetic of this process's CUDA kernels.
 
     Raises:
         ConfigurationError: TF32 on a device that has none.
@@ -74,7 +74,7 @@ def set_precision(allows_tf32: bool, device: torch.device) -> None:
 def actor_setups(
     experiment: BaseExperiment, device: torch.device, start_update: int, life: int = 0
 ) -> list[ActorSetup]:
-    """One setup per actor, with random streams of its own for this run, this resumption and this actor."""
+    """Return one setup per actor, with random streams of its own for this run, this resumption and this actor."""
     is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig)
     return [
         ActorSetup(
@@ -94,9 +94,9 @@ def actor_setups(
 
 
 def learner_threads(experiment: BaseExperiment, available: int) -> int:
-    """All that are available, since the learner is the longer part, and actors rest while it works or are ahead of it.
+    """Return how many threads the learner takes: all, since actors rest while it works or are ahead of it.
 
-    In peek without a look-ahead neither is so, and it has its share. What the experiment says comes first.
+    In peek without a look-ahead neither is so, and it takes its share. What the experiment says comes first.
     """
     if experiment.learner_threads is not None:
         return experiment.learner_threads
@@ -104,16 +104,35 @@ def learner_threads(experiment: BaseExperiment, available: int) -> int:
     return min(experiment.learner_cpus, available) if is_shared else available
 
 
-def learn(
-    assignment: Assignment, open_actors: OpenActors, reports: Reports, stop: Stop, threads: int | None = None
-) -> dict[str, Any]:
-    """Train until the updates are done or somebody asks to stop; the summary, which is also reported if it fails.
+def training_config(experiment: BaseExperiment) -> TrainingConfig:
+    """Return what the loop has to know of an experiment."""
+    return TrainingConfig(
+        name=experiment.name,
+        seed=experiment.seed,
+        updates=experiment.updates,
+        steps_per_batch=experiment.steps_per_rollout,
+        log_every=experiment.log_every,
+        checkpoint_every=experiment.checkpoint.every,
+        evaluation_every=experiment.evaluation.every,
+    )
+
+
+def _schedule(experiment: BaseExperiment, actors: Actors, device: torch.device, update: int) -> Schedule:
+    if experiment.schedule == "lockstep":
+        return Lockstep(actors, device)
+    return Peek(actors, device, 1 + experiment.look_ahead_batches, experiment.resolved_max_lag, update)
+
+
+@contextmanager
+def prepared_training(
+    assignment: Assignment, open_actors: OpenActors, report: Reporter, stop: Stop, threads: int | None = None
+) -> Iterator[Training]:
+    """Make algorithm, state and actors, and report the summary at the end, also of a run that fails.
 
     `threads` are those that this process may have, `default_threads` where nobody says.
 
     Raises:
         ConfigurationError: no such device here, or actors that cannot run where they are.
-        Exception: whatever ended the run, unchanged.
     """
     experiment, checkpoint = assignment.experiment, assignment.checkpoint
     device = resolve_device(experiment.device)
@@ -127,17 +146,14 @@ def learn(
         state, states = algorithm.from_tree(checkpoint["learner"], device), checkpoint["actors"]
     setups = actor_setups(experiment, device, state.update, assignment.life)
     with open_actors(setups, states) as actors:
-        training = Training(experiment, algorithm, state, actors, reports)
+        schedule = _schedule(experiment, actors, device, state.update)
+        training = Training(training_config(experiment), algorithm, state, actors, schedule, report)
         if checkpoint is not None:
             training.load(checkpoint)
             if checkpoint["device"] != device.type:
-                reports.say(
-                    f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
-                    "there start afresh"
-                )
+                text = f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
+                report(Message(text + "there start afresh"))
         try:
-            training.run(stop)
+            yield training
         finally:
-            summary = training.summary() | {"stopped_by": stop.signal_name}
-            reports.summary(summary)
-    return summary
+            report(Summary(training.summary() | {"stopped_by": stop.signal_name}))

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 ASKING = (
     signal.SIGINT,  # Ctrl-C
@@ -17,12 +17,6 @@ ASKING = (
     signal.SIGPWR,  # power fails
 )
 """What a run answers with a checkpoint; unanswered, each of them would end the process at once."""
-
-
-class Stop(Protocol):
-    """Says whether the run should end."""
-
-    signal_name: str | None
 
 
 class StopRequest:

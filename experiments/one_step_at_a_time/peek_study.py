@@ -19,7 +19,7 @@ from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, Schedule
-from metagrad.cluster.launch.launch import actor_setups
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from metagrad.actors.rollout import Actor, ActorSetup, ActorState, probe
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.launch.launch import actor_setups
 from metagrad.cluster.run.folder import read_json, write_json
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.diagnostics import Moments, add_samples, no_samples, standard_deviation
 from metagrad.errors import require
 from metagrad.learner.batch import merge

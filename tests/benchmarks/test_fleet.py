@@ -1,19 +1,23 @@
 """Real actor processes, one embedded Ray for the whole file: runs one after another, and weights sent to them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks import broadcast
 from benchmarks import fleet as fleet_module
 from benchmarks.broadcast import Broadcast
-from benchmarks.fleet import Fleet, Rows
+from benchmarks.fleet import Fleet
 from benchmarks.waiting import WaitingConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.on_ray.session import Demand, ray_session
 from metagrad.cluster.run.learning import Assignment
 from metagrad.experiments.debiasing.snake import demo
+from metagrad.learner.reports import Message, Reporter, Row
 from metagrad.networks import Mlp
 
 # A Ray of their own; tests/cluster/test_ray_actors.py has runs and weights on Ray, test_broadcast.py receivers.
@@ -88,11 +92,13 @@ def test_lives_are_never_given_twice(fleet: Fleet) -> None:
 
 
 def test_a_run_that_lost_an_actor_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    def learn(assignment: Assignment, open_actors: object, rows: Rows, stop: object) -> None:
-        rows.say("actor 1: the checkpoint is without its environments")
-        rows.scalars({"transport/actors_restarted": float(assignment.life - 1)}, 1)
+    @contextmanager
+    def prepared(assignment: Assignment, open_actors: object, report: Reporter, stop: object) -> Iterator[Any]:
+        report(Message("actor 1: the checkpoint is without its environments"))
+        report(Row({"transport/actors_restarted": float(assignment.life - 1)}, 1))
+        yield SimpleNamespace(run=lambda stop: None)
 
-    monkeypatch.setattr(fleet_module, "learn", learn)
+    monkeypatch.setattr(fleet_module, "prepared_training", prepared)
     monkeypatch.setattr(fleet_module, "create", lambda *_: [])
     fleet = Fleet(2)
     assert fleet.run(experiment(8, 2)) == {"transport/actors_restarted": [0.0]}

@@ -12,8 +12,8 @@ from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.checkpoint_parts import misfit
-from metagrad.cluster.run.train import CHECKPOINT_PARTS
 from metagrad.learner.checkpoint import restore_newest
+from metagrad.learner.training import CHECKPOINT_PARTS
 from metagrad.types import Trajectory
 
 Tiny = Callable[..., Experiment]

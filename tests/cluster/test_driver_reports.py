@@ -7,12 +7,12 @@ from rich.console import Console
 
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
-from metagrad.cluster.launch.driver_reports import driver_reports
+from metagrad.cluster.launch.driver_reports import Start, driver_reports
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.cluster.run.progress import Progress
-from metagrad.cluster.run.train import Start
 from metagrad.learner.checkpoint import load, paths
+from metagrad.learner.reports import Candidate, Checkpoint, Lags, Message, Row, Standing, Summary
 
 Tiny = Callable[..., Experiment]
 
@@ -47,15 +47,15 @@ def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, 
     experiment, games = tiny(checkpoint=CheckpointConfig(every=1, keep=1)), Games()
     folder = RunFolder(tmp_path)
     with Progress(console, 6) as progress, driver_reports(experiment, folder, progress, Start(), games) as reports:
-        reports.say("hello")
+        reports(Message("hello"))
         reports.learner_restarted("killed")
-        reports.scalars({"loss/inner": 1.5}, 2)
-        reports.lags([0, 0], 2)
-        reports.lags([1, 3], 4)
+        reports(Row({"loss/inner": 1.5}, 2))
+        reports(Lags([0, 0], 2))
+        reports(Lags([1, 3], 4))
         for update in (1, 2):
-            reports.checkpoint(update, {"update": update})
-        reports.summary({"updates": 2})
-        reports.progress(6, 100.0, 1.0, {"gamma": 0.9}, 0.0)
+            reports(Checkpoint(update, {"update": update}))
+        reports(Summary({"updates": 2}))
+        reports(Standing(6, 100.0, 1.0, {"gamma": 0.9}, 0.0))
     assert load(*paths(folder.checkpoints)) == {"update": 2}
     updates, values = logged_scalars(tmp_path)["loss/inner"]
     assert (updates.tolist(), values.tolist()) == ([2], [1.5])
@@ -67,7 +67,7 @@ def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, 
 def test_a_run_that_never_starts_leaves_nothing(tiny: Tiny, console: Console, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with Progress(console, 6) as progress, driver_reports(tiny(), folder, progress, Start(), Games()) as reports:
-        reports.say("refused")
+        reports(Message("refused"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,7 +82,7 @@ def test_rows_behind_the_checkpoint_of_another_life_are_taken_back(
             ) as reports,
         ):
             for update in updates:
-                reports.scalars({"a/b": start_update + update / 10}, update)
+                reports(Row({"a/b": start_update + update / 10}, update))
     updates, values = logged_scalars(tmp_path)["a/b"]
     assert updates.tolist() == [1, 2]
     assert values.round(3).tolist() == [0.1, 1.2]
@@ -97,7 +97,7 @@ def test_evaluations_that_fall_behind_are_left_out_and_that_is_said(
         driver_reports(tiny(), RunFolder(tmp_path), progress, Start(), games) as reports,
     ):
         for update in range(1, 7):
-            reports.evaluate(theta, update)
+            reports(Candidate(theta, update))
         assert games.waiting == [1, 2, 3, 4]
         reports.write_evaluations()
         assert text(console).count("is not evaluated: 4 others still wait") == 2
@@ -116,6 +116,6 @@ def test_evaluations_beyond_the_checkpoint_of_another_life_are_asked_for_once(
             driver_reports(tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), games) as reports,
         ):
             for update in range(start_update + 1, 4):
-                reports.evaluate(theta, update)
+                reports(Candidate(theta, update))
         assert games.waiting == [1, 2, 3]
     assert "is not evaluated" not in text(console)

@@ -17,8 +17,9 @@ from metagrad.actors.rollout import probe
 from metagrad.cli.options import parse
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.json_form import from_json, to_json
-from metagrad.cluster.launch.launch import actor_setups, run
+from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.evaluation import evaluate_run
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, SnakeCnn
 

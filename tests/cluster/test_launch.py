@@ -10,10 +10,10 @@ from rich.console import Console
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
-from metagrad.cluster.launch.launch import actor_setups, default_run_dir, resolve_device, run
+from metagrad.cluster.launch.launch import default_run_dir, run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.cluster.run.learning import set_precision
+from metagrad.cluster.run.learning import actor_setups, resolve_device, set_precision
 from metagrad.errors import ConfigurationError
 from metagrad.learner.checkpoint import load, paths
 from metagrad.networks import NatureCnn

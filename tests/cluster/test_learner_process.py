@@ -14,8 +14,9 @@ from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.on_ray import learner_process
 from metagrad.cluster.on_ray.learner_process import Learner, threads_of_node
+from metagrad.cluster.run.colocated import ColocatedActors
 from metagrad.cluster.run.learning import Assignment
-from metagrad.cluster.run.transport import ColocatedActors
+from metagrad.learner.reports import Row, Summary
 
 Tiny = Callable[..., Experiment]
 
@@ -30,18 +31,19 @@ def test_it_trains_in_one_thread_and_answers_in_another(tiny: Tiny, monkeypatch:
 
     monkeypatch.setattr(learner_process, "RayActors", actors)
     monkeypatch.setattr(learner_process, "threads_of_node", lambda: 1)
-    learner, summaries = Learner(), []
+    learner = Learner()
     assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None, life=3)
-    thread = threading.Thread(target=lambda: summaries.append(learner.run(assignment, ["a", "b"], Actor)))
+    thread = threading.Thread(target=learner.run, args=(assignment, ["a", "b"], Actor))
     thread.start()
-    kinds = {kind for kind, _ in learner.fetch(60.0)}
-    assert "scalars" in kinds
+    said = learner.fetch(60.0)
+    assert Row in map(type, said)
     learner.stop("SIGTERM")
-    while thread.is_alive():
-        learner.fetch(0.1)
-    (summary,) = summaries
-    assert summary["stopped_by"] == "SIGTERM"
-    assert 0 < summary["updates"] < 1_000_000
+    while thread.is_alive() or (rest := learner.fetch(0.0)):
+        said += learner.fetch(0.1) if thread.is_alive() else rest
+    summary = said[-1]
+    assert isinstance(summary, Summary)
+    assert summary.content["stopped_by"] == "SIGTERM"
+    assert 0 < summary.content["updates"] < 1_000_000
     assert given == [(2, ["a", "b"], Actor, 3, 2)]
 
 

@@ -9,9 +9,10 @@ import torch
 from metagrad.actors.rollout import ActorSetup, ActorState, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.run import learning
-from metagrad.cluster.run.learning import Assignment, actor_setups, learn, learner_threads
-from metagrad.cluster.run.reports import QueuedReports
-from metagrad.cluster.run.transport import Actors, ColocatedActors
+from metagrad.cluster.run.colocated import ColocatedActors
+from metagrad.cluster.run.learning import Assignment, actor_setups, learner_threads, prepared_training
+from metagrad.learner.actors import Actors
+from metagrad.learner.reports import Checkpoint, Lags, Message, Report, Reporter, Row, Standing, Summary
 
 Tiny = Callable[..., Experiment]
 
@@ -25,29 +26,35 @@ def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -
     yield ColocatedActors(setups, states, len(setups))
 
 
-def kinds(reports: QueuedReports) -> tuple[list[str], dict[str, Any]]:
-    fetched = reports.fetch(0.0)
-    return [kind for kind, _ in fetched], {kind: values for kind, values in fetched}
+def learn(assignment: Assignment, open_actors: Any, report: Reporter) -> None:
+    with prepared_training(assignment, open_actors, report, Stop()) as training:
+        training.run(Stop())
 
 
 def test_a_life_reports_rows_checkpoint_and_summary_and_another_goes_on(tiny: Tiny) -> None:
     experiment = tiny(updates=2)
-    reports, spec = QueuedReports(), probe(experiment.env)
-    summary = learn(Assignment(experiment=experiment, spec=spec, checkpoint=None), open_actors, reports, Stop())
-    said, values = kinds(reports)
-    assert said == ["scalars", "lags", "progress", "summary", "checkpoint", "summary"]
-    assert values["summary"] == (summary,)
-    update, tree = values["checkpoint"]
-    assert (update, summary["updates"], summary["stopped_by"]) == (2, 2, None)
-    again = Assignment(experiment=tiny(updates=4), spec=spec, checkpoint=tree | {"device": "cuda"}, life=1)
-    assert learn(again, open_actors, reports, Stop())["updates"] == 4
-    said, values = kinds(reports)
-    assert said[0] == "say"
-    assert "on cpu now, cuda before" in values["say"][0]
+    reports: list[Report] = []
+    spec = probe(experiment.env)
+    learn(Assignment(experiment=experiment, spec=spec, checkpoint=None), open_actors, reports.append)
+    *_, checkpoint, summary = reports
+    assert [type(report) for report in reports] == [Row, Lags, Standing, Summary, Checkpoint, Summary]
+    assert isinstance(summary, Summary)
+    assert isinstance(checkpoint, Checkpoint)
+    assert (checkpoint.update, summary.content["updates"], summary.content["stopped_by"]) == (2, 2, None)
+    tree = checkpoint.tree | {"device": "cuda"}
+    again = Assignment(experiment=tiny(updates=4), spec=spec, checkpoint=tree, life=1)
+    reports.clear()
+    learn(again, open_actors, reports.append)
+    first, last = reports[0], reports[-1]
+    assert isinstance(last, Summary)
+    assert last.content["updates"] == 4
+    assert isinstance(first, Message)
+    assert "on cpu now, cuda before" in first.text
 
 
 def test_the_summary_stands_when_a_life_ends_badly(tiny: Tiny) -> None:
-    experiment, reports = tiny(), QueuedReports()
+    experiment = tiny()
+    reports: list[Report] = []
 
     class Broken(ColocatedActors):
         def sample(self, snapshot: Any, lookahead_step: int) -> Any:
@@ -59,10 +66,10 @@ def test_the_summary_stands_when_a_life_ends_badly(tiny: Tiny) -> None:
 
     assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None)
     with pytest.raises(RuntimeError, match="its own"):
-        learn(assignment, broken, reports, Stop())
-    said, values = kinds(reports)
-    assert said == ["summary"]
-    assert values["summary"][0]["updates"] == 0
+        learn(assignment, broken, reports.append)
+    (summary,) = reports
+    assert isinstance(summary, Summary)
+    assert summary.content["updates"] == 0
 
 
 def test_actors_of_another_life_have_streams_of_their_own(tiny: Tiny) -> None:
@@ -99,6 +106,7 @@ def test_a_learner_has_the_threads_that_are_there(
         yield
 
     assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None)
-    with pytest.raises(RuntimeError, match="threads are set"):
-        learn(assignment, nothing, QueuedReports(), Stop(), threads)
+    preparation = prepared_training(assignment, nothing, [].append, Stop(), threads)
+    with pytest.raises(RuntimeError, match="threads are set"), preparation:
+        pass
     assert asked == [used]

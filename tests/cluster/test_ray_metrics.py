@@ -146,16 +146,18 @@ def test_a_run_leaves_no_scalar_without_a_metric_of_its_own(
 ) -> None:
     """What a training run reports and its summary are what `record` and `totals` take."""
     from metagrad.cluster.launch.driver_reports import DriverReports
+    from metagrad.learner.reports import Report, Row
 
     metrics, rows = RayMetrics("snake", "first"), []
-    scalars = DriverReports.scalars
+    take = DriverReports.__call__
 
-    def record(self: DriverReports, values: dict[str, float], update: int) -> None:
-        rows.append(values)
-        metrics.record(values, update)
-        scalars(self, values, update)
+    def record(self: DriverReports, report: Report) -> None:
+        if isinstance(report, Row):
+            rows.append(report)
+            metrics.record(*report)
+        take(self, report)
 
-    monkeypatch.setattr(DriverReports, "scalars", record)
+    monkeypatch.setattr(DriverReports, "__call__", record)
     metrics.totals(run(tiny(updates=2), tmp_path / "run", False, console))
     assert rows
     assert "metagrad_scalar" not in {metric for metric, _ in recorded}

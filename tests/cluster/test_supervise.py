@@ -1,7 +1,8 @@
 """Lives of a learner, with Ray replaced; tests/cluster/test_ray_actors.py kills real ones."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,17 +10,19 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from metagrad.actors.rollout import Actor
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import EvaluationConfig
 from metagrad.cluster.launch import supervise
+from metagrad.cluster.launch.driver_reports import Start
 from metagrad.cluster.launch.supervise import LearnerLost, Supervisor, demand
 from metagrad.cluster.on_ray import watch as ray_watch
 from metagrad.cluster.on_ray.faults import original_traceback
 from metagrad.cluster.on_ray.private import Endpoint
 from metagrad.cluster.on_ray.watch import ClusterLost
 from metagrad.cluster.run.learning import Assignment
-from metagrad.cluster.run.train import Start
 from metagrad.errors import ConfigurationError
+from metagrad.learner.reports import Checkpoint
 
 Tiny = Callable[..., Experiment]
 
@@ -51,33 +54,62 @@ def test_a_refusal_stays_one_line() -> None:
 
 
 class Lives:
-    """A supervisor whose learners end as they are told to, each in its turn: an error, or a summary."""
+    """Learners that end as they are told to, each in its turn: with an error, or well."""
 
     def __init__(self, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, ends: list[Any]):
         self.assignments: list[Assignment] = []
         self.started: list[int] = []
         self.said: list[str] = []
+        self.finished: list[Any] = []
         self.stop = SimpleNamespace(signal_name=None)
-        self.supervisor = Supervisor.__new__(Supervisor)
-        vars(self.supervisor).update(_experiment=experiment, _spec=None, _make=None)
+        self.experiment, self.spec, self.say = experiment, None, self.said.append
+        self.folder = SimpleNamespace(path=Path("run"))
+        self._waiting: list[dict[str, Any] | None] = []
+        self.finish_evaluations = self.finished.append
 
-        def follow(assignment: Assignment, reports: Any, stop: Any) -> dict[str, Any]:
+        def run(assignment: Assignment, handles: list[Any], make: Any) -> Any:
             self.assignments.append(assignment)
-            end = ends[len(self.assignments) - 1]
-            if isinstance(end, Exception):
-                raise end
-            return dict(end)
+            return ends[len(self.assignments) - 1]
 
-        monkeypatch.setattr(self.supervisor, "_follow", follow)
+        def get(reference: Any) -> Any:
+            if isinstance(reference, Exception):
+                raise reference
+            return reference
+
+        Room(monkeypatch, looks=0)
+        learner = SimpleNamespace(
+            run=SimpleNamespace(remote=run),
+            fetch=SimpleNamespace(remote=lambda seconds: []),
+            stop=SimpleNamespace(remote=self.said.append),
+        )
+        monkeypatch.setattr(supervise, "start_learner", lambda *_: learner)
+        monkeypatch.setattr(supervise, "create", lambda *_: [])
+        monkeypatch.setattr(supervise, "ray_session", lambda _: nullcontext())
+        monkeypatch.setattr(supervise, "RayMetrics", lambda *_: None)
+        monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+        monkeypatch.setattr(ray, "get", get)
+        monkeypatch.setattr(ray, "kill", lambda _: None)
+
+    @property
+    def checkpoint(self) -> dict[str, Any] | None:
+        return self._waiting.pop(0)
+
+    newest_checkpoint = checkpoint.fget
+
+    def is_stopped_before(self) -> bool:
+        return False
+
+    def inline_evaluator(self) -> Any:
+        return "evaluator"
 
     @contextmanager
-    def reports(self, start: Start) -> Iterator[Any]:
+    def reports(self, start: Start, evaluator: Any, metrics: Any) -> Iterator[Any]:
         self.started.append(start.update)
-        yield SimpleNamespace(learner_restarted=self.said.append)
+        yield SimpleNamespace(learner_restarted=self.said.append, say=self.said.append)
 
-    def run(self, checkpoints: list[dict[str, Any] | None]) -> dict[str, Any]:
-        waiting = list(checkpoints)
-        return self.supervisor.run(lambda: waiting.pop(0), self.reports, self.stop)
+    def run(self, checkpoints: list[dict[str, Any] | None]) -> None:
+        self._waiting = list(checkpoints)
+        supervise.supervise(self, Actor)  # type: ignore[arg-type]
 
 
 def checkpoint(update: int) -> dict[str, Any]:
@@ -85,9 +117,10 @@ def checkpoint(update: int) -> dict[str, Any]:
 
 
 def test_each_life_begins_at_the_newest_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = [ActorDiedError(), ActorDiedError(), {"updates": 6}]
+    ends = [ActorDiedError(), ActorDiedError(), None]
     lives = Lives(tiny(topology="ray", learner_restarts=2), monkeypatch, ends)
-    assert lives.run([None, None, checkpoint(4)]) == {"updates": 6}
+    lives.run([None, None, checkpoint(4)])
+    assert lives.finished == ["evaluator"]
     assert [x.life for x in lives.assignments] == [0, 1, 2]
     assert [x.checkpoint for x in lives.assignments] == [None, None, checkpoint(4)]
     assert lives.started == [0, 0, 4]
@@ -148,7 +181,7 @@ class Room:
 
 
 def wait_for(room: Room, experiment: Experiment, stop: Any) -> None:
-    Supervisor(experiment, None, None, room.said.append, stop)  # type: ignore[arg-type]
+    Supervisor(experiment, None, room.said.append, stop)  # type: ignore[arg-type]
 
 
 RUNNING = SimpleNamespace(signal_name=None)
@@ -205,9 +238,8 @@ def test_a_cluster_that_ends_while_a_run_waits_is_told(tiny: Tiny, monkeypatch: 
 
 def test_an_answer_that_went_with_the_node_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_watch, "lost", lambda: LOST_RAYLET)
-    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
     with pytest.raises(ClusterLost, match="continue with --resume"):
-        supervise.answer("reference", 120.0, RUNNING, print)
+        supervise._Patience(120.0, RUNNING, print).spend()
 
 
 class Remote:
@@ -226,18 +258,26 @@ def test_without_the_head_the_learner_is_asked_for_a_last_checkpoint(
 ) -> None:
     learner, said = Remote(is_gone), []
     supervisor = Supervisor.__new__(Supervisor)
+    vars(supervisor).update(_stop=RUNNING, _say=print)
     monkeypatch.setattr(ray_watch, "lost", lambda: LOST_HEAD)
     monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
 
     def get(_: Any) -> list[Any]:
         if is_gone:
             raise ActorDiedError()
-        return [("checkpoint", (7, {}))]
+        return [Checkpoint(7, {})]
 
     monkeypatch.setattr(ray, "get", get)
     written: list[int] = []
-    reports = SimpleNamespace(say=said.append, checkpoint=lambda update, tree: written.append(update))
-    supervisor._save_what_can_be(learner, "running", reports, RUNNING, LOST_HEAD)  # type: ignore[arg-type]
+
+    class Reports:
+        say = staticmethod(said.append)
+
+        def __call__(self, report: Checkpoint) -> None:
+            written.append(report.update)
+
+    with pytest.raises(ClusterLost):
+        supervisor.require_cluster(learner, "running", Reports())  # type: ignore[arg-type]
     assert learner.asked == ["the end of the cluster"]
     assert written == ([] if is_gone else [7])
     assert said[0].startswith("the head of the Ray cluster (GCS) no longer answers at 10.0.0.1:6379: the run ends")

@@ -22,12 +22,12 @@ from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.checkpoint_parts import check_fits
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.cluster.run.train import CHECKPOINT_PARTS
 from metagrad.errors import ConfigurationError
 from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.algorithm import Algorithm, NonFinite, Sample, UpdateMetrics
 from metagrad.learner.checkpoint import checkpoint_path, paths, update_of
 from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.training import CHECKPOINT_PARTS
 from metagrad.networks import Network, build_network
 from metagrad.types import WeightSnapshot
 

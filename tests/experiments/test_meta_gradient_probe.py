@@ -15,7 +15,7 @@ from metagrad.actors import policy
 from metagrad.actors.envs.snake import Snake, SnakeConfig, SnakeState, make_board, observe_state, step_state
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.launch.launch import actor_setups
+from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.training import meta_gradient_probe as page

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metagrad.cluster.config.json_form import differences
-from metagrad.cluster.run.transport import ColocatedActors
+from metagrad.cluster.run.colocated import ColocatedActors
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.one_step_at_a_time.peek_study import (

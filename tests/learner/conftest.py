@@ -1,6 +1,6 @@
 """A small learner: a network of a hundred parameters, and a sampler that records what it is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from metagrad.actor_critic import A2cLoss
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
+from metagrad.learner.actors import Account
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.optimizers import Adam
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 T, B, FEATURES, ACTIONS = 4, 3, 5, 3
 
@@ -49,6 +50,29 @@ class Sampler:
         self.calls.append((snapshot.version, lookahead_step))
         self.thetas.append(snapshot.theta.clone())
         return make_trajectory(snapshot.version)
+
+
+class FakeActors:
+    """Actors without environments: `take(snapshot, j or oldest)` gives the trajectories of a batch."""
+
+    def __init__(self, take: Callable[[WeightSnapshot, int], Sequence[Trajectory]]) -> None:
+        self.account = Account()
+        self._take = take
+
+    def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
+        rollouts = []
+        for index, trajectory in enumerate(self._take(snapshot, lookahead_step)):
+            self.account.order(trajectory.action.numel())
+            ended = trajectory.reward[trajectory.is_terminal] if not lookahead_step else trajectory.reward[:0, 0]
+            lengths = torch.ones(len(ended), dtype=torch.int64)
+            rollouts.append(Rollout(trajectory, Episodes(ended, lengths), index, lookahead_step > 0))
+        return rollouts
+
+    def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
+        return [rollout._replace(is_lookahead=False) for rollout in self.sample(snapshot, oldest)]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        return [{}]
 
 
 def learner_config(**meta: object) -> LearnerConfig:
@@ -90,6 +114,12 @@ def make_algorithm() -> Callable[..., ActorCritic]:
 @pytest.fixture
 def sampler() -> Sampler:
     return Sampler()
+
+
+@pytest.fixture
+def fake_actors() -> Callable[..., FakeActors]:
+    """(take) -> actors."""
+    return FakeActors
 
 
 @pytest.fixture

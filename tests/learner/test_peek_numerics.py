@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.schedule import Batch, Peek
+from metagrad.learner.schedule import Peek
 from metagrad.networks import Mlp, Network, build_network
 from metagrad.optimizers import Sgd
 from metagrad.types import Trajectory, WeightSnapshot
@@ -143,6 +143,7 @@ def test_an_update_on_stale_batches_is_vtraces(
     config: MakeConfig,
     trajectory: MakeTrajectory,
     derivative: Derivative,
+    fake_actors: Any,
     n: int,
     estimator: str,
     surrogate: str,
@@ -162,7 +163,8 @@ def test_an_update_on_stale_batches_is_vtraces(
         for k in range(3 + n)
     ]
     stream = iter(batches)
-    peek = Peek(lambda published, _: Batch(next(stream), (published.version,)), n + 1, max_lag=n + 1, version=0)
+    actors = fake_actors(lambda published, _: [next(stream)._replace(policy_version=published.version)])
+    peek = Peek(actors, CPU, n + 1, max_lag=n + 1, version=0)
     for _ in range(2):
         state, _ = algorithm.update(state, peek.sample)
     new, metrics = algorithm.update(state, peek.sample)

@@ -13,7 +13,7 @@ from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
-from metagrad.learner.schedule import Batch, Lockstep, Peek
+from metagrad.learner.schedule import Lockstep, Peek
 from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
@@ -26,16 +26,17 @@ MakeTrajectory = Callable[[int], Trajectory]
 class Stream:
     """Batch k of the stream carries k in its rewards; all of it is as old as `age` says, or as is allowed."""
 
-    def __init__(self, trajectory: MakeTrajectory, age: int):
+    def __init__(self, trajectory: MakeTrajectory, age: int, fake_actors: Any):
         self.trajectory, self.age = trajectory, age
         self.calls: list[tuple[int, int]] = []
+        self.actors = fake_actors(self.take)
 
-    def __call__(self, snapshot: WeightSnapshot, oldest: int) -> Batch:
+    def take(self, snapshot: WeightSnapshot, oldest: int) -> list[Trajectory]:
         number = len(self.calls)
         self.calls.append((snapshot.version, oldest))
         version = max(0, oldest, snapshot.version - self.age)
         trajectory = self.trajectory(version)
-        return Batch(trajectory._replace(reward=torch.full_like(trajectory.reward, number)), (version, version))
+        return [trajectory._replace(reward=torch.full_like(trajectory.reward, number))] * 2
 
 
 def snapshot(version: int = 0) -> WeightSnapshot:
@@ -48,9 +49,11 @@ def number(trajectory: Trajectory) -> int:
 
 @hypothesis.given(st.integers(0, 4), st.integers(0, 5), st.integers(1, 12))
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-def test_update_k_uses_batches_k_to_k_plus_n(trajectory: MakeTrajectory, n: int, age: int, updates: int) -> None:
-    stream = Stream(trajectory, age)
-    peek = Peek(stream, n + 1, max_lag=n + 2, version=0)
+def test_update_k_uses_batches_k_to_k_plus_n(
+    trajectory: MakeTrajectory, fake_actors: Any, n: int, age: int, updates: int
+) -> None:
+    stream = Stream(trajectory, age, fake_actors)
+    peek = Peek(stream.actors, CPU, n + 1, max_lag=n + 2, version=0)
     for k in range(updates):
         assert [number(peek.sample(snapshot(), j)) for j in range(n + 1)] == list(range(k, k + n + 1))
         assert len(stream.calls) == k + n + 1, "one new batch for each update, and n to begin with"
@@ -58,9 +61,9 @@ def test_update_k_uses_batches_k_to_k_plus_n(trajectory: MakeTrajectory, n: int,
         assert max(peek.lag) <= n + 2
 
 
-def test_published_versions_count_real_updates(trajectory: MakeTrajectory) -> None:
-    stream = Stream(trajectory, 0)
-    peek = Peek(stream, 3, max_lag=4, version=7)
+def test_published_versions_count_real_updates(trajectory: MakeTrajectory, fake_actors: Any) -> None:
+    stream = Stream(trajectory, 0, fake_actors)
+    peek = Peek(stream.actors, CPU, 3, max_lag=4, version=7)
     for _ in range(3):
         peek.sample(snapshot(version=99), 0)
         peek.sample(snapshot(version=100), 1)
@@ -68,15 +71,18 @@ def test_published_versions_count_real_updates(trajectory: MakeTrajectory) -> No
     assert peek.lag == (2, 2), "the third batch of the stream, of version 7"
 
 
-def test_a_window_continues_from_a_checkpoint(trajectory: MakeTrajectory) -> None:
-    whole, first = Peek(Stream(trajectory, 1), 3, 4, 0), Peek(Stream(trajectory, 1), 3, 4, 0)
+def test_a_window_continues_from_a_checkpoint(trajectory: MakeTrajectory, fake_actors: Any) -> None:
+    whole, first = (
+        Peek(Stream(trajectory, 1, fake_actors).actors, CPU, 3, 4, 0),
+        Peek(Stream(trajectory, 1, fake_actors).actors, CPU, 3, 4, 0),
+    )
     for _ in range(4):
         whole.sample(snapshot(), 0)
         first.sample(snapshot(), 0)
-    stream = Stream(trajectory, 1)
+    stream = Stream(trajectory, 1, fake_actors)
     stream.calls = [(0, 0)] * 6  # what the first one has taken from its stream
-    resumed = Peek(stream, 3, 4, version=4)
-    resumed.load_tree(first.to_tree(), CPU)
+    resumed = Peek(stream.actors, CPU, 3, 4, version=4)
+    resumed.load_tree(first.to_tree())
     assert resumed.held_batches == first.held_batches == 2
     for _ in range(3):
         expected = [whole.sample(snapshot(), j) for j in range(3)]
@@ -87,29 +93,46 @@ def test_a_window_continues_from_a_checkpoint(trajectory: MakeTrajectory) -> Non
         assert whole.lag == resumed.lag
 
 
-def test_lockstep_asks_for_exactly_what_it_is_asked_for(trajectory: MakeTrajectory) -> None:
+def test_lockstep_asks_for_exactly_what_it_is_asked_for(trajectory: MakeTrajectory, fake_actors: Any) -> None:
     asked: list[tuple[int, int]] = []
 
-    def ask(published: WeightSnapshot, step: int) -> Batch:
+    def ask(published: WeightSnapshot, step: int) -> list[Trajectory]:
         asked.append((published.version, step))
-        return Batch(trajectory(published.version), (published.version,) * 3)
+        return [trajectory(published.version)] * 3
 
-    lockstep = Lockstep(ask)
+    lockstep = Lockstep(fake_actors(ask), CPU)
     assert lockstep.sample(snapshot(5), 2).policy_version == 5
     assert asked == [(5, 2)]
     assert lockstep.lag == (0, 0, 0)
     assert (lockstep.to_tree(), lockstep.held_batches) == ([], 0)
 
 
-def test_a_batch_beyond_the_window_is_an_error(trajectory: MakeTrajectory) -> None:
-    peek = Peek(Stream(trajectory, 0), 2, 3, 0)
+def test_what_came_in_is_handed_over_once(trajectory: MakeTrajectory, fake_actors: Any) -> None:
+    lockstep = Lockstep(fake_actors(lambda published, _: [trajectory(published.version)] * 2), CPU)
+    for version, step in ((5, 0), (6, 1)):
+        lockstep.sample(snapshot(version), step)
+    real, ahead = lockstep.take_received()
+    assert (real.is_lookahead, ahead.is_lookahead) == (False, True)
+    assert [int(each.frames) for each in (real, ahead)] == [2 * int(trajectory(v).valid.sum()) for v in (5, 6)]
+    assert [len(each.returns) for each in real.episodes] == [int(trajectory(5).is_terminal.sum())] * 2
+    assert lockstep.take_received() == []
+    peek = Peek(Stream(trajectory, 0, fake_actors).actors, CPU, 3, 4, 0)
+    peek.sample(snapshot(), 0)
+    peek.sample(snapshot(), 2)
+    assert [each.is_lookahead for each in peek.take_received()] == [False] * 3, "a look-ahead costs no frames"
+    peek.sample(snapshot(), 0)
+    assert len(peek.take_received()) == 1
+
+
+def test_a_batch_beyond_the_window_is_an_error(trajectory: MakeTrajectory, fake_actors: Any) -> None:
+    peek = Peek(Stream(trajectory, 0, fake_actors).actors, CPU, 2, 3, 0)
     peek.sample(snapshot(), 0)
     with pytest.raises(IndexError):
         peek.sample(snapshot(), 2)
 
 
-def test_trees_are_plain_data(trajectory: MakeTrajectory) -> None:
-    peek = Peek(Stream(trajectory, 0), 2, 3, 0)
+def test_trees_are_plain_data(trajectory: MakeTrajectory, fake_actors: Any) -> None:
+    peek = Peek(Stream(trajectory, 0, fake_actors).actors, CPU, 2, 3, 0)
     peek.sample(snapshot(), 0)
     (entry,) = peek.to_tree()
     kinds: set[Any] = {type(x) for x in entry["trajectory"].values()}
@@ -123,26 +146,26 @@ def test_trees_are_plain_data(trajectory: MakeTrajectory) -> None:
     ids=str,
 )
 def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
-    config: Callable[..., LearnerConfig], trajectory: MakeTrajectory, meta: dict[str, Any]
+    config: Callable[..., LearnerConfig], trajectory: MakeTrajectory, fake_actors: Any, meta: dict[str, Any]
 ) -> None:
     """Where batch j was sampled by θⱼ itself every ratio is 1, and V-trace's losses are A2C's."""
     lockstep_config = config(**meta)
     network = build_network(Mlp(hidden=4), (5,), 3, has_outer_critic=True)
     algorithm = build_actor_critic(lockstep_config, network, (5,), 3)
     state = algorithm.init(0, CPU)
-    batches: list[Batch] = []
+    batches: list[Trajectory] = []
 
-    def on_policy(published: WeightSnapshot, step: int) -> Batch:
+    def on_policy(published: WeightSnapshot, step: int) -> list[Trajectory]:
         fresh = trajectory(step)
         logits = network.apply(published.theta, fresh.observation[:-1].flatten(0, 1), ("logits",))["logits"]
         log_prob = action_log_prob(logits.unflatten(0, fresh.action.shape), fresh).detach()
-        batches.append(Batch(fresh._replace(behaviour_log_prob=log_prob, policy_version=0), (0,)))
-        return batches[-1]
+        batches.append(fresh._replace(behaviour_log_prob=log_prob, policy_version=0))
+        return [batches[-1]._replace(policy_version=published.version)]
 
-    expected, _ = algorithm.update(state, Lockstep(on_policy).sample)
+    expected, _ = algorithm.update(state, Lockstep(fake_actors(on_policy), CPU).sample)
     streaming = replace(lockstep_config, meta_parameters=lockstep_config.meta_parameters.streamed())
     stream = iter(batches)
-    peek = Peek(lambda *_: next(stream), len(batches), max_lag=len(batches), version=0)
+    peek = Peek(fake_actors(lambda *_: [next(stream)]), CPU, len(batches), max_lag=len(batches), version=0)
     found, _ = build_actor_critic(streaming, network, (5,), 3).update(state, peek.sample)
     torch.testing.assert_close(found.theta, expected.theta, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found.eta, expected.eta, rtol=1e-5, atol=1e-7)

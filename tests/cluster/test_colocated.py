@@ -8,8 +8,9 @@ import torch
 
 from metagrad.actors.rollout import Actor, ActorSetup
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.launch.launch import actor_setups
-from metagrad.cluster.run.transport import Account, ColocatedActors
+from metagrad.cluster.run.colocated import ColocatedActors
+from metagrad.cluster.run.learning import actor_setups
+from metagrad.learner.actors import Account
 from metagrad.networks import build_network
 from metagrad.types import WeightSnapshot
 
