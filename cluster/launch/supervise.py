@@ -20,13 +20,14 @@ from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.launch.driver_reports import DriverReports, start_at
 from metagrad.cluster.launch.open_run import OpenRun
+from metagrad.cluster.on_ray import session
 from metagrad.cluster.on_ray import watch as ray_watch
 from metagrad.cluster.on_ray.evaluator import RayEvaluator
 from metagrad.cluster.on_ray.faults import first_line, original_traceback
 from metagrad.cluster.on_ray.learner_process import LEARNERS_BUNDLE, start_learner
 from metagrad.cluster.on_ray.metrics import RayMetrics
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, create
-from metagrad.cluster.on_ray.session import Demand, free_resources, ray_session
+from metagrad.cluster.on_ray.session import Demand, free_resources
 from metagrad.cluster.plan.placement import own_cpus
 from metagrad.cluster.run.learning import Assignment
 from metagrad.errors import RunLost, require
@@ -245,7 +246,7 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
         Exception: whatever ended the learner, with its own traceback.
     """
     experiment, stop = this_run.experiment, this_run.stop
-    with ray_session(demand(experiment)):
+    with session.ray_session(demand(experiment)):
         if this_run.is_stopped_before():  # while Ray started
             return
         with closing(Supervisor(experiment, this_run.spec, this_run.say, stop)) as supervisor:

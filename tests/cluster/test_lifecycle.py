@@ -338,8 +338,14 @@ def test_a_learner_that_does_not_answer_is_waited_for_so_long(
     stop = SimpleNamespace(signal_name=None)
     clock = Silent(monkeypatch, stop, signal_at)
     said: list[str] = []
+    patience = supervise._Patience(120.0, stop, said.append)
+
+    def wait() -> None:
+        while not ray.wait(["reference"], timeout=0.5)[0]:
+            patience.spend()
+
     with pytest.raises(RuntimeError, match="no answer for"):
-        supervise.answer("reference", 120.0, stop, said.append)
+        wait()
     assert clock.now == pytest.approx(seconds, abs=1.0)
     assert [line.partition(" ends without it")[0] for line in said] == (
         [] if signal_at is None else ["SIGTERM: the learner does not answer; the run"]

@@ -26,7 +26,7 @@ from metagrad.cluster.on_ray import actors as ray_actors
 from metagrad.cluster.on_ray import slots
 from metagrad.cluster.on_ray.actors import ActorsLost, RayActors
 from metagrad.cluster.on_ray.faults import NotStarted
-from metagrad.cluster.on_ray.rollout_actor import Place, Published
+from metagrad.cluster.on_ray.rollout_actor import ProcessPlace, Published
 from metagrad.cluster.on_ray.slots import Phase, Slot
 from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError
@@ -101,7 +101,7 @@ class Process:
             name, values, reference = self.inbox.popleft()
             if name == "publish":
                 self.newest = values[0]
-            reference.come(Place("10.0.0.1", self.pid, self.is_started) if name == "place" else None)
+            reference.come(ProcessPlace("10.0.0.1", self.pid, self.is_started) if name == "place" else None)
 
     def work(self) -> None:
         """One call to its end."""

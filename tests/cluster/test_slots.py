@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from metagrad.cluster.on_ray import slots
-from metagrad.cluster.on_ray.rollout_actor import Place
+from metagrad.cluster.on_ray.rollout_actor import ProcessPlace
 from metagrad.cluster.on_ray.slots import Order, Phase, Slot, rest_seconds
 
 
@@ -50,5 +50,5 @@ def test_resting_ends_at_its_time(clock: SimpleNamespace) -> None:
 def test_messages_name_actor_node_and_process() -> None:
     actor = slot()
     assert (actor.name, actor.steps) == ("actor 3", 20)
-    actor.place = Place("10.0.0.2", 77, is_started=True)
+    actor.place = ProcessPlace("10.0.0.2", 77, is_started=True)
     assert actor.name == "actor 3 (10.0.0.2, process 77)"

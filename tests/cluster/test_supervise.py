@@ -84,7 +84,7 @@ class Lives:
         )
         monkeypatch.setattr(supervise, "start_learner", lambda *_: learner)
         monkeypatch.setattr(supervise, "create", lambda *_: [])
-        monkeypatch.setattr(supervise, "ray_session", lambda _: nullcontext())
+        monkeypatch.setattr(supervise.session, "ray_session", lambda _: nullcontext())
         monkeypatch.setattr(supervise, "RayMetrics", lambda *_: None)
         monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
         monkeypatch.setattr(ray, "get", get)
