@@ -99,9 +99,13 @@ class InnerLoss(ABC):
         By the inner critic (the biased baseline) the mean advantage is away from 0, which is the bias that the
         debiasing paper removes.
         """
-        trajectory = without_unused_rows(trajectory)
+        outer, trajectory = self.outer_objective(outer), without_unused_rows(trajectory)
         outputs = forward(network, theta, trajectory, outer.heads if self.learns_critics else ("logits",))
         return outer.loss(outputs, trajectory, self.outer_estimates(_constant(outputs), trajectory, hyper, outer))
+
+    def outer_objective(self, outer: OuterObjective) -> OuterObjective:
+        """Return the outer objective as this loss has it: the one that is configured."""
+        return outer
 
     def outer_estimates(
         self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters, outer: OuterObjective

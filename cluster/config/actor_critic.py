@@ -146,4 +146,4 @@ class Experiment(BaseExperiment):
     @property
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
-        return self.outer.critic == "outer" and self.network.has_critics
+        return self.outer.uses_outer_critic and self.network.has_critics

@@ -36,7 +36,7 @@ from metagrad.experiments.debiasing.discounting_chain_report import UPDATES
 from metagrad.learner.config import MetaGradientConfig
 from metagrad.losses import Estimates, OuterObjective, Terms, normalised, on_policy_estimates
 from metagrad.meta_parameters import Hyperparameters, MetaParameter
-from metagrad.networks import Head, LinearPolicy, Network
+from metagrad.networks import Head, LinearPolicy
 from metagrad.optimizers import Adam, Sgd
 from metagrad.types import Trajectory
 
@@ -112,17 +112,9 @@ class TrueValueLoss(ActorCriticLoss):
         value_gamma = gamma if outer.uses_outer_critic else hyper["gamma"]
         return self._estimates(outputs["logits"], trajectory, (gamma, outer.lambda_), value_gamma)
 
-    def outer_loss(
-        self,
-        network: Network,
-        theta: Float[Tensor, "P"],
-        hyper: Hyperparameters,
-        trajectory: Trajectory,
-        outer: OuterObjective,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the outer loss with this loss's own entropy coefficient."""
-        outer = replace(outer, entropy_coefficient=self.outer_entropy_coefficient)
-        return ActorCriticLoss.outer_loss(self, network, theta, hyper, trajectory, outer)
+    def outer_objective(self, outer: OuterObjective) -> OuterObjective:
+        """Return the objective with this loss's own entropy coefficient."""
+        return replace(outer, entropy_coefficient=self.outer_entropy_coefficient)
 
     def _estimates(
         self,

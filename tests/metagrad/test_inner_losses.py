@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from inspect import isabstract
 
 import pytest
 import torch
@@ -64,6 +65,16 @@ LOSSES = {
     "intrinsic-mlp": intrinsic(Mlp(hidden=2), (3,)),
     "intrinsic-convolutions": intrinsic(SnakeCnn(channels=2, policy_hidden=3, value_hidden=3), (3, 3, 5)),
 }
+
+
+def kinds_below(kind):
+    return {kind} | {below for child in kind.__subclasses__() for below in kinds_below(child)}
+
+
+def test_every_loss_of_the_library_has_its_row():
+    """Losses of experiments and examples, which need environments of their own, are tested beside these."""
+    of_library = {x.__name__ for x in kinds_below(InnerLoss) if x.__module__.count(".") == 1 and not isabstract(x)}
+    assert {type(row.loss).__name__ for row in LOSSES.values()} == of_library
 
 
 class Setting:
