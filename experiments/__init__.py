@@ -5,7 +5,7 @@ from collections.abc import Callable
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.studies.study import Study
 from metagrad.experiments.debiasing import discounting_chain_study, snake_study
-from metagrad.experiments.debiasing.discounting_chain_training import discounting_chain as discounting_chain_experiment
+from metagrad.experiments.debiasing.discounting_chain import discounting_chain
 from metagrad.experiments.debiasing.snake import demo, snake_6x6
 from metagrad.experiments.gradient_bias import (
     atari_study,
@@ -16,7 +16,7 @@ from metagrad.experiments.gradient_bias import (
     tabular_maml,
 )
 from metagrad.experiments.gradient_bias.atari import atari, atari_released
-from metagrad.experiments.gradient_bias.ipd_training import ipd as ipd_experiment
+from metagrad.experiments.gradient_bias.ipd import ipd
 from metagrad.experiments.one_step_at_a_time import (
     mrp,
     mrp_bias_variance,
@@ -37,8 +37,8 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "stacx-impala": stacx_impala,
     "lirpg-atari": lirpg_atari,
     "lirpg-snake": lirpg_snake,
-    "discounting-chain": discounting_chain_experiment,
-    "ipd": ipd_experiment,
+    "discounting-chain": discounting_chain,
+    "ipd": ipd,
 }
 
 STUDIES: dict[str, Study] = {

@@ -17,7 +17,7 @@ from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.plot import logged_scalars, plot_runs
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.gradient_bias.ipd_training import LolaExperiment, ipd
+from metagrad.experiments.gradient_bias.ipd import LolaExperiment, ipd
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import MemoryOnePair

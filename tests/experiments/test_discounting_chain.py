@@ -21,7 +21,7 @@ from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.errors import ConfigurationError
 from metagrad.experiments.debiasing import discounting_chain_agents as agents
 from metagrad.experiments.debiasing import discounting_chain_problem as chain
-from metagrad.experiments.debiasing.discounting_chain_training import (
+from metagrad.experiments.debiasing.discounting_chain import (
     DiscountingChainExperiment,
     discounting_chain,
     true_values,
