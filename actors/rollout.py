@@ -15,7 +15,7 @@ from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvi
 from metagrad.networks import NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
-Lookahead = Literal["continue", "fork", "separate"]
+LookaheadEnvironments = Literal["continue", "fork", "separate"]
 """Where rollouts of virtual updates run: in the real environments, in forks of their states, or in a separate pool."""
 
 ActorState = dict[str, Tensor]
@@ -35,7 +35,7 @@ class ActorSetup:
     has_outer_critic: bool
     batch_size: int
     rollout_length: int
-    lookahead: Lookahead
+    lookahead: LookaheadEnvironments
     seed: tuple[int, ...]  # distinct for every run, actor and restart
     device: str = "cpu"
     threads: int = 1

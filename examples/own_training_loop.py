@@ -12,13 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metagrad.flat_module import FlatModule
-from metagrad.meta_gradient import meta_gradient, outer_gradient
-from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
-from metagrad.optimizers import Adam, ClipByGlobalNorm, constant
-from metagrad.returns import lambda_returns
-from metagrad.surrogates import lvc
-from metagrad.unroll import InnerProblem, inner_update
+from metagrad import (
+    Adam,
+    FlatModule,
+    InnerProblem,
+    MetaParameter,
+    hyperparameters,
+    init_eta,
+    inner_update,
+    lambda_returns,
+    lvc,
+    meta_gradient,
+    outer_gradient,
+)
 
 ENVIRONMENTS, STEPS, LOOK_AHEAD, REWARD_SCALE = 16, 16, 2, 0.1
 OUTER_GAMMA, LAMBDA = 0.99, 0.95  # the learnt values are tuned for returns under OUTER_GAMMA
@@ -61,8 +67,8 @@ def outer_loss(theta: Tensor, batch: Batch) -> tuple[Tensor, None]:
     return -(advantage * log_prob)[batch.valid].mean(), None
 
 
-PROBLEM = InnerProblem(inner_loss, ClipByGlobalNorm(max_norm=1.0, optimizer=Adam(learning_rate=constant(2e-3))))
-META_OPTIMIZER = Adam(learning_rate=constant(1e-2))
+PROBLEM = InnerProblem(inner_loss, Adam(learning_rate=2e-3, max_gradient_norm=1.0))
+META_OPTIMIZER = Adam(learning_rate=1e-2)
 
 
 class Stream:

@@ -8,7 +8,7 @@ import tyro
 
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS
-from metagrad.actors.rollout import Lookahead
+from metagrad.actors.rollout import LookaheadEnvironments
 from metagrad.errors import require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
@@ -104,7 +104,7 @@ class BaseExperiment(ABC):
     environments_per_actor: int | None = None
     """With peek, environments of one actor. A batch then takes the rollouts that come first, and the number of actors
     is free; --actors is an upper bound. None: environments / actors."""
-    lookahead: Lookahead = "continue"
+    lookahead: LookaheadEnvironments = "continue"
     """Where look-ahead rollouts run: continue the real environments, fork their states, or use separate ones."""
     topology: Literal["ray", "colocated"] = "ray"
     """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""

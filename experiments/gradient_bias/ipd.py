@@ -9,7 +9,7 @@ from typing import Literal
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from metagrad.actors.rollout import Lookahead
+from metagrad.actors.rollout import LookaheadEnvironments
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.errors import require
 from metagrad.experiments.gradient_bias.ipd_games import ValueTarget
@@ -28,7 +28,7 @@ class LolaExperiment(BaseExperiment):
 
     env: IteratedPrisonersDilemmaConfig
     network: MemoryOnePair
-    lookahead: Lookahead = "separate"
+    lookahead: LookaheadEnvironments = "separate"
     """Where games of looked-ahead policies are played; the return is that of the real ones alone unless `continue`."""
     opponent_updates: int = 1
     """Virtual updates of the opponent that a player looks through; 0: independent learners."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from metagrad.actor_critic import A2cLoss
-from metagrad.actors.rollout import Lookahead
+from metagrad.actors.rollout import LookaheadEnvironments
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.cluster.studies.study import Result, Settings
@@ -37,7 +37,7 @@ class Variant:
     n: int
     updates: int
     rollout_length: int = 20
-    lookahead: Lookahead = "continue"
+    lookahead: LookaheadEnvironments = "continue"
     inner_eps_root: float = EPS_ROOT
     meta_eps_root: float = EPS_ROOT
     is_critic_halved: bool = False
