@@ -12,28 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metagrad import (
-    Adam,
-    FlatModule,
-    InnerProblem,
-    MetaParameter,
-    hyperparameters,
-    init_eta,
-    inner_update,
-    lambda_returns,
-    lvc,
-    meta_gradient,
-    outer_gradient,
-)
+import metagrad as mg
 
 ENVIRONMENTS, STEPS, LOOK_AHEAD, REWARD_SCALE = 16, 16, 2, 0.1
 OUTER_GAMMA, LAMBDA = 0.99, 0.95  # the learnt values are tuned for returns under OUTER_GAMMA
-LEARNT = {"gamma": MetaParameter(initial=0.9), "entropy_coefficient": MetaParameter(initial=0.01, high=0.1)}
+LEARNT = {"gamma": mg.MetaParameter(initial=0.9), "entropy_coefficient": mg.MetaParameter(initial=0.01, high=0.1)}
 Batch = namedtuple("Batch", "observation action reward is_terminal is_truncated valid")  # valid False: only a reset
 
 
 # Two logits, value, value under OUTER_GAMMA.
-network = FlatModule(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4)))
+network = mg.FlatModule(nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4)))
 
 
 def evaluate(theta: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,15 +32,15 @@ def evaluate(theta: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 def targets(batch: Batch, value: Tensor, gamma: Tensor | float) -> Tensor:
     """Return λ-returns that have a derivative in γ and none in the values."""
-    return lambda_returns(batch.reward, value.detach(), batch.is_terminal, batch.is_truncated, gamma, LAMBDA)
+    return mg.lambda_returns(batch.reward, value.detach(), batch.is_terminal, batch.is_truncated, gamma, LAMBDA)
 
 
 def inner_loss(theta: Tensor, eta: Tensor, batch: Batch) -> tuple[Tensor, None]:
     """Compute the A2C loss with both critics; γ and the entropy coefficient are functions of η."""
-    hyper, (log_probs, value, outer_value) = hyperparameters(LEARNT, eta), evaluate(theta, batch.observation)
+    hyper, (log_probs, value, outer_value) = mg.hyperparameters(LEARNT, eta), evaluate(theta, batch.observation)
     target, outer_target = targets(batch, value, hyper["gamma"]), targets(batch, outer_value, OUTER_GAMMA)
     log_prob = log_probs[:-1].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
-    score = lvc(log_prob, batch.is_terminal | batch.is_truncated)  # the gradient of log π, and a better Hessian
+    score = mg.lvc(log_prob, batch.is_terminal | batch.is_truncated)  # the gradient of log π, and a better Hessian
     entropy = -(log_probs.exp() * log_probs).sum(-1)[:-1]
     loss = -(target - value[:-1].detach()) * score - hyper["entropy_coefficient"] * entropy
     loss = loss + (target - value[:-1]).square() + (outer_target - outer_value[:-1]).square()
@@ -67,8 +55,8 @@ def outer_loss(theta: Tensor, batch: Batch) -> tuple[Tensor, None]:
     return -(advantage * log_prob)[batch.valid].mean(), None
 
 
-PROBLEM = InnerProblem(inner_loss, Adam(learning_rate=2e-3, max_gradient_norm=1.0))
-META_OPTIMIZER = Adam(learning_rate=1e-2)
+PROBLEM = mg.InnerProblem(inner_loss, mg.Adam(learning_rate=2e-3, max_gradient_norm=1.0))
+META_OPTIMIZER = mg.Adam(learning_rate=1e-2)
 
 
 class Stream:
@@ -99,22 +87,22 @@ def train(updates: int, seed: int) -> tuple[float, Tensor]:
     """Mean return of the last 20 real episodes, and η, after `updates` ≥ 1 updates."""
     torch.manual_seed(seed)
     network.module.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
-    theta, eta = network.theta(), init_eta(LEARNT)
+    theta, eta = network.theta(), mg.init_eta(LEARNT)
     state, meta_state = PROBLEM.optimizer.init(theta), META_OPTIMIZER.init(eta)
     real, ahead = Stream(2 * seed * ENVIRONMENTS), Stream((2 * seed + 1) * ENVIRONMENTS)
     for update in range(1, updates + 1):
-        first = last = inner_update(PROBLEM, theta, state, eta, real.rollout(theta), keep_graph=True)
+        first = last = mg.inner_update(PROBLEM, theta, state, eta, real.rollout(theta), keep_graph=True)
         tape = [first.step]
         for _ in range(1, LOOK_AHEAD):
-            last = inner_update(PROBLEM, last.theta, last.state, eta, ahead.rollout(last.theta), keep_graph=True)
+            last = mg.inner_update(PROBLEM, last.theta, last.state, eta, ahead.rollout(last.theta), keep_graph=True)
             tape.append(last.step)
-        outer = outer_gradient(outer_loss, last.theta, ahead.rollout(last.theta)).gradient
-        gradient = meta_gradient(PROBLEM, tape, [*[None] * (LOOK_AHEAD - 1), outer], "retain").eta
+        outer = mg.outer_gradient(outer_loss, last.theta, ahead.rollout(last.theta)).gradient
+        gradient = mg.meta_gradient(PROBLEM, tape, [*[None] * (LOOK_AHEAD - 1), outer], "retain").eta
         theta, state = first.theta, first.state
         eta, meta_state = META_OPTIMIZER.update(gradient, meta_state, eta, eta)
         mean_return = torch.tensor(real.envs.return_queue).mean().item()
         if update % 100 == 0:
-            learnt = (f"{name} {value.item():.4f}" for name, value in hyperparameters(LEARNT, eta).items())
+            learnt = (f"{name} {value.item():.4f}" for name, value in mg.hyperparameters(LEARNT, eta).items())
             print(f"update {update}  return {mean_return:.1f}", *learnt, sep="  ")
     return mean_return, eta
 

@@ -4,12 +4,14 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
+import metagrad
 from metagrad.meta_gradient import reference_meta_gradient
 from metagrad.meta_parameters import hyperparameters, init_eta
 
@@ -19,7 +21,10 @@ PATH = ROOT / "examples" / "own_training_loop.py"
 
 @pytest.fixture(scope="module")
 def example(load_example):
-    return load_example("own_training_loop")
+    module = load_example("own_training_loop")
+    # Names of the library that a test can replace for the example alone.
+    module.mg = SimpleNamespace(**{name: getattr(metagrad, name) for name in metagrad.__all__})
+    return module
 
 
 def test_is_short_and_imports_the_library_alone():
@@ -64,11 +69,11 @@ def test_meta_gradient_is_that_of_the_whole_graph(example, monkeypatch):
         seen["result"] = original_meta(problem, tape, outer_gradients, product)
         return seen["result"]
 
-    original_outer, original_meta = example.outer_gradient, example.meta_gradient
-    monkeypatch.setattr(example, "outer_gradient", outer_gradient)
-    monkeypatch.setattr(example, "meta_gradient", meta_gradient)
+    original_outer, original_meta = example.mg.outer_gradient, example.mg.meta_gradient
+    monkeypatch.setattr(example.mg, "outer_gradient", outer_gradient)
+    monkeypatch.setattr(example.mg, "meta_gradient", meta_gradient)
     example.network.module.double()
-    monkeypatch.setattr(example, "init_eta", lambda declaration: init_eta(declaration, torch.float64))
+    monkeypatch.setattr(example.mg, "init_eta", lambda declaration: init_eta(declaration, torch.float64))
     try:
         example.train(updates=3, seed=0)
     finally:
@@ -86,7 +91,7 @@ def test_meta_gradient_is_that_of_the_whole_graph(example, monkeypatch):
 
 def test_the_first_update_is_kept_and_looks_ahead_on_other_environments(example, monkeypatch):
     starts, results, streams = [], [], []
-    original_update, original_rollout = example.inner_update, example.Stream.rollout
+    original_update, original_rollout = example.mg.inner_update, example.Stream.rollout
 
     def inner_update(problem, theta, state, eta, batch, keep_graph):
         starts.append((theta, state))
@@ -97,7 +102,7 @@ def test_the_first_update_is_kept_and_looks_ahead_on_other_environments(example,
         streams.append((stream, theta))
         return original_rollout(stream, theta)
 
-    monkeypatch.setattr(example, "inner_update", inner_update)
+    monkeypatch.setattr(example.mg, "inner_update", inner_update)
     monkeypatch.setattr(example.Stream, "rollout", rollout)
     example.train(updates=2, seed=0)
     n = example.LOOK_AHEAD
