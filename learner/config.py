@@ -14,17 +14,17 @@ from metagrad.surrogates import SurrogateName
 from metagrad.unroll import Product
 
 MOST_UPDATES = 10_000
-"""The longest look-ahead; each of its updates needs a batch of rollouts of its own, for one meta-update."""
+"""Limits the look-ahead: each of its updates needs a batch of rollouts of its own, for one meta-update."""
 Strategy = Literal["discard", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BootstrapConfig(Matching):
-    """Puts a bootstrapped target in the place of the outer loss (BMG): the look-ahead should have come where it is."""
+    """Replaces the outer loss by the distance from a bootstrapped target (BMG), some updates further on."""
 
     updates: int = 0
-    """Updates from θₙ to the target; 0: no target, the outer loss itself. The last one is on the outer loss, with an
-    optimizer state of its own that persists; those before it go on with the inner optimizer's."""
+    """Number of updates from θₙ to the target; 0: no target, use the outer loss itself. The last update descends the
+    outer loss, with its own persistent optimizer state; those before it use the inner optimizer's."""
 
     field: ClassVar[str] = "bootstrap"
 
@@ -45,22 +45,27 @@ class BootstrapConfig(Matching):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetaGradientConfig:
-    """Says how the meta-gradient is taken."""
+    """Says how the meta-gradient is computed."""
 
     n: int
-    """Inner updates looked through; 0 is plain A2C with the meta-parameters fixed at their initial values."""
+    """Number of inner updates to differentiate through; 0: plain A2C, with meta-parameters at their initial values."""
     estimator: Estimator = "n-step"
+    """n-step: the outer loss after n updates; mix: a weighted mean over 1 to n updates; trace: the accumulative trace,
+    which ignores curvature."""
     kappa: float | None = None
-    """Decay of the mix weights; None: 1 - 1/n ("One Step at a Time", §3.5)."""
+    """With estimator mix, the decay of its weights; None: 1 - 1/n ("One Step at a Time", §3.5)."""
     mu: float | None = None
-    """Decay of the accumulative trace, which takes no second-order product ("One Step at a Time", D.1)."""
+    """With estimator trace, its decay in [0, 1]; no second-order product is computed ("One Step at a Time", D.1)."""
     surrogate: SurrogateName = "lvc"
+    """Form of the inner policy gradient, which decides its curvature: ad: plain differentiation; lvc: low-variance
+    curvature; loaded-dice: unbiased for whole episodes, with more variance."""
     product: Product = "retain"
+    """retain: keep the graph of each update; recompute: build it again, for memory that hardly grows with n."""
     strategy: Strategy = "discard"
-    """discard: the first of n updates is real; sequential: all n are, with one meta-update for them."""
+    """discard: keep only the first of n updates; sequential: keep all n, with one meta-update for them."""
     is_kept_state_constant: bool = False
-    """True: the moments at θ₁, which discard keeps, are constants of the meta-gradient (released Atari code of the
-    gradient-bias paper, which detaches them where it takes the snapshot that it goes back to)."""
+    """True: the meta-gradient treats the optimizer's moments at θ₁, which discard keeps, as constants, as an option of
+    the gradient-bias paper's released Atari code does; False: it differentiates them."""
     optimizer: Adam
     bootstrap: BootstrapConfig = BootstrapConfig()
 

@@ -51,12 +51,12 @@ class Matching:
     """Measures how far θ is from the target: a KL of the policies, and the critics' distance unless its weight is 0."""
 
     direction: Direction = "target||online"
-    """Which KL divergence between the policies is the distance; the papers' is target||online."""
+    """Direction of the KL divergence between the policies; the papers use target||online."""
     value_coefficient: float = 0.0
-    """Weight of the squared distance of the inner critics; the debiasing paper's release has 0."""
+    """Weight of the squared distance between the inner critics; the debiasing paper's release uses 0."""
     states: States = "all"
-    """Match on all states of a rollout or on its first alone; the debiasing paper's release has all on Snake and, on
-    the Discounting Chain, the first, where an episode starts."""
+    """States on which to match: all of a rollout, or only its first. The debiasing paper's release uses all on Snake
+    and the first, where an episode starts, on the Discounting Chain."""
 
     field: ClassVar[str] = "matching"
     """The name under which it is configured."""

@@ -31,13 +31,15 @@ Critic = Literal["outer", "inner"]
 class OuterObjective:
     """Says what the meta-parameters are tuned for: an outer loss under γ' and λ', and the critic behind it.
 
-    The outer loss is a policy gradient; value, entropy and KL terms join it where their coefficients are not 0, as in
+    The outer loss is a policy gradient, plus value, entropy and KL terms if their coefficients are not 0, as in
     Zahavy et al. (2020), "A Self-Tuning Actor-Critic Algorithm" (STACX). Another one is a subclass with a `loss` of
     its own.
     """
 
     gamma: float
+    """Discount γ' of the outer loss."""
     lambda_: float
+    """λ' of the outer loss."""
     critic: Critic
     """The critic of the outer advantage: a head trained for γ' (debiased), or the inner critic (biased baseline)."""
     critic_coefficient: float = 0.5
@@ -49,8 +51,8 @@ class OuterObjective:
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus in the outer loss."""
     kl_coefficient: float = 0.0
-    """Weight of KL(π_θ || π_θ₀) in the outer loss: how far the look-ahead has taken the policy. The learner adds it,
-    which alone knows θ₀ (`metagrad.learner.actor_critic`)."""
+    """Weight of KL(π_θ || π_θ₀) in the outer loss: how far the look-ahead has moved the policy. The learner adds this
+    term, because only it knows θ₀."""
 
     def __post_init__(self) -> None:
         require_one_of(self.critic, Critic, "outer.critic")

@@ -17,9 +17,13 @@ class MetaParameter:
     """Describes one hyper-parameter of the inner loss: its initial value, its bounds, learnt or fixed."""
 
     initial: float
+    """Initial value; a fixed hyper-parameter keeps it."""
     low: float = 0.0
+    """Lower bound."""
     high: float = 1.0
+    """Upper bound."""
     is_learnt: bool = True
+    """True: meta-gradients tune it; False: it is fixed."""
 
     def __post_init__(self) -> None:
         for name, bound in (("low", self.low), ("high", self.high)):

@@ -10,7 +10,7 @@ from metagrad.errors import require
 
 
 class OrthogonalLinear(nn.Linear):
-    """Is a linear layer with orthogonal init of a given gain and zero bias."""
+    """Applies a linear layer with orthogonal init of a given gain and zero bias."""
 
     def __init__(self, inputs: int, outputs: int, gain: float = math.sqrt(2.0)):
         super().__init__(inputs, outputs)
@@ -31,13 +31,13 @@ class Conv(nn.Conv2d):
 
 
 class OrthogonalConv(Conv):
-    """Is a convolution with orthogonal init of gain √2 and zero bias."""
+    """Applies a convolution with orthogonal init of gain √2 and zero bias."""
 
     gain = math.sqrt(2.0)
 
 
 class HaikuLinear(nn.Linear):
-    """Is a linear layer with Haiku's default init."""
+    """Applies a linear layer with Haiku's default init."""
 
 
 class HaikuConv(Conv):

@@ -61,9 +61,9 @@ class NetworkSpec(ABC):
     """Describes a kind of network; your own is a subclass, whose whole-numbered fields are sizes of layers."""
 
     takes: ClassVar[Observations | None] = None
-    """The observations that the network can have; None: any, it flattens them."""
+    """Observations that the network accepts; None: any, it flattens them."""
     has_critics: ClassVar[bool] = True
-    """False: a policy alone, for losses that take their values from elsewhere."""
+    """False: it is a policy alone, for losses that take their values from elsewhere."""
 
     @abstractmethod
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
@@ -112,8 +112,8 @@ class NatureCnn(NetworkSpec):
 
     hidden: int = 512
     gamma_embedding: int | None = None
-    """Units that tell the inner critic which discount its values are of, before one more layer (the gradient-bias
-    paper's release: 16, for the inner loss γ and for the outer one γ'); None: it is not told."""
+    """Number of units that tell the inner critic its discount (γ in the inner loss, γ' in the outer one), before one
+    more layer; the gradient-bias paper's release uses 16. None: it is not told."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.nature_torso(observation_shape, self.hidden)
@@ -122,7 +122,7 @@ class NatureCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImpalaCnn(NetworkSpec):
-    """Is IMPALA's large residual network; observations [4, 84, 84] in 0..255.
+    """Describes IMPALA's large residual network; observations [4, 84, 84] in 0..255.
 
     Three sections of 16, 32 and 32 channels, times `width`: convolution 3x3, max pooling 3x3 of stride 2, two residual
     blocks [ReLU, convolution 3x3, ReLU, convolution 3x3, plus the block's input]; ReLU, a linear layer of `hidden`,
@@ -138,7 +138,7 @@ class ImpalaCnn(NetworkSpec):
     hidden: int = 256
     width: int = 1
     gamma_embedding: int | None = None
-    """As that of `NatureCnn`."""
+    """See `NatureCnn`."""
 
     @property
     def channels(self) -> tuple[int, int, int]:

@@ -149,12 +149,12 @@ class FirstOrderOptimizer(ABC):
     learning_rate: LearningRate
     """The step size."""
     annealing_updates: int | None = None
-    """Linear decay of the step size to 0 over this many updates; None: constant."""
+    """Number of updates over which the step size decays linearly to 0; None: it is constant."""
     max_gradient_norm: float | None = None
-    """Global-norm clip of the gradient; None: no clip."""
+    """Clip the gradient at this global norm; None: do not clip."""
     is_clip_coefficient_constant: bool = False
-    """True: meta-gradients take the clip's coefficient for a constant (released Atari code of the gradient-bias paper);
-    False: they go through it."""
+    """True: meta-gradients treat the clip's coefficient as a constant (released Atari code of the gradient-bias paper);
+    False: they differentiate it."""
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
@@ -234,6 +234,7 @@ class Sgd(FirstOrderOptimizer):
     """
 
     momentum: float = 0.0
+    """Heavy-ball momentum; 0: none."""
 
     def __post_init__(self) -> None:
         FirstOrderOptimizer.__post_init__(self)
@@ -263,8 +264,11 @@ class RmsProp(FirstOrderOptimizer):
     """
 
     decay: float = 0.9
+    """Decay of the mean of squared gradients."""
     eps: float = 0.0
+    """Floor outside the square root."""
     eps_root: float = 1e-8
+    """Floor inside the square root."""
 
     def __post_init__(self) -> None:
         FirstOrderOptimizer.__post_init__(self)
@@ -291,9 +295,13 @@ class Adam(FirstOrderOptimizer):
     """
 
     beta1: float = 0.9
+    """Decay of the first moment."""
     beta2: float = 0.999
+    """Decay of the second moment."""
     eps: float = 1e-8
+    """Floor outside the square root."""
     eps_root: float = 0.0
+    """Floor inside the square root."""
 
     def __post_init__(self) -> None:
         FirstOrderOptimizer.__post_init__(self)
