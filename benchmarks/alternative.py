@@ -39,7 +39,7 @@ class Alternative:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Packages that it runs on."""
+        """Return the packages that it runs on."""
         return dict(self.hello["versions"])
 
     def _read(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, floa
 
 
 def floor_rate(seconds: Mapping[str, float], cores: int) -> float:
-    """Decisions per second of `cores` that never wait.
+    """Return the decisions per second of `cores` that never wait.
 
     >>> floor_rate({"environment": 0.001, "gradient": 0.003}, cores=2)
     500.0

@@ -1,4 +1,4 @@
-"""One run of a whole system in a session of its own, which ends with it: whatever it started, however it ended.
+"""Runs a whole system once in its own session; whatever it started ends with it, however it ended.
 
 Systems of many processes leave some behind when they are interrupted. Here the leader of the session ends it as soon as
 nobody holds the other end of its standard input, and its parent kills what is left. No other packages than
@@ -56,7 +56,7 @@ def parse(stat: str) -> Process:
 
 
 def members(leader: int, everybody: list[Process]) -> list[Process]:
-    """A session, and the descendants of its processes that have left it."""
+    """Return a session, and the descendants of its processes that have left it."""
     inside = {each.pid for each in everybody if leader in (each.pid, each.session)}
     while more := {each.pid for each in everybody if each.parent in inside} - inside:
         inside |= more

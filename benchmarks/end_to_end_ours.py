@@ -1,4 +1,4 @@
-"""One run of ours for `end_to_end`, in a session of its own, as the `metagrad` command would start it.
+"""Makes one run of ours for `end_to_end`, in a session of its own, as the `metagrad` command would start it.
 
 That command sets how OpenMP's threads wait before torch is loaded, and so does `ours`, which starts this.
 """
@@ -136,7 +136,7 @@ def chosen(name: str, is_quick: bool) -> Experiment:
 
 
 def ours(name: str, warm_up_s: float, window_s: float, is_quick: bool = False) -> dict[str, Any]:
-    """A run of `EXPERIMENTS[name]` in fresh processes, as the `metagrad` command would start it."""
+    """Run `EXPERIMENTS[name]` in fresh processes, as the `metagrad` command would start it."""
     arguments = (name, str(warm_up_s), str(window_s), *(["quick"] if is_quick else []))
     variables = {"OMP_WAIT_POLICY": "PASSIVE"}
     answer = run_in_group("benchmarks.end_to_end_ours", arguments, seconds_at_most(warm_up_s, window_s), variables)

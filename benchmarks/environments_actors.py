@@ -46,7 +46,7 @@ class Actors:
         self._orders = orders
 
     def prepare(self, config: SnakeConfig, actions: Tensor) -> None:
-        """New boards, as many as columns of actions, and one run through the actions that is not timed."""
+        """Start new boards, as many as columns of actions, and run through the actions once without timing."""
         for orders, share in zip(self._orders, actions.tensor_split(len(self._orders), dim=1), strict=True):
             orders.send((config, share.contiguous().numpy()))
         self._wait()

@@ -54,7 +54,7 @@ def bare_network(num_actions: int) -> nn.Sequential:
 
 @torch.no_grad()
 def bare_forward(network: nn.Sequential, memory_format: torch.memory_format) -> Callable[[Tensor], Tensor]:
-    """Its forward pass on uint8 pixels, which are only converted: the first layer's weights carry the 1/255."""
+    """Run its forward pass on uint8 pixels, which are only converted: the first layer's weights carry the 1/255."""
     network = deepcopy(network)
     convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
     convolutions[0].weight /= 255
@@ -92,7 +92,7 @@ class BarePool:
 def loop(
     config: AtariConfig, games: int, steps: int, policy_of: Callable[[EnvironmentSpec], Callable[[], Policy]]
 ) -> Callable[[], None]:
-    """Rollouts as an actor makes them, each under a policy of its own."""
+    """Make rollouts as an actor does, each under a policy of its own."""
     pool = Pool(config.make(batch_size=games, seed=0, device=CPU, threads=1, is_training=True), seed=0)
     publish = policy_of(pool.environment.spec)
 

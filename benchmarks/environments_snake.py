@@ -143,7 +143,7 @@ def counted(environment: Environment, actions: Tensor) -> Counts:
 
 
 def in_the_loop(case: SnakeCase) -> Program:
-    """Rollouts on one thread, as an actor makes them."""
+    """Make rollouts on one thread, as an actor does."""
     environment = case.config.make(batch_size=case.batch_size, seed=1, device=CPU, threads=1, is_training=True)
     spec = environment.spec
     network = build_network(SnakeCnn(), spec.observation_shape, spec.num_actions, has_outer_critic=True)
@@ -161,7 +161,7 @@ def in_the_loop(case: SnakeCase) -> Program:
 def measure_case(
     case: SnakeCase, rounds: int, threads: list[int], actors: Actors, jumanji: Mapping[int, Alternative]
 ) -> dict[str, Any]:
-    """Ours with these threads and these actors, Jumanji's with these devices, EnvPool's where it has the board.
+    """Return ours with these threads and actors, Jumanji's with these devices, and EnvPool's if it has the board.
 
     Args:
         case: what is measured.

@@ -1,4 +1,4 @@
-"""Actor processes on Ray that one run after another uses, so that the start of processes is waited for once."""
+"""Keeps actor processes on Ray that one run after another uses, so that the start of processes is waited for once."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Fleet:
         self._lives = 0
 
     def next_life(self, count: int = 1) -> int:
-        """The first of so many numbers of a learner that these processes have heard of no weights from."""
+        """Return the first of so many learner numbers from which these processes have heard no weights."""
         first = self._lives + 1
         self._lives += count
         return first

@@ -106,7 +106,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This thread and what it starts on one core, torch with one thread.
+    """Bind this thread and what it starts to one core, and torch to one thread.
 
     The core is the last that this process may use: interrupts mostly go to the first.
     """
@@ -120,7 +120,7 @@ def one_core() -> Iterator[None]:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: object) -> Any:
-    """`function(*args)` in a new interpreter, so that nothing that ran before is in its memory.
+    """Call `function(*args)` in a new interpreter, so that nothing that ran before is in its memory.
 
     Large blocks go back to the system as soon as they are freed there (glibc's growing mmap threshold is held still):
     the peak is then what was alive, not what the allocator kept for later.
@@ -166,7 +166,7 @@ def _peak_resident_bytes() -> int:
 
 
 def machine_record() -> dict[str, Any]:
-    """Hardware, versions, load: what a number needs beside it to be compared with another."""
+    """Return hardware, versions and load: what a number needs beside it to be compared with another."""
     versions = {}
     for package in RECORDED_PACKAGES:
         try:

@@ -91,7 +91,7 @@ QUICK = Size(
 
 
 def difference(found: Sequence[float], reference: Sequence[float]) -> float:
-    """The largest |a - b| / (|b| + ‖reference‖ / 1000) over the components, infinite where one is NaN.
+    """Return the largest |a - b| / (|b| + ‖reference‖ / 1000) over the components, infinite where one is NaN.
 
     >>> difference([1.0, 0.0], [1.0, 0.001])
     0.49999987500006247

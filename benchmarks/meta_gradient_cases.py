@@ -47,7 +47,7 @@ UPDATES_DONE = 10  # by the optimizer, before the look-ahead
 
 
 class Setting(NamedTuple):
-    """A network and what it sees."""
+    """Describes a network and what it sees."""
 
     network: NetworkSpec
     observation_shape: tuple[int, ...]
@@ -92,7 +92,7 @@ class MetaUpdate:
         self.outer_loss = lambda theta, batch: A2C.outer_loss(network, theta, {}, batch, OUTER)
 
     def plain(self) -> None:
-        """One A2C update that nobody differentiates."""
+        """Make one A2C update that is not differentiated."""
         inner_update(self.problem, self.theta, self.state, self.eta, self.batch, keep_graph=False)
 
     def adjoint(self, product: Product, n: int) -> Tensor:

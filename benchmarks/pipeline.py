@@ -25,7 +25,7 @@ WARM_UP = 2
 
 
 def updates_of(experiment: BaseExperiment) -> dict[str, list[float]]:
-    """Scalars of every meta-update of one run, the first few left out, by name."""
+    """Return scalars of every meta-update of one run, without the first few, by name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         launch.run(replace(experiment, log_every=1), path, False, Console(quiet=True))

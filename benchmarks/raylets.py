@@ -87,7 +87,7 @@ def raylets(cpus: Sequence[int]) -> Iterator[dict[str, str]]:
 
 
 def _wait(node: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Until a node says that it runs."""
+    """Wait until a node says that it runs."""
     deadline = time.monotonic() + _SECONDS_TO_START
     while "Ray runtime started" not in (said := log.read_text()):
         if node.poll() is not None or time.monotonic() > deadline:
@@ -96,7 +96,7 @@ def _wait(node: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 def _end(node: "subprocess.Popen[bytes]") -> None:
-    """The node's processes with it, by their ids: `ray start --block` takes what it started down."""
+    """End the node's processes with it, by their ids: `ray start --block` takes down what it started."""
     if node.poll() is None:
         node.terminate()
     try:
@@ -107,6 +107,6 @@ def _end(node: "subprocess.Popen[bytes]") -> None:
 
 
 def on_raylets(cpus: Sequence[int], function: Callable[..., Any], *arguments: object) -> Any:
-    """`function(*arguments)` in a fresh process beside such a cluster, to which its Ray sessions connect."""
+    """Call `function(*arguments)` in a fresh process beside such a cluster, to which its Ray sessions connect."""
     with raylets(cpus) as variables, environment_variables(variables):
         return in_fresh_process(function, *arguments)

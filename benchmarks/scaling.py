@@ -110,7 +110,7 @@ def steady(rows: dict[str, list[float]], frames: int) -> Measured:
 
 
 def measure(cases: Sequence[Case], rounds: int, quick: bool, broadcasts: Sequence[Broadcast]) -> dict[str, Any]:
-    """All cases in turn on the cluster that is there, and after them the broadcasts."""
+    """Measure all cases in turn on the cluster that is there, and after them the broadcasts."""
     found: dict[str, list[Measured]] = defaultdict(list)
     with ray_session(ANY_ROOM), torch_threads(1):
         fleet = Fleet(max(case.actors for case in cases))
@@ -168,7 +168,7 @@ def share_of_plan(case: Case, runs: Sequence[Measured], rollout_s: float) -> flo
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    """Quick: two rounds of one and two actors on one node, and one broadcast."""
+    """Measure; quick: two rounds of one and two actors on one node, and one broadcast."""
     rounds = 2 if quick else rounds
     numbers = (1, 2) if quick else WAITING_ACTORS
     cases = [Case("waiting", schedule, actors) for actors in numbers for schedule in SCHEDULES]

@@ -47,7 +47,7 @@ CASES = (*(Case(f"demo, n = {n}", demo, n, 24) for n in (1, 3, 5)), Case("Pong, 
 
 
 def one_run(experiment: Experiment) -> tuple[float, float]:
-    """Real frames per second from one row to the next, and the ratio that the run's phases allow."""
+    """Return real frames per second from one row to the next, and the ratio that the run's phases allow."""
     rows = updates_of(experiment)
     rates = rows["throughput/real_frames_per_second"]
     per_second = len(rates) / sum(1 / rate for rate in rates)
@@ -58,7 +58,7 @@ def one_run(experiment: Experiment) -> tuple[float, float]:
 
 
 def _runs(case: Case, rounds: int, quick: bool) -> dict[str, Any]:
-    """Both speeds, the ratio of each round, and the one that the phases of lockstep allow."""
+    """Return both speeds, the ratio of each round, and the one that the phases of lockstep allow."""
     measured: dict[str, list[float]] = defaultdict(list)
     for _ in range(1 if quick else rounds):
         for schedule in SCHEDULES:
@@ -73,7 +73,7 @@ def _runs(case: Case, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def arithmetic(case: Case) -> dict[str, Callable[[], object]]:
-    """One batch of rollouts, and one update of each schedule on batches that are there; in this process."""
+    """Time one batch of rollouts, and one update of each schedule on batches that are there, in this process."""
     lockstep, peek = (replace(case.experiment(each), topology="colocated", actors=1) for each in SCHEDULES)
     spec = probe(lockstep.env)
     algorithms = {"lockstep": lockstep.algorithm(spec), "peek": peek.algorithm(spec)}
@@ -109,7 +109,7 @@ def cpu_seconds(timings: dict[str, list[Timing]], n: int) -> dict[str, Any]:
 
 
 def ratio_at_most(case: Case, runs: dict[str, Any], cpu: dict[str, Any], cores: int) -> float:
-    """CPU seconds of `cores` during an update of lockstep, over those that an update of peek cannot do without."""
+    """Divide the CPU seconds of `cores` during an update of lockstep by those that an update of peek needs."""
     frames = case.experiment("lockstep").steps_per_rollout
     available = cores * frames / runs["lockstep_real_frames_per_second"]["median"]
     return float(available / (cpu["rollouts_cpu_s"]["median"] + cpu["learner_peek_cpu_s"]["median"]))

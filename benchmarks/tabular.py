@@ -42,7 +42,7 @@ PROMISED_UP_TO = 32  # … at Table 2's number of trajectories and below; with m
 
 
 def written_gradient(estimation: Estimation, theta: Float[Tensor, "P"], sampler: Sampler) -> Float[Tensor, "P"]:
-    """One sample of ∂J(θ₁)/∂θ₀, all of it sampled, as one would write it for one MDP alone.
+    """Draw one sample of ∂J(θ₁)/∂θ₀, all of it sampled, as one would write it for a single MDP.
 
     Equation: θ₁ = ⊥(θ₀ + α ∇Ĵ_I) + θ₀ + α ∇Ĵ_II - ⊥(θ₀ + α ∇Ĵ_II); the gradient is that of Ĵ_III at θ₁, each Ĵ on data
     of its own.

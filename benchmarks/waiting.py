@@ -1,4 +1,4 @@
-"""Environments that take time and no core: what is left to measure of a run is its coordination.
+"""Provides environments that take time and no core: what is left to measure of a run is its coordination.
 
 A machine with two cores steps games for two actors and no more. Here a step of a batch waits as if its games ran on
 cores elsewhere, so that as many actors as memory holds work at the same time.

@@ -1,4 +1,4 @@
-"""A2C on CartPole that learns its discount and entropy coefficient: metagrad/ as a library in your own training loop.
+"""Trains A2C on CartPole and learns its discount and entropy coefficient: metagrad as a library in your own loop.
 
 Network, losses, rollouts and loop are plain torch and gymnasium. The library differentiates through LOOK_AHEAD inner
 updates: the first one is kept, the others, on environments of their own, exist only to look ahead.

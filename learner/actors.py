@@ -1,4 +1,4 @@
-"""What the learner asks of actors, and the account of what it has ordered from them."""
+"""Defines what the learner asks of actors, and accounts for what it has ordered from them."""
 
 from collections import Counter
 from typing import Any, Protocol

@@ -1,4 +1,7 @@
-"""What a training loop reports: values that go to whatever function it is given, a list's `append` for instance."""
+"""Defines what a training loop reports.
+
+The values go to whatever function it is given, a list's `append` for instance.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,7 +34,7 @@ class Row(NamedTuple):
 
 
 class Lags(NamedTuple):
-    """Holds, of every rollout since the last row, the published versions between its policy and the updated one."""
+    """Holds the published versions between each rollout's policy and the updated one, since the last row."""
 
     versions: list[int]
     update: int

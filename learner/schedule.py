@@ -34,7 +34,7 @@ class Schedule(Protocol):
 
     @property
     def held_batches(self) -> int:
-        """Batches here that no real update has used yet."""
+        """Count the batches here that no real update has used yet."""
         ...
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
@@ -135,7 +135,7 @@ class Peek:
 
     @property
     def held_batches(self) -> int:
-        """Batches that the next real updates find here."""
+        """Return the number of batches that the next real updates find here."""
         return len(self._window) - self._is_first_used
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:

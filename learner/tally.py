@@ -1,4 +1,4 @@
-"""What a run has used and seen so far, over all its resumptions, and since the last row of scalars."""
+"""Counts what a run has used and seen so far, over all its resumptions, and since the last row of scalars."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -78,13 +78,13 @@ class Tally:
 
     @property
     def frames_per_second(self) -> tuple[float, float]:
-        """Real and looked-ahead frames per second of this interval."""
+        """Return real and looked-ahead frames per second of this interval."""
         seconds = self.interval.seconds or 1.0  # 0: nothing was done in it
         return self.interval.frames_real / seconds, self.interval.frames_lookahead / seconds
 
     @property
     def mean_lag(self) -> float:
-        """Mean over the rollouts of this interval."""
+        """Return the mean over the rollouts of this interval."""
         return sum(self.lags) / len(self.lags) if self.lags else 0.0
 
     def row(self, account: Account) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The training loop: sample, update, log, checkpoint, until the updates are done or somebody asks to stop.
+"""Trains: samples, updates, logs and writes checkpoints until the updates are done or a stop is requested.
 
 It is given an algorithm, actors, a schedule made of them and a function that takes its reports, and knows nothing of
 experiments, processes or files.
@@ -36,7 +36,7 @@ class TrainingConfig:
     updates: int
     """Real inner updates to train for."""
     steps_per_batch: int
-    """Environment steps of one batch, T times B."""
+    """Return the environment steps of one batch, T times B."""
     log_every: int
     """Updates between two rows of scalars."""
     checkpoint_every: int

@@ -1,4 +1,4 @@
-"""Meta-gradients through inner updates, for a training loop of your own: the names that such a loop needs.
+"""Computes meta-gradients through inner updates, for your own training loop: the names that such a loop needs.
 
 docs/library.md lists them. Each is imported when it is first used: the command line settles torch's threads before it
 loads torch, and `import metagrad` alone loads nothing.

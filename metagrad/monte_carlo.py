@@ -49,7 +49,7 @@ class UnrollGradients(NamedTuple):
 
 
 def independent(problem: InnerProblem, copies: int) -> InnerProblem:
-    """Batch N copies of an inner problem as one: θ [N·P], η [N·M], batches with a leading axis N.
+    """Make one problem of N copies of an inner problem: θ [N·P], η [N·M], batches with a leading axis N.
 
     Equation: L(θ, η; τ) = Σₖ L(θₖ, ηₖ; τₖ), A applied to each (θₖ, sₖ, gₖ, ηₖ). Metrics are not handed on: None.
     """

@@ -289,7 +289,7 @@ class RmsProp(FirstOrderOptimizer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adam(FirstOrderOptimizer):
-    """Adam (Kingma & Ba 2015, Algorithm 1); optax's `eps_root` stands inside the root, torch's `eps` outside.
+    """Is Adam (Kingma & Ba 2015, Algorithm 1); optax's `eps_root` stands inside the root, torch's `eps` outside.
 
     Equation: θ' = θ - α m̂ / (√(v̂ + eps_root) + eps) with bias-corrected moments m̂, v̂.
     """

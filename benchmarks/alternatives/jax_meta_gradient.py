@@ -96,7 +96,7 @@ class MetaUpdate:
 
     @staticmethod
     def flat(x: Array) -> Array:
-        """Channels first, as the weights of the next layer expect."""
+        """Put channels first, as the weights of the next layer expect."""
         return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
 
     def nature(self, p: dict[str, Array], observation: Array, heads: tuple[str, ...]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Jumanji's Snake under random play: jit of vmap and lax.scan, the boards split over the XLA devices that there are.
+"""Plays Jumanji's Snake at random: jit of vmap and lax.scan, the boards split over the XLA devices that there are.
 
 Every argument is SIDE,BATCH,STEPS,LIMIT and one case of that name. Actions are drawn beforehand, episodes restart at
 once (`AutoResetWrapper`), and the loop carries the observations, so that each step writes them.

@@ -99,7 +99,7 @@ def pong(context: dict[str, Any]) -> Any:
 
 
 def configuration(settings: dict[str, int]) -> Any:
-    """IMPALA as RLlib 2.60 has it, with our network and its own V-trace, Adam and clip."""
+    """Build IMPALA as RLlib 2.60 has it, with our network and its own V-trace, Adam and clip."""
     register_env("pong", pong)
     one = pong({})
     return (
@@ -124,7 +124,7 @@ def configuration(settings: dict[str, int]) -> Any:
 
 
 def trained(result: dict[str, Any], fragment_length: int) -> float:
-    """Decisions that the learner has computed gradients of so far.
+    """Count the decisions that the learner has computed gradients of so far.
 
     Its counter has one row more for each fragment, which was appended for the bootstrap and enters no loss.
     """

@@ -70,7 +70,7 @@ class Measurement(AlgoObserver):
         self.answer: dict[str, Any] = {}
 
     def on_training_step(self, runner: Runner, training_iteration_since_resume: int) -> None:
-        """Called after each batch that was trained on."""
+        """Count; this is called after each batch that was trained on."""
         self._started = self._started or time.perf_counter()
         decisions = runner.env_steps.get(0, 0)
         if self._window is None:

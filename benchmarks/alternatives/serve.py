@@ -1,4 +1,4 @@
-"""The other end of `benchmarks.alternative`: runs one of this process's cases for each line that asks for it.
+"""Serves the other end of `benchmarks.alternative`: runs one of this process's cases for each line that asks for it.
 
 Programs of this folder run in environments of their own, with other packages than metagrad's; this file needs none.
 """

@@ -129,7 +129,7 @@ class Experiment(BaseExperiment):
 
     @property
     def learner(self) -> LearnerConfig:
-        """What the learner is told; in peek, losses that correct for the policies that acted."""
+        """Return what the learner is told; in peek, losses that correct for the policies that acted."""
         loss = self.meta_parameters.streamed() if self.schedule == "peek" else self.meta_parameters
         return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=loss)
 
@@ -140,7 +140,7 @@ class Experiment(BaseExperiment):
 
     @property
     def look_ahead_batches(self) -> int:
-        """Inner batches of virtual updates and the outer one; with a bootstrapped target, its batches too."""
+        """Count inner batches of virtual updates and the outer one; with a bootstrapped target, its batches too."""
         return self.meta.n + self.meta.bootstrap.updates
 
     @property

@@ -1,4 +1,7 @@
-"""Reports where they end: TensorBoard, progress line, checkpoints, evaluations. Only the driver writes any of it."""
+"""Writes reports to where they end: TensorBoard, progress line, checkpoints, evaluations.
+
+Only the driver writes any of it.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""The driver of a run on Ray: it places the learner, owns the actors, and starts the learner again when it dies.
+"""Drives a run on Ray: it places the learner, owns the actors, and starts the learner again when it dies.
 
 driver ─ owns ─► RolloutActor × actors, evaluator          checkpoints, TensorBoard, summary ─► run folder
    │                    ▲ orders, rollouts                        ▲
@@ -288,7 +288,7 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
 
 
 def needs_of(bundles: list[dict[str, float]]) -> str:
-    """Resources that must be free together, in words."""
+    """Return in words the resources that must be free together."""
     cpus = " + ".join(f"{bundle['CPU']:g}" for bundle in bundles)
     has_gpu = any(bundle.get("GPU") for bundle in bundles)
     return f"{cpus} CPUs (an actor, the learner{', the evaluator' if len(bundles) > 2 else ''})" + (

@@ -1,4 +1,4 @@
-"""The transport on Ray, seen from the learner: orders to actors on any node, and what is done about lost ones."""
+"""Transports on Ray, seen from the learner: orders to actors on any node, and what is done about lost ones."""
 
 import time
 from collections import deque
@@ -46,7 +46,7 @@ class RayActors:
         learner: int = 0,
         rollouts_per_batch: int = 0,
     ):
-        """All actors are asked where they are, and start as they are found.
+        """Ask all actors where they are, and start them as they are found.
 
         Args:
             slots: one per actor; an actor that another life of this learner has started is kept as it is.
@@ -95,7 +95,7 @@ class RayActors:
         return [done[shard] for shard in range(len(self._slots))]
 
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
-        """The next batch of rollouts in the order in which they come, from whichever actors; older ones are dropped.
+        """Return the next batch of rollouts in the order in which they come, from any actors; older ones are dropped.
 
         Rollouts for this batch and the next are ordered ahead and no more, so that actors work while the learner does
         and nothing piles up.
@@ -149,7 +149,7 @@ class RayActors:
         return rested[0] if rested else None
 
     def _publish(self, snapshot: WeightSnapshot) -> Published:
-        """This version, put once; a node fetches it at most once, whatever its actors."""
+        """Put this version once; a node fetches it at most once for all its actors."""
         if self._published is None or self._published.version != snapshot.version:
             arrays = (snapshot.version, _to_numpy(snapshot.theta), _to_numpy(snapshot.eta))
             self._published = Published(self._learner, snapshot.version, [ray.put(arrays)])
@@ -198,7 +198,7 @@ class RayActors:
         slot.enter(Phase.PLACING, slot.handle.place.remote())
 
     def _advance(self, slot: Slot) -> None:
-        """PLACING → STARTING → READY, or READY at once where the environments are there already."""
+        """Go through PLACING → STARTING → READY, or straight to READY if the environments are there already."""
         try:
             if slot.phase is Phase.STARTING:
                 ray.get(slot.coming)
@@ -245,7 +245,7 @@ class RayActors:
         return [(order, rollout)]
 
     def _lose(self, slot: Slot, reason: str, detail: str, is_alive: bool) -> None:
-        """Drop what was ordered from an actor, and ask for it anew after a while."""
+        """Drop what was ordered from an actor, and ask for it again after a while."""
         if is_alive:
             slot.doomed = (slot.place.node, slot.place.pid) if slot.place else None
             ray.kill(slot.handle, no_restart=False)
@@ -273,7 +273,7 @@ class RayActors:
         self._report(f"{slot.name}: given up ({reason}); the run continues with the others")
 
     def _require_hope(self) -> None:
-        """End a run that nobody will ever bring anything.
+        """End a run for which no actor will ever bring anything.
 
         Raises:
             ActorsLost: no actor has had a place for a long time.

@@ -27,7 +27,7 @@ class Evaluator(Protocol):
         ...
 
     def finished(self, seconds: float) -> list[tuple[int, Scores]]:
-        """(update, scores) of evaluations that have ended, after waiting at most this long for one that has not."""
+        """Return (update, scores) of ended evaluations, after waiting at most this long for one that has not ended."""
         ...
 
     def withdraw(self, after: int) -> None:
@@ -36,7 +36,7 @@ class Evaluator(Protocol):
 
     @property
     def pending(self) -> int:
-        """Evaluations that have not ended."""
+        """Return the number of evaluations that have not ended."""
         ...
 
 
@@ -114,7 +114,7 @@ class _EvaluationActor:
 
 @dataclass(slots=True)
 class _Evaluation:
-    """One that was asked for."""
+    """Holds an evaluation that was asked for."""
 
     update: int
     theta: np.ndarray

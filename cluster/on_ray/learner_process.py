@@ -1,4 +1,4 @@
-"""The learner as a Ray actor: it trains in one thread and answers the driver in another."""
+"""Runs the learner as a Ray actor: it trains in one thread and answers the driver in another."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The Ray actor around an `Actor`: started by a method, told of weights while it works, outliving its learner."""
+"""Wraps an `Actor` in a Ray actor: started by a method, told of weights while it works, outliving its learner."""
 
 import os
 import platform
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 class RolloutActor:
-    """One process that rolls out. Its constructor does nothing, so that a failed start is an error and no death."""
+    """Rolls out in one process. Its constructor does nothing, so that a failed start is an error and no death."""
 
     def __init__(self) -> None:
         self._actor: Actor | None = None
@@ -63,7 +63,7 @@ class RolloutActor:
 
     @ray.method(concurrency_group="control")
     def publish(self, published: Published) -> None:
-        """Rollouts that begin from now on are under these weights, or newer ones."""
+        """Use these weights, or newer ones, for rollouts that begin from now on."""
         self._newest = published
 
     def start(self, setup: ActorSetup, make: MakeActor, state: ActorState | None, expected: dict[str, str]) -> None:
@@ -92,7 +92,7 @@ class RolloutActor:
             self._actor.load_state(state)
 
     def rollout(self, ordered: Published, lookahead_step: int) -> Rollout:
-        """T steps under the ordered weights, or newer ones of the same learner that were published since.
+        """Roll out T steps under the ordered weights, or newer ones of the same learner that were published since.
 
         Raises:
             NotStarted: this process has no environments.

@@ -1,4 +1,4 @@
-"""One slot per actor: what its process is doing, what was ordered from it, and when it counts as hung."""
+"""Tracks one slot per actor: what its process is doing, what was ordered from it, and when it counts as hung."""
 
 import time
 from collections import deque
@@ -19,7 +19,7 @@ _BATCHES_AHEAD = 2  # ordered or arrived, and not yet used
 
 
 class Phase(Enum):
-    """Life of an actor process as its learner sees it."""
+    """Names the phases of an actor process as its learner sees them."""
 
     RESTING = auto()  # lost; asked for again after a while
     PLACING = auto()  # Ray looks for a node, or starts the process
@@ -30,7 +30,7 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Order:
-    """A rollout that was asked for."""
+    """Holds a rollout that was asked for."""
 
     shard: int
     reference: Any
@@ -83,14 +83,14 @@ class Slot:
 
 
 def rest_seconds(losses_in_a_row: int) -> float:
-    """Pause before a lost actor is asked for again: none the first time, then 0.5 s, doubling up to 30 s."""
+    """Return the pause before a lost actor is asked for again: none the first time, then 0.5 s, doubling up to 30 s."""
     return 0.0 if losses_in_a_row <= 1 else min(30.0, 0.5 * 2 ** (losses_in_a_row - 2))
 
 
 def whom_to_ask(
     slots: Sequence[Slot], arrived: int, rollouts_per_batch: int, oldest: int, lag: int, is_starved: bool
 ) -> Slot | None:
-    """Whom to ask for one more streamed rollout; None: nobody, enough is on its way.
+    """Choose the slot to ask for one more streamed rollout; None if enough is on its way.
 
     Two batches are enough, and where actors rest that two batches do not need, as many as will be used in time. An
     order from before the oldest version of use counts no more, so that actors that are late, or hang, keep no other

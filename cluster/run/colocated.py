@@ -1,4 +1,4 @@
-"""Actors inside the learner's process: no copies, no Ray."""
+"""Runs actors inside the learner's process: no copies, no Ray."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

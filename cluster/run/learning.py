@@ -1,4 +1,4 @@
-"""From an experiment to a training loop that is ready to run, in whatever process."""
+"""Makes a training loop of an experiment, ready to run in any process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
