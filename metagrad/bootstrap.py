@@ -139,7 +139,9 @@ def _without_eta(outer_loss: OuterLoss) -> Loss:
 
 
 def kl_divergence(logits_p: Float[Tensor, "*rows A"], logits_q: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
-    """KL(p || q) = Σₐ p(a) (log p(a) - log q(a)) of two categorical distributions, in nats; differentiable in both.
+    """Return KL(p || q) = Σₐ p(a) (log p(a) - log q(a)) of two categorical distributions, in nats.
+
+    It is differentiable in both.
 
     An action of p(a) = 0 (a logit of -∞, or one that underflows) adds 0 and has derivative 0, whatever q(a) is.
 

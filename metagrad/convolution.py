@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Return rows and columns."""
+    """Holds stride and padding of rows and columns."""
 
     stride: tuple[int, int]
     padding: tuple[int, int] = (0, 0)
@@ -47,7 +47,7 @@ def conv2d(
 def _gradients(
     y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: _Wanted
 ) -> tuple[Tensor | None, Tensor | None]:
-    """G(y, x, w), and None for what is not wanted."""
+    """Return G(y, x, w), and None for what is not wanted."""
     given = _Gradients.apply(y, x, weight, geometry, wanted) if wanted.of_x or wanted.of_weight else ()
     return _by_name(given, wanted)
 

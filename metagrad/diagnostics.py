@@ -14,13 +14,13 @@ from metagrad.errors import require
 
 
 def _check_size(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
-    """Vectors of one element would broadcast over all components."""
+    """Refuse vectors of another size: one element would broadcast over all components."""
     rule, remedy = f"must be {expected}, as the other vector is", "compare vectors of one size"
     require(tuple(x.shape) == expected, f"{name}.shape", tuple(x.shape), rule, remedy)
 
 
 class Moments(NamedTuple):
-    """Holds first and second moments of `count` samples of a vector."""
+    """Holds first and second moments of a number of samples of a vector."""
 
     samples: int
     mean: Float[Tensor, "D"]
@@ -75,7 +75,7 @@ def merge(first: Moments, second: Moments) -> Moments:
 
 
 def variance(moments: Moments) -> Float[Tensor, "D"]:
-    """Return the unbiased variance of each component, m2/(count - 1).
+    """Return the unbiased variance of each component, m2/(samples - 1).
 
     It is nan with fewer than two samples, as in torch.var.
     """
@@ -90,7 +90,7 @@ def standard_deviation(moments: Moments) -> Float[Tensor, "D"]:
 
 
 def standard_error(moments: Moments) -> Float[Tensor, "D"]:
-    """Return the standard deviation of the mean of `count` independent samples, std/√count; nan with fewer than two."""
+    """Return the standard deviation of the mean of independent samples, std/√samples; nan with fewer than two."""
     return (variance(moments) / max(moments.samples, 1)).sqrt()
 
 

@@ -14,7 +14,7 @@ from metagrad.errors import require
 
 
 class ParameterLayout(NamedTuple):
-    """Names and shapes of the tensors that lie one after another in θ."""
+    """Holds names and shapes of the tensors that lie one after another in θ."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -76,7 +76,7 @@ class FlatModule:
         self.layout.flatten({names[0]: parameter for parameter, names in places.items()})
 
     def theta(self) -> Float[Tensor, "P"]:
-        """The module's own values of what is trained, as a new vector."""
+        """Return the module's own values of what is trained, as a new vector."""
         own = dict(self.module.named_parameters())
         return self.layout.flatten({name: own[name].detach() for name in self.layout.names})
 
@@ -107,7 +107,7 @@ class FlatModule:
         return output
 
     def _buffers(self) -> list[tuple[str, Tensor, int]]:
-        """Name, tensor, and how often it was written to."""
+        """Yield each buffer's name, the tensor, and how often it was written to."""
         if not self._has_buffers:
             return []
         return [(name, buffer, trees.version(buffer)) for name, buffer in self.module.named_buffers()]

@@ -156,7 +156,7 @@ def _check_outer_gradients(outer_gradients: Sequence[Tensor | None], like: Tenso
 def _update_adjoint(
     problem: InnerProblem, step: TapeStep, adjoint: Tensor, state_adjoint: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-    """Pull (λ, σ) through one optimizer step: adjoints of θᵢ, sᵢ, gᵢ, η."""
+    """Return what (λ, σ) become through one optimizer step: adjoints of θᵢ, sᵢ, gᵢ, η."""
     theta = step.theta.detach().requires_grad_()
     gradient = step.gradient.detach().requires_grad_()
     eta = step.eta.detach().requires_grad_()
@@ -174,7 +174,7 @@ def _update_adjoint(
 
 
 def _retained(_problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:
-    """(h, e) = v ∂g/∂(θ, η) by reverse mode through the graph that the update kept."""
+    """Return (h, e) = v ∂g/∂(θ, η) by reverse mode through the graph that the update kept."""
     if not step.gradient.requires_grad:  # L is linear in θ and free of η: nothing of second order
         return torch.zeros_like(v) if wants_h else None, torch.zeros_like(step.eta)
     inputs = (step.theta, step.eta) if wants_h else (step.eta,)

@@ -82,7 +82,7 @@ def _bounded(parameter: MetaParameter, eta: Float[Tensor, "1"]) -> Float[Tensor,
 
 
 class MetaVector(NamedTuple):
-    """Learnt numbers without bounds that enter the inner loss together, such as the weights of a reward network."""
+    """Declares learnt numbers without bounds that enter the inner loss together, such as a reward network's weights."""
 
     size: int
     init: Callable[[torch.Generator], Float[Tensor, "size"]]
@@ -109,7 +109,7 @@ def learnt_slices(declaration: Declaration) -> dict[str, slice]:
 
 
 def learnt_names(declaration: Declaration) -> tuple[str, ...]:
-    """Names of the learnt scalars, which are components of η of their own, in order."""
+    """Return the names of the learnt scalars, which are components of η of their own, in order."""
     return tuple(name for name in learnt_slices(declaration) if isinstance(declaration[name], MetaParameter))
 
 

@@ -18,7 +18,7 @@ class OrthogonalLinear(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """Convolution through `metagrad.convolution`, whose derivatives of derivatives are fast."""
+    """Convolves through `metagrad.convolution`, whose derivatives of derivatives are fast."""
 
     def convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, ...] | str) -> Tensor:
         """Convolve with weights and padding in place of the layer's own."""
@@ -41,7 +41,7 @@ class HaikuLinear(nn.Linear):
 
 
 class HaikuConv(Conv):
-    """Convolution with Haiku's default init and XLA's SAME padding (what does not divide goes to the end)."""
+    """Convolves with Haiku's default init and XLA's SAME padding (what does not divide goes to the end)."""
 
     def forward(self, x: Tensor) -> Tensor:
         pads = []
@@ -54,14 +54,14 @@ class HaikuConv(Conv):
 
 
 class ToChannelsFirst(nn.Module):
-    """Boards [N, rows, columns, planes] as convolutions expect them, [N, planes, rows, columns]."""
+    """Turns boards [N, rows, columns, planes] into what convolutions expect, [N, planes, rows, columns]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)
 
 
 class PixelConv(OrthogonalConv):
-    """Convolution of pictures [N, channels, height, width] of pixels 0..255, which count as 0..1 (Mnih et al. 2015).
+    """Convolves pictures [N, channels, height, width] of pixels 0..255, which count as 0..1 (Mnih et al. 2015).
 
     Equation: conv(x / 255, w), computed as conv(x, w / 255): one pass over the pictures less. While they are bytes,
     they are laid out with the channels of a pixel side by side; convolutions and poolings on the CPU keep that layout

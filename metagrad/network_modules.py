@@ -1,4 +1,4 @@
-"""The modules behind the specifications of `metagrad.networks`: torsos, heads, and how they are put together.
+"""Defines the modules behind the specifications of `metagrad.networks`: torsos, heads, and how they combine.
 
 Every module's forward is (observation [N, …], heads) -> {head: tensor [N, …]}; only what is asked for is computed.
 """
@@ -136,12 +136,12 @@ def with_mlp_heads(
 
 
 def mlp_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """Applies one tanh layer to flattened observations."""
+    """Build one tanh layer on flattened observations."""
     return nn.Sequential(nn.Flatten(), OrthogonalLinear(math.prod(observation_shape), hidden), nn.Tanh())
 
 
 def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """Applies three convolutions and one hidden layer to pictures [channels, height, width] (Mnih et al. 2015)."""
+    """Build three convolutions and one hidden layer on pictures [channels, height, width] (Mnih et al. 2015)."""
     channels, height, width = observation_shape
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
@@ -172,7 +172,7 @@ class ResidualBlock(nn.Module):
 
 
 def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """Applies a section per entry of `channels` and one hidden layer to pictures [channels, height, width].
+    """Build a section per entry of `channels` and one hidden layer on pictures [channels, height, width].
 
     A section: convolution 3x3, max pooling 3x3 of stride 2 (⌈height / 2⌉ x ⌈width / 2⌉), two residual blocks.
     """
@@ -192,7 +192,7 @@ def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], 
 
 
 def snake_network(observation_shape: tuple[int, ...], channels: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Applies two 2x2 convolutions and an MLP of two hidden layers to boards [rows, columns, planes]."""
+    """Build two 2x2 convolutions and an MLP of two hidden layers on boards [rows, columns, planes]."""
     rows, columns, planes = observation_shape
     cells = math.ceil(rows / 2) * math.ceil(columns / 2)
     return nn.Sequential(
@@ -211,7 +211,7 @@ def snake_network(observation_shape: tuple[int, ...], channels: int, hidden: int
 
 
 def pooled_snake_torso(observation_shape: tuple[int, ...], channels: int, features: int) -> nn.Sequential:
-    """Two blocks of convolution 3x3, ReLU, max pooling 2x2 (what does not divide is left out), one ReLU layer.
+    """Build two blocks of convolution 3x3, ReLU, max pooling 2x2 (what does not divide is left out), one ReLU layer.
 
     max(ReLU(x)) = ReLU(max(x)), with the same derivatives: the pooling comes first, for a quarter of the ReLU's work.
     """
@@ -231,7 +231,7 @@ def pooled_snake_torso(observation_shape: tuple[int, ...], channels: int, featur
 
 
 class PolicyAlone(nn.Module):
-    """A policy [N, …] -> [N, A] without critics: for losses whose values come from elsewhere."""
+    """Offers a policy [N, …] -> [N, A] without critics, for losses whose values come from elsewhere."""
 
     def __init__(self, logits: nn.Module):
         super().__init__()
@@ -251,7 +251,7 @@ class PolicyAlone(nn.Module):
 
 
 class VarianceScalingLinear(nn.Linear):
-    """Linear layer whose weights are normal of variance `scale` / inputs, cut at two deviations; zero bias.
+    """Is a linear layer whose weights are normal of variance `scale` / inputs, cut at two deviations; zero bias.
 
     The variance is that after the cut (Haiku's and JAX's VarianceScaling, fan-in).
     """
@@ -269,7 +269,7 @@ class VarianceScalingLinear(nn.Linear):
 def joint_log_prob(
     own: Float[Tensor, "*N S"], other: Float[Tensor, "*N S"], other_state: Sequence[int]
 ) -> Float[Tensor, "*N S 4"]:
-    """Log probability of both players' actions, 2 a + a', in each state of the own player, in nats.
+    """Return the log probability of both players' actions, 2 a + a', in each state of the own player, in nats.
 
     Equation: log π(a | s) + log π'(a' | s'), sigmoid(θ_s) = π(0 | s); both have two actions.
 

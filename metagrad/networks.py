@@ -29,7 +29,7 @@ from metagrad.network_modules import Head as Head
 
 
 class Observations(NamedTuple):
-    """The observations that a network takes: what they are, how each axis is called and how long it is at least."""
+    """Describes the observations that a network takes: their kind, and names and least lengths of the axes."""
 
     kind: str
     axes: tuple[str, ...]
@@ -38,12 +38,12 @@ class Observations(NamedTuple):
 
     @classmethod
     def pixels(cls, least: int = 1) -> "Observations":
-        """Return pictures [channels, height, width] in bytes, `least` pixels high and wide."""
+        """Describe pictures [channels, height, width] in bytes, at least `least` pixels high and wide."""
         return cls("pixels (uint8)", ("channels", "height", "width"), (1, least, least), True)
 
     @classmethod
     def boards(cls, least: int = 1) -> "Observations":
-        """Return boards [rows, columns, planes] of numbers that are not bytes, with `least` rows and columns."""
+        """Describe boards [rows, columns, planes] of numbers other than bytes, `least` rows and columns or more."""
         return cls("boards (not uint8)", ("rows", "columns", "planes"), (least, least, 1), False)
 
     def fit(self, shape: tuple[int, ...]) -> bool:
@@ -200,11 +200,11 @@ class SnakeTorsoCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp(NetworkSpec):
-    """Shares one hidden tanh layer between linear heads; flat observations."""
+    """Shares one hidden tanh layer between linear heads; it flattens observations of any shape."""
 
     hidden: int = 64
     gamma_embedding: int | None = None
-    """As that of `NatureCnn`."""
+    """The same as for `NatureCnn`."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.mlp_torso(observation_shape, self.hidden)
@@ -213,7 +213,7 @@ class Mlp(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearPolicy(NetworkSpec):
-    """Has one linear layer from flat observations to the policy, and no critics.
+    """Has one linear layer from flattened observations to the policy, and no critics.
 
     Source: released code of "Debiasing Meta-Gradient RL by Learning the Outer Value Function" (Discounting Chain, whose
     values are known): weights by Haiku's VarianceScaling, zero bias.
@@ -236,7 +236,7 @@ class LinearPolicy(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryOnePair(NetworkSpec):
-    """Two players of a repeated game with two actions each, who know what both did last; no critics.
+    """Holds two players of a repeated game with two actions each, who know what both did last; it has no critics.
 
     A table of five parameters for each player, θ = [2, 5] row after row, 0 at first: sigmoid(θ_s) = P(action 0 | s),
     s = 0 at the start of a game, then 1 + 2 a + a', the own action a first. Observations are player 0's state, one-hot
@@ -280,7 +280,7 @@ class Network:
 
     @property
     def own_parameters_of_critics(self) -> tuple[str, ...]:
-        """Names of those that the policy does not have; none of a shared torso, whose critics' layers are few."""
+        """Return the names of those that the policy lacks; none of a shared torso, whose critics' layers are few."""
         names = self.layout.names if isinstance(self._module, modules.SeparateNetworks) else ()
         return tuple(name for name in names if not name.startswith("logits."))
 
@@ -295,7 +295,7 @@ class Network:
 
     @property
     def is_conditioned(self) -> bool:
-        """True: the inner critic is told the discount that its values are of, by `under`."""
+        """Return True where the inner critic is told the discount that its values are of, by `under`."""
         return isinstance(getattr(self._module, "value", None), modules.ConditionedCritic)
 
     def under(self, discount: Float[Tensor, "1"] | float) -> "Network":
@@ -325,7 +325,7 @@ class Network:
         return self.at(theta)(observation, heads)
 
     def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:
-        """`apply` under one θ, which is taken apart once for all that it is called on."""
+        """Return `apply` under one θ, which is taken apart once for all that it is called on."""
         parameters = self._flat.parameters(theta)
         for name in self._first_order:
             parameters[name] = autodiff.first_order(parameters[name])

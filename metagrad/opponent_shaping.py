@@ -28,7 +28,7 @@ from metagrad.unroll import InnerProblem, Loss, Product, inner_update, require_p
 
 
 class ShapingGradients(NamedTuple):
-    """Gradients of N learners' outer losses in their own parameters, and where the opponents were expected."""
+    """Holds the gradients of N learners' outer losses in their own parameters, and the opponents that they expected."""
 
     direct: Float[Tensor, "N M"]  # ∂η L₁ at θ_K: all that a learner sees that takes its opponent as given
     shaping: Float[Tensor, "N M"]  # (dθ_K/dη)ᵀ ∂θ L₁, through the opponents' updates; 0 at K = 0

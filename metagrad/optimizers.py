@@ -1,4 +1,4 @@
-"""Differentiable inner optimizers: the map A of one inner update, (θ', s') = A(θ, s, g, η).
+"""Defines differentiable inner optimizers: the map A of one inner update, (θ', s') = A(θ, s, g, η).
 
 An optimizer is a frozen dataclass with two pure functions: what is configured is what runs. All arithmetic is ordinary
 torch, so a derivative of the update goes through moments, clip coefficient and learning rate alike; called without grad
@@ -29,6 +29,9 @@ RateFunction = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
 
 LearningRate = float | MetaParameter | RateFunction
 """A step size: a number, a learnt number with its bounds (`learnt_rate` says where it lies in η), or a function."""
+
+_Moments = tuple[Tensor, ...]
+_Rate = float | Tensor
 
 
 class OptimizerState(NamedTuple):
@@ -141,7 +144,7 @@ def _clipped(gradient: Tensor, max_norm: float, is_coefficient_constant: bool) -
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FirstOrderOptimizer(ABC):
-    """An optimizer that steps along the gradient; holds what all kinds have: a step size, its decay, and a clip.
+    """Steps along the gradient, with what all kinds have: a step size, its decay, and a clip of the gradient.
 
     A kind is a subclass that says how many moments it keeps and what its step is.
     """
@@ -201,16 +204,14 @@ class FirstOrderOptimizer(ABC):
         """Return the number of moment vectors."""
 
     @abstractmethod
-    def _step(
-        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return what update number `update`, the first is 1, takes from θ, and the new moments."""
+    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+        """Return what update number `update` (from 1) subtracts from θ, and the new moments."""
 
     def _dtype(self, theta: Tensor) -> torch.dtype:
-        """Return the dtype that is computed in and that moments are kept in: float32 for half precision."""
+        """Return the dtype of the computation and of the moments: float32 for half precision."""
         return torch.promote_types(theta.dtype, torch.float32)
 
-    def _rate(self, updates: int, eta: Tensor, dtype: torch.dtype) -> float | Tensor:
+    def _rate(self, updates: int, eta: Tensor, dtype: torch.dtype) -> _Rate:
         """Return the step size in the dtype of what it multiplies: one element of float64 would widen all of θ."""
         rate = self.learning_rate
         rule, remedy = "is learnt, and nothing says where it lies in η", "use learnt_rate(name, declaration)"
@@ -228,7 +229,7 @@ class FirstOrderOptimizer(ABC):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sgd(FirstOrderOptimizer):
-    """Gradient descent, with heavy-ball momentum where that is not 0 (as torch.optim.SGD, dampening 0).
+    """Descends the gradient, with heavy-ball momentum where that is not 0 (as torch.optim.SGD, dampening 0).
 
     Equation: θ' = θ - α m', m' = momentum · m + g.
     """
@@ -247,9 +248,7 @@ class Sgd(FirstOrderOptimizer):
     def _dtype(self, theta: Tensor) -> torch.dtype:
         return theta.dtype  # nothing is squared
 
-    def _step(
-        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
         if self.momentum:
             gradient = self.momentum * moments[0] + gradient
             moments = (gradient,)
@@ -258,7 +257,7 @@ class Sgd(FirstOrderOptimizer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RmsProp(FirstOrderOptimizer):
-    """RMSProp, ν₀ = 0; `eps` stands outside the root as in torch.optim.RMSprop, `eps_root` inside as in optax.rmsprop.
+    """Makes RMSProp's updates, ν₀ = 0; `eps` is outside the root as in torch.optim, `eps_root` inside as in optax.
 
     Equation: θ' = θ - α g / (√(ν' + eps_root) + eps), ν' = decay · ν + (1 - decay) g².
     """
@@ -279,9 +278,7 @@ class RmsProp(FirstOrderOptimizer):
     def _moments(self) -> int:
         return 1
 
-    def _step(
-        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
         second = _second_moment(gradient, moments[0], self.decay)
         denominator = _root(second, self.eps_root) + self.eps
         return rate * (gradient / denominator), (second,)
@@ -289,7 +286,7 @@ class RmsProp(FirstOrderOptimizer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adam(FirstOrderOptimizer):
-    """Is Adam (Kingma & Ba 2015, Algorithm 1); optax's `eps_root` stands inside the root, torch's `eps` outside.
+    """Makes Adam's updates (Kingma & Ba 2015, Algorithm 1); `eps` is outside the root, `eps_root` inside, as in optax.
 
     Equation: θ' = θ - α m̂ / (√(v̂ + eps_root) + eps) with bias-corrected moments m̂, v̂.
     """
@@ -313,9 +310,7 @@ class Adam(FirstOrderOptimizer):
     def _moments(self) -> int:
         return 2
 
-    def _step(
-        self, gradient: Tensor, moments: tuple[Tensor, ...], update: int, rate: float | Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
         first = torch.lerp(gradient, moments[0], self.beta1)
         second = _second_moment(gradient, moments[1], self.beta2)
         # √c m̂ / √c (√(v̂ + eps_root) + eps), c the bias correction of v: one pass over θ less each way.

@@ -1,4 +1,4 @@
-"""Returns, differentiable in γ, λ and the clips of importance ratios."""
+"""Computes returns that are differentiable in γ, λ and the clips of importance ratios."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from metagrad.errors import require
 
 
 def _check_rows(reward: Tensor, value: Tensor, *flags: Tensor) -> None:
-    """Shapes that would broadcast, and flags that `~` would misread."""
+    """Refuse shapes that would broadcast, and flags that `~` would misread."""
     rows, expected = tuple(reward.shape), (reward.shape[0] + 1, *reward.shape[1:])
     rule, remedy = f"must be {expected} for rewards of shape {rows}", "add the state after the last step"
     require(value.shape == expected, "value.shape", tuple(value.shape), rule, remedy)

@@ -1,4 +1,4 @@
-"""Score-function estimators of a policy's objective: which gradient they give, and which Hessian.
+"""Defines score-function estimators of a policy's objective, and says which gradient and which Hessian they give.
 
 Two forms. A *surrogate* s is a factor per step: a policy-gradient loss is -mean(A · s(log π)). All of them have the
 derivative ∇log π_t at the parameters where they are taken, so the gradient, and with it every inner update, is the same
@@ -38,7 +38,7 @@ not choose come with a constant log_prob of 0 and are then no factor of any prod
 
 
 def _check_rows(log_prob: Tensor, **others: Tensor | None) -> None:
-    """Shapes that would broadcast, and flags that `~` would misread."""
+    """Refuse shapes that would broadcast, and flags that `~` would misread."""
     for name, other in others.items():
         if other is not None:
             rule, remedy = f"there is one for each of log_prob, {tuple(log_prob.shape)}", "make the shapes agree"
@@ -48,7 +48,7 @@ def _check_rows(log_prob: Tensor, **others: Tensor | None) -> None:
 
 
 def ad(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
-    """Plain automatic differentiation: s_t = log π_t, whatever the episode.
+    """Return s_t = log π_t, whatever the episode: plain automatic differentiation.
 
     First order: ∇log π_t. Second order: ∇²log π_t, which misses H1 and H12 and depends on the baseline: the most biased
     Hessian, of low variance (for a softmax over a table its terms do not even depend on the action).
@@ -60,7 +60,7 @@ def ad(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Te
 
 
 def lvc(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
-    """Low-variance curvature: s_t = π_t/⊥π_t, whatever the episode.
+    """Return s_t = π_t/⊥π_t, whatever the episode: low-variance curvature.
 
     First order: ∇log π_t. Second order: ∇²log π_t + ∇log π_t ∇log π_tᵀ = ∇²π_t/π_t; of the exact Hessian it misses the
     cross terms H12 + H12ᵀ, which are small near a local optimum. Low variance.
@@ -74,7 +74,7 @@ def lvc(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[T
 
 
 def loaded_dice(log_prob: Float[Tensor, "T B"], is_last: Bool[Tensor, "T B"]) -> Float[Tensor, "T B"]:
-    """Loaded-DiCE: s_t = Π_{k≤t} ρ_k - Π_{k<t} ρ_k over the steps of t's episode within the rollout.
+    """Return Loaded-DiCE, s_t = Π_{k≤t} ρ_k - Π_{k<t} ρ_k over the steps of t's episode within the rollout.
 
     First order: ∇log π_t. Second order: ∇²log π_t + ∇log π_t ∇log π_tᵀ + ∇log π_t ∇L_{t-1}ᵀ + ∇L_{t-1} ∇log π_tᵀ;
     unbiased where the episode began within the rollout, for every baseline in A. With A the full return it is DiCE, all

@@ -54,7 +54,7 @@ def validate(mdp: TabularMdp) -> TabularMdp:
 
 
 def log_policy(theta: Float[Tensor, "P"], actions: int) -> Float[Tensor, "S A"]:
-    """Log π(a | s) in nats: θ as one row of A logits for each state."""
+    """Return log π(a | s) in nats: θ as one row of A logits for each state."""
     return torch.log_softmax(theta.view(-1, actions), dim=-1)
 
 
@@ -88,7 +88,7 @@ def state_values(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, "S
 
 
 def objective(mdp: TabularMdp, theta: Float[Tensor, "P"]) -> Float[Tensor, ""]:
-    """J(θ) = ρ₀ · V_π, the expected discounted return; greater is better."""
+    """Return J(θ) = ρ₀ · V_π, the expected discounted return; greater is better."""
     return mdp.initial @ state_values(mdp, theta)
 
 
@@ -118,7 +118,7 @@ def with_intrinsic_reward(mdp: TabularMdp, phi: Float[Tensor, "M"]) -> TabularMd
 def ascend(
     mdp: TabularMdp, theta: Float[Tensor, "P"], learning_rate: float | Float[Tensor, ""], steps: int
 ) -> Float[Tensor, "P"]:
-    """θ_K after K exact steps θᵢ₊₁ = θᵢ + α ∇J(θᵢ), differentiable in θ₀, α and the MDP."""
+    """Return θ_K after K exact steps θᵢ₊₁ = θᵢ + α ∇J(θᵢ), differentiable in θ₀, α and the MDP."""
     require(steps >= 0, "steps", steps, "must not be negative", "use 0 for none")
     for _ in range(steps):
         theta = theta + learning_rate * policy_gradient(mdp, theta)
@@ -143,7 +143,7 @@ def exact_outer_loss(theta: Float[Tensor, "P"], mdp: TabularMdp) -> tuple[Float[
 def maml_meta_gradient(
     mdp: TabularMdp, theta: Float[Tensor, "P"], learning_rate: float, steps: int, product: Product = "retain"
 ) -> Float[Tensor, "P"]:
-    """Exact ∂J(θ_K)/∂θ₀ with θᵢ₊₁ = θᵢ + α ∇J(θᵢ), by the adjoint pass of the library.
+    """Return the exact ∂J(θ_K)/∂θ₀ with θᵢ₊₁ = θᵢ + α ∇J(θᵢ), by the adjoint pass of the library.
 
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", eq. 3 with φ = θ⁰ (MAML-RL).
     """
@@ -160,7 +160,7 @@ def lirpg_meta_gradient(
     steps: int,
     product: Product = "retain",
 ) -> Float[Tensor, "M"]:
-    """Exact ∂J_R(θ_K)/∂φ with θᵢ₊₁ = θᵢ + α ∇J_{R+φ}(θᵢ), M = S·A: the learnt intrinsic reward.
+    """Return the exact ∂J_R(θ_K)/∂φ with θᵢ₊₁ = θᵢ + α ∇J_{R+φ}(θᵢ), M = S·A: the learnt intrinsic reward.
 
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", eq. 3 and §5.1 (LIRPG).
     """
@@ -187,7 +187,7 @@ def _meta_gradient(
 def compositional_bias_bound(
     learning_rate: float, steps: int, lipschitz: float, gradient_std: float, trajectories: int
 ) -> float:
-    """Bound on E‖θ̂_K - θ_K‖, how far K sampled inner updates end from K exact ones.
+    """Bound E‖θ̂_K - θ_K‖, how far K sampled inner updates end from K exact ones.
 
     Equation: ((1 + α c₂)ᴷ - 1) σ / (c₂ √|τ|); its limit K α σ / √|τ| at c₂ = 0.
     Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", Lemma 4.4 (eq. 6).

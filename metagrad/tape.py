@@ -20,7 +20,7 @@ CHECKPOINT_EVERY = 4
 
 
 class ReplayedStep(NamedTuple):
-    """A step whose θᵢ and sᵢ follow from the steps before it on the tape."""
+    """Holds a step whose θᵢ and sᵢ follow from the steps before it on the tape."""
 
     eta: Float[Tensor, "M"]
     batch: Any
@@ -39,7 +39,7 @@ def recorded(tape: Tape, step: TapeStep) -> Tape:
 
 
 def whole_step(problem: InnerProblem, tape: Tape, i: int) -> TapeStep:
-    """Step i of a tape as the update left it, bit by bit."""
+    """Return step i of a tape as the update left it, bit by bit."""
     step = tape[i]
     if isinstance(step, TapeStep):
         return step

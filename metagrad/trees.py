@@ -88,7 +88,7 @@ class Fingerprint:
         self._leaves = [(leaf, _mark(leaf)) for leaf in _leaves(tree)]
 
     def is_kept(self, counts_versions: bool = True) -> bool:
-        """True: the batch is as it was. Without versions: as far as checksums say."""
+        """Return True where the batch is as it was; without versions, as far as checksums say."""
         leaves = list(_leaves(self._tree))
         return len(leaves) == len(self._leaves) and all(
             _is_same(old, new) and (_mark(new) == mark or not (counts_versions or isinstance(mark, bytes)))

@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
 
 
 class WeightSnapshot(NamedTuple):
-    """Parameters and meta-parameters as the learner publishes them."""
+    """Holds parameters and meta-parameters as the learner publishes them."""
 
     version: int
     theta: Float[Tensor, "P"]

@@ -66,7 +66,7 @@ class TapeStep(NamedTuple):
 
     @property
     def holds_graph(self) -> bool:
-        """True: made with `keep_graph`, θᵢ is the leaf of a graph."""
+        """Return True for a step made with `keep_graph`: θᵢ is the leaf of a graph."""
         return self.theta.requires_grad
 
 
@@ -88,7 +88,7 @@ def inner_update(
     batch: Any,
     keep_graph: bool,
 ) -> InnerUpdate:
-    """One ordinary update θ' = A(θ, s, ∇θ L(θ, η; τ), η), with the tape step for a later meta-gradient.
+    """Make one ordinary update θ' = A(θ, s, ∇θ L(θ, η; τ), η), with the tape step for a later meta-gradient.
 
     θ' and s' carry no graph. `keep_graph` True (`retain`) keeps the graph of the gradient on the tape; False
     (`recompute`, or an update nobody differentiates) keeps values only.

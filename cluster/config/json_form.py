@@ -33,7 +33,7 @@ def config_types() -> dict[str, type[Any]]:
 
 
 def _is_replaced(kind: type[Any]) -> bool:
-    """True for a class that `dataclass(slots=True)` has replaced by a second one, and that goes later."""
+    """Return True for a class that `dataclass(slots=True)` has replaced by a second one, and that goes later."""
     if "__slots__" in vars(kind):
         return False
     siblings: list[type[Any]] = kind.__bases__[0].__subclasses__()
@@ -93,7 +93,7 @@ def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """True for a value that a field of this declared type may hold; JSON writes 1.0 as 1 at will."""
+    """Return True for a value that a field of this declared type may hold; JSON writes 1.0 as 1 at will."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is UnionType:
@@ -108,7 +108,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 
 def _are(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
-    """True for values that a field declared tuple[hints] may hold; the last of (X, ...) stands for any number of X."""
+    """Return True for values that a field declared tuple[hints] may hold; the last of (X, ...) means any number."""
     if hints[1:] == (...,):
         hints = hints[:1] * len(values)
     return len(values) == len(hints) and all(map(_is_a, values, hints))
