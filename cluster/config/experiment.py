@@ -220,7 +220,7 @@ class BaseExperiment(ABC):
 
     @property
     def rollouts_per_batch(self) -> int:
-        """Rollouts that one batch is made of."""
+        """Return the number of rollouts in one batch."""
         return self.environments // self.environments_of_an_actor
 
     @property

@@ -67,7 +67,7 @@ class DriverReports:
 
     @cached_property
     def _events(self) -> EventLog:
-        """The log of rows, begun with the first one, so that a run that never starts leaves nothing."""
+        """Return the log of rows, which the first row begins, so that a run that never starts leaves nothing."""
         return self._open.enter_context(EventLog(self._folder.path, self._start.last_row))
 
     def __call__(self, report: Report) -> None:
