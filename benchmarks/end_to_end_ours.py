@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.end_to_end_group import Window, answering, run_in_group, seconds_at_most
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import Schedule
+from metagrad.cluster.config.experiment import ScheduleName
 from metagrad.cluster.launch import launch
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.experiments.debiasing.snake import snake_6x6
@@ -27,7 +27,7 @@ from metagrad.experiments.gradient_bias.atari import atari
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
-def pong(n: int, schedule: Schedule) -> Experiment:
+def pong(n: int, schedule: ScheduleName) -> Experiment:
     """Return `atari` with another n. In peek one actor has all games: it and the learner share two cores.
 
     At n = 0 a thread of each keeps them busy, and rollouts are as long as RLlib's: one screen in 21 is evaluated for

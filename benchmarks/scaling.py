@@ -28,7 +28,7 @@ from benchmarks.raylets import on_raylets
 from benchmarks.waiting import WaitingConfig
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import Schedule
+from metagrad.cluster.config.experiment import ScheduleName
 from metagrad.cluster.config.size import rollout_bytes
 from metagrad.cluster.on_ray.session import ANY_ROOM, ray_session
 from metagrad.cluster.plan.placement import Rates, update_seconds
@@ -37,7 +37,7 @@ from metagrad.experiments.debiasing.snake import demo
 from metagrad.networks import Mlp
 from metagrad.types import WeightSnapshot
 
-SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+SCHEDULES: tuple[ScheduleName, ...] = ("lockstep", "peek")
 WAITING_ACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 20)
 SNAKE_ACTORS = (1, 2, 3, 4, 6, 8)
 ON_NODES = 8  # actors, of which one, two or four nodes have equal shares
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     """Describes one run that is repeated."""
 
     environment: str  # waiting or snake
-    schedule: Schedule
+    schedule: ScheduleName
     actors: int
     nodes: int = 1
 

@@ -18,7 +18,7 @@ from benchmarks.harness import Timing, interleave, summary, torch_threads
 from benchmarks.pipeline import WARM_UP, updates_of
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import Schedule
+from metagrad.cluster.config.experiment import ScheduleName
 from metagrad.cluster.run.learning import actor_setups
 from metagrad.cores import usable_cores
 from metagrad.experiments.debiasing.snake import demo
@@ -26,7 +26,7 @@ from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.learner.batch import merge
 from metagrad.types import Trajectory, WeightSnapshot
 
-SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+SCHEDULES: tuple[ScheduleName, ...] = ("lockstep", "peek")
 CPU = torch.device("cpu")
 
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     n: int
     updates: int  # of a timed run
 
-    def experiment(self, schedule: Schedule) -> Experiment:
+    def experiment(self, schedule: ScheduleName) -> Experiment:
         base = self.make()
         return replace(base, schedule=schedule, meta=replace(base.meta, n=self.n))
 

@@ -134,6 +134,18 @@ def append_whole(path: Path, data: bytes, is_new: bool) -> None:
         os.close(descriptor)
 
 
+def sync(path: Path) -> None:
+    """Have the disk hold what was appended to a file; where somebody has removed the file there is nothing to hold."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError), _folder(path.parent) as folder:
+        descriptor = os.open(path.name, flags, dir_fd=folder)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.fsync(folder)
+
+
 def require_kind(path: Path, is_folder: bool) -> None:
     """Refuse what lies where a file, or a folder, is going to be; nothing there is as good.
 

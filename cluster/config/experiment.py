@@ -13,7 +13,7 @@ from metagrad.errors import require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
 
-Schedule = Literal["lockstep", "peek"]
+ScheduleName = Literal["lockstep", "peek"]
 SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told otherwise
 
 
@@ -95,7 +95,7 @@ class BaseExperiment(ABC):
     """Number of actors, which step the environments."""
     actor_threads: int = 1
     """CPU threads of each actor (policy inference and C++ environment pools)."""
-    schedule: Schedule = "lockstep"
+    schedule: ScheduleName = "lockstep"
     """lockstep: every rollout is sampled under exactly the parameters it is used for; peek: look-ahead uses rollouts
     that were streamed under recent parameters, with V-trace corrections, and needs no frames of its own."""
     max_lag: int | None = None

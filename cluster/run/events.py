@@ -90,11 +90,13 @@ class EventLog:
         Raises:
             CannotWrite: the disk is full, say.
         """
-        if isinstance(self._file, RemotePath):
-            if self._is_changed:
-                write_whole(self._file, self._content.getvalue())
-            self._is_changed = False
-            self._uploaded_at = self._clock()
+        if self._is_changed and isinstance(self._file, RemotePath):
+            write_whole(self._file, self._content.getvalue())
+        elif self._is_changed:
+            with writing(self._file):
+                local_files.sync(self._file)
+        self._is_changed = False
+        self._uploaded_at = self._clock()
 
     def _begin_file(self) -> None:
         name = f"events.out.tfevents.{self._begun_at:010d}.{socket.gethostname()}.{os.getpid()}.{self._files:04d}"
@@ -112,11 +114,11 @@ class EventLog:
         records, now = RecordWriter(row), time.time()
         for event in events:
             records.write(Event(wall_time=now, **event).SerializeToString())
+        self._is_changed = True
         if isinstance(self._file, Path):
             self._append(self._file, row.getvalue(), is_new)
             return
         self._content.write(row.getvalue())
-        self._is_changed = True
         if self._content.tell() >= _BYTES_OF_A_FILE:
             self.flush()
             self._begin_file()

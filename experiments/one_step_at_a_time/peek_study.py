@@ -18,7 +18,7 @@ from torch import Tensor
 from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig, Schedule
+from metagrad.cluster.config.experiment import CheckpointConfig, ScheduleName
 from metagrad.cluster.run.learning import actor_setups
 from metagrad.cluster.studies.study import Result, Settings
 from metagrad.experiments.debiasing.snake import snake_6x6
@@ -36,13 +36,13 @@ CPU = torch.device("cpu")
 SEEDS, UPDATES, EPOCH, EPISODES = 3, 584, 73, 512
 NS, PROBED_N, SAMPLES = (1, 3, 5), 3, 48
 RHO_CLIP = 4.0  # in the place of V-trace's 1, whose clipping is what meta-gradients of peek differ by
-SCHEDULES: tuple[Schedule, ...] = ("lockstep", "peek")
+SCHEDULES: tuple[ScheduleName, ...] = ("lockstep", "peek")
 PONG_UPDATES, PONG_EPOCH, PONG_EPISODES = 10_000, 2_500, 32
 LEARNT = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
 LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
 
 
-def peek_experiment(schedule: Schedule, n: int, settings: Settings) -> Experiment:
+def peek_experiment(schedule: ScheduleName, n: int, settings: Settings) -> Experiment:
     """`snake-6x6`, which has the outer critic and AD unless the settings say otherwise, or `atari`; on one thread."""
     base = atari() if settings.get("game") == "Pong" else snake_6x6()
     losses = base.meta_parameters

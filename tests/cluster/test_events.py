@@ -54,6 +54,22 @@ def test_a_continued_run_takes_back_what_came_after_its_checkpoint(folder: Locat
     assert rows(folder) == {"x": ([10, 20, 30], [10.0, 20.0, 31.0])}
 
 
+def test_rows_are_on_the_disk_after_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that counts on them is written after it; a flush without new rows costs nothing."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    with EventLog(tmp_path, 0) as log:
+        (file,) = tmp_path.iterdir()
+        synced.clear()
+        log.scalars({"x": 1.0}, 1)
+        assert synced == []
+        log.flush()
+        log.flush()
+        assert synced == [str(file), str(tmp_path)]
+        file.unlink()
+        log.flush()  # somebody has removed it: the next row begins another one
+
+
 def test_a_clock_that_is_behind_does_not_change_the_order(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     with EventLog(folder, 0) as log:
         log.scalars({"x": 1.0}, 10)
