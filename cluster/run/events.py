@@ -90,11 +90,12 @@ class EventLog:
         Raises:
             CannotWrite: the disk is full, say.
         """
-        if self._is_changed and isinstance(self._file, RemotePath):
-            write_whole(self._file, self._content.getvalue())
-        elif self._is_changed:
-            with writing(self._file):
-                local_files.sync(self._file)
+        if self._is_changed:
+            if isinstance(self._file, RemotePath):
+                write_whole(self._file, self._content.getvalue())
+            else:
+                with writing(self._file):
+                    local_files.sync(self._file)
         self._is_changed = False
         self._uploaded_at = self._clock()
 
