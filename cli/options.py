@@ -69,7 +69,7 @@ def parse(kind: type[T], words: Sequence[str], default: T | None, program: str) 
     words = [_python_name(word) for word in words]
     complaint, output = io.StringIO(), io.StringIO()
     try:
-        # Wide enough that no complaint is wrapped; help is laid out anew below.
+        # Wide enough that no complaint is wrapped; help is laid out again below.
         wide = environment_variables({"COLUMNS": "10000"})
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(output), wide:
             return _tyro(kind, words, default, program)

@@ -121,7 +121,7 @@ def walls() -> Experiment:
     return replace(
         base,
         name="walls",
-        description="Walls, pictures of one's own on NatureCnn, a cautious outer loss (examples/pixels.py)",
+        description="Walls, your own pictures on NatureCnn, a cautious outer loss (examples/pixels.py)",
         env=WallsConfig(),
         network=NatureCnn(hidden=64),
         optimizer=replace(base.optimizer, learning_rate=2e-3),

@@ -39,7 +39,7 @@ from metagrad.unroll import InnerProblem, InnerUpdate, inner_update
 
 
 class LearnerState(NamedTuple):
-    """Holds all that changes while a run goes on; state in, state out: nothing here is changed in place."""
+    """Holds all that changes during a run; state in, state out: nothing here is changed in place."""
 
     update: int  # real inner updates done
     version: int  # version of the next published snapshot
@@ -47,7 +47,7 @@ class LearnerState(NamedTuple):
     optimizer: OptimizerState
     eta: Float[Tensor, "M"]
     meta_optimizer: OptimizerState
-    target_optimizer: OptimizerState  # of the last update of a bootstrapped target: it goes on from target to target
+    target_optimizer: OptimizerState  # of the last update of a bootstrapped target: it continues from target to target
     carry: Trajectory | None  # sequential: the outer batch, which is the next window's first inner batch
 
     @property

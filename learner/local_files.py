@@ -225,7 +225,7 @@ def _open_folder(name: str, folder: int | None) -> int:
 
 
 def _require_same(path: Path) -> None:
-    """Refuse to go on where a held folder is not where it was: what is there now may be another run's."""
+    """Refuse to continue where a held folder is not where it was: what is there now may be another run's."""
     own = os.fstat(_held[path])
     try:
         there = os.stat(path, follow_symlinks=False)

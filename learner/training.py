@@ -20,7 +20,7 @@ CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episo
 
 
 class Stop(Protocol):
-    """Says whether somebody wants the run to end."""
+    """Says whether the run should end."""
 
     signal_name: str | None
 
@@ -107,7 +107,7 @@ class Training:
         return held
 
     def _finish(self, stop: Stop) -> None:
-        """Say the rest: at the end a row of what is left of an interval; a run that is stopped goes on in it."""
+        """Say the rest: at the end a row of what is left of an interval; a run that is stopped continues in it."""
         if stop.signal_name is None and self.tally.evaluation == "due":
             self._evaluate(stop)
         if not self.tally.interval.seconds:

@@ -183,7 +183,7 @@ def _retained(_problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) 
 
 
 def _recomputed(problem: InnerProblem, step: TapeStep, v: Tensor, wants_h: bool) -> tuple[Tensor | None, Tensor]:
-    """Compute (h, e) from plain values: the gradient's graph anew, or only ∂η of the directional derivative along v.
+    """Compute (h, e) from plain values: the gradient's graph again, or only ∂η of the directional derivative along v.
 
     For h, reverse over reverse takes an eighth less time and a quarter less memory than forward over reverse (Nature
     network on a CPU core); for e alone, reverse over forward takes two fifths of either.

@@ -1,4 +1,4 @@
-"""Show what a job has printed, and with --follow what it goes on to print: `metagrad logs JOB`."""
+"""Show what a job has printed, and with --follow what it continues to print: `metagrad logs JOB`."""
 
 import sys
 from collections.abc import Sequence

@@ -53,7 +53,7 @@ class EvaluationConfig:
     """Configures evaluation beside training: full-life episodes with raw rewards, in environments of its own."""
 
     every: int = 0
-    """Updates between evaluations; 0: none. On Ray a process of its own plays them while training goes on; colocated
+    """Updates between evaluations; 0: none. On Ray a process of its own plays them while training continues; colocated
     training waits for them."""
     episodes: int = 64
     """Episodes of one evaluation."""

@@ -31,7 +31,7 @@ class Address(NamedTuple):
 
 
 class LogInterrupted(Exception):
-    """The stream of a log has broken off although its job goes on."""
+    """The stream of a log has broken off although its job continues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,9 +32,9 @@ class Start(NamedTuple):
 
 
 def start_at(checkpoint: dict[str, Any] | None) -> Start:
-    """Return where a run goes on with this checkpoint.
+    """Return where a run continues with this checkpoint.
 
-    The row that its end left of a part of an interval is taken back: the run that goes on has none there.
+    The row that its end left of a part of an interval is taken back: the run that continues has none there.
     """
     if checkpoint is None:
         return Start()

@@ -1,4 +1,4 @@
-"""A run while it goes on: its folder is held, its checkpoint read, its summary written at the end."""
+"""A run while it continues: its folder is held, its checkpoint read, its summary written at the end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

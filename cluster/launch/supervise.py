@@ -37,7 +37,7 @@ _SECONDS_TO_PLACE = 5.0  # where there is room
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_FINISH = 35.0  # without the cluster's head, before Ray aborts
 _SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
-_SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: whoever asks does not wait for ever
+_SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: its caller does not wait for ever
 _SECONDS_UNTIL_SAID = 5.0
 _SECONDS_OF_A_LOOK = 0.5
 
@@ -103,7 +103,7 @@ class Supervisor:
             experiment: the run.
             spec: of its environment.
             say: told what is waited for.
-            stop: whether somebody wants the run to end, which ends the waiting.
+            stop: whether the run should end, which ends the waiting.
 
         Raises:
             ConfigurationError: they were not free in time; nothing was started.
@@ -205,7 +205,7 @@ class Supervisor:
             reports.learner_restarted(reason)
 
     def require_cluster(self, learner: Any, running: Any, reports: DriverReports) -> None:
-        """End the run where Ray has ended, with a checkpoint of the update at hand where that is still possible.
+        """End the run where Ray has ended, with a checkpoint of the current update where that is still possible.
 
         Raises:
             ClusterLost: Ray itself was lost.
@@ -220,7 +220,7 @@ class Supervisor:
     def _save_what_can_be(
         self, learner: Any, running: Any, reports: DriverReports, lost: ray_watch.ClusterLost
     ) -> None:
-        """Write a checkpoint of the update at hand, while learner and driver can still talk to each other."""
+        """Write a checkpoint of the current update, while learner and driver can still talk to each other."""
         reports.say(f"{lost.what}: the run ends, with a checkpoint where that is still possible")
         learner.stop.remote("the end of the cluster")
         deadline = time.monotonic() + _SECONDS_TO_FINISH
@@ -238,7 +238,7 @@ class Supervisor:
 
 
 def supervise(this_run: OpenRun, make: MakeActor) -> None:
-    """Train to the end on Ray; a learner that dies goes on from the newest checkpoint, as often as it may.
+    """Train to the end on Ray; a learner that dies continues from the newest checkpoint, as often as it may.
 
     Raises:
         LearnerLost: the learner died more often than it may.

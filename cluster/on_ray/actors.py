@@ -27,14 +27,14 @@ _SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the c
 
 
 class ActorsLost(RuntimeError):
-    """No actor is left, or none finds a place: the run cannot go on."""
+    """No actor is left, or none finds a place: the run cannot continue."""
 
 
 class RayActors:
     """All actors of a run, as Ray actors that another process has created and keeps.
 
-    Lockstep: an actor rolls out its own share; one that is lost, has no place yet or cannot be reached is stood in for
-    by another until it is back. Peek: whoever has least to do is asked next.
+    Lockstep: an actor rolls out its own share; one that is lost, has no place yet or cannot be reached is covered
+    by another until it is back. Peek: the least busy actor is asked next.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ def score(
 
 
 class InlineEvaluator:
-    """Plays at once, and training waits; one that is stopped is left out, and that is said."""
+    """Plays at once, and training waits; one that is stopped is left out, with a message."""
 
     pending = 0
 
@@ -122,7 +122,7 @@ class _Evaluation:
 
 
 class RayEvaluator:
-    """Plays on a CPU of its own, on any node, while training goes on; one that is lost plays again elsewhere."""
+    """Plays on a CPU of its own, on any node, while training continues; one that is lost plays again elsewhere."""
 
     def __init__(
         self, experiment: BaseExperiment, spec: EnvironmentSpec, options: dict[str, Any], report: Callable[[str], None]

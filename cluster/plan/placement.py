@@ -73,7 +73,7 @@ def sampling_seconds(experiment: BaseExperiment, rates: Rates, actors: int, plac
     """Return the seconds that `placed` of `actors` actors take for the rollouts of one real update.
 
     Equation: a batch is R = B / b rollouts of b environments, r + b c seconds each. Lockstep, in which those that have
-    a place stand in for the others: m ⌈R / k⌉ (r + b c), m batches, k actors. Peek, in which the next one to be idle is
+    a place cover the others: m ⌈R / k⌉ (r + b c), m batches, k actors. Peek, in which the next one to be idle is
     asked: m R (r + b c) / k. Colocated, one after another: m R (r + b c).
     """
     share = experiment.environments_per_actor or experiment.environments // actors

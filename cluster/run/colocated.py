@@ -34,7 +34,7 @@ class ColocatedActors:
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
         """Return one rollout of actor after actor, in turn, under this snapshot."""
         del oldest  # none is older than the snapshot
-        first = self.account.sampled // _steps(self._actors[0])  # of the whole run: a resumed one goes on where it was
+        first = self.account.sampled // _steps(self._actors[0])  # of the whole run: a resumed one continues there
         actors = [self._actors[i % len(self._actors)] for i in range(first, first + self._rollouts_per_batch)]
         return [self._rollout(actor, snapshot, 0) for actor in actors]
 

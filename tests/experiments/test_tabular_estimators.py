@@ -340,7 +340,7 @@ def test_data_depend_on_seed_place_and_step_alone() -> None:
 
 
 def test_noise_shared_by_all_trajectories_does_not_average_out() -> None:
-    """AD's Hessian is nearly deterministic given V^ (SPECS: the noise, not sampling, spoils it)."""
+    """AD's Hessian is nearly deterministic given V^ (the noise, not sampling, spoils it)."""
     spread = {
         (shared, size): te.maml_gradients(
             Estimation(estimator="ad", permutation="ESE", trajectories=size, is_noise_shared=shared),
