@@ -111,6 +111,7 @@ class NatureCnn(NetworkSpec):
     takes: ClassVar[Observations | None] = Observations.pixels(36)
 
     hidden: int = 512
+    """Units of the hidden layer."""
     gamma_embedding: int | None = None
     """Number of units that tell the inner critic its discount (γ in the inner loss, γ' in the outer one), before one
     more layer; the gradient-bias paper's release uses 16. None: it is not told."""
@@ -136,7 +137,9 @@ class ImpalaCnn(NetworkSpec):
     takes: ClassVar[Observations | None] = Observations.pixels()
 
     hidden: int = 256
+    """Units of the hidden layer."""
     width: int = 1
+    """Factor of all channels."""
     gamma_embedding: int | None = None
     """See `NatureCnn`."""
 
@@ -162,8 +165,11 @@ class SnakeCnn(NetworkSpec):
     takes: ClassVar[Observations | None] = Observations.boards()
 
     channels: int = 32
+    """Channels of each convolution."""
     policy_hidden: int = 64
+    """Units of each hidden layer of the policy."""
     value_hidden: int = 128
+    """Units of each hidden layer of a critic."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         def network(hidden: int, outputs: int) -> nn.Module:
@@ -190,8 +196,11 @@ class SnakeTorsoCnn(NetworkSpec):
     takes: ClassVar[Observations | None] = Observations.boards(4)
 
     channels: int = 32
+    """Channels of each convolution."""
     features: int = 40
+    """Units of the linear layer behind the convolutions."""
     head_hidden: int = 30
+    """Units of the hidden layer of each head."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.pooled_snake_torso(observation_shape, self.channels, self.features)
@@ -203,6 +212,7 @@ class Mlp(NetworkSpec):
     """Shares one hidden tanh layer between linear heads; it flattens observations of any shape."""
 
     hidden: int = 64
+    """Units of the hidden layer."""
     gamma_embedding: int | None = None
     """The same as for `NatureCnn`."""
 

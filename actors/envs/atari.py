@@ -62,18 +62,18 @@ class AtariConfig(EnvironmentConfig):
         ConfigurationError: the game or backend is unknown, or a value is out of its range.
     """
 
-    game: str = "Pong"
-    backend: AtariBackend = "envpool"
-    no_op_max: int = 30  # up to 30 no-ops open a game (Mnih et al. 2015, Extended Data Table 1, "no-op max")
-    frame_skip: int = 4  # an action lasts 4 frames; a screen is the maximum of the last 2 (Mnih et al. 2015, Methods)
-    episodic_life: bool = True  # in training a lost life is terminal (Mnih et al. 2015, Methods, "Training details")
-    fire_on_reset: bool = True  # FIRE opens a game and follows a lost life (Baselines FireResetEnv); evaluation too
-    frame_size: int = 84  # grey 84 x 84 screens, area interpolation (Mnih et al. 2015; Baselines WarpFrame)
-    stack_size: int = 4  # the last 4 screens (Mnih et al. 2015, "agent history length")
-    sign_reward: bool = True  # the learner's reward is the score's sign (Mnih et al. 2015; Baselines ClipRewardEnv)
-    sticky_action_probability: float = 0.0  # 0 in the papers reproduced; Machado et al. 2018 recommend 0.25
-    full_action_space: bool = False  # the game's own actions (Mnih et al. 2015); True: all 18 (Machado et al. 2018)
-    max_episode_steps: int = 27_000  # agent steps; 108,000 frames, 30 minutes of play (van Hasselt et al. 2016)
+    game: str = "Pong"  # name of the game, such as Pong
+    backend: AtariBackend = "envpool"  # library that runs the games
+    no_op_max: int = 30  # most no-ops at the start of a game (Mnih et al. 2015, Extended Data Table 1)
+    frame_skip: int = 4  # frames per action; a screen is the maximum of the last 2 (Mnih et al. 2015, Methods)
+    episodic_life: bool = True  # True: in training a lost life is terminal (Mnih et al. 2015, Methods)
+    fire_on_reset: bool = True  # True: press FIRE at the start and after a lost life, in evaluation too (Baselines)
+    frame_size: int = 84  # pixels of a grey screen's side, by area interpolation (Mnih et al. 2015; Baselines)
+    stack_size: int = 4  # number of last screens in an observation (Mnih et al. 2015, "agent history length")
+    sign_reward: bool = True  # True: the learner's reward is the sign of the score's change (Mnih et al. 2015)
+    sticky_action_probability: float = 0.0  # of repeating an action; Machado et al. 2018 recommend 0.25
+    full_action_space: bool = False  # True: all 18 actions (Machado et al. 2018); False: the game's own
+    max_episode_steps: int = 27_000  # agent steps; 27,000 are 30 minutes of play (van Hasselt et al. 2016)
 
     def __post_init__(self) -> None:
         if self.game not in GAMES:

@@ -28,9 +28,9 @@ CACHED_BYTES = 3 * 2**19  # of observations written at a time on the host: a sec
 class SnakeConfig(DeviceEnvironmentConfig):
     """Describes board and time limit; the default is Jumanji 0.1.3's `Snake-6x6-v0` (its 12x12 has a limit of 5000)."""
 
-    rows: int = 6
-    columns: int = 6
-    time_limit: int = 500  # steps; reaching it is a true termination
+    rows: int = 6  # of the board
+    columns: int = 6  # of the board
+    time_limit: int = 500  # longest episode in steps; reaching it is a true termination
 
     def __post_init__(self) -> None:
         self.require_whole("rows", 1)

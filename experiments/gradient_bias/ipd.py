@@ -41,11 +41,11 @@ class LolaExperiment(BaseExperiment):
     inner_learning_rate: float = INNER_LEARNING_RATE
     """Step size of a virtual update."""
     learning_rate: float = OUTER_LEARNING_RATE
-    """Of Adam, for each player's table."""
+    """Step size of Adam for each player's table."""
     value_target: ValueTarget = "return-to-go"
     """What the tables of values, baselines of sampled objectives, regress on; the paper's release has the reward."""
     value_learning_rate: float = VALUE_LEARNING_RATE
-    """Of Adam, for each player's table of values."""
+    """Step size of Adam for each player's table of values."""
     gamma: float = GAMMA
     """Discount of both players' objectives."""
 
