@@ -159,6 +159,8 @@ class FirstOrderOptimizer(ABC):
     """True: meta-gradients treat the clip's coefficient as a constant (released Atari code of the gradient-bias paper);
     False: they differentiate it."""
 
+    _kept = 0  # moment vectors
+
     def __post_init__(self) -> None:
         rate = self.learning_rate
         if isinstance(rate, MetaParameter):
@@ -179,7 +181,7 @@ class FirstOrderOptimizer(ABC):
 
     def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
         """Return zero moments."""
-        zeros = tuple(torch.zeros_like(theta, dtype=self._dtype(theta)) for _ in range(self._moments))
+        zeros = tuple(torch.zeros_like(theta, dtype=self._dtype(theta)) for _ in range(self._kept))
         return OptimizerState(0, zeros)
 
     def update(
@@ -197,11 +199,6 @@ class FirstOrderOptimizer(ABC):
         rate = self._rate(state.updates, eta, dtype)
         step, moments = self._step(gradient.to(dtype), moments, state.updates + 1, rate)
         return (theta - step).to(theta.dtype), OptimizerState(state.updates + 1, moments)
-
-    @property
-    @abstractmethod
-    def _moments(self) -> int:
-        """Return the number of moment vectors."""
 
     @abstractmethod
     def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
@@ -241,9 +238,9 @@ class Sgd(FirstOrderOptimizer):
         FirstOrderOptimizer.__post_init__(self)
         _require_decay("momentum", self.momentum)
 
-    @property
-    def _moments(self) -> int:
-        return 1 if self.momentum else 0
+    def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
+        """Return a velocity of 0, or no moment at all without momentum."""
+        return OptimizerState(0, (torch.zeros_like(theta),) if self.momentum else ())
 
     def _dtype(self, theta: Tensor) -> torch.dtype:
         return theta.dtype  # nothing is squared
@@ -269,14 +266,12 @@ class RmsProp(FirstOrderOptimizer):
     eps_root: float = 1e-8
     """Floor inside the square root."""
 
+    _kept = 1
+
     def __post_init__(self) -> None:
         FirstOrderOptimizer.__post_init__(self)
         _require_decay("decay", self.decay)
         _require_floor(self.eps, self.eps_root)
-
-    @property
-    def _moments(self) -> int:
-        return 1
 
     def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
         second = _second_moment(gradient, moments[0], self.decay)
@@ -300,15 +295,13 @@ class Adam(FirstOrderOptimizer):
     eps_root: float = 0.0
     """Floor inside the square root."""
 
+    _kept = 2
+
     def __post_init__(self) -> None:
         FirstOrderOptimizer.__post_init__(self)
         _require_decay("beta1", self.beta1)
         _require_decay("beta2", self.beta2)
         _require_floor(self.eps, self.eps_root)
-
-    @property
-    def _moments(self) -> int:
-        return 2
 
     def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
         first = torch.lerp(gradient, moments[0], self.beta1)

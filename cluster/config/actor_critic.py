@@ -1,4 +1,4 @@
-"""Actor-critic experiments with meta-gradients: one frozen value, its fields are command-line options."""
+"""Configures actor-critic experiments with meta-gradients; the fields are command-line options."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from metagrad.optimizers import FirstOrderOptimizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment(BaseExperiment):
-    """An actor-critic and the hyper-parameters that it tunes while it learns."""
+    """Configures an actor-critic and the hyper-parameters that it tunes while it learns."""
 
     optimizer: FirstOrderOptimizer
     meta: MetaGradientConfig
@@ -145,5 +145,5 @@ class Experiment(BaseExperiment):
 
     @property
     def has_outer_critic(self) -> bool:
-        """True where the network carries an outer-critic head."""
+        """Return True where the network carries an outer-critic head."""
         return self.outer.uses_outer_critic and self.network.has_critics
