@@ -11,6 +11,7 @@ Deviations: 100 trials in each MDP and not 20; the bound is ours to measure, not
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,14 +76,7 @@ def gradient_variance(
         singles: estimates that the variance is taken over.
         seed: of their trajectories; another one than that of the unrolls gives independent ones.
     """
-    single = Estimation(
-        estimator=estimation.estimator,
-        permutation="SEE",
-        trajectories=1,
-        horizon=estimation.horizon,
-        noise=estimation.noise,
-        inner_lambda=estimation.inner_lambda,
-    )
+    single = replace(estimation, permutation="SEE", trajectories=1)
     copies = len(theta) * singles
 
     def repeated(x: Tensor) -> Tensor:
@@ -102,7 +96,7 @@ def gradient_variance(
 def largest_curvature(
     mdp: TabularMdp, path: Sequence[Float[Tensor, "P"]], thetas: Sequence[Float[Tensor, "N P"]]
 ) -> float:
-    """c₂: the largest ‖∇²J‖₂ at the exact θᵢ, at the sampled θ̂ᵢ, and half-way from one to the other, i < K."""
+    """Return c₂, the largest ‖∇²J‖₂ at the exact θᵢ, at the sampled θ̂ᵢ, and half-way from one to the other, i < K."""
     norms = torch.func.vmap(lambda theta: hessian_norm(mdp, theta))
     largest = float(hessian_norm(mdp, path[0]))  # where all unrolls start
     for exact, sampled in zip(path[1:-1], thetas[1:-1], strict=True):
@@ -156,7 +150,7 @@ def _point(settings: Settings, estimator: Any, value: float) -> dict[str, float]
 def _bound(
     settings: Settings, estimation: Estimation, mdps: TabularMdp, path: list[Tensor], thetas: list[Tensor]
 ) -> dict[str, float]:
-    """Lemma 4.4 with c₂ and σ_In as they are on the way.
+    """Evaluate the bound of Lemma 4.4 with c₂ and σ_In as they are measured on the way.
 
     σ_In is the greatest over updates of the root mean variance over the sampled θ̂ᵢ: E√V ≤ √(E V), which is what the
     proof needs of it (eq. 23).
