@@ -60,7 +60,7 @@ class Tables(NamedTuple):
 
 
 def tables(dtype: torch.dtype = torch.float64) -> Tables:
-    """The environment's rules at every state that occurs."""
+    """Return the environment's rules at every state that occurs."""
     table = chains(MAPPING_SEED, dtype)
     all_chains = torch.arange(A).repeat_interleave(HORIZON - 1)
     all_steps = torch.arange(1, HORIZON).repeat(A)
@@ -100,7 +100,7 @@ class Objective(NamedTuple):
 
 
 class ChainMetrics(NamedTuple):
-    """Advantages of one batch as they enter the loss, for the logs."""
+    """Holds the advantages of one batch as they enter the loss, for the logs."""
 
     first_advantage: Float[Tensor, "N"]  # mean over the steps at t = 0
     advantage: Float[Tensor, "N"]  # mean over all steps
@@ -119,7 +119,7 @@ def init_policy(generator: torch.Generator, dtype: torch.dtype = torch.float64) 
 
 
 def discounts(eta: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """γ = 0.9 + 0.1 σ(η), of every seed."""
+    """Return γ = 0.9 + 0.1 σ(η) of every seed."""
     return DISCOUNT.low + (DISCOUNT.high - DISCOUNT.low) * torch.sigmoid(eta)
 
 
@@ -223,5 +223,5 @@ def _normalised(advantage: Float[Tensor, "N D"], visits: Float[Tensor, "N D"]) -
 
 
 def mean_return(table: Tables, counts: Counts) -> Float[Tensor, "N"]:
-    """Mean return of the episodes: every chain is at most as long as an episode, so each pays."""
+    """Return the episodes' mean return: every chain is at most as long as an episode, so each pays."""
     return counts.first @ table.chain_reward / BATCH_SIZE

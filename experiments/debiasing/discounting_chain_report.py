@@ -39,7 +39,7 @@ ARMS: dict[str, ChainAgent] = {
 
 
 class Quantity(NamedTuple):
-    """A number of the authors' data, and how far ours may be from it."""
+    """Represents a number of the authors' data, and how far ours may be from it."""
 
     name: str  # of the curve
     label: str

@@ -13,7 +13,7 @@ from metagrad.optimizers import Adam, RmsProp
 
 
 def snake_6x6() -> Experiment:
-    """The paper's MG agent with outer critic (Table 1, Appendix C.2, released code): only γ is learnt, from .8."""
+    """Return the paper's MG agent with outer critic (Table 1, C.2, released code): only γ is learnt, from .8."""
     return Experiment(
         name="snake-6x6",
         description="Snake 6x6, A2C with a learnt discount, n = 1, outer critic (the debiasing paper)",
@@ -40,7 +40,7 @@ def snake_6x6() -> Experiment:
 
 
 def demo() -> Experiment:
-    """A first run that shows everything in minutes: three-step look-ahead, LVC, outer critic, γ learnt."""
+    """Return a first run that shows everything in minutes: three-step look-ahead, LVC, outer critic, γ learnt."""
     paper = snake_6x6()
     return replace(
         paper,

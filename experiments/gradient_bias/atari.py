@@ -17,7 +17,7 @@ from metagrad.optimizers import Adam
 
 
 def atari() -> Experiment:
-    """A2C with γ, λ, value and entropy coefficients learnt, n = 3, LVC; the paper's agent has no outer critic."""
+    """Return A2C with γ, λ, value and entropy coefficients learnt, n = 3, LVC; the paper has no outer critic."""
     return Experiment(
         name="atari",
         description="Atari, A2C with four learnt hyper-parameters, n = 3 look-ahead, LVC (the gradient-bias paper)",
@@ -41,7 +41,7 @@ def atari() -> Experiment:
 
 
 def atari_released() -> Experiment:
-    """`atari` as the paper's released code does it, where that differs from the paper.
+    """Return `atari` as the paper's released code does it, where that differs from the paper.
 
     All three updates of a window are real, and its outer batch is the next window's first one (`sequential`); the
     critic is told the discount that its values are of, γ in the inner loss and γ' in the outer one, by 16 units and one

@@ -20,7 +20,7 @@ _SCORES_AT_ONCE = 2**22
 
 
 class Reference(NamedTuple):
-    """Mean raw returns that are 0 and 1 on the human-normalised scale."""
+    """Holds the mean raw returns that are 0 and 1 on the human-normalised scale."""
 
     random: float  # uniformly random actions
     human: float  # a professional tester of games
@@ -90,7 +90,7 @@ HUMAN_NORMALISATION: dict[str, Reference] = {
 
 
 def human_normalised(game: str, score: float) -> float:
-    """Score on the scale on which random play is 0 and a human tester 1: (score - random) / (human - random).
+    """Return the score where random play is 0 and a human tester 1: (score - random) / (human - random).
 
     Args:
         game: A key of `HUMAN_NORMALISATION`; not every game of `metagrad.actors.envs.atari_games.GAMES` is one.
@@ -114,7 +114,7 @@ def human_normalised(game: str, score: float) -> float:
 
 
 def iqm(scores: ArrayLike) -> Array:
-    """Interquartile mean: mean of all runs x games = N scores without the ⌊N/4⌋ lowest and the ⌊N/4⌋ highest.
+    """Return the mean of all runs x games = N scores without the ⌊N/4⌋ lowest and the ⌊N/4⌋ highest.
 
     Args:
         scores: [..., runs, games].

@@ -67,7 +67,7 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
 def disturbed_meta_gradients(
     mdps: TabularMdp, learning_rate: float, coefficients: Sequence[Float[Tensor, "N P"]]
 ) -> Float[Tensor, "N P"]:
-    """∂J(θ_K)/∂θ₀ at θ₀ = 0 for a stack of N MDPs, exact but for a disturbed derivative of every inner update.
+    """Return ∂J(θ_K)/∂θ₀ at θ₀ = 0 for N MDPs, exact but for a disturbed derivative of every inner update.
 
     Equation: Π_i (I + α ∇²J(θᵢ) - 2 α diag(xᵢ)/P) ∇J(θ_K) on the exact path θ₀ … θ_K.
 
@@ -92,14 +92,14 @@ def disturbed_meta_gradients(
 
 
 def draws(mdp: int, step: int, count: int, size: int) -> Float[Tensor, "N P"]:
-    """ε of an inner update, the same whatever the other settings are."""
+    """Draw ε of an inner update, the same whatever the other settings are."""
     entropy = np.random.SeedSequence((mdp, step, 0x4845)).generate_state(1, np.uint64)[0] >> np.uint64(1)
     generator = torch.Generator().manual_seed(int(entropy))
     return torch.randn((count, size), generator=generator, dtype=torch.float64)
 
 
 def bias_bound(learning_rate: float, steps: int, lipschitz: float, hessian_bias: float, outer_norm: float) -> float:
-    """Bound on the meta-gradient's bias where only the inner Hessians are biased, Theorem 4.5 with its constants.
+    """Bound the meta-gradient's bias where only the inner Hessians are biased: Theorem 4.5 with its constants.
 
     Equation: ((B + α Δ_H)ᴷ - Bᴷ) ‖∇J(θ_K)‖, B = 1 + α c₂: a product of K factors, each at most B and off by at most
     α Δ_H. Of MAML each of the K factors has a Hessian; eq. 9 counts K - 1, the first one being its Δ_J.

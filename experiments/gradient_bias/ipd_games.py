@@ -25,7 +25,7 @@ ValueTarget = Literal["reward", "return-to-go"]
 
 
 class Games(NamedTuple):
-    """B games as one player sees them."""
+    """Holds B games as one player sees them."""
 
     code: Int64[Tensor, "*N T B"]
     behaviour_log_prob: Float[Tensor, "*N T B"] | None = None  # of both actions, when they were drawn; None: on-policy
@@ -74,7 +74,7 @@ def other_code(code: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
 
 
 def rewards(code: Int64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
-    """Rewards of the player who sees these codes."""
+    """Return the rewards of the player who sees these codes."""
     return torch.tensor(PAYOFF, dtype=dtype, device=code.device).flatten()[code % JOINT]
 
 
@@ -86,7 +86,7 @@ def fresh_games(
 
 
 class Ring:
-    """The newest C games that look-aheads played, shared by both learners and kept as player 0 sees them.
+    """Holds the newest C games that look-aheads played, shared by both learners, as player 0 sees them.
 
     Prefilled with games of two uniform players, θ = 0.
     """

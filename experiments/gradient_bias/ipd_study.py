@@ -108,7 +108,7 @@ PROBED_ARM = "inner1024-outer128"
 
 
 def arm_settings(name: str, seed: int, updates: int) -> Settings:
-    """Settings of one run; the release's regression on the immediate reward is the value of the reproduction."""
+    """Return the settings of one run; tables of values regress on the immediate reward, as in the release."""
     defaults = {"estimation": {}, "value_target": "reward", "look_ahead": [1, 1], "probes": []}
     return {"seed": seed, "updates": updates, **defaults, **ARMS[name]}
 
@@ -139,7 +139,7 @@ class _Gradients(NamedTuple):
 
 
 def run_part(settings: Settings) -> Result:
-    """One run of two players who update at the same time, each with a virtual look-ahead at the other or without.
+    """Run two players who update at the same time, each with a virtual look-ahead at the other or without.
 
     Returns:
         "reward" [updates]: mean undiscounted reward per step of fresh games of the updated policies, mean of both
@@ -182,7 +182,7 @@ def run_part(settings: Settings) -> Result:
 
 
 def _step(optimizer: Adam, gradient: Tensor, state: OptimizerState, x: Tensor) -> tuple[Tensor, OptimizerState]:
-    """Adam on both players' rows [2, 5]: component by component, so each has an optimizer of its own."""
+    """Apply Adam to both players' rows [2, 5]: component by component, so each has an optimizer of its own."""
     flat, state = optimizer.update(gradient.flatten(), state, x.flatten(), x.flatten())
     return flat.view_as(x), state
 
@@ -250,7 +250,7 @@ def _compare(result: Result, done: int, estimate: Tensor, exact: Tensor) -> None
 
 
 def _probe(pair: _Pair, options: dict[str, Any], table: ProbeTable, generators: dict[str, torch.Generator]) -> float:
-    """Mean cosine of `PROBE_SAMPLES` estimates of each player's gradient with the exact one, at one point."""
+    """Return the mean cosine of `PROBE_SAMPLES` estimates of each player's gradient with the exact one at a point."""
     estimation, exact, opponent = Estimation(**options), _exact(pair, (1, 1), generators), pair.theta.flip(0)
     own_values = None if table == "none" else pair.values[table]
     other_values = None if own_values is None else own_values.flip(0)

@@ -82,7 +82,7 @@ class Estimation:
 
     @property
     def is_exact(self) -> bool:
-        """No place looks at games, so there is no baseline to learn either."""
+        """True if no estimate uses games, so that there is no baseline to learn either."""
         return self.value == self.outer == "exact" and self.derivative in ("exact", "same")
 
 
@@ -104,7 +104,7 @@ def dice_objective(
     gamma: float,
     of_other: bool,
 ) -> Float[Tensor, ""]:
-    """DiCE objective of games that the learner `own` sees: its own, or the other player's with `of_other`.
+    """Return the DiCE objective of games that the learner `own` sees: its own, or the other player's with `of_other`.
 
     Both players' log probabilities are in the products, so mixed derivatives are unbiased.
     """
@@ -120,7 +120,7 @@ def dice_objective(
 
 
 def inner_problem(estimation: Estimation) -> InnerProblem:
-    """The opponent's learning, θ' = θ + α ∇J₂(θ, η); η is the learner's own parameters, batches are `Data`."""
+    """Return the opponent's learning, θ' = θ + α ∇J₂(θ, η); η is the learner's own parameters, batches are `Data`."""
 
     def loss_at(place: Literal["value", "derivative"]) -> Callable[[Tensor, Tensor, Data], tuple[Tensor, None]]:
         def loss(theta: Tensor, eta: Tensor, data: Data) -> tuple[Tensor, None]:
@@ -153,7 +153,7 @@ def streams(seed: int) -> dict[str, torch.Generator]:
 
 
 class Learners(NamedTuple):
-    """N learners at one moment, with all that their estimates depend on."""
+    """Holds N learners at one moment, with all that their estimates depend on."""
 
     players: Sequence[int]  # 0 or 1: which of the two each one is
     own: Float[Tensor, "N 5"]
@@ -168,7 +168,7 @@ def data_sampler(
     generators: dict[str, torch.Generator],
     ring: Ring | None = None,
 ) -> Sampler:
-    """Data at every θⱼ of the opponents: for their updates at j < K, for the outer objective at j = K.
+    """Return a sampler of data at every θⱼ of the opponents: for their updates at j < K, for the outer objective at K.
 
     An update that looks at the ring first pushes `BATCH_SIZE` games of its own.
     """

@@ -121,7 +121,7 @@ def copy_of(mdps: TabularMdp, index: int) -> TabularMdp:
 def noisy_values(
     mdp: TabularMdp, theta: Float[Tensor, "P"], noise: Float[Tensor, "S E"], is_scale_constant: bool = False
 ) -> Float[Tensor, "S E"]:
-    """V^ = V_π + noise ‖V_π‖₂/S, an imperfect critic; constant in θ, differentiable in the rewards.
+    """Return V^ = V_π + noise ‖V_π‖₂/S, an imperfect critic; constant in θ, differentiable in the rewards.
 
     With `is_scale_constant` V^ = V_π + noise ⊥‖V_π‖₂/S: the rewards reach it through V_π alone.
     """
@@ -141,7 +141,7 @@ def sampled_loss(
     lambda_: float,
     is_noise_scale_constant: bool = False,
 ) -> Float[Tensor, ""]:
-    """-J as an estimator sees it, on R + φ (R where φ is empty); its value is not that of -J, its gradient is.
+    """Return -J as an estimator sees it, on R + φ (R where φ is empty); of -J it has the gradient, not the value.
 
     Equation: AD, LVC, Loaded-DiCE: -mean_B Σ_t γ^t A_t s_t with A_t = G_t - V^(s_t), G_t the λ-return bootstrapped with
     V^; DiCE: -mean_B Σ_t γ^t Π_{k≤t} ρ_k r_t, neither baseline nor bootstrap.
@@ -166,7 +166,7 @@ def sampled_loss(
 
 
 def inner_problem(estimation: Estimation) -> InnerProblem:
-    """θ' = θ + α ∇J, its value from estimator I and its derivative from estimator II; batches are `Data`."""
+    """Return θ' = θ + α ∇J, its value from estimator I and its derivative from estimator II; batches are `Data`."""
 
     def loss_at(place: int) -> Loss:
         def loss(theta: Tensor, phi: Tensor, data: Data) -> tuple[Tensor, None]:
@@ -222,7 +222,7 @@ def sample_trajectories(
 
 
 def data_sampler(estimation: Estimation, mdps: TabularMdp, seed: int) -> Sampler:
-    """Fresh data of N copies at every θⱼ: for the inner estimates at j < K, for the outer one at j = K."""
+    """Return a sampler of fresh data at every θⱼ: for the inner estimates at j < K, for the outer one at j = K."""
     cumulative = cumulative_transition(mdps.transition)
     copies, states = mdps.initial.shape
     size, dtype = estimation.trajectories, mdps.reward.dtype
@@ -290,6 +290,6 @@ def meta_gradients(
 
 
 def _stream(seed: int, place: int, step: int, purpose: Literal["samples", "noise"]) -> torch.Generator:
-    """A generator that depends on these four and on nothing else."""
+    """Return a generator that depends on these four and on nothing else."""
     entropy = np.random.SeedSequence((seed, place, step, int(purpose == "noise"))).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))

@@ -79,7 +79,7 @@ MDPs; Pearson as released, cosine of eq. 63, summed standard deviation as releas
 
 
 class Sweep(NamedTuple):
-    """Estimations that differ in one number, for some estimators and permutations."""
+    """Describes estimations that differ in one number, for some estimators and permutations."""
 
     name: str
     field: str  # of `Estimation`
@@ -97,7 +97,7 @@ class Sweep(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Results of one sweep: `metric[estimator, permutation]` has a line for each MDP and a column for each x."""
+    """Holds the results of one sweep: `metric[estimator, permutation]` has a line for each MDP, a column for each x."""
 
     sweep: Sweep
     x: Array

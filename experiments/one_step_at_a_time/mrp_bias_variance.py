@@ -99,7 +99,7 @@ def _estimators(settings: Settings) -> dict[str, LookAhead]:
 
 
 def _moments_at(start: Start, done: int, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Moments of every estimator at one point, from common random numbers.
+    """Return the moments of every estimator at one point, from common random numbers.
 
     Sample k of every estimator sees the same episodes: its own n + 1 are the first of the oracle's. Differences from
     the oracle are taken sample by sample, and their spread gives the noise in the bias.
@@ -123,7 +123,7 @@ def _moments_at(start: Start, done: int, settings: Settings) -> dict[str, dict[s
 
 
 def estimator_moments(samples: Moments, differences: Moments) -> dict[str, Any]:
-    """One estimator at one point as JSON: mean and std [M] of its samples, the same of sample minus oracle's sample."""
+    """Return as JSON mean and std [M] of an estimator's samples, and the same of sample minus oracle's sample."""
     return {
         "mean": samples.mean.tolist(),
         "std": standard_deviation(samples).tolist(),

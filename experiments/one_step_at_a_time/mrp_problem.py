@@ -35,7 +35,7 @@ LAYOUT = ParameterLayout(
 
 
 class MrpBatch(NamedTuple):
-    """Rewards of the episodes that the next inner update sees, and of those that the outer loss at this θ sees."""
+    """Holds rewards of the episodes that the next inner update sees, and of those that the outer loss at θ sees."""
 
     inner: Float[Tensor, "*N S B"]
     outer: Float[Tensor, "*N S B"]
@@ -56,7 +56,7 @@ def init_theta(generator: torch.Generator, dtype: torch.dtype = torch.float32) -
 
 
 def init_eta(dtype: torch.dtype = torch.float32) -> Float[Tensor, "M"]:
-    """η of the discounts at the start: logit(0.5) = 0 for every state."""
+    """Return η of the discounts at the start: logit(0.5) = 0 for every state."""
     return torch.full((STATES,), START_DISCOUNT, dtype=dtype).logit()
 
 
@@ -70,7 +70,7 @@ def state_values(theta: Float[Tensor, "P"]) -> Float[Tensor, "S"]:
 
 
 def true_values(dtype: torch.dtype = torch.float32) -> Float[Tensor, "S"]:
-    """Expected undiscounted sum of the rewards from each state on: 0.1 for every even state still to come.
+    """Return the expected undiscounted sum of rewards from each state on: 0.1 for every even state still to come.
 
     >>> [round(float(value), 1) for value in true_values()]
     [0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0]
@@ -86,7 +86,7 @@ def discounts(eta: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
 
 
 def inner_target(eta: Float[Tensor, "M"], rewards: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
-    """g_η(sᵢ) = Σ_{j≥i} γⱼ^{j-i+1} rⱼ: every reward is weighted by powers of the discount of its own state (C.1)."""
+    """Return g_η(sᵢ) = Σ_{j≥i} γⱼ^{j-i+1} rⱼ: a reward is weighted by powers of its own state's discount (C.1)."""
     state = torch.arange(STATES, device=eta.device)
     distance = state[None, :] - state[:, None] + 1
     # Rewards of the past have weight 0; exponent 1 there keeps derivatives finite.
@@ -95,17 +95,17 @@ def inner_target(eta: Float[Tensor, "M"], rewards: Float[Tensor, "S B"]) -> Floa
 
 
 def outer_target(rewards: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
-    """g_η'(sᵢ) = Σ_{j≥i} rⱼ: the Monte-Carlo return (C.1)."""
+    """Return g_η'(sᵢ) = Σ_{j≥i} rⱼ, the Monte-Carlo return (C.1)."""
     return rewards.flip(0).cumsum(0).flip(0)
 
 
 def inner_loss(theta: Float[Tensor, "P"], eta: Float[Tensor, "M"], batch: MrpBatch) -> tuple[Float[Tensor, ""], None]:
-    """L = ½ mean (g_η(sᵢ) - v_θ(sᵢ))² over states and episodes (eq. 1); an ordinary minimised loss."""
+    """Return L = ½ mean (g_η(sᵢ) - v_θ(sᵢ))² over states and episodes (eq. 1), an ordinary minimised loss."""
     return 0.5 * (inner_target(eta, batch.inner) - state_values(theta)[:, None]).square().mean(), None
 
 
 def outer_loss(theta: Float[Tensor, "P"], batch: MrpBatch) -> tuple[Float[Tensor, ""], None]:
-    """L' = ½ mean (g_η'(sᵢ) - v_θ(sᵢ))² over states and episodes (eq. 2)."""
+    """Return L' = ½ mean (g_η'(sᵢ) - v_θ(sᵢ))² over states and episodes (eq. 2)."""
     return 0.5 * (outer_target(batch.outer) - state_values(theta)[:, None]).square().mean(), None
 
 
@@ -126,7 +126,7 @@ def batch_sampler(
     batch_size: int = BATCH_SIZE,
     dtype: torch.dtype = torch.float32,
 ) -> Sampler:
-    """Episodes for N unrolls side by side, to be called with j = 0, 1, 2 … in this order.
+    """Return a sampler of episodes for N unrolls side by side, to be called with j = 0, 1, 2 … in this order.
 
     Args:
         generator: where the rewards come from.

@@ -43,7 +43,7 @@ LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
 
 
 def peek_experiment(schedule: ScheduleName, n: int, settings: Settings) -> Experiment:
-    """`snake-6x6`, which has the outer critic and AD unless the settings say otherwise, or `atari`; on one thread."""
+    """Return `snake-6x6`, with outer critic and AD unless the settings say otherwise, or `atari`; on one thread."""
     base = atari() if settings.get("game") == "Pong" else snake_6x6()
     losses = base.meta_parameters
     if "rho_clip" in settings:
@@ -126,7 +126,7 @@ def _meta_gradients(settings: Settings, folder: Path) -> Result:
 
 
 def peek_samples(experiment: Experiment, trees: list[dict[str, Any]], count: int, seed: int) -> Iterator[Tensor]:
-    """Independent samples of ∂J/∂η [M] as peek has it at the last of n+1 successive checkpoints.
+    """Yield independent samples of ∂J/∂η [M] as peek has it at the last of n+1 successive checkpoints.
 
     Batch j of a window is sampled under θ of checkpoint j, the games going on from where the first checkpoint has them:
     what a colocated run does. Random streams of games and policies are fresh for each sample.

@@ -14,7 +14,7 @@ EPS_ROOT = 1e-8  # the first author's next release has it in every Adam and RMSP
 
 
 def snake_12x12() -> Experiment:
-    """The paper's 3-step agent (§3, B.2, C.2, C.3, Table 2): γ, λ and both coefficients are learnt.
+    """Return the paper's 3-step agent (§3, B.2, C.2, C.3, Table 2): γ, λ and both coefficients are learnt.
 
     What the paper leaves open is a value here, chosen in docs/snake-12x12.md: `rollout_length`, `updates` with
     `optimizer.annealing_updates`, `lookahead`, both `eps_root`, `meta.surrogate`, and the critic's coefficient, which

@@ -32,7 +32,7 @@ NORMS = {"norm/gradient": 10.0, "norm/meta_gradient": 0.1}  # and where they are
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One training run: what it changes in `snake-12x12`, and how long it is."""
+    """Describes one training run: what it changes in `snake-12x12`, and how long it is."""
 
     n: int
     updates: int

@@ -26,7 +26,7 @@ WORDS: dict[Verdict, str] = {"holds": AGREES, "contradicted": OPPOSITE, "undecid
 
 
 class Paired(NamedTuple):
-    """Mean difference of two quantities over the seeds (or MDPs) that both were measured with."""
+    """Holds the mean difference of two quantities over the seeds (or MDPs) that both were measured with."""
 
     difference: float
     standard_error: float  # nan with a single seed
@@ -40,7 +40,7 @@ class Paired(NamedTuple):
 
     @property
     def margin(self) -> float:
-        """The 95 % interval (Student's t) extends so far to both sides of the mean."""
+        """This is half the width of the 95 % interval of the mean (Student's t)."""
         return critical(self.seeds) * self.standard_error
 
     def verdict(self, relation: Relation, similar: float = SIMILAR) -> Verdict:
@@ -75,7 +75,7 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
 
 
 class Point(NamedTuple):
-    """Paired differences at one place: the curve that the paper has above less the other one, one for each MDP."""
+    """Holds paired differences at one place, one for each MDP: the curve that the paper has above less the other."""
 
     where: str
     difference: Array
@@ -90,7 +90,7 @@ class Point(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Two quantities [seeds], the second one claimed to be larger, or smaller, than the first."""
+    """Represents two quantities [seeds], the second one claimed to be larger, or smaller, than the first."""
 
     first_label: str
     first: ArrayLike
@@ -106,7 +106,7 @@ class Change(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One ordering in the paper's text, at all the points where it is made."""
+    """Represents one ordering in the paper's text, at all the points where it is made."""
 
     quantity: str  # which figure and which curves
     paper: str  # what it says

@@ -22,7 +22,7 @@ Curve = tuple[str, ArrayLike, ArrayLike, ArrayLike | None]
 
 
 class Panel(NamedTuple):
-    """One set of axes, and the curves that it shows."""
+    """Represents one set of axes, and the curves that it shows."""
 
     title: str
     x_label: str
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A picture that a report shows: a file in its folder, the caption, and the panels that are drawn into it."""
+    """Represents a picture of a report: a file in its folder, the caption, and the panels that are drawn into it."""
 
     name: str
     caption: str

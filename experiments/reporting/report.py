@@ -12,7 +12,7 @@ HEAD = ("quantity", "paper", "ours", "seeds", "spread")
 
 
 class Row(NamedTuple):
-    """One line of a report's table, and what it adds to the differences from the paper."""
+    """Represents one line of a report's table, and what it adds to the differences from the paper."""
 
     quantity: str
     paper: str

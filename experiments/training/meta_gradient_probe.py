@@ -82,7 +82,7 @@ def meta_gradient_samples(
 
 
 def restarted(setup: ActorSetup, games: ActorState) -> Actor:
-    """An actor whose random streams come from its setup and whose games are these."""
+    """Return an actor whose random streams come from its setup and whose games are these."""
     actor = Actor(setup)
     streams = {name: x for name, x in actor.state().items() if name.endswith("generator") and name in games}
     actor.load_state(games | streams)
@@ -90,7 +90,7 @@ def restarted(setup: ActorSetup, games: ActorState) -> Actor:
 
 
 def meta_gradient_moments(experiment: Experiment, checkpoint: Mapping[str, Any], count: int, seed: int) -> Moments:
-    """Mean and spread of each component of ∂J/∂η over `meta_gradient_samples` of the same arguments, count ≥ 1."""
+    """Return mean and spread of each component of ∂J/∂η over `meta_gradient_samples` of the same arguments."""
     moments: Moments | None = None
     for gradient in meta_gradient_samples(experiment, checkpoint, count, seed):
         moments = add_samples(no_samples(gradient.numel()) if moments is None else moments, gradient[None])
@@ -101,7 +101,7 @@ def meta_gradient_moments(experiment: Experiment, checkpoint: Mapping[str, Any],
 def probe_run(
     estimators: Mapping[str, Experiment], folder: Path, updates: Sequence[int], count: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Moments of several estimators at checkpoints of one run; each is kept in the run's folder as it is done.
+    """Return moments of several estimators at checkpoints of one run; each is kept in the run's folder when done.
 
     Args:
         estimators: name (of a file) to the run's experiment with that estimator.

@@ -59,7 +59,7 @@ def _curve(updates: list[int], values: list[float]) -> Curve:
 
 
 def checkpoints(experiment: BaseExperiment, folder: Path) -> dict[int, dict[str, Any]]:
-    """Learner states of a run by update, with update 0, which is not stored: every checkpoint has its `to_tree`."""
+    """Return learner states by update, update 0 included, which is not stored: every checkpoint has its `to_tree`."""
     algorithm = experiment.algorithm(probe(experiment.env))
     start = algorithm.to_tree(algorithm.init(experiment.seed, torch.device("cpu")))
     return {0: start} | {update_of(path): load(path)["learner"] for path in paths(folder / "checkpoints")}
