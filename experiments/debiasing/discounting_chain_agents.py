@@ -40,7 +40,7 @@ Sampler = Callable[[Float[Tensor, "NP"]], Counts]
 META_OPTIMIZER = Adam(learning_rate=constant(META_LEARNING_RATE))  # eps 1e-8 outside the root alone, as in the release
 
 
-class Agent(NamedTuple):
+class ChainAgent(NamedTuple):
     """Says how γ is tuned and what the advantage of the outer loss is made of."""
 
     meta: Meta  # "none": A2C, γ stays at 0.95
@@ -64,7 +64,7 @@ class Logged(NamedTuple):
     outer: ChainMetrics | None  # of the outer loss's batch; None without meta-gradients
 
 
-def inner_problem(agent: Agent, table: Tables) -> InnerProblem:
+def inner_problem(agent: ChainAgent, table: Tables) -> InnerProblem:
     """Return the inner loss under γ(η), with SGD."""
 
     def loss(theta: Tensor, eta: Tensor, counts: Counts) -> tuple[Tensor, ChainMetrics]:
@@ -74,7 +74,7 @@ def inner_problem(agent: Agent, table: Tables) -> InnerProblem:
     return InnerProblem(loss, Sgd(learning_rate=constant(LEARNING_RATE)))
 
 
-def outer_loss_of(agent: Agent, table: Tables, eta: Float[Tensor, "N"]) -> OuterLoss:
+def outer_loss_of(agent: ChainAgent, table: Tables, eta: Float[Tensor, "N"]) -> OuterLoss:
     """Return the same loss under γ' = 1; values are under γ' with the outer value function, else under γ."""
     gamma = discounts(eta)
     outer_gamma = torch.full_like(gamma, OUTER_DISCOUNT)
@@ -87,7 +87,7 @@ def outer_loss_of(agent: Agent, table: Tables, eta: Float[Tensor, "N"]) -> Outer
 
 
 def start(
-    agent: Agent, table: Tables, generators: Sequence[torch.Generator], dtype: torch.dtype = torch.float64
+    agent: ChainAgent, table: Tables, generators: Sequence[torch.Generator], dtype: torch.dtype = torch.float64
 ) -> AgentState:
     """Return the state before the first update; γ = 0.95."""
     theta = torch.cat([init_policy(generator, dtype) for generator in generators])
@@ -96,7 +96,7 @@ def start(
     return AgentState(theta, optimizer.init(theta), eta, META_OPTIMIZER.init(eta))
 
 
-def advance(agent: Agent, table: Tables, state: AgentState, sample: Sampler) -> tuple[AgentState, Logged]:
+def advance(agent: ChainAgent, table: Tables, state: AgentState, sample: Sampler) -> tuple[AgentState, Logged]:
     """Update θ and then η: a batch from θ, and one from the updated θ₁ for the outer loss.
 
     MG descends the outer loss at θ₁. BMG descends KL(π_θ̃ || π_θ₁) at the initial state, θ̃ one SGD step on the outer

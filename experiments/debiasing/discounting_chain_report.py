@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metagrad.cluster.studies.study import Settings
-from metagrad.experiments.debiasing.discounting_chain_agents import Meta
+from metagrad.experiments.debiasing.discounting_chain_agents import ChainAgent
 from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
 from metagrad.experiments.reporting.parts import Parts, first_settings
 from metagrad.experiments.reporting.report import Row, write_report
@@ -21,20 +21,20 @@ UPDATES = 50_000  # release
 START_DISCOUNT = 0.95  # C.1
 
 
-class ChainAgent(NamedTuple):
-    """Describes one agent of Figure 2."""
-
-    title: str
-    meta: Meta
-    uses_outer_value: bool
-
-
 ARMS: dict[str, ChainAgent] = {
-    "a2c": ChainAgent("A2C", "none", False),
-    "mg": ChainAgent("MG", "mg", False),
-    "mg-outer": ChainAgent("MG, outer value", "mg", True),
-    "bmg": ChainAgent("BMG", "bmg", False),
-    "bmg-outer": ChainAgent("BMG, outer value", "bmg", True),
+    "a2c": ChainAgent("none"),
+    "mg": ChainAgent("mg"),
+    "mg-outer": ChainAgent("mg", uses_outer_value=True),
+    "bmg": ChainAgent("bmg"),
+    "bmg-outer": ChainAgent("bmg", uses_outer_value=True),
+}
+"""The agents of Figure 2."""
+TITLES = {
+    "a2c": "A2C",
+    "mg": "MG",
+    "mg-outer": "MG, outer value",
+    "bmg": "BMG",
+    "bmg-outer": "BMG, outer value",
 }
 
 
@@ -112,7 +112,7 @@ def _paper_rows(main: ByArm) -> Iterator[Row]:
             values, paper = main[arm].end(quantity.name), float(text)
             off, mean = abs(values - paper) > tolerance, values.mean()
             is_off = abs(mean - paper) > tolerance
-            label = f"{ARMS[arm].title}: {quantity.label}"
+            label = f"{TITLES[arm]}: {quantity.label}"
             spread = f"std {std_of(values)}, {values.min():.3f} to {values.max():.3f}"
             shown = text + (PUBLISHED_SPREAD.get(arm, "") if quantity.name == "return" else "")
             sentences = []
@@ -133,12 +133,12 @@ def _way_rows(main: ByArm) -> Iterator[Row]:
         is_biased = not ARMS[arm].uses_outer_value
         at = int(mean.argmax() if is_biased else mean.argmin())
         extreme, update = float(mean[at]), f"{curves.updates[at]:,.0f}"
-        label = f"{ARMS[arm].title}: {'largest' if is_biased else 'smallest'} γ on the way"
+        label = f"{TITLES[arm]}: {'largest' if is_biased else 'smallest'} γ on the way"
         paper = "“unable to increase the discount factor”" if is_biased else "figure only"
         sentences = []
         if is_biased and extreme > START_DISCOUNT + 0.002:
             sentences.append(
-                f"{ARMS[arm].title}: γ rises from 0.95 to {extreme:.3f} (update {update}) before it ends at"
+                f"{TITLES[arm]}: γ rises from 0.95 to {extreme:.3f} (update {update}) before it ends at"
                 f" {mean[-1]:.3f}; the text says that it cannot rise."
             )
         ours = f"{extreme:.3f} after {update} updates"
@@ -151,7 +151,7 @@ def _normalised_rows(normalised: ByArm) -> Iterator[Row]:
         gamma, paid = (curves.mean_end(name) for name in ("discount", "return"))
         is_biased = not ARMS[arm].uses_outer_value
         paper = "normalising does not fix it" if is_biased else "figure only"
-        label = f"{ARMS[arm].title}, advantages normalised: γ, return at the end"
+        label = f"{TITLES[arm]}, advantages normalised: γ, return at the end"
         spread = f"largest mean advantage of a batch {number(abs(curves.of['advantage']).max(), 1)}"
         ends, sentences = f"{label}: {gamma:.3f} and {paid:.3f}", []
         if is_biased and paid > MYOPIC:
@@ -164,7 +164,7 @@ def _normalised_rows(normalised: ByArm) -> Iterator[Row]:
 def _exact_start_rows(main: ByArm, exact: ByArm) -> Iterator[Row]:
     """Tell what is left of the published numbers where the start has its exact value: our control."""
     for arm, curves in exact.items():
-        title = ARMS[arm].title
+        title = TITLES[arm]
         ends = {name: curves.mean_end(name) for name in ("discount", "return", "first_advantage")}
         ours = ", ".join(f"{value:.3f}" for value in ends.values())
         released = main[arm].mean_end("first_advantage")
@@ -187,7 +187,7 @@ def _exact_start_rows(main: ByArm, exact: ByArm) -> Iterator[Row]:
 
 def _panel(curves: ByArm, name: str, title: str, label: str) -> Panel:
     own = {arm: each for arm, each in curves.items() if name in each.of}
-    lines = [mean_curve(ARMS[arm].title, each.updates, each.of[name]) for arm, each in own.items()]
+    lines = [mean_curve(TITLES[arm], each.updates, each.of[name]) for arm, each in own.items()]
     return Panel(title, "updates", label, lines)
 
 

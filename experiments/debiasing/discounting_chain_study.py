@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metagrad.cluster.studies.study import Result, Settings, Study
-from metagrad.experiments.debiasing.discounting_chain_agents import Agent, advance, start
+from metagrad.experiments.debiasing.discounting_chain_agents import ChainAgent, advance, start
 from metagrad.experiments.debiasing.discounting_chain_problem import (
     Objective,
     discounts,
@@ -44,14 +44,14 @@ def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
     }
     parts: dict[str, Settings] = {}
     for variant, objective in VARIANTS.items():
-        for arm, (_, meta, uses_outer_value) in ARMS.items():
-            if variant and meta == "none":
+        for arm, agent in ARMS.items():
+            if variant and agent.meta == "none":
                 continue
             # Figure 6 has one seed; the control of ours as many as one part holds.
             for group in {"": groups, "-normalised": [[0]], "-exact-start": groups[:1]}[variant]:
                 name = f"{arm}{variant}-seed" + (str(group[0]) if len(group) == 1 else f"s{group[0]}-{group[-1]}")
-                agent = {"arm": arm, "meta": meta, "uses_outer_value": uses_outer_value}
-                parts[name] = {**agent, **objective, "seeds": group, **length}
+                own = {"arm": arm, "meta": agent.meta, "uses_outer_value": agent.uses_outer_value}
+                parts[name] = {**own, **objective, "seeds": group, **length}
     return parts
 
 
@@ -65,7 +65,7 @@ def run_part(settings: Settings) -> Result:
     """
     table = tables(torch.float64)
     objective = Objective(settings["is_normalised"], settings["is_first_value_exact"])
-    agent = Agent(settings["meta"], settings["uses_outer_value"], objective)
+    agent = ChainAgent(settings["meta"], settings["uses_outer_value"], objective)
     generators = [torch.Generator().manual_seed(seed) for seed in settings["seeds"]]
     rows = len(table.chain) - len(table.paying_step) if objective.is_normalised else table.waiting
     sample = partial(sample_counts, table, rows=rows, generators=generators)

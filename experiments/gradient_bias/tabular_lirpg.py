@@ -15,7 +15,7 @@ from pathlib import Path
 from metagrad.cluster.studies.study import Settings, Study
 from metagrad.experiments.gradient_bias import tabular_sweeps as ts
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, PERMUTATIONS
-from metagrad.experiments.gradient_bias.tabular_sweeps import Curves, Sweep, ordering
+from metagrad.experiments.gradient_bias.tabular_sweeps import Sweep, SweepCurves, ordering
 from metagrad.experiments.reporting.claims import Claim, Point
 from metagrad.experiments.reporting.figures import Figure, Panel
 from metagrad.experiments.reporting.parts import Parts, first_settings
@@ -50,13 +50,13 @@ def _released_parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
     }
 
 
-def claims(found: dict[str, Curves]) -> list[Claim]:
+def claims(found: dict[str, SweepCurves]) -> list[Claim]:
     """Return all that the text says of figures 1c, 1d and 7."""
     by_size = {n: found[f"trajectories{n}"] for n in SAMPLE_SIZES}
     return [*_growth_claims(by_size), *_estimator_claims(by_size)]
 
 
-def _growth_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
+def _growth_claims(by_size: dict[int, SweepCurves]) -> Iterator[Claim]:
     few, many = by_size[SAMPLE_SIZES[0]], by_size[SAMPLE_SIZES[-1]]
     text = "with more sample size and less steps the correlation increases for both estimators"
     for name, figure in (("lvc", "fig. 1c/d, LVC"), ("ad", "fig. 1c/d, AD")):
@@ -68,7 +68,7 @@ def _growth_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
         yield Claim(f"{figure}: K = {few.x[0]:g} > K = {few.x[-1]:g}", text, "above", falls)
 
 
-def _estimator_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
+def _estimator_claims(by_size: dict[int, SweepCurves]) -> Iterator[Claim]:
     lvc, ad = ("lvc", "ESE"), ("ad", "ESE")
     same: list[Point] = []
     for n, curves in by_size.items():
@@ -89,7 +89,7 @@ def _estimator_claims(by_size: dict[int, Curves]) -> Iterator[Claim]:
         yield ordering(curves, name, text, (ad, lvc), STEPS[1:], metric="deviation")
 
 
-def _by_size_panel(found: dict[str, Curves], metric: ts.Metric, estimator: str, is_median: bool) -> Panel:
+def _by_size_panel(found: dict[str, SweepCurves], metric: ts.Metric, estimator: str, is_median: bool) -> Panel:
     lines = []
     for n in SAMPLE_SIZES:
         curves = found[f"trajectories{n}"]
@@ -98,7 +98,7 @@ def _by_size_panel(found: dict[str, Curves], metric: ts.Metric, estimator: str, 
     return Panel(title, "inner steps K", label, lines, is_log_y=metric in ts.SPREADS)
 
 
-def _figures(found: dict[str, Curves]) -> list[Figure]:
+def _figures(found: dict[str, SweepCurves]) -> list[Figure]:
     few = [_by_size_panel(found, metric, e, median) for metric, median in ts.SHOWN[:2] for e in ("lvc", "ad")]
     sizes = [_by_size_panel(found, metric, e, median) for metric, median in ts.SHOWN for e in ESTIMATORS]
     curves = found["permutations"]

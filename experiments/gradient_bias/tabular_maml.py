@@ -12,7 +12,7 @@ from pathlib import Path
 from metagrad.cluster.studies.study import Study
 from metagrad.experiments.gradient_bias import tabular_sweeps as ts
 from metagrad.experiments.gradient_bias.tabular_estimators import ESTIMATORS, PERMUTATIONS
-from metagrad.experiments.gradient_bias.tabular_sweeps import Curves, Sweep, ordering
+from metagrad.experiments.gradient_bias.tabular_sweeps import Sweep, SweepCurves, ordering
 from metagrad.experiments.reporting.claims import Claim, Point
 from metagrad.experiments.reporting.figures import Figure
 from metagrad.experiments.reporting.parts import Parts, first_settings
@@ -56,7 +56,7 @@ NEAR_ONE = 0.95
 ACTOR_CRITIC = ("ad", "lvc", "loaded-dice")  # DiCE has neither baseline nor bootstrap
 
 
-def sample_size_claims(curves: Curves) -> Iterator[Claim]:
+def sample_size_claims(curves: SweepCurves) -> Iterator[Claim]:
     """Yield what §5.1 says of figures 1a and 1b: one inner step, exact outer gradient."""
     claim, x, of = partial(ordering, curves), curves.x, curves.of["pearson"]
     few = "SEE ≈ ESE > SSE in low sample size case"
@@ -75,7 +75,7 @@ def sample_size_claims(curves: Curves) -> Iterator[Claim]:
         yield Claim(f"fig. 1b, AD: {p} {side} {NEAR_ONE}", only, "above", [at_end])
 
 
-def outer_claims(curves: Curves) -> Iterator[Claim]:
+def outer_claims(curves: SweepCurves) -> Iterator[Claim]:
     """Yield what G.1.3 says of figure 4 on exact and sampled outer gradients."""
     outer = "an accurate outer gradient improves more than correcting Hessian or compositional bias"
     order = "EES > SES > ESS > SSS"
@@ -90,7 +90,7 @@ def outer_claims(curves: Curves) -> Iterator[Claim]:
             yield ordering(curves, f"fig. 4, {ts.TITLES[e]}: {above} > {below}", paper, ((e, above), (e, below)))
 
 
-def estimator_claims(curves: Curves) -> Iterator[Claim]:
+def estimator_claims(curves: SweepCurves) -> Iterator[Claim]:
     """Yield what G.1.3 says of figure 4 on the four estimators."""
     claim = partial(ordering, curves)
     for p in PERMUTATIONS:
@@ -119,7 +119,7 @@ def estimator_claims(curves: Curves) -> Iterator[Claim]:
         yield claim(name, text, (("loaded-dice", above), ("loaded-dice", below)))
 
 
-def large_update_claims(curves: Curves) -> Iterator[Claim]:
+def large_update_claims(curves: SweepCurves) -> Iterator[Claim]:
     """Yield what G.1.3 says of figures 5 and 6: large learning rates, many steps."""
     figure, large = FIGURES[curves.sweep.name], LARGE[curves.sweep.name]
 
@@ -142,7 +142,7 @@ def large_update_claims(curves: Curves) -> Iterator[Claim]:
     yield falls("ad", "ESE", text)
 
 
-def variance_claims(curves: Curves) -> Iterator[Claim]:
+def variance_claims(curves: SweepCurves) -> Iterator[Claim]:
     """Yield what G.1.3 says of the variance in all three figures: what an exact inner value does to it."""
     more = "correcting compositional bias increases the variance, especially with a sampled outer gradient"
     large = "correcting compositional bias increases the variance, especially when that of the Hessian is large"
@@ -158,7 +158,7 @@ def variance_claims(curves: Curves) -> Iterator[Claim]:
             yield claim._replace(is_somewhere=is_somewhere)
 
 
-def claims(found: dict[str, Curves]) -> list[Claim]:
+def claims(found: dict[str, SweepCurves]) -> list[Claim]:
     """Return all that the text says of figures 1a, 1b, 4, 5 and 6."""
     sizes = found["trajectories"]
     made = [*sample_size_claims(sizes), *outer_claims(sizes), *estimator_claims(sizes)]
@@ -169,7 +169,7 @@ def claims(found: dict[str, Curves]) -> list[Claim]:
     return [claim for claim in made if claim.points]
 
 
-def _figures(found: dict[str, Curves]) -> Iterator[Figure]:
+def _figures(found: dict[str, SweepCurves]) -> Iterator[Figure]:
     sizes, few = found["trajectories"], ("SEE", "ESE", "SSE")
     panels = [ts.panel(sizes, metric, e, few, is_median) for metric, is_median in ts.SHOWN[:2] for e in ("lvc", "ad")]
     text = "Figures 1a and 1b: one inner step, learning rate 10. Mean ± standard error and median over MDPs."

@@ -96,7 +96,7 @@ class Sweep(NamedTuple):
         return self.label.rpartition(" ")[2]
 
 
-class Curves(NamedTuple):
+class SweepCurves(NamedTuple):
     """Holds the results of one sweep: `metric[estimator, permutation]` has a line for each MDP, a column for each x."""
 
     sweep: Sweep
@@ -164,14 +164,14 @@ def _scores(settings: Settings, estimation: Estimation, mdps: TabularMdp, exact:
     return {metric: float(score) for metric, score in scores.items()}
 
 
-def curves_of(sweeps: Sequence[Sweep], done: Parts) -> dict[str, Curves]:
+def curves_of(sweeps: Sequence[Sweep], done: Parts) -> dict[str, SweepCurves]:
     """Join all parts of each sweep, MDPs in the order of their seeds."""
     found = {}
     for sweep in sweeps:
         own = [part for name, part in done.items() if name.rpartition("-mdp")[0] == sweep.name]
         own.sort(key=lambda part: part[0]["mdp"])
         pairs = list(product(sweep.estimators, sweep.permutations))
-        found[sweep.name] = Curves(
+        found[sweep.name] = SweepCurves(
             sweep,
             np.asarray(own[0][0]["values"], dtype=np.float64),
             {metric: {(e, p): np.array([r[e][p][metric] for _, r in own]) for e, p in pairs} for metric in METRICS},
@@ -179,7 +179,7 @@ def curves_of(sweeps: Sequence[Sweep], done: Parts) -> dict[str, Curves]:
     return found
 
 
-def write_numbers(path: Path, all_curves: dict[str, Curves]) -> None:
+def write_numbers(path: Path, all_curves: dict[str, SweepCurves]) -> None:
     """Write every number behind the figures: mean, median, IQM and standard deviation over the MDPs."""
     content = StringIO()
     table = csv.writer(content, lineterminator="\n")
@@ -200,7 +200,7 @@ def curve(label: str, x: Array, values: Array, is_median: bool) -> Curve:
     return median_curve(label, x, values) if is_median else (label, x, *mean_and_error(values))
 
 
-def panel(curves: Curves, metric: Metric, estimator: str, permutations: Sequence[str], is_median: bool) -> Panel:
+def panel(curves: SweepCurves, metric: Metric, estimator: str, permutations: Sequence[str], is_median: bool) -> Panel:
     """Return the axes of one estimator's permutations along a sweep."""
     sweep = curves.sweep
     lines = [curve(name, curves.x, curves.of[metric][estimator, name], is_median) for name in permutations]
@@ -213,7 +213,7 @@ def axis_label(metric: Metric, is_median: bool) -> str:
 
 
 def compared(
-    curves: Curves,
+    curves: SweepCurves,
     metric: Metric,
     above: tuple[str, str],
     below: tuple[str, str],
@@ -234,7 +234,7 @@ def compared(
 
 
 def ordering(
-    curves: Curves,
+    curves: SweepCurves,
     quantity: str,
     paper: str,
     pair: tuple[tuple[str, str], tuple[str, str]],
@@ -246,13 +246,13 @@ def ordering(
     return Claim(quantity, paper, relation, compared(curves, metric, *pair, at))
 
 
-def change(curves: Curves, metric: Metric, pair: tuple[str, str]) -> Point:
+def change(curves: SweepCurves, metric: Metric, pair: tuple[str, str]) -> Point:
     """Measure how far a curve rises from the first x to the last one."""
     values, x = curves.of[metric][pair], curves.x
     return Point(f"{curves.sweep.symbol} = {x[0]:g} to {x[-1]:g}", values[:, -1] - values[:, 0])
 
 
-def summary_rows(curves: Curves, figure: str, pairs: Sequence[tuple[str, str]], at: Sequence[float]) -> list[Row]:
+def summary_rows(curves: SweepCurves, figure: str, pairs: Sequence[tuple[str, str]], at: Sequence[float]) -> list[Row]:
     """Return correlations at some points of a sweep: both forms, and how far MDPs are apart."""
     rows = []
     for estimator, permutation in pairs:
@@ -270,7 +270,9 @@ def summary_rows(curves: Curves, figure: str, pairs: Sequence[tuple[str, str]], 
     return rows
 
 
-def identity_row(curves: Sequence[Curves], permutations: Sequence[str], where: str, at: slice = slice(None)) -> Row:
+def identity_row(
+    curves: Sequence[SweepCurves], permutations: Sequence[str], where: str, at: slice = slice(None)
+) -> Row:
     """Compare AD, LVC and Loaded-DiCE, sample by sample, where their definitions make them one estimator."""
     pairs = [
         [each.of["pearson"][name, p][:, at] for name in ("lvc", "loaded-dice", "ad")]
@@ -288,7 +290,7 @@ def write_tabular_report(
     folder: Path,
     title: str,
     introduction: str,
-    all_curves: dict[str, Curves],
+    all_curves: dict[str, SweepCurves],
     table: Sequence[Row | Claim],
     figures: Sequence[Figure],
     is_quick: bool,

@@ -95,7 +95,7 @@ def test_inner_loss_and_its_derivatives_are_the_studys(is_normalised: bool, is_e
     trajectory = episodes(theta.detach(), seed)
     agent = build_actor_critic(config.learner, NETWORK, (2,), 5)
     ours, metrics = agent.problem.loss(theta, eta, trajectory)
-    study = agents.inner_problem(agents.Agent("mg", True, chain.Objective(is_normalised, is_exact)), TABLE)
+    study = agents.inner_problem(agents.ChainAgent("mg", True, chain.Objective(is_normalised, is_exact)), TABLE)
     other = as_in_the_study(theta.detach()).requires_grad_()
     theirs, _ = study.loss(other, eta, counts_of(trajectory))
     close(ours, theirs)
@@ -118,7 +118,7 @@ def test_outer_loss_and_its_gradient_are_the_studys(critic: str, is_normalised: 
     trajectory = episodes(theta, 5)
     agent = build_actor_critic(config.learner, NETWORK, (2,), 5)
     ours = outer_gradient(lambda x, batch: agent.outer_loss(x, eta, batch), theta, trajectory)
-    study = agents.Agent("mg", critic == "outer", chain.Objective(is_normalised, is_exact))
+    study = agents.ChainAgent("mg", critic == "outer", chain.Objective(is_normalised, is_exact))
     theirs = outer_gradient(agents.outer_loss_of(study, TABLE, eta), as_in_the_study(theta), counts_of(trajectory))
     close(ours.loss, theirs.loss)
     close(as_in_the_study(ours.gradient), theirs.gradient)
@@ -146,7 +146,7 @@ def test_the_meta_gradient_is_the_studys(critic: str, is_normalised: bool, is_ex
         return batches[-1]
 
     ours = agent.estimate_meta_gradient(state, sample)
-    study = agents.Agent("mg", critic == "outer", chain.Objective(is_normalised, is_exact))
+    study = agents.ChainAgent("mg", critic == "outer", chain.Objective(is_normalised, is_exact))
     problem = agents.inner_problem(study, TABLE)
     start = as_in_the_study(state.theta)
     inner = inner_update(problem, start, problem.optimizer.init(start), state.eta, counts_of(batches[0]), True)
@@ -174,7 +174,7 @@ def test_the_bootstrapped_meta_gradient_on_first_states_is_the_studys(
 
     ours = agent.estimate_meta_gradient(state, sample)
     assert len(batches) == 3
-    study = agents.Agent("bmg", critic == "outer", chain.Objective(is_normalised, is_exact))
+    study = agents.ChainAgent("bmg", critic == "outer", chain.Objective(is_normalised, is_exact))
     problem = agents.inner_problem(study, TABLE)
     start = as_in_the_study(state.theta)
     of_study = iter(batches)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from metagrad.experiments.debiasing import discounting_chain_problem as chain
 from metagrad.experiments.debiasing.discounting_chain_agents import (
-    Agent,
     AgentState,
+    ChainAgent,
     Logged,
     Meta,
     advance,
@@ -19,11 +19,11 @@ from metagrad.meta_gradient import reference_meta_gradient
 
 F64 = torch.float64
 TABLE = chain.tables()
-ARMS = [Agent("mg"), Agent("mg", True), Agent("bmg"), Agent("bmg", True)]
+ARMS = [ChainAgent("mg"), ChainAgent("mg", True), ChainAgent("bmg"), ChainAgent("bmg", True)]
 
 
 def train(
-    agent: Agent, seeds: list[int], updates: int, dtype: torch.dtype = F64
+    agent: ChainAgent, seeds: list[int], updates: int, dtype: torch.dtype = F64
 ) -> tuple[list[AgentState], list[Logged]]:
     table, generators = chain.tables(dtype), [torch.Generator().manual_seed(seed) for seed in seeds]
     states, logs = [start(agent, table, generators, dtype)], []
@@ -38,7 +38,7 @@ def train(
 
 
 def test_a2c_is_the_inner_update_alone() -> None:
-    agent = Agent("none")
+    agent = ChainAgent("none")
     states, logs = train(agent, [0, 1], 3)
     theta, gamma = states[0].theta, torch.full((2,), 0.95, dtype=F64)
     for state, logged in zip(states[1:], logs, strict=True):
@@ -51,7 +51,7 @@ def test_a2c_is_the_inner_update_alone() -> None:
 
 
 @pytest.mark.parametrize("agent", ARMS, ids=str)
-def test_seeds_are_independent(agent: Agent) -> None:
+def test_seeds_are_independent(agent: ChainAgent) -> None:
     together, _ = train(agent, [3, 4, 5], 4)
     alone, _ = train(agent, [4], 4)
     for many, one in zip(together, alone, strict=True):
@@ -61,7 +61,7 @@ def test_seeds_are_independent(agent: Agent) -> None:
 
 @pytest.mark.parametrize("uses_outer_value", [False, True])
 def test_first_meta_step_is_against_the_meta_gradient(uses_outer_value: bool) -> None:
-    agent = Agent("mg", uses_outer_value)
+    agent = ChainAgent("mg", uses_outer_value)
     batches = []
 
     def sample(theta: Tensor) -> chain.Counts:
@@ -88,13 +88,13 @@ def test_first_meta_step_is_against_the_meta_gradient(uses_outer_value: bool) ->
 @pytest.mark.parametrize("meta", ["mg", "bmg"])
 def test_the_critic_decides_what_the_outer_advantage_is_centred_on(meta: Meta) -> None:
     # A uniform policy: with true values under γ' the mean advantage is 0 at every step; with those under γ it is not.
-    def mean_advantage(agent: Agent) -> float:
+    def mean_advantage(agent: ChainAgent) -> float:
         _, logs = train(agent, list(range(20)), 2)
         assert logs[0].outer is not None
         return float(logs[0].outer.advantage.mean())
 
-    assert abs(mean_advantage(Agent(meta, True))) < 1e-4
-    assert mean_advantage(Agent(meta, False)) > 1e-3
+    assert abs(mean_advantage(ChainAgent(meta, True))) < 1e-4
+    assert mean_advantage(ChainAgent(meta, False)) > 1e-3
 
 
 def test_single_precision_starts_on_the_same_path() -> None:

@@ -197,7 +197,7 @@ def test_training_is_the_algorithm_written_out_through_the_environment(
     meta: agents.Meta, uses_outer_value: bool, is_normalised: bool
 ) -> None:
     objective = chain.Objective(is_normalised)
-    agent = agents.Agent(meta, uses_outer_value, objective)
+    agent = agents.ChainAgent(meta, uses_outer_value, objective)
     state = agents.start(agent, TABLE, [torch.Generator().manual_seed(0)])
     theta, eta = state.theta, torch.zeros(1, dtype=F64, requires_grad=True)
     adam = torch.optim.Adam([eta], lr=0.1)

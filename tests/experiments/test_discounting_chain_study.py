@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metagrad.experiments.debiasing import discounting_chain_study as study
-from metagrad.experiments.debiasing.discounting_chain_agents import Agent, advance, start
+from metagrad.experiments.debiasing.discounting_chain_agents import ChainAgent, advance, start
 from metagrad.experiments.debiasing.discounting_chain_problem import (
     Objective,
     discounts,
@@ -50,7 +50,7 @@ def test_more_seeds_add_parts(few: int, more: int) -> None:
 def test_a_part_is_its_agents_updates(name: str, rows: int) -> None:
     settings = study.STUDY.parts(5, True)[name] | {"updates": 4, "record_every": 2}
     result = study.run_part(settings)
-    agent = Agent(settings["meta"], settings["uses_outer_value"], Objective(settings["is_normalised"]))
+    agent = ChainAgent(settings["meta"], settings["uses_outer_value"], Objective(settings["is_normalised"]))
     table, generators = tables(), [torch.Generator().manual_seed(seed) for seed in settings["seeds"]]
     state = start(agent, table, generators)
     for done in range(1, 5):
