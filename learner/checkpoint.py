@@ -36,7 +36,7 @@ class Restored(NamedTuple):
 
 
 class Unreadable(ValueError):
-    """A file is no whole checkpoint, or holds more than data; the message is one line with its name and the reason."""
+    """Says in one line, with its name and the reason, that a file is no whole checkpoint or holds more than data."""
 
     def __init__(self, path: Location, why: str):
         super().__init__(printable(f"{path.name}: {why}"))

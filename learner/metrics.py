@@ -53,7 +53,7 @@ class EpisodeStatistics(NamedTuple):
 
 
 class EpisodeWindow:
-    """The last `size` finished episodes, and how many there were in all."""
+    """Keeps the last `size` finished episodes, and counts all of them."""
 
     def __init__(self, size: int):
         self._returns: deque[float] = deque(maxlen=size)

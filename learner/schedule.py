@@ -100,7 +100,7 @@ class Lockstep:
 
 
 class Peek:
-    """A window of n+1 streamed batches: the real update uses the oldest, the look-ahead those that follow it.
+    """Holds a window of n+1 streamed batches: the real update uses the oldest, the look-ahead those that follow it.
 
     Equation: update k at version k uses batches k, …, k+n of the stream: k for θ₀ → θ₁, k+j for θⱼ → θⱼ₊₁, k+n for the
     outer loss at θₙ. Then the window slides by one: a look-ahead costs no frames, and actors never wait for one.

@@ -31,7 +31,7 @@ class ActorsLost(RuntimeError):
 
 
 class RayActors:
-    """All actors of a run, as Ray actors that another process has created and keeps.
+    """Orders rollouts from Ray actors that another process has created and keeps.
 
     Lockstep: an actor rolls out its own share; one that is lost, has no place yet or cannot be reached is covered
     by another until it is back. Peek: the least busy actor is asked next.

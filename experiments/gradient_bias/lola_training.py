@@ -108,7 +108,7 @@ class Lola:
         return LolaState(0, 0, theta, self.optimizer.init(theta), values, self.value_optimizer.init(values))
 
     def update(self, state: LolaState, sample: Sample) -> tuple[LolaState, UpdateMetrics]:
-        """Both players at once, each against what the other one would become.
+        """Update both players at once, each against what the other one would become.
 
         Raises:
             NonFinite: names the quantity and the update.
