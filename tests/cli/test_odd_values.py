@@ -26,7 +26,8 @@ from metagrad.cli.commands.submit import SubmitOptions
 from metagrad.cli.commands.train import TrainOptions
 from metagrad.cli.options import parse
 from metagrad.cluster.jobs import client as job_client
-from metagrad.cluster.launch import launch
+from metagrad.cluster.launch import supervise
+from metagrad.cluster.launch.open_run import OpenRun
 from metagrad.cluster.plan import preview as plan
 from metagrad.cluster.run import evaluation, plot
 from metagrad.cluster.studies import reproduce as studies
@@ -66,7 +67,12 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.chdir(tmp_path)
     for place, name in (
-        *((launch._Run, "on_ray"), (launch._Run, "colocated"), (studies, "_run_missing"), (evaluation, "evaluate")),
+        *(
+            (supervise, "supervise"),
+            (OpenRun, "colocated_training"),
+            (studies, "_run_missing"),
+            (evaluation, "evaluate"),
+        ),
         *((plan, "measure"), (job_client, "JobClient"), (plot, "_picture")),
     ):
         monkeypatch.setattr(place, name, started)
