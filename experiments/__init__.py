@@ -1,4 +1,4 @@
-"""The papers' experiments and studies as data: names and what describes them."""
+"""Lists the papers' experiments and studies as data: names and what describes them."""
 
 from collections.abc import Callable
 

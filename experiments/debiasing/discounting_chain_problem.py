@@ -1,4 +1,4 @@
-"""The Discounting Chain as a meta-gradient problem: policy, true values, losses, and the batches that they need.
+"""Poses the Discounting Chain as a meta-gradient problem: policy, true values, losses, and the batches that they need.
 
 Shapes: N seeds side by side, A = 5 actions (chains), R = 496 rows, P = 15 parameters per seed.
 

@@ -110,7 +110,7 @@ class LolaExperiment(BaseExperiment):
 
 
 def ipd() -> LolaExperiment:
-    """Table 3, but for eight times the games of an opponent's update, which with 128 does not lead to cooperation."""
+    """Return Table 3 with eight times the games of an opponent's update: 128 do not lead to cooperation."""
     env = IteratedPrisonersDilemmaConfig()
     return LolaExperiment(
         name="ipd",

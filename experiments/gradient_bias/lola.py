@@ -1,4 +1,4 @@
-"""LOLA-DiCE on the iterated prisoner's dilemma: exact and sampled objectives, and where the samples come from.
+"""Computes LOLA-DiCE on the iterated prisoner's dilemma: exact and sampled objectives, and where the samples come from.
 
 Both players are learners, and the game is symmetric, so one set of functions serves both: everything is seen by a
 learner ("own"), whose opponent is the "other" one. In the terms of `metagrad.opponent_shaping` the learner's own

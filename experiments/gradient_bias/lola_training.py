@@ -65,7 +65,7 @@ class LolaState(NamedTuple):
 
 
 def codes(trajectory: Trajectory) -> Int64[Tensor, "T B"]:
-    """Games of the joint environment as player 0 sees them; rollouts are whole games."""
+    """Return games of the joint environment as player 0 sees them; rollouts are whole games."""
     return JOINT * trajectory.observation[:-1].argmax(-1) + trajectory.action
 
 

@@ -1,4 +1,4 @@
-"""Sampled meta-gradients in tabular MDPs: four estimators, in three places where each is either sampled or exact.
+"""Estimates meta-gradients in tabular MDPs: four estimators, in three places where each is either sampled or exact.
 
 A permutation has a letter for each place, S (sampled) or E (exact): the value of an inner update (I), its derivative
 (II), and the outer gradient (III), "SEE" for instance. What is sampled has independent data in each place and at each

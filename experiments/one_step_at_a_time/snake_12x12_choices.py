@@ -1,4 +1,4 @@
-"""Study `snake-12x12-choices`: what "One Step at a Time" leaves open in its Snake experiment, by experiment.
+"""Tests by experiment what "One Step at a Time" leaves open about Snake (study `snake-12x12-choices`).
 
 One value of `snake-12x12` is changed at a time, in runs that are short beside the paper's. docs/snake-12x12.md draws
 the conclusions.

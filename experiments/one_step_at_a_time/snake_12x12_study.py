@@ -1,4 +1,4 @@
-"""Study `snake-12x12`: meta-gradients that look 0 to 10 updates ahead, and mixtures of them.
+"""Compares meta-gradients that look 0 to 10 updates ahead, and mixtures of them (study `snake-12x12`).
 
 Source: "One Step at a Time: Pros and Cons of Multi-Step Meta-Gradient Reinforcement Learning", 3.1 to 3.5, Table 1 and
 Figure 3.

@@ -1,4 +1,4 @@
-"""A study's page: a table "paper | ours", figures, where ours differs, and what made it."""
+"""Writes a study's page: a table "paper | ours", figures, where ours differs, and what made it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
