@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 AT_TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 DOCUMENTS = [*(ROOT / name for name in AT_TOP), *sorted((ROOT / "docs").glob("*.md"))]
 MAX_COLUMNS = 100
+FOLDERS = "actors|benchmarks|cli|cluster|deploy|docker|docs|examples|experiments|learner|metagrad|tests"
 
 
 def python_blocks(text):
@@ -69,6 +70,7 @@ def resolves(dotted: str) -> bool:
 def test_files_and_names_in_documents_exist(document):
     text = document.read_text()
     files = set(re.findall(r"(?<![\w/.-])(?:[a-z][\w-]*/)+[\w-]+\.(?:py|sh|yaml|json)\b", text))
+    files |= set(re.findall(rf"`((?:{FOLDERS})/[\w/-]*)`", text))
     gone = {name for name in files if not (ROOT / name).exists() and not (document.parent / name).exists()}
     gone |= {name for name in set(re.findall(r"(?<![\w/])metagrad(?:\.[a-zA-Z_]\w*)+", text)) if not resolves(name)}
     assert not gone, f"named, and not there: {sorted(gone)}"
