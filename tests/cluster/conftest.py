@@ -1,7 +1,6 @@
 """Tiny runs: 4 boards of 3 x 3, 3 steps, colocated unless said otherwise."""
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,7 +13,6 @@ from rich.console import Console
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
-from metagrad.cluster.run.stop import ASKING
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import SnakeCnn
@@ -51,14 +49,6 @@ def tiny() -> Callable[..., Experiment]:
 def console() -> Console:
     """Its text is `console.file.getvalue()`."""
     return Console(file=StringIO(), width=200)
-
-
-@pytest.fixture
-def signal_handlers_put_back() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in ASKING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
