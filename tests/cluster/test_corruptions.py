@@ -404,7 +404,6 @@ CONFIGS: dict[str, Mutation] = {
     "a type that is none": setting("type", "os.system"),
     "a type of another place": setting("network.type", "SnakeConfig"),
     "a type that is a list": setting("type", ["Experiment"]),
-    "another environment": setting("env", {"type": "MarkovRewardProcessConfig", "states": 10}),
     **{
         f"{place} = {value!r:.20}": setting(place, value)
         for place, value in (
@@ -442,6 +441,15 @@ def test_a_config_that_no_run_wrote_is_refused(
     assert_right(original, folder, capsys, {"refused"})
     code = draw(folder)
     assert_one_line(code, capsys.readouterr())
+
+
+def test_an_environment_that_does_not_fit_the_network_is_refused_where_one_is_made(
+    original: Original, folder: Path, capsys: Capture
+) -> None:
+    """Drawing curves makes no environment, and so cannot know what it would show the network."""
+    setting("env", {"type": "MarkovRewardProcessConfig", "states": 10})(folder)
+    assert_right(original, folder, capsys, {"refused"})
+    assert draw(folder) == 0
 
 
 def test_a_name_full_of_controls_is_shown_as_text(folder: Path, capsys: Capture) -> None:
