@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray#48702": (
         "samples dropped silently, throughput that is not real",
         (
-            "cluster/test_transport.py::test_whatever_happens_sampled_is_consumed_dropped_or_in_flight",
+            "cluster/test_colocated.py::test_whatever_happens_sampled_is_consumed_dropped_or_in_flight",
             f"{REAL}::test_peek_drops_and_counts_what_is_too_old",
         ),
     ),
@@ -111,7 +111,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "a restore that does not continue: counters and learning rate",
         (
             "cluster/test_train.py::test_a_stopped_run_continues_bitwise",
-            "cluster/test_transport.py::test_an_account_continues_from_its_tree",
+            "cluster/test_colocated.py::test_an_account_continues_from_its_tree",
         ),
     ),
     "ray#41290": (

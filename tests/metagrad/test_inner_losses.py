@@ -276,7 +276,7 @@ def test_a_loss_that_says_so_keeps_its_policy_term_apart_from_critics(setting, m
     assert (slope[is_critics] != 0.0).any() == s.outer.reaches_critics
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Inherited(A2cLoss):
     """A loss of a user's own that says nothing of itself."""
 
