@@ -168,7 +168,7 @@ def test_critics_that_an_adjoint_reaches_are_left_in(config: Any) -> None:
     free = replace(config, optimizer=replace(config.optimizer, max_gradient_norm=None))
     assert actor_critic._beyond_adjoints(free, network)
 
-    @dataclass(frozen=True, kw_only=True)
+    @dataclass(frozen=True, kw_only=True, slots=True)
     class Other(A2cLoss):
         """Somebody's own, which may be anything."""
 

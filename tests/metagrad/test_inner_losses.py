@@ -289,6 +289,7 @@ def test_what_a_loss_of_ones_own_does_not_say_is_the_safe_answer():
         own.streamed()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OwnObjective(OuterObjective):
     """An outer loss of a user's own, which may do anything to critics."""
 
