@@ -36,7 +36,7 @@ class TrainingConfig:
     updates: int
     """Real inner updates to train for."""
     steps_per_batch: int
-    """Return the environment steps of one batch, T times B."""
+    """Environment steps of one batch, T times B."""
     log_every: int
     """Updates between two rows of scalars."""
     checkpoint_every: int
