@@ -65,6 +65,12 @@ def text(console: Console) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
+def test_processes_of_an_embedded_ray_have_the_priority_of_the_command() -> None:
+    """Ray's default would starve a run on a machine where anything else computes."""
+    priority = ray.remote(num_cpus=0)(lambda: os.getpriority(os.PRIO_PROCESS, 0))
+    assert ray.get(priority.remote()) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_a_seed_gives_the_same_bits_on_ray_and_colocated(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any
 ) -> None:
