@@ -24,6 +24,7 @@ from metagrad.networks import NatureCnn, NetworkSpec, SnakeCnn, build_network
 from metagrad.optimizers import Adam, ClipByGlobalNorm, OptimizerState, constant
 from metagrad.surrogates import lvc
 from metagrad.tape import Tape, recorded
+from metagrad.trees import map_tensors
 from metagrad.types import Trajectory
 from metagrad.unroll import InnerProblem, Product, inner_update
 
@@ -161,4 +162,5 @@ def _random_trajectory(setting: Setting, generator: torch.Generator, device: tor
         behaviour_log_prob=torch.zeros(rows),
         policy_version=0,
     )
-    return Trajectory._make([x.to(device) if isinstance(x, Tensor) else x for x in trajectory])
+    moved: Trajectory = map_tensors(lambda x: x.to(device), trajectory)
+    return moved

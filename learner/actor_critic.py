@@ -34,6 +34,7 @@ from metagrad.networks import Network
 from metagrad.optimizers import Optimizer, OptimizerState, learnt_rate
 from metagrad.surrogates import SURROGATES
 from metagrad.tape import recorded
+from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 from metagrad.unroll import InnerProblem, InnerUpdate, inner_update
 
@@ -297,23 +298,21 @@ class ActorCritic:
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> LearnerState:
         """Invert `to_tree`, on `device`."""
-
-        def move(x: Any) -> Any:
-            return x.to(device) if isinstance(x, Tensor) else x
+        tree = map_tensors(lambda x: x.to(device), tree)
 
         def optimizer(x: dict[str, Any]) -> OptimizerState:
-            return OptimizerState(x["count"], tuple(move(m) for m in x["moments"]))
+            return OptimizerState(x["count"], tuple(x["moments"]))
 
         carry = tree["carry"]
         return LearnerState(
             update=tree["update"],
             version=tree["version"],
-            theta=move(tree["theta"]),
+            theta=tree["theta"],
             optimizer=optimizer(tree["optimizer"]),
-            eta=move(tree["eta"]),
+            eta=tree["eta"],
             meta_optimizer=optimizer(tree["meta_optimizer"]),
             target_optimizer=optimizer(tree["target_optimizer"]),
-            carry=None if carry is None else Trajectory(**{name: move(x) for name, x in carry.items()}),
+            carry=None if carry is None else Trajectory(**carry),
         )
 
     def misfit(self, tree: Any) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metagrad.learner.actors import Actors
 from metagrad.learner.batch import Batch, merge
+from metagrad.trees import map_tensors
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 
@@ -162,8 +163,5 @@ class Peek:
     def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
         """Continue from `to_tree()`."""
         for entry in tree:
-            fields: dict[str, Any] = {
-                name: x.to(self._intake.device) if isinstance(x, Tensor) else x
-                for name, x in entry["trajectory"].items()
-            }
+            fields = map_tensors(lambda x: x.to(self._intake.device), entry["trajectory"])
             self._window.append(Batch(Trajectory(**fields), tuple(entry["versions"])))

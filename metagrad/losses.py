@@ -97,8 +97,7 @@ class OuterObjective:
         valid, advantage = trajectory.valid, estimates.advantage
         weight = normalised(advantage, valid) if self.is_advantage_normalised else advantage
         log_probs = torch.log_softmax(outputs["logits"], -1)
-        log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
-        objective = weight * torch.where(valid, log_prob, 0.0)
+        objective = weight * torch.where(valid, _of_actions(log_probs, trajectory), 0.0)
         if self.entropy_coefficient:
             objective = objective + self.entropy_coefficient * entropy_of(log_probs)
         loss = -masked_mean(objective, valid)
@@ -202,9 +201,15 @@ def forward(
 
 def action_log_prob(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, "T B"]:
     """Return log π(a_t | s_t) of the taken actions."""
-    rule, remedy = f"there is one for each row of logits, {tuple(logits.shape[:-1])}", "make them agree"
-    require(trajectory.action.shape == logits.shape[:-1], "action.shape", tuple(trajectory.action.shape), rule, remedy)
-    return torch.log_softmax(logits, -1).gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+    return _of_actions(torch.log_softmax(logits, -1), trajectory)
+
+
+def _of_actions(log_probs: Tensor, trajectory: Trajectory) -> Tensor:
+    """Return those of the taken actions; an action less or more would pair steps with others."""
+    shape, rows = trajectory.action.shape, log_probs.shape[:-1]
+    rule = f"there is one for each row of logits, {tuple(rows)}"
+    require(shape == rows, "action.shape", tuple(shape), rule, "make them agree")
+    return log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
 
 
 def entropy_of(log_probs: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
@@ -261,7 +266,7 @@ def actor_critic_loss(
     """
     valid = trajectory.valid
     log_probs = torch.log_softmax(outputs["logits"], -1)
-    log_prob = log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
+    log_prob = _of_actions(log_probs, trajectory)
     entropy = entropy_of(log_probs)
     # A step that the policy did not choose is no factor of a surrogate's product over the episode.
     chosen_log_prob = torch.where(valid, log_prob, 0.0)

@@ -2,11 +2,9 @@
 
 import threading
 from collections import deque
-from typing import Any
-
-from torch import Tensor
 
 from metagrad.learner.reports import Candidate, Checkpoint, Message, Report
+from metagrad.trees import map_tensors
 
 _WAITING = {Checkpoint: 1, Candidate: 4}  # of those that hold parameters, unfetched
 _WAITING_OF_OTHERS = 1_000  # of each kind
@@ -32,7 +30,7 @@ class QueuedReports:
             case Candidate(theta, update):
                 report = Candidate(theta.detach().cpu(), update)
             case Checkpoint(update, tree):
-                report = Checkpoint(update, _on_cpu(tree))
+                report = Checkpoint(update, map_tensors(lambda x: x.detach().cpu(), tree))
         with self._changed:
             self._changed.wait_for(lambda: self._has_room(type(report)))
             self._queue.append(report)
@@ -49,11 +47,3 @@ class QueuedReports:
             self._queue.clear()
             self._changed.notify_all()
         return fetched
-
-
-def _on_cpu(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _on_cpu(x) for name, x in tree.items()}
-    if isinstance(tree, list):
-        return [_on_cpu(x) for x in tree]
-    return tree.detach().cpu() if isinstance(tree, Tensor) else tree

@@ -42,6 +42,7 @@ from metagrad.monte_carlo import Sampler
 from metagrad.networks import Network
 from metagrad.opponent_shaping import ShapingGradients, shaping_gradients
 from metagrad.optimizers import Optimizer, OptimizerState
+from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 
 PLAYERS = (1, 2)  # as they are named to people
@@ -204,7 +205,7 @@ class Lola:
         }
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> LolaState:
-        moved: dict[str, Any] = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in tree.items()}
+        moved = map_tensors(lambda x: x.to(device), tree)
         return LolaState(
             update=moved["update"],
             version=moved["version"],

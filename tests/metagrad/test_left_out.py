@@ -11,8 +11,11 @@ from metagrad.bootstrap import Matching, matching_loss
 from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import IntrinsicRewardLoss, reward_weights
 from metagrad.losses import (
+    Estimates,
     OuterObjective,
+    Terms,
     action_log_prob,
+    actor_critic_loss,
     entropy_of,
     masked_mean,
     without_unused_rows,
@@ -241,6 +244,7 @@ def unchecked_shapes():
 
 FLAGS = torch.zeros(3, 2, dtype=torch.bool)
 ROWS, VALUES = torch.zeros(3, 2), torch.zeros(4, 2)
+LONGER, STEPWISE = {"logits": torch.zeros(STEPS + 1, BATCH, ACTIONS)}, torch.zeros(STEPS, BATCH)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +252,13 @@ ROWS, VALUES = torch.zeros(3, 2), torch.zeros(4, 2)
     [
         (lambda: masked_mean(ROWS, FLAGS[0]), "x.shape"),
         (lambda: action_log_prob(torch.zeros(4, 2, 3), trajectory()), "action.shape"),
+        (lambda: OUTER.loss(LONGER, trajectory(), Estimates(STEPWISE, STEPWISE)), "action.shape"),
+        (
+            lambda: actor_critic_loss(
+                LONGER, trajectory(), {}, SURROGATES["ad"], Terms(STEPWISE, STEPWISE, STEPWISE), 0.5
+            ),
+            "action.shape",
+        ),
         (lambda: lambda_returns(ROWS, VALUES[:3], FLAGS, FLAGS, 0.9, 0.9), "value.shape"),
         (lambda: lambda_returns(ROWS, torch.zeros(5, 2), FLAGS, FLAGS, 0.9, 0.9), "value.shape"),
         (lambda: lambda_returns(ROWS, VALUES, FLAGS[:1], FLAGS, 0.9, 0.9), "is_terminal"),
