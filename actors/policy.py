@@ -20,7 +20,7 @@ class Decision(NamedTuple):
 
 
 Policy = Callable[[Shaped[Tensor, "B ..."], torch.Generator], Decision]
-"""What steps a pool: `partial(sample, network.at(theta))`."""
+"""Chooses the actions that step a pool: `partial(sample, network.at(theta))`."""
 
 
 @torch.no_grad()

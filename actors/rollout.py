@@ -16,7 +16,7 @@ from metagrad.networks import NetworkSpec, build_network
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 LookaheadEnvironments = Literal["continue", "fork", "separate"]
-"""Where rollouts of virtual updates run: in the real environments, in forks of their states, or in a separate pool."""
+"""Says where rollouts of virtual updates run: the real environments, forks of their states, or a separate pool."""
 
 ActorState = dict[str, Tensor]
 

@@ -10,7 +10,7 @@ from metagrad.learner.schedule import Received
 
 _EPISODES_IN_MEAN = 512
 Evaluation = Literal["none", "done", "due"]
-"""What has become of the evaluation of the newest update."""
+"""Tells what has become of the evaluation of the newest update."""
 
 
 class Counters(NamedTuple):

@@ -105,7 +105,7 @@ class BaseExperiment(ABC):
     """With peek, environments of one actor. A batch then takes the rollouts that come first, and the number of actors
     is free; --actors is an upper bound. None: environments / actors."""
     lookahead: LookaheadEnvironments = "continue"
-    """Where look-ahead rollouts run: continue the real environments, fork their states, or use separate ones."""
+    """Look-ahead rollouts continue the real environments, fork their states, or use separate ones."""
     topology: Literal["ray", "colocated"] = "ray"
     """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""
     device: str = "auto"

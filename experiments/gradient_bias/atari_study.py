@@ -29,7 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "mgrl": {"n": 3, "surrogate": "ad"},
     "mgrl-lvc": {"n": 3, "surrogate": "lvc"},
 }
-"""What an agent of the paper changes in the meta-gradient of the experiment `atari`."""
+"""Maps each agent of the paper to what it changes in the meta-gradient of the experiment `atari`."""
 
 
 def _parts(backend: AtariBackend, seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:

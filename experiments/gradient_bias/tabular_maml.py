@@ -48,9 +48,9 @@ SWEEPS = (
 )
 FIGURES = {"trajectories": "fig. 4", "learning-rate": "fig. 5", "steps": "fig. 6"}
 SMALL_SAMPLES = (2, 4, 8, 16)
-"""Where the text says low sample size."""
+"""The text calls these sample sizes low."""
 LARGE = {"learning-rate": (9.0, 11.0, 13.0), "steps": (4, 5, 6)}
-"""Where the text says large learning rate, many steps."""
+"""The text calls these learning rates large and these steps many."""
 NEAR_ONE = 0.95
 
 ACTOR_CRITIC = ("ad", "lvc", "loaded-dice")  # DiCE has neither baseline nor bootstrap

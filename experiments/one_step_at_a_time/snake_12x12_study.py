@@ -28,7 +28,7 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"{n}": {"n": n, "estimator": "n-step"} for n in (0, 1, 3, 5, 10)},
     **{f"{n}-mix": {"n": n, "estimator": "mix"} for n in (3, 5)},
 }
-"""What a column of Table 1 changes in the meta-gradient of the experiment `snake-12x12`; κ of mix is 1 - 1/n (§3.5)."""
+"""Maps each column of Table 1 to its changes to the meta-gradient of `snake-12x12`; κ of mix is 1 - 1/n (§3.5)."""
 ONE_STEP = "1"  # all others' spread is in units of its
 
 

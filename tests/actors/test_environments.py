@@ -1,4 +1,4 @@
-"""What every environment owes to actors: a new one is one row of `ROWS`, those of the examples included."""
+"""Checks what every environment owes to actors; a new one, of the examples too, is one row of `ROWS`."""
 
 import importlib
 import pkgutil

@@ -81,7 +81,7 @@ def test_observation_belongs_to_the_caller():
 
 
 def chi_square_is_plausible(counts):
-    """Whether uniform counts would scatter more than these in at least one of a thousand experiments."""
+    """Return whether uniform counts would scatter more than these in at least one of a thousand experiments."""
     expected = counts.sum() / len(counts)
     statistic, freedom = ((counts - expected) ** 2 / expected).sum(), len(counts) - 1
     # Wilson and Hilferty 1931: the cube root of chi-square / freedom is nearly normal.

@@ -18,7 +18,7 @@ ATARI = {"Pong on EnvPool, 32": case_of({"loop without policy over bare": 0.96, 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What `run` asked for; the measurements themselves are tested beside their files."""
+    """Record what `run` asked for; the measurements themselves are tested beside their files."""
     asked = []
     monkeypatch.setattr(
         subject.environments_snake, "measure_snake", lambda *a: asked.append(a) or (SNAKE, {"jax": "1"})

@@ -27,7 +27,7 @@ except ConsoleGone as gone:
 
 
 def said(kind: str, output: int, **environment: str) -> str:
-    """What the process says on standard error, its exit code being 0."""
+    """Return what the process says on standard error; its exit code is 0."""
     command = [sys.executable, "-c", PROGRAM, kind]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"} | environment
     process = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment)

@@ -197,7 +197,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(trained_once: Path, workplace: Path) -> Path:
-    """The same run in the current directory."""
+    """Put the same run into the current directory."""
     return Path(shutil.copytree(trained_once, workplace / "a run"))
 
 

@@ -44,7 +44,7 @@ Case = tuple[list[str], str, str]  # words, dotted field, the value that was giv
 
 
 class Started(BaseException):
-    """What was to be refused is about to begin, or what was to be accepted has been."""
+    """Raised where a refused run is about to begin, or an accepted one has begun."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was parsed last; nothing starts."""
+    """Keep what was parsed last; nothing starts."""
 
     def started(*_words: object, **_named: object) -> None:
         raise Started
@@ -90,7 +90,7 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def options_of(config: object, prefix: str = "") -> Iterator[tuple[type, str, Any]]:
-    """Where each option is declared, its dotted name and its value."""
+    """Yield where each option is declared, its dotted name and its value."""
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -127,7 +127,7 @@ def is_as_given(value: Any, word: str) -> bool:
 
 
 def complaint_of(case: Case, parsed: list[Any], folder: Path) -> str:
-    """What is wrong with how a command took it; empty for nothing."""
+    """Return what is wrong with how a command took it; empty for nothing."""
     words, field, word = case
     before = sorted(folder.rglob("*"))
     parsed.clear()

@@ -119,7 +119,7 @@ def assert_one_line(code: int, output: Any) -> None:
 
 
 def assert_right(original: Original, folder: Path, capsys: Capture, may_be: set[str]) -> None:
-    """What `eval` and `--resume` did: "newest", "older" (and said so), or "refused"."""
+    """Return what `eval` and `--resume` did: "newest", "older" (and said so), or "refused"."""
     code = evaluate(folder)
     output = capsys.readouterr()
     if code == 0:
@@ -220,7 +220,7 @@ OWN = random.Random(15)
 
 
 class Touch:
-    """What a pickle would execute."""
+    """Executes when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch ~/touched; touch executed",)

@@ -24,7 +24,7 @@ def events(tmp_path: Path) -> Path:
 
 
 def begins(file: Path) -> list[int]:
-    """Where the file's records begin."""
+    """Return where the file's records begin."""
     content, at, found = file.read_bytes(), 0, []
     while at < len(content):
         found.append(at)

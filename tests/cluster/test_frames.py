@@ -1,4 +1,4 @@
-"""How many frames of ours lie between `metagrad train` and `inner_update`: a run's path stays short."""
+"""Counts our own frames between `metagrad train` and `inner_update`: the path of a run stays short."""
 
 import json
 import subprocess

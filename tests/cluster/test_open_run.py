@@ -1,4 +1,4 @@
-"""What the process of `metagrad train` does for a run; the run itself is in test_launch.py and test_lifecycle.py."""
+"""Checks what `metagrad train` does around a run; test_launch.py and test_lifecycle.py have the run itself."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is done about lost actors, and who is asked for what, with Ray replaced; test_ray_actors.py has real ones.
+"""Checks what is done about lost actors and who is asked for what, with Ray replaced; test_ray_actors.py has real ones.
 
 Time passes, and actors work, only while somebody waits.
 """

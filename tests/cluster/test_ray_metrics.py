@@ -144,7 +144,7 @@ def test_what_a_new_learner_does_again_counts_again(recorded: Series) -> None:
 def test_a_run_leaves_no_scalar_without_a_metric_of_its_own(
     recorded: Series, tiny: Callable[..., Experiment], console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a training run reports and its summary are what `record` and `totals` take."""
+    """`record` and `totals` take what a training run reports, and its summary."""
     from metagrad.cluster.launch.driver_reports import DriverReports
     from metagrad.learner.reports import Report, Row
 

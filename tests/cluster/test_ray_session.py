@@ -27,7 +27,7 @@ Tiny = Callable[..., Experiment]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What Ray was told; like Ray, its `init` would take SIGTERM over, twice."""
+    """Record what Ray was told; like Ray, its `init` would take SIGTERM over, twice."""
     recorded: list[Any] = []
 
     def init(**options: Any) -> None:

@@ -14,7 +14,7 @@ GCS, RAYLET = Endpoint("10.0.0.1", 6379), Endpoint("10.0.0.2", 4000)
 
 @dataclass
 class Ray:
-    """Who answers how, and what time it is."""
+    """Says who answers how, and what time it is."""
 
     faults: dict[Endpoint, OSError] = field(default_factory=dict)
     time: float = 100.0

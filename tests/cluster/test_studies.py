@@ -63,7 +63,7 @@ def colocated(tmp_path: Path, console: Console) -> Reproduce:
 
 
 def counted(calls: list[int], study: Study = TOY) -> Study:
-    """The same study, which notes the seeds that it computes."""
+    """Make the same study, which notes the seeds that it computes."""
 
     def run_part(settings: dict[str, Any]) -> dict[str, Any]:
         calls.append(settings["seed"])

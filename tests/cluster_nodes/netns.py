@@ -209,7 +209,7 @@ class Host:
             )
 
     def call(self, function: Callable[[], T]) -> T:
-        """What a function of this process returns when its sockets are this computer's."""
+        """Return what a function returns when its sockets are this computer's."""
         result: list[T] = []
         errors: list[BaseException] = []
 

@@ -44,7 +44,7 @@ class RayNodes:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every command: this checkout's code and nothing of the test's own surroundings."""
+        """Return the environment of every command: this checkout's code and nothing of the test's surroundings."""
         kept = {key: os.environ[key] for key in ("HOME", "LANG", "LC_ALL") if key in os.environ}
         return kept | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -197,7 +197,7 @@ class Job:
 
     @property
     def output(self) -> str:
-        """What the driver has printed."""
+        """Return what the driver has printed."""
         found = sorted(self.nodes.head.folder.glob(f"ray/session_2*/logs/job-driver-{self.name}.log"))
         return found[-1].read_text(errors="replace") if found else ""
 

@@ -1,4 +1,4 @@
-"""What a cluster does to a run: every one of these completes its updates, and says how long it was held up."""
+"""Tries what a cluster does to a run: each completes its updates, and says how long it was held up."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the files of docker/ and deploy/ say of each other and of the project is so."""
+"""Holds the files of docker/ and deploy/ against each other and the project."""
 
 import os
 import re
@@ -135,7 +135,7 @@ def test_every_extra_is_pinned_and_resolved_by_lint() -> None:
 
 
 def test_every_package_that_is_documented_is_an_extra() -> None:
-    """Where a page says to install something more, lint has resolved it."""
+    """Whatever else a page says to install has been resolved by lint."""
     extras = PROJECT["project"]["optional-dependencies"]
     known = {package for name in extras if name != "dev" for package in extras[name]} | {
         f".[{name}]" for name in extras

@@ -1,4 +1,4 @@
-"""What the tests of the papers' experiments and studies share."""
+"""Shares what the tests of the papers' experiments and studies need."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

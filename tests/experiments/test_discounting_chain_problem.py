@@ -259,7 +259,7 @@ def test_counts_are_whole_episodes_of_the_policy() -> None:
 
 
 def test_counts_are_of_single_draws() -> None:
-    """The same uniform numbers, one step after another."""
+    """Draw the same uniform numbers, one step after another."""
     theta, rows = torch.cat([a_policy(4), a_policy(5)]), TABLE.waiting
     counts = chain.sample_counts(TABLE, theta, rows, [torch.Generator().manual_seed(seed) for seed in (1, 2)])
     probability = chain.logits(TABLE, theta).softmax(1)

@@ -55,7 +55,7 @@ class Actors:
 
 
 def lola(look_ahead: int = 1, rollouts: int = 2, target: Any = "return-to-go", **estimation: Any) -> Lola:
-    """With plain gradient steps of size 1, which show the gradients."""
+    """Configure plain gradient steps of size 1, which show the gradients."""
     step = Sgd(learning_rate=constant(1.0))
     places = {"value": rollouts * GAMES, "outer": GAMES, "gamma": GAMMA, "steps": STEPS} | estimation
     return Lola(NETWORK, Estimation(**places), look_ahead, rollouts, target, step, step)

@@ -50,7 +50,7 @@ def tiny(**changes: Any) -> Experiment:
 
 
 class Found(NamedTuple):
-    """All that a study takes from a run."""
+    """Return all that a study takes from a run."""
 
     curves: Any
     evaluations: Any

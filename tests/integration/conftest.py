@@ -38,7 +38,7 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
+        """Return what it has printed so far."""
         return self._output.read_text()
 
     def wait(self) -> int:

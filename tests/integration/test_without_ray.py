@@ -1,4 +1,4 @@
-"""What needs no Ray runs where there is none."""
+"""Whatever needs no Ray runs where there is none."""
 
 import json
 import re

@@ -91,7 +91,7 @@ def learner_config(**meta: object) -> LearnerConfig:
 
 
 def fixed_meta_parameters(config: LearnerConfig) -> LearnerConfig:
-    """The same learner with nothing learnt."""
+    """Configure the same learner with nothing learnt."""
     declared = config.meta_parameters
     fixed = {name: replace(getattr(declared, name), is_learnt=False) for name in ("gamma", "entropy_coefficient")}
     return replace(config, meta_parameters=replace(declared, **fixed))

@@ -109,7 +109,7 @@ class Boards:
 
 
 def boards_agent(config: LearnerConfig) -> ActorCritic:
-    """With separate networks for the policy and both critics."""
+    """Configure separate networks for the policy and both critics."""
     spec = SnakeCnn(channels=3, policy_hidden=4, value_hidden=4)
     return build_actor_critic(config, build_network(spec, (3, 3, 5), 4, config.outer.critic == "outer"), (3, 3, 5), 4)
 

@@ -207,7 +207,7 @@ def test_every_flipped_bit_of_content_is_found(tmp_path: Path) -> None:
 
 
 class Executed:
-    """What a pickle would run."""
+    """Runs when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch executed",)

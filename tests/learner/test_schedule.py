@@ -1,4 +1,4 @@
-"""Which batch is used for what, how old it may be, and that a window survives a checkpoint."""
+"""Checks which batch is used for what, how old it may be, and that a window survives a checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What holds between estimators whatever the problem: random MDPs and horizons, n, κ, μ, optimizers.
+"""Checks what holds between estimators whatever the problem: random MDPs and horizons, n, κ, μ, optimizers.
 
 Data are random rewards of the MDP: fresh for each unroll and each update, so that no two steps and no two copies agree.
 """

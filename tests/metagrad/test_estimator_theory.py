@@ -1,4 +1,4 @@
-"""What each estimator of a Hessian and of a meta-gradient is in expectation, against exact answers of small MDPs.
+"""Compares estimators of Hessians and meta-gradients in expectation with exact answers of small MDPs.
 
 Two kinds of test. *Enumerated*: the expectation is the sum over every path of a tiny MDP, so theory must hold to
 rounding. *Sampled*: the mean of many independent estimates from the library's own unrolls, with fixed seeds; unbiased
@@ -116,7 +116,7 @@ def sample_paths(mdp, theta, trajectories, generator):
 
 
 def worst_standard_errors(samples, exact):
-    """How many standard errors the mean of the samples [N, ...] is from the exact answer, in the worst component."""
+    """Return how many standard errors the mean of samples [N, ...] is from the exact answer, in the worst component."""
     error = (samples.mean(0) - exact).abs()
     standard_error = samples.std(0) / len(samples) ** 0.5
     is_rounding = error <= 1e-12 * exact.norm()  # components that every sample has right

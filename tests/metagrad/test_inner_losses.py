@@ -1,4 +1,4 @@
-"""What every inner and every outer loss owes to the meta-gradient: a row of LOSSES or of OUTERS each."""
+"""Checks what every inner and outer loss owes to the meta-gradient; each is a row of LOSSES or of OUTERS."""
 
 import math
 from dataclasses import dataclass, replace
@@ -107,7 +107,7 @@ class Setting:
         return loss
 
     def batch(self, make_trajectory, generator):
-        """Of μ: the present policy, or one that is not (ratios from about .2 to 5)."""
+        """Return the log-probabilities of μ: the present policy, or one that is not (ratios from about .2 to 5)."""
         trajectory = make_trajectory(generator, STEPS, BATCH, self.row.shape, ACTIONS)
         logits = forward(self.network, self.theta, trajectory, ("logits",))["logits"]
         noise = 0.8 * torch.randn(STEPS, BATCH, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a released code holds constant, as choices of a learner: each against differences of exactly that map."""
+"""Checks what released code holds constant, as choices of a learner, against differences of exactly that map."""
 
 from dataclasses import replace
 
