@@ -271,6 +271,7 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
                             learner.stop.remote(stop.signal_name)
                             is_told = True
                             reports.say(f"{stop.signal_name}: the run ends after the update at hand, with a checkpoint")
+                        # As in `_save_what_can_be`; a function for both would be a ninth frame on the way to an update.
                         said, patience = learner.fetch.remote(0.0 if is_over else 0.5), supervisor.patience()
                         while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
                             patience.spend()
