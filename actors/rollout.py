@@ -13,6 +13,7 @@ from metagrad.actors import policy
 from metagrad.actors.envs import EnvironmentConfig
 from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
 from metagrad.networks import NetworkSpec, build_network
+from metagrad.precision import Precision
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 LookaheadEnvironments = Literal["continue", "fork", "separate"]
@@ -39,6 +40,7 @@ class ActorSetup:
     seed: tuple[int, ...]  # distinct for every run, actor and restart
     device: str = "cpu"
     threads: int = 1
+    precision: Precision = "float32"
 
 
 class Pool:
@@ -150,7 +152,8 @@ class Actor:
         self.setup = setup
         self._real = self._make_pool("real")
         spec = self._real.environment.spec
-        self._network = build_network(setup.network, spec.observation_shape, spec.num_actions, setup.has_outer_critic)
+        sizes = (spec.observation_shape, spec.num_actions)
+        self._network = build_network(setup.network, *sizes, setup.has_outer_critic, setup.precision)
         self._lookahead = self._real if setup.lookahead == "continue" else self._make_pool("lookahead")
 
     def _make_pool(self, purpose: Literal["real", "lookahead"]) -> Pool:

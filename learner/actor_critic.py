@@ -254,6 +254,7 @@ class ActorCritic:
             "loss/value": inner.value_loss,
             "loss/outer_value": inner.outer_value_loss,
             "policy/entropy_nats": inner.entropy,
+            "policy/log_prob_gap_nats": inner.log_prob_gap,
             "advantage/inner_mean": inner.advantage,
             "norm/gradient": first.step.gradient.detach().norm(),
             "norm/theta": state.theta.norm(),

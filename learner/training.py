@@ -15,6 +15,7 @@ from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.reports import Candidate, Checkpoint, Lags, Reporter, Row, Standing, Summary
 from metagrad.learner.schedule import Schedule
 from metagrad.learner.tally import Tally
+from metagrad.precision import Precision
 
 CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episodes", "window")
 
@@ -43,6 +44,8 @@ class TrainingConfig:
     """Updates between checkpoints; one is also written at the end."""
     evaluation_every: int = 0
     """Updates between evaluations; 0: none."""
+    precision: Precision = "float32"
+    """For checkpoints and the summary."""
 
 
 class Training:
@@ -138,6 +141,7 @@ class Training:
         """Have a checkpoint of the present state written."""
         tree = {
             "device": self.state.theta.device.type,
+            "precision": self.config.precision,
             "learner": self.algorithm.to_tree(self.state),
             "actors": self.actors.states(),
             "account": self.actors.account.to_tree(),
@@ -198,4 +202,5 @@ def _summary(
         "wall_seconds": counters.wall_seconds,
         "torch": torch.__version__,
         "learner_device": str(state.theta.device),
+        "precision": config.precision,
     }

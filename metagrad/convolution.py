@@ -7,6 +7,9 @@ A convolution y = C(x, w) is linear in x and in w, so its two gradients are too:
 The derivatives of G are C and G again: where ⟨(a, b), G(ȳ, x, w)⟩ is differentiated, ȳ gets C(a, w) + C(x, b), and
 (x, w) get G(ȳ, a, b). Torch has a kernel for each, but its own second derivative of a convolution uses C's alone: it
 transposes whole batches of pictures to write D_w as a C, and computes gradients of pictures that nobody asked for.
+
+On small pictures, such as Snake's boards, the CPU's kernels of bfloat16 spend their time on rearranging numbers;
+there C, Dₓ and D_w are matrix products with the patches laid out (`metagrad.patches`).
 """
 
 from dataclasses import dataclass
@@ -16,13 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Holds stride and padding of rows and columns."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int] = (0, 0)
+from metagrad import patches
+from metagrad.patches import Geometry as Geometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,8 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        if patches.are_faster(x, weight, geometry):
+            return patches.convolution(x, weight, bias, geometry)
         return torch.nn.functional.conv2d(x, weight, bias, geometry.stride, geometry.padding)
 
     @staticmethod
@@ -103,6 +103,9 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: _Wanted) -> tuple[Tensor, ...]:
+        if patches.are_faster(x, weight, geometry):
+            of_x = (patches.gradient_of_x(y, weight, geometry),) if wanted.of_x else ()
+            return *of_x, *((patches.gradient_of_weight(y, x, weight, geometry),) if wanted.of_weight else ())
         mask = (wanted.of_x, wanted.of_weight, False)
         dilation, is_transposed, output_padding, groups = (1, 1), False, (0, 0), 1
         gradients = torch.ops.aten.convolution_backward(

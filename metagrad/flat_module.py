@@ -95,19 +95,31 @@ class FlatModule:
         require(theta.shape == (self.layout.size,), "theta.shape", tuple(theta.shape), rule, remedy)
         return self.layout.unflatten(theta)
 
+    def untrained(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return, by name, the floating-point numbers that are no part of θ (buffers, frozen parameters) as `dtype`."""
+        frozen = ((name, x) for name, x in self.module.named_parameters() if not x.requires_grad)
+        rest = (*frozen, *self.module.named_buffers())
+        return {name: x.detach().to(dtype) for name, x in rest if x.is_floating_point()}
+
     def with_parameters(self, parameters: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Return what the module computes under `parameters(theta)`."""
+        """Return what the module computes under `parameters(theta)`, and under `untrained(dtype)` where these have it.
+
+        Raises:
+            ConfigurationError: the module writes to a buffer.
+        """
         everywhere = {place: parameters[name] for name, places in self._names.items() for place in places}
-        before = self._buffers()
-        output = functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
-        after = self._buffers()
+        replaced = {name: x for name, x in parameters.items() if name not in self._names}
+        before = self._buffers(replaced)
+        output = functional_call(self.module, everywhere | replaced, args, kwargs, tie_weights=False)
+        after = self._buffers(replaced)
         written = [name for name, x, writes in after if not any(x is y and writes == n for _, y, n in before)]
         rule, remedy = "the module writes to it in its forward pass", "use module.eval(), or a layer without statistics"
         require(not written, "buffers", written, rule, remedy)
         return output
 
-    def _buffers(self) -> list[tuple[str, Tensor, int]]:
-        """Yield each buffer's name, the tensor, and how often it was written to."""
+    def _buffers(self, replaced: Mapping[str, Tensor]) -> list[tuple[str, Tensor, int]]:
+        """Return each buffer's name, the tensor that is used for it, and how often it was written to."""
         if not self._has_buffers:
             return []
-        return [(name, buffer, trees.version(buffer)) for name, buffer in self.module.named_buffers()]
+        buffers = {**dict(self.module.named_buffers()), **replaced}
+        return [(name, buffer, trees.version(buffer)) for name, buffer in buffers.items()]

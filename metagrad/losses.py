@@ -115,6 +115,7 @@ class LossMetrics(NamedTuple):
     outer_value_loss: Tensor
     entropy: Tensor
     advantage: Tensor
+    log_prob_gap: Tensor
 
 
 class Estimates(NamedTuple):
@@ -289,4 +290,5 @@ def actor_critic_loss(
         outer_value_loss.detach(),
         masked_mean(entropy.detach(), valid),
         masked_mean(terms.advantage.detach(), valid),
+        masked_mean((log_prob.detach() - trajectory.behaviour_log_prob).abs(), valid),
     )

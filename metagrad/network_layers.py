@@ -9,7 +9,14 @@ from metagrad.convolution import Geometry, conv2d
 from metagrad.errors import require
 
 
-class OrthogonalLinear(nn.Linear):
+class Linear(nn.Linear):
+    """Applies a linear layer in the type of its weights, to which inputs of another one are converted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class OrthogonalLinear(Linear):
     """Applies a linear layer with orthogonal init of a given gain and zero bias."""
 
     def __init__(self, inputs: int, outputs: int, gain: float = math.sqrt(2.0)):
@@ -36,7 +43,7 @@ class OrthogonalConv(Conv):
     gain = math.sqrt(2.0)
 
 
-class HaikuLinear(nn.Linear):
+class HaikuLinear(Linear):
     """Applies a linear layer with Haiku's default init."""
 
 

@@ -5,7 +5,7 @@ Every module's forward is (observation [N, …], heads) -> {head: tensor [N, …
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from metagrad.errors import require
 from metagrad.network_layers import (
     HaikuConv,
     HaikuLinear,
+    Linear,
     OrthogonalConv,
     OrthogonalLinear,
     PixelConv,
@@ -43,7 +44,8 @@ class ConditionedCritic(nn.Module):
     def forward(self, features: Tensor, discount: Float[Tensor, "1"] | float | None) -> Tensor:
         rule = "has a critic for the values under any discount, and none was named"
         require(discount is not None, "network", type(self).__name__, rule, "apply network.under(discount)")
-        embedded = self.embedding(torch.as_tensor(discount, dtype=features.dtype, device=features.device).view(1, 1))
+        own = self.embedding.weight
+        embedded = self.embedding(torch.as_tensor(discount, dtype=own.dtype, device=own.device).view(1, 1))
         mixed = self.mixture(torch.cat([features, embedded.expand(len(features), -1)], -1))
         value: Tensor = self.value(torch.relu(mixed))
         return value
@@ -67,7 +69,7 @@ class SharedTorso(nn.Module):
         self, observation: Tensor, heads: Collection[Head], discount: Float[Tensor, "1"] | float | None = None
     ) -> dict[Head, Tensor]:
         takes_bytes = isinstance(self.torso[0], PixelConv)
-        features = observation if takes_bytes else observation.to(next(self.logits.parameters()).dtype)
+        features = observation if takes_bytes else observation.to(next(self.parameters()).dtype)
         features = self.torso(features)
         outputs: dict[Head, Tensor] = {}
         if "logits" in heads:
@@ -250,7 +252,7 @@ class PolicyAlone(nn.Module):
         return {"logits": self.logits(observation.to(next(self.logits.parameters()).dtype))}
 
 
-class VarianceScalingLinear(nn.Linear):
+class VarianceScalingLinear(Linear):
     """Is a linear layer whose weights are normal of variance `scale` / inputs, cut at two deviations; zero bias.
 
     The variance is that after the cut (Haiku's and JAX's VarianceScaling, fan-in).
@@ -301,3 +303,22 @@ class TwoTables(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         logits: Tensor = observation @ joint_log_prob(self.table[0], self.table[1], self._other_state)
         return logits
+
+
+def float32_parameters(module: nn.Module) -> frozenset[str]:
+    """Name the parameters that stay float32 where layers compute in bfloat16: last layers, and critics told a discount.
+
+    Bfloat16 has 8 bits, which do not tell γ = .99 from .993, nor values of 30 from 30.1.
+    """
+    kept: list[nn.Module] = []
+    for head in get_args(Head):
+        of_head = getattr(module, head, None)
+        layers = of_head.modules() if isinstance(of_head, nn.Module) else ()
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        kept += linear if isinstance(of_head, ConditionedCritic) else linear[-1:]
+    return frozenset(
+        f"{prefix}.{name}"
+        for prefix, child in module.named_modules()
+        if any(child is layer for layer in kept)
+        for name, _ in child.named_parameters(recurse=False)
+    )

@@ -26,6 +26,7 @@ from metagrad.flat_module import FlatModule
 from metagrad.flat_module import ParameterLayout as ParameterLayout
 from metagrad.network_layers import reset
 from metagrad.network_modules import Head as Head
+from metagrad.precision import Precision, layers_dtype
 
 
 class Observations(NamedTuple):
@@ -64,6 +65,8 @@ class NetworkSpec(ABC):
     """Observations that the network accepts; None: any, it flattens them."""
     has_critics: ClassVar[bool] = True
     """False: it is a policy alone, for losses that take their values from elsewhere."""
+    has_hidden_layers: ClassVar[bool] = True
+    """False: what it computes is its heads, which bf16-mixed leaves in float32."""
 
     @abstractmethod
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
@@ -230,6 +233,7 @@ class LinearPolicy(NetworkSpec):
     """
 
     has_critics: ClassVar[bool] = False
+    has_hidden_layers: ClassVar[bool] = False
 
     init_scale: float = 1e-4
     """Variance of a weight times the number of inputs, when drawn."""
@@ -256,6 +260,7 @@ class MemoryOnePair(NetworkSpec):
     """
 
     has_critics: ClassVar[bool] = False
+    has_hidden_layers: ClassVar[bool] = False
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         states = len(_MEMORY_ONE_SWAPPED)
@@ -275,17 +280,20 @@ NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], dict[Head, 
 class Network:
     """Offers a module as pure functions of θ; the module's own parameters only give shapes."""
 
-    def __init__(self, module: nn.Module, first_order: Collection[str] = ()):
+    def __init__(self, module: nn.Module, first_order: Collection[str] = (), precision: Precision = "float32"):
         """Wrap `module`, whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}.
 
         Args:
             module: shapes, init and forward.
             first_order: names of parameters whose gradients carry no derivative (`metagrad.autodiff.first_order`).
+            precision: what the layers compute in; heads are of the type of θ in all of them.
         """
         self._module = module
         self._flat = FlatModule(module)
         self.layout = self._flat.layout
         self._first_order = frozenset(first_order)
+        self._layers_dtype = layers_dtype(precision)
+        self._kept = modules.float32_parameters(module)
         self._discount: Tensor | float | None = None
 
     @property
@@ -337,6 +345,11 @@ class Network:
     def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:
         """Return `apply` under one θ, which is taken apart once for all that it is called on."""
         parameters = self._flat.parameters(theta)
+        dtype = self._layers_dtype or theta.dtype
+        if dtype != theta.dtype:
+            rounded = self._flat.parameters(theta.to(dtype))  # all in one pass
+            parameters = {name: x if name in self._kept else rounded[name] for name, x in parameters.items()}
+            parameters |= self._flat.untrained(dtype)
         for name in self._first_order:
             parameters[name] = autodiff.first_order(parameters[name])
         extra = (self._discount,) if self.is_conditioned else ()
@@ -345,22 +358,31 @@ class Network:
             unknown = [head for head in heads if head not in get_args(Head)]
             rule, remedy = f"the heads are {', '.join(get_args(Head))}", "name some of them, in a tuple"
             require(not unknown and not isinstance(heads, str), "heads", heads, rule, remedy)
+            if observation.is_floating_point():
+                observation = observation.to(dtype)
             outputs: dict[Head, Tensor] = self._flat.with_parameters(parameters, observation, heads, *extra)
-            return outputs
+            return {head: x.to(theta.dtype) for head, x in outputs.items()}
 
         return apply
 
 
 def build_network(
-    spec: NetworkSpec, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool
+    spec: NetworkSpec,
+    observation_shape: tuple[int, ...],
+    num_actions: int,
+    has_outer_critic: bool,
+    precision: Precision = "float32",
 ) -> Network:
     """Build the network that `spec` describes for one environment.
 
     Raises:
-        ConfigurationError: observations or actions that it cannot have; critics of a network that has none.
+        ConfigurationError: observations or actions that it cannot have; critics of a network that has none; bfloat16
+            for layers of one that has none.
     """
     spec.check_sizes()
     spec.check_observations(observation_shape)
     rule, remedy = "has no critics, an outer one neither", "use a network with critics, such as Mlp"
     require(spec.has_critics or not has_outer_critic, "network", type(spec).__name__, rule, remedy)
-    return Network(spec.module(observation_shape, num_actions, has_outer_critic))
+    rule, remedy = f"is for hidden layers, and {type(spec).__name__} has none", "use --precision float32"
+    require(spec.has_hidden_layers or precision != "bf16-mixed", "precision", precision, rule, remedy)
+    return Network(spec.module(observation_shape, num_actions, has_outer_critic), precision=precision)

@@ -125,7 +125,8 @@ class Experiment(BaseExperiment):
         """Build the actor-critic for an environment, once all networks are known to take its observations."""
         for field, network in self._networks():
             network.check_observations(spec.observation_shape, spec.observation_dtype, field)
-        return build_network(self.network, spec.observation_shape, spec.num_actions, self.has_outer_critic)
+        sizes = (spec.observation_shape, spec.num_actions)
+        return build_network(self.network, *sizes, self.has_outer_critic, self.resolved_precision)
 
     @property
     def learner(self) -> LearnerConfig:

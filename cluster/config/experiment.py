@@ -1,9 +1,10 @@
 """Define what every experiment configures: where it runs, for how long, what is kept. Subclasses add algorithms."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
+import torch
 import tyro
 
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
@@ -12,6 +13,7 @@ from metagrad.actors.rollout import LookaheadEnvironments
 from metagrad.errors import require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
+from metagrad.precision import Precision, PrecisionChoice, resolved
 
 ScheduleName = Literal["lockstep", "peek"]
 SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told otherwise
@@ -110,9 +112,10 @@ class BaseExperiment(ABC):
     """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""
     device: str = "auto"
     """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
-    allows_tf32: bool = False
-    """True: products and convolutions of the learner on a GPU may round their factors to TF32 (10 bits instead of 23),
-    which is several times as fast; False: float32 throughout."""
+    precision: PrecisionChoice = "float32"
+    """float32; tf32: products and convolutions of a GPU may round their factors to TF32 (10 bits instead of 23);
+    bf16-mixed: layers of networks compute in bfloat16 (8 bits), all else in float32; auto: bf16-mixed where this
+    machine's device multiplies bfloat16 in silicon, else float32."""
     learner_threads: int | None = None
     """CPU threads of the learner; None: all cores that it may use, because actors rest while it works or are ahead of
     it, except with peek on Ray without look-ahead, where it is learner_cpus. It may use the cores of its affinity
@@ -204,6 +207,20 @@ class BaseExperiment(ABC):
         return 0
 
     @property
+    def resolved_precision(self) -> Precision:
+        """Return `precision`; auto, which a run settles for its device (`settled`), means this machine's CPU here."""
+        return self.precision if self.precision != "auto" else self.settled(torch.device("cpu")).resolved_precision
+
+    def settled(self, device: torch.device) -> Self:
+        """Return the experiment with the precision that it has where the learner's device is `device`.
+
+        Raises:
+            ConfigurationError: TF32 on a device that has none.
+        """
+        is_float32 = self.precision == "auto" and not self.network.has_hidden_layers
+        return replace(self, precision="float32" if is_float32 else resolved(self.precision, device))
+
+    @property
     def resolved_max_lag(self) -> int:
         """Return `max_lag`, or its default."""
         return self.look_ahead_batches + 4 if self.max_lag is None else self.max_lag
@@ -240,7 +257,7 @@ def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "co
 OPERATIONAL_FIELDS = frozenset(
     (
         *("updates", "topology", "device", "actor_threads", "learner_threads", "learner_cpus", "learner_restarts"),
-        *("wait_for_resources", "log_every", "checkpoint", "evaluation", "faults"),
+        *("precision", "wait_for_resources", "log_every", "checkpoint", "evaluation", "faults"),
     )
 )
 """How and how long a run is run, not what it computes: these may change when it is resumed."""

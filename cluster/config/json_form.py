@@ -85,6 +85,8 @@ def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
     require(name in types, "config.json type", name, "is not a configuration type known here", remedy)
     kind = types[str(name)]
     fields = {key: _from_json(value, types) for key, value in tree.items() if key != "type"}
+    if issubclass(kind, BaseExperiment) and isinstance(fields.get("allows_tf32"), bool):  # what older versions had
+        fields["precision"] = "tf32" if fields.pop("allows_tf32") else "float32"
     for key, hint in get_type_hints(kind).items():
         if key in fields:
             expected = f"must be {hint if get_args(hint) else getattr(hint, '__name__', hint)}".replace("typing.", "")

@@ -21,7 +21,6 @@ from metagrad.cluster.run.learning import (
     Assignment,
     prepared_training,
     resolve_device,
-    set_precision,
     training_config,
 )
 from metagrad.cluster.run.progress import Progress
@@ -125,7 +124,7 @@ def opened_run(
         ConfigurationError: before anything starts.
         Exception: whatever ended the run, unchanged; summary.json and checkpoints up to then stand.
     """
-    _check_device(experiment)
+    asked, experiment = experiment.precision, _on_its_device(experiment)
     spec = probe(experiment.env)
     if _is_here(experiment):
         require_room_here(experiment, spec, experiment.parameters(spec))
@@ -137,6 +136,8 @@ def opened_run(
         _opened(folder, experiment, algorithm, is_resumed, progress.say) as restored,
     ):
         progress.say(f"run folder: {run_dir}")
+        if asked == "auto":
+            progress.say(f"precision: {experiment.precision}, chosen for this machine")
         progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
         if restored is not None:
             progress.say(f"resumed from {restored.path} at update {restored.tree['learner']['update']}")
@@ -189,11 +190,18 @@ def _is_here(experiment: BaseExperiment) -> bool:
     return experiment.topology == "colocated" or cluster_address() is None
 
 
-def _check_device(experiment: BaseExperiment) -> None:
-    """Refuse a device that cannot be; whether a cluster has it shows itself there."""
+def _on_its_device(experiment: BaseExperiment) -> BaseExperiment:
+    """Return the experiment with its precision settled.
+
+    Raises:
+        ConfigurationError: a device or precision that cannot be; what a cluster has shows itself there.
+    """
     if _is_here(experiment):
-        set_precision(experiment.allows_tf32, resolve_device(experiment.device))
-        return
+        return experiment.settled(resolve_device(experiment.device))
     rule = "on a cluster the learner has one GPU or none"
     is_known = experiment.device in ("auto", "cpu", "cuda")
     require(is_known, "device", experiment.device, rule, "use auto, cpu or cuda")
+    rule = "asks the hardware of this machine, and the learner runs on the cluster's"
+    is_settled = experiment.precision != "auto"
+    require(is_settled, "precision", experiment.precision, rule, "name one, such as bf16-mixed")
+    return experiment

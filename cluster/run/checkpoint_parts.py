@@ -19,6 +19,7 @@ from metagrad.learner.plain_data import is_count, is_like, is_number, is_tensor,
 from metagrad.learner.storage import Location
 from metagrad.learner.tally import Counters, Evaluation, Interval
 from metagrad.learner.training import CHECKPOINT_PARTS
+from metagrad.precision import Precision
 
 _INTERVAL = {"means", "variance", "lags", "throughput", "is_row_partial", "evaluation"}
 _SMALL = 4_096  # entries of what people can count: reasons, say
@@ -68,6 +69,7 @@ def misfit(tree: dict[str, Any], update: int, experiment: BaseExperiment, algori
         return "update"
     checks = {
         "device": tree["device"] in ("cpu", "cuda"),
+        "precision": tree.get("precision", "float32") in get_args(Precision),  # older versions had float32 alone
         "counters": _are_counters(tree["counters"]),
         "account": _is_account(tree["account"]),
         "episodes": _are_episodes(tree["episodes"]),

@@ -18,6 +18,7 @@ from metagrad.learner.actors import Actors
 from metagrad.learner.reports import Message, Reporter, Summary
 from metagrad.learner.schedule import Lockstep, Peek, Schedule
 from metagrad.learner.training import Stop, Training, TrainingConfig
+from metagrad.precision import Precision, multiplies_bfloat16
 
 OpenActors = Callable[[list[ActorSetup], Sequence[ActorState] | None], AbstractContextManager[Actors]]
 
@@ -54,21 +55,10 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def set_precision(allows_tf32: bool, device: torch.device) -> None:
-    """Choose the float32 arithmetic of this process's CUDA kernels.
-
-    Raises:
-        ConfigurationError: TF32 on a device that has none.
-    """
-    require(
-        not allows_tf32 or device.type == "cuda",
-        "allows_tf32",
-        allows_tf32,
-        f"TF32 is arithmetic of CUDA devices, and the learner's is {device.type}",
-        "leave it out, or give the learner a GPU",
-    )
-    torch.backends.cuda.matmul.allow_tf32 = allows_tf32
-    torch.backends.cudnn.allow_tf32 = allows_tf32
+def set_tf32(precision: Precision) -> None:
+    """Choose the float32 arithmetic of this process's CUDA kernels."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def actor_setups(
@@ -88,6 +78,7 @@ def actor_setups(
             seed=(experiment.seed, start_update, life << 20),  # the last one also counts the actor's restarts
             device=str(device) if is_on_device else "cpu",
             threads=experiment.actor_threads,
+            precision=experiment.resolved_precision,
         )
         for index in range(experiment.actors)
     ]
@@ -114,6 +105,7 @@ def training_config(experiment: BaseExperiment) -> TrainingConfig:
         log_every=experiment.log_every,
         checkpoint_every=experiment.checkpoint.every,
         evaluation_every=experiment.evaluation.every,
+        precision=experiment.resolved_precision,
     )
 
 
@@ -134,9 +126,12 @@ def prepared_training(
     Raises:
         ConfigurationError: no such device here, or actors that cannot run where they are.
     """
-    experiment, checkpoint = assignment.experiment, assignment.checkpoint
-    device = resolve_device(experiment.device)
-    set_precision(experiment.allows_tf32, device)
+    checkpoint, device = assignment.checkpoint, resolve_device(assignment.experiment.device)
+    experiment = assignment.experiment.settled(device)
+    precision = experiment.resolved_precision
+    set_tf32(precision)
+    if precision == "bf16-mixed" and not multiplies_bfloat16(device):
+        report(Message(f"precision bf16-mixed: this {device.type} has no units for it and is slower than in float32"))
     keep_freed_memory()
     torch.set_num_threads(learner_threads(experiment, threads or default_threads()))
     algorithm = experiment.algorithm(assignment.spec)
@@ -153,6 +148,8 @@ def prepared_training(
             if checkpoint["device"] != device.type:
                 text = f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
                 report(Message(text + "there start afresh"))
+            if (before := checkpoint.get("precision", "float32")) != precision:  # older versions had no other
+                report(Message(f"precision {precision} now, {before} before: the run continues in other arithmetic"))
         try:
             yield training
         finally:

@@ -98,8 +98,9 @@ class LolaExperiment(BaseExperiment):
         )
 
     def algorithm(self, spec: EnvironmentSpec) -> Lola:
+        sizes = (spec.observation_shape, spec.num_actions)
         return Lola(
-            network=build_network(self.network, spec.observation_shape, spec.num_actions, self.has_outer_critic),
+            network=build_network(self.network, *sizes, self.has_outer_critic, self.resolved_precision),
             estimation=self.estimation,
             look_ahead=self.opponent_updates,
             inner_rollouts=self.inner_rollouts,

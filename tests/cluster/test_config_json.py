@@ -48,6 +48,13 @@ def test_run_folders_with_the_names_that_types_had_are_read(name: str, old: str,
     assert from_json(json.loads(text.replace(f'"{new}"', f'"{old}"'))) == experiment
 
 
+@pytest.mark.parametrize(("allows_tf32", "precision"), [(False, "float32"), (True, "tf32")])
+def test_run_folders_from_before_there_were_precisions_are_read(tiny: Tiny, allows_tf32: bool, precision: str) -> None:
+    tree = to_json(tiny())
+    del tree["precision"]
+    assert from_json(tree | {"allows_tf32": allows_tf32}) == tiny(precision=precision)
+
+
 @pytest.mark.parametrize("optimizer", [Sgd(learning_rate=0.1, momentum=0.5), Adam(learning_rate=0.1)])
 def test_every_variant_round_trips(tiny: Tiny, optimizer: Any) -> None:
     experiment = tiny(optimizer=optimizer, network=Mlp(hidden=3), lookahead="fork")

@@ -1,5 +1,7 @@
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,18 @@ import torch
 from rich.console import Console
 
 from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.launch.launch import default_run_dir, run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.cluster.run.learning import actor_setups, resolve_device, set_precision
+from metagrad.cluster.run.learning import actor_setups, resolve_device, set_tf32
 from metagrad.errors import ConfigurationError
 from metagrad.learner.checkpoint import load, paths
+from metagrad.losses import action_log_prob
 from metagrad.networks import NatureCnn
+from metagrad.precision import Precision
 
 Tiny = Callable[..., Experiment]
 CPU = torch.device("cpu")
@@ -38,22 +43,74 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         assert resolve_device("auto") == torch.device(expected)
 
 
-@pytest.mark.parametrize("allows_tf32", [False, True])
-def test_tf32_is_a_value_of_cuda_learners(allows_tf32: bool) -> None:
-    set_precision(not allows_tf32, torch.device("cuda"))
+@pytest.mark.parametrize(("before", "after"), [("float32", "tf32"), ("tf32", "float32"), ("tf32", "bf16-mixed")])
+def test_tf32_is_a_precision_of_its_own(before: Precision, after: Precision) -> None:
+    set_tf32(before)
     try:
-        set_precision(allows_tf32, torch.device("cuda"))
-        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allows_tf32
+        set_tf32(after)
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (after == "tf32")
     finally:
-        set_precision(False, CPU)
+        set_tf32("float32")
 
 
 def test_tf32_on_a_cpu_is_refused_before_anything_starts(tiny: Tiny, tmp_path: Path) -> None:
-    rule = r"^allows_tf32 = True: TF32 is arithmetic of CUDA devices, and the learner's is cpu"
+    rule = r"^precision = 'tf32': TF32 is arithmetic of CUDA devices, and the learner's is cpu"
     for topology in ("colocated", "ray"):
         with pytest.raises(ConfigurationError, match=rule):
-            run(tiny(allows_tf32=True, topology=topology, device="cpu"), tmp_path / "run", False, Console(quiet=True))
+            run(tiny(precision="tf32", topology=topology, device="cpu"), tmp_path / "run", False, Console(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_auto_is_settled_by_the_machine_and_kept(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for units, expected in (({"amx_bf16": True}, "bf16-mixed"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        console = Console(file=StringIO(), width=200)
+        summary = run(tiny(precision="auto", updates=1), tmp_path / expected, False, console)
+        assert summary["precision"] == expected
+        assert f"precision: {expected}, chosen for this machine" in console.file.getvalue()
+        assert RunFolder(tmp_path / expected).experiment().precision == expected
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigurationError, match=r"^precision = 'auto': asks the hardware of this machine, and the l"):
+        run(tiny(precision="auto", topology="ray"), tmp_path / "cluster", False, Console(quiet=True))
+
+
+def test_a_machine_without_bfloat16_is_told_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    console = Console(file=StringIO(), width=200)
+    assert run(tiny(precision="bf16-mixed", updates=2), tmp_path / "run", False, console)["updates"] == 2
+    text = console.file.getvalue()
+    assert text.count("precision bf16-mixed: this cpu has no units for it and is slower than in float32") == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "bf16-mixed"), ("bf16-mixed", "float32")])
+def test_a_run_continues_in_another_precision_and_says_so(
+    tiny: Tiny, tmp_path: Path, before: Precision, after: Precision
+) -> None:
+    run(tiny(precision=before, updates=2), tmp_path / "run", False, Console(quiet=True))
+    console = Console(file=StringIO(), width=200)
+    assert run(tiny(precision=after, updates=4), tmp_path / "run", True, console)["precision"] == after
+    assert f"precision {after} now, {before} before: the run continues in other arithmetic" in console.file.getvalue()
+    console = Console(file=StringIO(), width=200)
+    run(tiny(precision=after, updates=5), tmp_path / "run", True, console)
+    assert "before" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("topology", ["colocated", "ray"])
+def test_actors_and_evaluation_have_the_learners_arithmetic(tiny: Tiny, topology: str) -> None:
+    experiment = tiny(precision="bf16-mixed", topology=topology)
+    assert {setup.precision for setup in actor_setups(experiment, CPU, 0)} == {"bf16-mixed"}
+    with closing(Actor(actor_setups(experiment, CPU, 0)[0])) as actor:
+        spec = probe(experiment.env)
+        algorithm = experiment.algorithm(spec)
+        state = algorithm.init(0, CPU)
+        trajectory = actor.rollout(state.snapshot(), 0).trajectory
+        logits = {}
+        for name, network in (("bf16-mixed", algorithm.network), ("float32", tiny().algorithm(spec).network)):
+            rows = trajectory.observation[:-1].flatten(0, 1)
+            logits[name] = network.apply(state.theta, rows, ("logits",))["logits"].view(3, -1, spec.num_actions)
+        gaps = {name: (action_log_prob(x, trajectory) - trajectory.behaviour_log_prob) for name, x in logits.items()}
+        gaps = {name: gap[trajectory.valid].abs().max().item() for name, gap in gaps.items()}
+        assert gaps["bf16-mixed"] < 1e-6 < gaps["float32"]
 
 
 def test_every_actor_has_its_share_and_its_own_place(tiny: Tiny) -> None:
