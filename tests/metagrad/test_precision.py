@@ -124,6 +124,7 @@ class Normalising(nn.Module):
         del heads
         if self.writes:
             self.get_buffer("mean").add_(1.0)
+        assert observation.dtype == self.mean.dtype == self.frozen.weight.dtype
         return {"logits": self.logits(self.frozen(observation - self.mean).to(self.logits.weight.dtype))}
 
 
@@ -139,6 +140,26 @@ def test_what_is_no_part_of_theta_is_rounded_too_and_still_may_not_be_written_to
     assert module.frozen.weight.dtype == module.get_buffer("mean").dtype == torch.float32
     with pytest.raises(ConfigurationError, match=r"^buffers = \['mean'\]: the module writes to it"):
         Network(Normalising(writes=True), precision="bf16-mixed").apply(theta, x, ("logits",))
+
+
+class WithoutNamedHeads(nn.Module):
+    """Has layers of which nobody knows which is the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, observation: Tensor, heads: object) -> dict[str, Tensor]:
+        del heads
+        return {"logits": self.layer(observation)}
+
+
+def test_heads_of_any_module_come_in_the_type_of_theta() -> None:
+    network, x = Network(WithoutNamedHeads(), precision="bf16-mixed"), torch.ones(4, 3)
+    theta = network.init(torch.Generator().manual_seed(0))
+    found = network.apply(theta, x, ("logits",))["logits"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, found.bfloat16().float())
 
 
 @pytest.mark.parametrize(("spec", "shape"), [(LinearPolicy(), (3,)), (MemoryOnePair(), (5,))])
