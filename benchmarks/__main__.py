@@ -24,6 +24,7 @@ BENCHMARKS = {
     "meta_gradient": "benchmarks.meta_gradient",
     "environments": "benchmarks.environments",
     "pipeline": "benchmarks.pipeline",
+    "precision": "benchmarks.precision",
     "scaling": "benchmarks.scaling",
     "schedules": "benchmarks.schedules",
     "tabular": "benchmarks.tabular",

@@ -51,7 +51,10 @@ System = Callable[[], Mapping[str, Any]]
 
 
 def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, float]:
-    """Return medians of environment, inference and gradient, each alone on one thread: the terms of the floor."""
+    """Return medians of environment, inference and gradient, each alone on one thread: the terms of the floor.
+
+    CPU seconds: alone on a core they are those of the clock, and other programs do not change them.
+    """
     alone = replace(experiment, topology="colocated", actors=1, environments_per_actor=None)
     algorithm, batch = alone.algorithm(probe(alone.env)), experiment.environments_of_an_actor
     state = algorithm.init(alone.seed, CPU)
@@ -85,7 +88,7 @@ def seconds_per_decision(experiment: Experiment, repeats: int) -> dict[str, floa
     games.close()
     decisions = {"gradient": alone.steps_per_rollout}
     return {
-        name: summary([each.wall_s for each in own])["median"] / decisions.get(name, actions.numel())
+        name: summary([each.cpu_s for each in own])["median"] / decisions.get(name, actions.numel())
         for name, own in timings.items()
     }
 

@@ -144,6 +144,19 @@ def pipeline(result: Result) -> list[Table]:
     return [Table(("experiment", "topology", *phases, "real steps/s"), rows)]
 
 
+def precision(result: Result) -> list[Table]:
+    """Tabulate what a decision costs in both precisions."""
+    rows = [
+        (
+            name,
+            *(float(case["cpu_ms_per_decision"][each]["median"]) for each in ("float32", "bf16-mixed")),
+            float(case["times_as_fast"]["median"]),
+        )
+        for name, case in result["cases"].items()
+    ]
+    return [Table(("", "float32, CPU ms per decision", "bf16-mixed", "times as fast"), rows)]
+
+
 def schedules(result: Result) -> list[Table]:
     """Tabulate the speeds of both schedules, and what the ratio could be."""
     keys = ("lockstep_real_frames_per_second", "peek_real_frames_per_second", "peek_over_lockstep")
@@ -169,6 +182,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "end_to_end": end_to_end,
     "scaling": scaling,
     "pipeline": pipeline,
+    "precision": precision,
     "schedules": schedules,
     "tabular": tabular,
 }
