@@ -82,7 +82,7 @@ def compared(make: Callable[[], Experiment], rounds: int) -> dict[str, Any]:
 
 def share_of_floor(found: dict[str, Any], repeats: int) -> dict[str, float]:
     """Return the floor of `FLOOR_OF` over what it takes, in each precision."""
-    shares = {}
+    shares: dict[str, float] = {}
     for precision in PRECISIONS:
         terms = seconds_per_decision(replace(CASES[FLOOR_OF](), precision=precision), repeats)
         shares[precision] = 1e3 * sum(terms.values()) / found["cpu_ms_per_decision"][precision]["median"]
