@@ -23,18 +23,20 @@ from metagrad.cluster.launch import launch
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
+from metagrad.precision import Precision
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
-def pong(n: int, schedule: ScheduleName) -> Experiment:
+def pong(n: int, schedule: ScheduleName, precision: Precision = "float32") -> Experiment:
     """Return `atari` with another n. In peek one actor has all games: it and the learner share two cores.
 
     At n = 0 a thread of each keeps them busy, and rollouts are as long as RLlib's: one screen in 21 is evaluated for
     its value alone, not one in 6. The look-ahead makes the learner the longer part by far: it has two threads.
     """
     base = replace(atari(), rollout_length=5 if n else 20)
-    changed = replace(base, schedule=schedule, meta=replace(base.meta, n=n), learner_threads=2)
+    meta = replace(base.meta, n=n)
+    changed = replace(base, schedule=schedule, meta=meta, learner_threads=2, precision=precision)
     if schedule == "lockstep":
         return changed
     return replace(changed, actors=1, environments_per_actor=64, learner_threads=2 if n else 1)
@@ -43,12 +45,14 @@ def pong(n: int, schedule: ScheduleName) -> Experiment:
 EXPERIMENTS = {
     "pong n=0 lockstep": lambda: pong(0, "lockstep"),
     "pong n=0 peek": lambda: pong(0, "peek"),
+    "pong n=0 peek, bf16-mixed": lambda: pong(0, "peek", "bf16-mixed"),
     "pong n=3 lockstep": lambda: pong(3, "lockstep"),
     "pong n=3 peek": lambda: pong(3, "peek"),
+    "pong n=3 peek, bf16-mixed": lambda: pong(3, "peek", "bf16-mixed"),
     "snake-6x6": snake_6x6,
 }
 SETTINGS = (
-    *("schedule", "actors", "actor_threads", "environments", "environments_per_actor", "rollout_length"),
+    *("schedule", "precision", "actors", "actor_threads", "environments", "environments_per_actor", "rollout_length"),
     *("learner_threads", "learner_cpus", "max_lag"),
 )
 

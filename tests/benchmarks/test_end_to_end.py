@@ -15,6 +15,7 @@ def run_of(decisions: float, cores: float = 2.0, **more: object) -> dict[str, ob
 ANSWERS = {
     "pong n=0 lockstep": [run_of(700), run_of(800), run_of(900)],
     "pong n=0 peek": [run_of(1200), run_of(1500), run_of(1800)],
+    "pong n=0 peek, bf16-mixed": [run_of(1200), run_of(950), run_of(810)],
     "RLlib IMPALA": [run_of(600), run_of(500), run_of(450, versions={"ray": "1"})],
     "snake-6x6": [run_of(99_000), run_of(100_000), run_of(101_000)],
 }
@@ -25,13 +26,15 @@ def test_ratios_are_taken_round_by_round_for_the_better_schedule():
     result = subject.result_of(ANSWERS, TERMS, cores=2)
     assert result["headline"] == "pong n=0 peek"
     assert result["headline_over"]["RLlib IMPALA"] == {"median": 3.0, "q1": 2.5, "q3": 3.5, "count": 3}
-    assert result["ratios"] == {"pong n=0 over RLlib IMPALA": 3.0}
+    over_mixed = "pong n=0 peek, bf16-mixed over RLlib IMPALA"
+    assert result["ratios"] == {"pong n=0 over RLlib IMPALA": 3.0, over_mixed: pytest.approx(1.9)}
     of_floor = result["floors"]["pong n=0 peek"]
     assert of_floor["floor_decisions_per_s"]["median"] == pytest.approx(200)
     assert of_floor["share_of_floor"]["median"] == pytest.approx(0.75)
     assert of_floor["gradient_ms"]["median"] == pytest.approx(6.0)
     assert [(target["value"], target["met"]) for target in result["targets"]] == [
         (3.0, True),
+        (pytest.approx(1.9), False),
         (pytest.approx(0.75), False),
         (10_000.0, True),
     ]

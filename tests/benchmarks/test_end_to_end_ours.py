@@ -7,7 +7,8 @@ def test_experiments_are_what_their_names_say():
     for name, make in subject.EXPERIMENTS.items():
         experiment = make()
         if name.startswith("pong"):
-            assert f"n={experiment.meta.n} {experiment.schedule}" == name.removeprefix("pong ")
+            mixed = "" if experiment.precision == "float32" else f", {experiment.precision}"
+            assert f"n={experiment.meta.n} {experiment.schedule}{mixed}" == name.removeprefix("pong ")
             assert experiment.env.game == "Pong"
             assert experiment.environments == 64
         assert experiment.topology == "ray"
