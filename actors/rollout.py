@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from metagrad.actors import policy
 from metagrad.actors.envs import EnvironmentConfig
 from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
+from metagrad.frame_stacks import FramePacker, unpacked
 from metagrad.networks import NetworkSpec, build_network
 from metagrad.precision import Precision
-from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
+from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory, WeightSnapshot
 
 LookaheadEnvironments = Literal["continue", "fork", "separate"]
 """Says where rollouts of virtual updates run: the real environments, forks of their states, or a separate pool."""
@@ -88,22 +89,44 @@ class Pool:
         self.episode_length = other.episode_length.clone()
 
 
-def collect(pool: Pool, act: policy.Policy, policy_version: int, length: int) -> tuple[Trajectory, Episodes]:
+class _WholeRows:
+    """Takes T+1 rows of observations, each written whole."""
+
+    def __init__(self, spec: EnvironmentSpec, first: Shaped[Tensor, "B ..."], length: int):
+        shape = (length + 1, spec.batch_size, *spec.observation_shape)
+        self._observation = torch.empty(shape, dtype=spec.observation_dtype, device=spec.device)
+        self._observation[0] = first
+        self._row = 0
+
+    def add(self, observation: Shaped[Tensor, "B ..."]) -> None:
+        self._row += 1
+        self._observation[self._row] = observation
+
+    def trajectory(self, *steps: Any) -> Trajectory:
+        return Trajectory(self._observation, *steps)
+
+
+def collect(
+    pool: Pool, act: policy.Policy, policy_version: int, length: int
+) -> tuple[Trajectory | PackedTrajectory, Episodes]:
     """Step a pool T times under one policy; return the steps, and the full-life episodes that ended in them.
+
+    Stacks of frames are packed: each frame is written once.
 
     Raises:
         EnvironmentFault: an observation or reward was NaN or infinite; names environment, index and step.
     """
     spec = pool.environment.spec
-    observation = torch.empty(
-        (length + 1, spec.batch_size, *spec.observation_shape), dtype=spec.observation_dtype, device=spec.device
-    )
-    observation[0] = pool.observation
+    rows: FramePacker | _WholeRows
+    if spec.is_frame_stack:
+        rows = FramePacker(pool.observation, length)
+    else:
+        rows = _WholeRows(spec, pool.observation, length)
     columns: list[tuple[Tensor, ...]] = []
-    for t in range(length):
+    for _ in range(length):
         choice = act(pool.observation, pool.generator)
         step = pool.environment.step(choice.action)
-        observation[t + 1] = step.observation
+        rows.add(step.observation)
         pool.observation = step.observation
         # Fresh tensors at each step: the totals that end with this step stay in `columns`.
         pool.episode_return = pool.episode_return + step.raw_reward
@@ -114,19 +137,19 @@ def collect(pool: Pool, act: policy.Policy, policy_version: int, length: int) ->
         pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
     action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
-    trajectory = Trajectory(
-        observation, action, reward, is_terminal, is_truncated, valid, log_prob, policy_version=policy_version
-    )
+    trajectory = rows.trajectory(action, reward, is_terminal, is_truncated, valid, log_prob, policy_version)
     _check_finite(spec, trajectory, returns, pool.steps_done)
     pool.steps_done += length
     return trajectory, Episodes(returns[is_end], lengths[is_end])
 
 
-def _check_finite(spec: EnvironmentSpec, trajectory: Trajectory, returns: Tensor, steps_before: int) -> None:
+def _check_finite(
+    spec: EnvironmentSpec, trajectory: Trajectory | PackedTrajectory, returns: Tensor, steps_before: int
+) -> None:
     # Running returns too: the sign of an infinite raw reward is finite.
     name_fault(spec, "reward", torch.isfinite(trajectory.reward) & torch.isfinite(returns), steps_before)
-    if trajectory.observation.is_floating_point():
-        is_finite = torch.isfinite(trajectory.observation).flatten(2).all(-1)
+    if spec.observation_dtype.is_floating_point:
+        is_finite = torch.isfinite(unpacked(trajectory).observation).flatten(2).all(-1)
         name_fault(spec, "observation", is_finite, steps_before - 1)  # row t+1 is what step t returned
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, matching_loss
+from metagrad.frame_stacks import packed, unpacked
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, finite_scalars
+from metagrad.learner.batch import trajectory_of
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
 from metagrad.losses import LossMetrics, OuterObjective
@@ -294,7 +296,7 @@ class ActorCritic:
         tree: dict[str, Any] = state._asdict()
         for name in ("optimizer", "meta_optimizer", "target_optimizer"):
             tree[name] = {"count": tree[name].updates, "moments": list(tree[name].moments)}
-        tree["carry"] = None if state.carry is None else state.carry._asdict()
+        tree["carry"] = None if state.carry is None else packed(state.carry)._asdict()
         return tree
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> LearnerState:
@@ -313,7 +315,7 @@ class ActorCritic:
             eta=tree["eta"],
             meta_optimizer=optimizer(tree["meta_optimizer"]),
             target_optimizer=optimizer(tree["target_optimizer"]),
-            carry=None if carry is None else Trajectory(**carry),
+            carry=None if carry is None else unpacked(trajectory_of(carry)),
         )
 
     def misfit(self, tree: Any) -> str | None:

@@ -1,19 +1,25 @@
 """Merges the actors' rollouts into the learner's batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from metagrad.types import Rollout, Trajectory
+from metagrad.frame_stacks import unpacked
+from metagrad.types import PackedTrajectory, Rollout, Trajectory
 
 
 class Batch(NamedTuple):
     """Holds one trajectory of all environments, and the versions under which its parts were sampled."""
 
-    trajectory: Trajectory
-    versions: tuple[int, ...]  # one per rollout; `trajectory.policy_version` is the oldest
+    sent: Trajectory | PackedTrajectory  # as the actors sent it; frames of stacks stay packed while the batch waits
+    versions: tuple[int, ...]  # one per rollout; `sent.policy_version` is the oldest
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Return the trajectory for an update; stacks are rebuilt with each call."""
+        return unpacked(self.sent)
 
 
 def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device) -> Batch:
@@ -33,12 +39,33 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
     for rollout, found in zip(rollouts, versions, strict=True):
         if version is not None and found != version:
             raise ValueError(f"actor {rollout.actor} acted under version {found} where version {version} was asked for")
-    columns = zip(*(rollout.trajectory[:-1] for rollout in rollouts), strict=True)
+    trajectories = [rollout.trajectory for rollout in rollouts]
+    names = trajectories[0]._fields[:-1]
+    columns = zip(*(trajectory[:-1] for trajectory in _shifted(trajectories)), strict=True)
     fields: list[Any] = []
-    for column in columns:
+    for name, column in zip(names, columns, strict=True):
+        axis = 0 if name == "frames" else 1
         if isinstance(column[0], np.ndarray):
-            field = torch.from_numpy(np.concatenate(column, axis=1))
+            field = torch.from_numpy(np.concatenate(column, axis=axis))
         else:
-            field = column[0] if len(column) == 1 else torch.cat(column, dim=1)
+            field = column[0] if len(column) == 1 else torch.cat(column, dim=axis)
         fields.append(field.to(device, non_blocking=True))
-    return Batch(Trajectory._make([*fields, min(versions)]), versions)
+    return Batch(type(trajectories[0])._make([*fields, min(versions)]), versions)
+
+
+def _shifted(
+    trajectories: Sequence[Trajectory | PackedTrajectory],
+) -> Iterator[Trajectory | PackedTrajectory]:
+    """Shift what packed trajectories say about their frames, which come to lie behind those of the ones before."""
+    frames = 0
+    for trajectory in trajectories:
+        if isinstance(trajectory, PackedTrajectory):
+            yield trajectory._replace(frame_index=trajectory.frame_index + frames)
+            frames += len(trajectory.frames)
+        else:
+            yield trajectory
+
+
+def trajectory_of(tree: dict[str, Any]) -> Trajectory | PackedTrajectory:
+    """Return the trajectory whose fields are in a checkpoint; older ones have stacks whole."""
+    return PackedTrajectory(**tree) if "frames" in tree else Trajectory(**tree)

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad.types import Trajectory
+from metagrad.types import PackedTrajectory, Trajectory
 
+_KINDS = (Trajectory, PackedTrajectory)
 _FLAGS = ("is_terminal", "is_truncated", "valid")
+_OF_OTHER_SHAPE = ("observation", "frames", "frame_index")
 
 
 def is_like(found: Any, like: Any) -> bool:
@@ -49,20 +51,27 @@ def is_finite(found: Tensor) -> bool:
 
 
 def is_trajectory(found: Any) -> bool:
-    """True for a trajectory of whatever length and environment, as `_asdict` gives it."""
-    if not isinstance(found, dict) or found.keys() != set(Trajectory._fields):
+    """True for a trajectory of whatever length and environment, packed or not, as `_asdict` gives it."""
+    kind = next((kind for kind in _KINDS if isinstance(found, dict) and found.keys() == set(kind._fields)), None)
+    if kind is None:
         return False
     tensors = {name: x for name, x in found.items() if name != "policy_version"}
     if not all(map(is_tensor, tensors.values())) or type(found["policy_version"]) is not int:
         return False
     shape = found["action"].shape
-    rows = [x.shape for name, x in tensors.items() if name != "observation"]
+    seen = found["observation" if kind is Trajectory else "frame_index"]
     return (
         len(shape) == 2
-        and all(row == shape for row in rows)
-        and found["observation"].shape[:2] == (shape[0] + 1, shape[1])
+        and all(x.shape == shape for name, x in tensors.items() if name not in _OF_OTHER_SHAPE)
+        and seen.shape[:2] == (shape[0] + 1, shape[1])
+        and (kind is Trajectory or _is_frame_index(seen, found["frames"]))
         and all(found[name].dtype is torch.bool for name in _FLAGS)
         and not found["action"].is_floating_point()
         and found["reward"].is_floating_point()
         and found["behaviour_log_prob"].is_floating_point()
     )
+
+
+def _is_frame_index(found: Tensor, frames: Tensor) -> bool:
+    is_index = found.dim() == 3 and found.dtype is torch.int32 and frames.dim() > 0
+    return is_index and bool(((0 <= found) & (found < len(frames))).all())

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from metagrad.learner.actors import Actors
-from metagrad.learner.batch import Batch, merge
+from metagrad.learner.batch import Batch, merge, trajectory_of
 from metagrad.trees import map_tensors
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
@@ -66,7 +66,7 @@ class _Intake:
         """Merge the rollouts of one batch, all of them of this version unless it is None."""
         batch = merge(rollouts, version, self.device)
         episodes = tuple(rollout.episodes for rollout in rollouts)
-        self._received.append(Received(episodes, batch.trajectory.valid.sum(), is_lookahead))
+        self._received.append(Received(episodes, batch.sent.valid.sum(), is_lookahead))
         return batch
 
     def take(self) -> list[Received]:
@@ -158,10 +158,10 @@ class Peek:
     def to_tree(self) -> list[dict[str, Any]]:
         """Return the batches that the next updates will use."""
         held = list(self._window)[self._is_first_used :]
-        return [{"trajectory": x.trajectory._asdict(), "versions": list(x.versions)} for x in held]
+        return [{"trajectory": x.sent._asdict(), "versions": list(x.versions)} for x in held]
 
     def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
         """Continue from `to_tree()`."""
         for entry in tree:
             fields = map_tensors(lambda x: x.to(self._intake.device), entry["trajectory"])
-            self._window.append(Batch(Trajectory(**fields), tuple(entry["versions"])))
+            self._window.append(Batch(trajectory_of(fields), tuple(entry["versions"])))

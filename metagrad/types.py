@@ -7,7 +7,8 @@ Shape legend, used in every signature of the project:
     A  actions
     P  network parameters, one flat vector θ
     M  learnt meta-parameters, one flat unconstrained vector η
-    K  finished episodes
+    K  finished episodes; of observations that are stacks, the frames of one
+    N  frames of all stacks of a trajectory
 """
 
 from typing import NamedTuple
@@ -32,6 +33,23 @@ class Trajectory(NamedTuple):
     policy_version: int  # version of the parameters that acted
 
 
+class PackedTrajectory(NamedTuple):
+    """Holds a trajectory whose observations are stacks of frames, with every frame once: as it travels and is stored.
+
+    `metagrad.frame_stacks` packs and unpacks it.
+    """
+
+    frames: Shaped[Tensor, "N ..."]
+    frame_index: Int[Tensor, "T+1 B K"]  # observation[t, b, k] = frames[frame_index[t, b, k]]
+    action: Int[Tensor, "T B"]
+    reward: Float[Tensor, "T B"]
+    is_terminal: Bool[Tensor, "T B"]
+    is_truncated: Bool[Tensor, "T B"]
+    valid: Bool[Tensor, "T B"]
+    behaviour_log_prob: Float[Tensor, "T B"]
+    policy_version: int
+
+
 class Episodes(NamedTuple):
     """Holds the full-life episodes that ended during a rollout, in raw rewards of the game."""
 
@@ -42,7 +60,7 @@ class Episodes(NamedTuple):
 class Rollout(NamedTuple):
     """Holds a trajectory with the facts that statistics and accounting need."""
 
-    trajectory: Trajectory
+    trajectory: Trajectory | PackedTrajectory
     episodes: Episodes
     actor: int  # index of the actor
     is_lookahead: bool  # True: sampled for a virtual update or an outer loss, never for a real update

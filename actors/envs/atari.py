@@ -324,6 +324,7 @@ def make_atari(
         action_names=action_names(config),
         device=torch.device("cpu"),
         name=config.game,
+        is_frame_stack=not is_colour_view and config.stack_size > 1,
     )
     return AtariEnvironment(games, spec, config, is_training=is_training)
 

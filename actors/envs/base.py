@@ -33,6 +33,7 @@ class EnvironmentSpec(NamedTuple):
     action_names: tuple[str, ...]
     device: torch.device
     name: str
+    is_frame_stack: bool = False  # True: an observation [K, ...] is the last K frames, the newest last (sent packed)
 
     @property
     def num_actions(self) -> int:

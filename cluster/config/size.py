@@ -13,11 +13,26 @@ MOST_BYTES = 2**40
 """More than a learner's machine has anywhere; an experiment that needs more is refused everywhere."""
 
 
+_STEP_BYTES = 8 + 4 + 3 + 4
+"""Of action, reward, flags and log μ."""
+
+
+def batch_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
+    """Count the bytes of a trajectory [T, B] as an update uses it, with T+1 whole observations."""
+    return environments * ((length + 1) * _observation_bytes(spec) + length * _STEP_BYTES)
+
+
 def rollout_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
-    """Count the bytes of a trajectory [T, B] as it travels: T+1 observations, and action, reward, flags, log μ."""
-    observation = math.prod(spec.observation_shape) * torch.empty(0, dtype=spec.observation_dtype).element_size()
-    per_step = 8 + 4 + 3 + 4
-    return environments * ((length + 1) * observation + length * per_step)
+    """Count the bytes of a trajectory [T, B] as it travels: of stacks of K frames T+K frames and their places."""
+    if not spec.is_frame_stack:
+        return batch_bytes(spec, environments, length)
+    depth = spec.observation_shape[0]
+    frames = (length + depth) * _observation_bytes(spec) // depth
+    return environments * (frames + (length + 1) * depth * 4 + length * _STEP_BYTES)
+
+
+def _observation_bytes(spec: EnvironmentSpec) -> int:
+    return math.prod(spec.observation_shape) * torch.empty(0, dtype=spec.observation_dtype).element_size()
 
 
 def require_possible(experiment: BaseExperiment, spec: EnvironmentSpec, parameters: int) -> None:
@@ -48,7 +63,7 @@ def require_room_here(experiment: BaseExperiment, spec: EnvironmentSpec, paramet
 
 
 def _require(experiment: BaseExperiment, spec: EnvironmentSpec, parameters: int, most: int, limit: str) -> None:
-    network, batch = 16 * parameters, rollout_bytes(spec, experiment.environments, experiment.rollout_length)
+    network, batch = 16 * parameters, batch_bytes(spec, experiment.environments, experiment.rollout_length)
     looked_through = experiment.look_ahead_batches * (4 * parameters + batch)
     rule = f"its {parameters:,} parameters are {_gib(network)} with gradient and moments, and {limit}"
     kind = type(getattr(experiment, "network", None)).__name__

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
+from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.rollout import Actor, ActorSetup, probe
 from metagrad.cluster.config.actor_critic import Experiment
@@ -23,7 +24,8 @@ from metagrad.cluster.plan.placement import (
     update_seconds,
 )
 from metagrad.cluster.run.learning import actor_setups
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.frame_stacks import packed
+from metagrad.types import PackedTrajectory, Trajectory, WeightSnapshot
 
 Tiny = Callable[..., Experiment]
 SPEC = probe(SnakeConfig(rows=3, columns=3, time_limit=20))
@@ -93,6 +95,16 @@ def test_a_batch_is_as_large_as_it_travels(tiny: Tiny) -> None:
     trajectory: Trajectory = Actor(setup).rollout(WeightSnapshot(0, theta, torch.zeros(1)), 0).trajectory
     size = sum(x.numel() * x.element_size() for x in trajectory if isinstance(x, torch.Tensor))
     assert rollout_bytes(probe(experiment.env), setup.batch_size, experiment.rollout_length) == size
+
+
+def test_stacks_travel_as_frames() -> None:
+    spec = probe(AtariConfig(frame_size=8))
+    frames = torch.arange(2 * 9 * 64, dtype=torch.int32).to(torch.uint8).view(9, 2, 8, 8)
+    stacks = frames.unfold(0, 4, 1).permute(0, 1, 4, 2, 3)
+    rows, flags = torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.bool)
+    sent = packed(Trajectory(stacks, rows.long(), rows, flags, flags, flags, rows, 0))
+    assert isinstance(sent, PackedTrajectory)
+    assert rollout_bytes(spec, 2, 5) == sum(x.numel() * x.element_size() for x in sent if isinstance(x, torch.Tensor))
 
 
 def test_the_learner_goes_to_the_gpu_and_actors_spread(tiny: Tiny) -> None:

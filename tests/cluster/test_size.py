@@ -63,7 +63,7 @@ def test_a_look_ahead_holds_a_batch_and_a_gradient_for_each_update(monkeypatch: 
     demo = EXPERIMENTS["demo"]()
     assert isinstance(demo, Experiment)
     spec = probe(demo.env)
-    batch = size.rollout_bytes(spec, demo.environments, demo.rollout_length)
+    batch = size.batch_bytes(spec, demo.environments, demo.rollout_length)
     longer = dataclasses.replace(demo, meta=dataclasses.replace(demo.meta, n=9))
     monkeypatch.setattr(size, "MOST_BYTES", 16 * 100 + 10 * batch + 9 * 400)
     size.require_possible(longer, spec, 100)

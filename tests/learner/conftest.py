@@ -39,6 +39,14 @@ def make_trajectory(version: int, salt: int = 0) -> Trajectory:
     )
 
 
+def make_pictures(version: int) -> Trajectory:
+    """Stacks of four pictures, a function of the version alone; a game begins anew, its stack repeated or zeros."""
+    frames = torch.randint(256, (T + 4, B, 3, 3), generator=torch.Generator().manual_seed(version)).to(torch.uint8)
+    stacks = frames.unfold(0, 4, 1).permute(0, 1, 4, 2, 3).contiguous()
+    stacks[-1, 0], stacks[-1, 1, :3] = stacks[-1, 0, 3].clone(), 0
+    return make_trajectory(version)._replace(observation=stacks)
+
+
 class Sampler:
     """Gives `make_trajectory(version)`, and remembers the snapshots and look-ahead steps asked for."""
 
@@ -126,6 +134,12 @@ def fake_actors() -> Callable[..., FakeActors]:
 def trajectory() -> Callable[[int], Trajectory]:
     """version -> the trajectory that every sampler gives for it."""
     return make_trajectory
+
+
+@pytest.fixture
+def pictures() -> Callable[[int], Trajectory]:
+    """version -> a trajectory whose observations are stacks of pictures."""
+    return make_pictures
 
 
 @pytest.fixture

@@ -4,21 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.learner.batch import merge
-from metagrad.types import Episodes, Rollout, Trajectory
+from metagrad.frame_stacks import packed
+from metagrad.learner.batch import merge, trajectory_of
+from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory
 
 CPU = torch.device("cpu")
 
 
-def rollout(trajectory: Trajectory, actor: int) -> Rollout:
+def rollout(trajectory: Trajectory | PackedTrajectory, actor: int) -> Rollout:
     return Rollout(trajectory, Episodes(torch.zeros(0), torch.zeros(0, dtype=torch.int64)), actor, False)
 
 
-def as_numpy(trajectory: Trajectory) -> Trajectory:
+def as_numpy(trajectory: Trajectory | PackedTrajectory) -> Any:
     arrays = [x.numpy() if isinstance(x, torch.Tensor) else x for x in trajectory]
     for array in arrays[:-1]:
         array.setflags(write=False)
-    return Trajectory(*arrays)
+    return type(trajectory)(*arrays)
 
 
 @pytest.mark.parametrize("convert", [lambda t: t, as_numpy])
@@ -44,3 +45,22 @@ def test_read_only_arrays_are_copied(trajectory: Any) -> None:
 def test_a_rollout_of_another_version_is_refused(trajectory: Any) -> None:
     with pytest.raises(ValueError, match=r"actor 1 acted under version 4 where version 3 was asked for"):
         merge([rollout(trajectory(3), 0), rollout(trajectory(4), 1)], 3, CPU)
+
+
+@pytest.mark.parametrize("convert", [lambda t: t, as_numpy])
+@pytest.mark.parametrize("count", [1, 3])
+def test_packed_rollouts_are_merged_packed_and_rebuilt_as_whole_ones(pictures: Any, convert: Any, count: int) -> None:
+    parts = [pictures(version) for version in range(count)]
+    batch = merge([rollout(convert(packed(part)), i) for i, part in enumerate(parts)], None, CPU)
+    assert isinstance(batch.sent, PackedTrajectory)
+    expected = merge([rollout(part, i) for i, part in enumerate(parts)], None, CPU).trajectory
+    for name, found, other in zip(Trajectory._fields, batch.trajectory, expected, strict=True):
+        assert found == other if name == "policy_version" else torch.equal(found, other), name
+    assert batch.trajectory.observation.dtype is torch.uint8
+
+
+def test_a_checkpoint_may_hold_stacks_whole_or_packed(pictures: Any) -> None:
+    for trajectory in (pictures(0), packed(pictures(0))):
+        found = trajectory_of(trajectory._asdict())
+        assert type(found) is type(trajectory)
+        assert all(x is y for x, y in zip(found, trajectory, strict=True))

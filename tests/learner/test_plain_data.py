@@ -81,6 +81,29 @@ def test_a_trajectory_has_its_shapes_and_types(changes: dict[str, Any], fits: bo
     assert not is_trajectory(None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"frames": torch.zeros(12)}, True),
+        ({"frames": torch.zeros(11, 5)}, False),
+        ({"frames": torch.zeros(())}, False),
+        ({"frame_index": torch.zeros(4, 2, 3, dtype=torch.int64)}, False),
+        ({"frame_index": torch.zeros(4, 2, dtype=torch.int32)}, False),
+        ({"frame_index": torch.zeros(3, 2, 3, dtype=torch.int32)}, False),
+        ({"frame_index": torch.full((4, 2, 3), -1, dtype=torch.int32)}, False),
+        ({"reward": torch.zeros(3, 3)}, False),
+        ({"observation": torch.zeros(4, 2, 5)}, False),
+    ],
+    ids=str,
+)
+def test_the_frames_of_a_packed_trajectory_are_where_it_says(changes: dict[str, Any], fits: bool) -> None:
+    index = torch.zeros(4, 2, 3, dtype=torch.int32)
+    index[3, 1, 2] = 11
+    steps = {name: x for name, x in trajectory().items() if name != "observation"}
+    assert is_trajectory({"frames": torch.zeros(12, 5), "frame_index": index} | steps | changes) == fits
+
+
 def test_no_component_is_nan_or_infinite() -> None:
     assert is_finite(torch.zeros(3))
     assert is_finite(torch.zeros(0))

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from metagrad.errors import ConfigurationError
+from metagrad.frame_stacks import packed, unpacked
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
+from metagrad.learner.plain_data import is_trajectory
 from metagrad.learner.schedule import Lockstep, Peek
 from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.types import PackedTrajectory, Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
 MakeTrajectory = Callable[[int], Trajectory]
@@ -122,6 +124,21 @@ def test_what_came_in_is_handed_over_once(trajectory: MakeTrajectory, fake_actor
     assert [each.is_lookahead for each in peek.take_received()] == [False] * 3, "a look-ahead costs no frames"
     peek.sample(snapshot(), 0)
     assert len(peek.take_received()) == 1
+
+
+def test_a_window_of_stacks_holds_frames_and_is_rebuilt_for_use(pictures: MakeTrajectory, fake_actors: Any) -> None:
+    stream = Stream(lambda version: packed(pictures(version)), 0, fake_actors)
+    peek = Peek(stream.actors, CPU, 3, 4, 0)
+    two = torch.cat([pictures(0).observation] * 2, dim=1)
+    assert all(torch.equal(peek.sample(snapshot(), j).observation, two) for j in range(3))
+    tree = peek.to_tree()
+    assert all(is_trajectory(entry["trajectory"]) for entry in tree)
+    assert tree[0]["trajectory"]["frames"].untyped_storage().nbytes() < two.numel()
+    whole = [{**entry, "trajectory": unpacked(PackedTrajectory(**entry["trajectory"]))._asdict()} for entry in tree]
+    for held in (tree, whole):  # checkpoints used to hold stacks whole
+        resumed = Peek(stream.actors, CPU, 3, 4, version=1)
+        resumed.load_tree(held)
+        assert all(torch.equal(resumed.sample(snapshot(), j).observation, two) for j in range(2))
 
 
 def test_a_batch_beyond_the_window_is_an_error(trajectory: MakeTrajectory, fake_actors: Any) -> None:

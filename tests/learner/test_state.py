@@ -7,6 +7,7 @@ import torch
 
 from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import load, save
+from metagrad.types import PackedTrajectory
 
 MakeAlgorithm = Callable[..., ActorCritic]
 CPU = torch.device("cpu")
@@ -49,3 +50,17 @@ def test_a_state_from_a_checkpoint_continues_bitwise(
         assert torch.equal(left, right)
     assert restored.optimizer.updates == state.optimizer.updates
     assert restored.meta_optimizer.updates == state.meta_optimizer.updates
+
+
+def test_a_carried_batch_of_stacks_is_stored_as_frames(make_algorithm: MakeAlgorithm, pictures: Any) -> None:
+    algorithm = make_algorithm(n=2, strategy="sequential")
+    state = algorithm.init(0, CPU)._replace(carry=pictures(5))
+    tree = algorithm.to_tree(state)
+    assert algorithm.misfit(tree) is None
+    assert set(tree["carry"]) == set(PackedTrajectory._fields)
+    whole = {**tree, "carry": pictures(5)._asdict()}  # as checkpoints used to be
+    for stored in (tree, whole):
+        carry = algorithm.from_tree(stored, CPU).carry
+        assert carry is not None
+        for found, expected in zip(carry, pictures(5), strict=True):
+            assert found == expected if isinstance(expected, int) else torch.equal(found, expected)
