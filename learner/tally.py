@@ -8,7 +8,7 @@ from metagrad.learner.algorithm import UpdateMetrics
 from metagrad.learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
 from metagrad.learner.schedule import Received
 
-_EPISODES_IN_MEAN = 512
+_EPISODES_IN_MEAN = 100  # as Gym and its successors count
 Evaluation = Literal["none", "done", "due"]
 """Tells what has become of the evaluation of the newest update."""
 

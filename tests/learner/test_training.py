@@ -10,10 +10,10 @@ from torch import Tensor
 
 from metagrad.learner.algorithm import Algorithm, AlgorithmState, Sample, UpdateMetrics
 from metagrad.learner.reports import Candidate, Checkpoint, Lags, Report, Row, Standing, Summary
-from metagrad.learner.schedule import Lockstep, Peek, Schedule
+from metagrad.learner.schedule import Lockstep, Peek, Received, Schedule
 from metagrad.learner.tally import Tally
 from metagrad.learner.training import CHECKPOINT_PARTS, Training, TrainingConfig, summary_before
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.types import Episodes, Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
 STEPS = 12  # of a trajectory
@@ -247,3 +247,11 @@ def test_a_tally_continues_from_its_tree(make: MakeTraining) -> None:
     fresh = Tally()
     fresh.load_tree(older)
     assert (fresh.lags, fresh.evaluation, fresh.counters) == ([], "none", training.tally.counters)
+
+
+def test_the_mean_return_is_of_the_last_hundred_episodes() -> None:
+    tally, received = Tally(), torch.arange(250.0)
+    lengths = torch.ones(250, dtype=torch.int64)
+    tally.count([Received((Episodes(received, lengths),), torch.tensor(1), False)], (0,), UpdateMetrics({}, ()))
+    statistics = tally.episodes.statistics()
+    assert (statistics.return_mean, statistics.episodes) == (199.5, 250)
