@@ -9,13 +9,15 @@ import tyro
 
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS
+from metagrad.actors.record import has_pictures
 from metagrad.actors.rollout import LookaheadEnvironments
-from metagrad.errors import require
+from metagrad.errors import require, require_one_of
 from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
 from metagrad.precision import Precision, PrecisionChoice, resolved
 
 ScheduleName = Literal["lockstep", "peek"]
+LogName = Literal["wandb"]
 SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told otherwise
 
 
@@ -63,6 +65,9 @@ class EvaluationConfig:
     """True: take the most likely action; False: sample."""
     max_steps: int = MAX_EPISODE_STEPS
     """Cut an episode that has not ended after this many steps; the result reports how many were cut."""
+    is_shown: bool = False
+    """True: also play one episode as a picture for TensorBoard and --log, where the environment has pictures; one that
+    is longer than 500 steps is cut."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "evaluation.every", self.every, "must be 0 (none) or more updates", "raise it")
@@ -72,6 +77,7 @@ class EvaluationConfig:
             ("episodes", self.episodes == 64),
             ("is_greedy", not self.is_greedy),
             ("max_steps", self.max_steps == MAX_EPISODE_STEPS),
+            ("is_shown", not self.is_shown),
         ):
             rule, remedy = "has no effect without evaluation.every", "set evaluation.every or leave it out"
             require(is_default or self.every > 0, f"evaluation.{name}", getattr(self, name), rule, remedy)
@@ -122,6 +128,9 @@ class BaseExperiment(ABC):
     mask, at most its container's CPU quota, OMP_NUM_THREADS and the CPUs that Ray counts on its node."""
     log_every: int = 10
     """Updates between two rows of scalars."""
+    log: tuple[LogName, ...] = ()
+    """Tools that are given the rows of TensorBoard too, once a checkpoint covers them: wandb (Weights & Biases, of the
+    extra of that name). One that fails says so once, and the run goes on."""
     learner_cpus: int = 1
     """CPUs of the cluster reserved for the learner's process (topology ray)."""
     learner_restarts: int = 0
@@ -145,6 +154,12 @@ class BaseExperiment(ABC):
         remedy = "use a smaller non-negative integer"
         require(0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)", remedy)
         require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1 update", "raise it")
+        for name in self.log:
+            require_one_of(name, LogName, "log")
+        require(len(set(self.log)) == len(self.log), "log", self.log, "names a tool twice", "name it once")
+        is_shown, rule = self.evaluation.is_shown, f"{type(self.env).__name__} has no pictures"
+        can_be = not is_shown or has_pictures(self.env)
+        require(can_be, "evaluation.is_shown", is_shown, rule, "leave it out")
         for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
             require(threads is None or 1 <= threads <= 1_024, name, threads, "must lie in [1, 1024]", "change it")
 
@@ -257,7 +272,7 @@ def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "co
 OPERATIONAL_FIELDS = frozenset(
     (
         *("updates", "topology", "device", "actor_threads", "learner_threads", "learner_cpus", "learner_restarts"),
-        *("precision", "wait_for_resources", "log_every", "checkpoint", "evaluation", "faults"),
+        *("precision", "wait_for_resources", "log_every", "log", "checkpoint", "evaluation", "faults"),
     )
 )
 """How and how long a run is run, not what it computes: these may change when it is resumed."""

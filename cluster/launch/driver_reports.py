@@ -15,6 +15,8 @@ from metagrad.cluster.on_ray.evaluator import CUT, Evaluator
 from metagrad.cluster.run.events import EventLog
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.progress import Progress
+from metagrad.cluster.run.run_log import settings
+from metagrad.cluster.run.run_logs import RunLogs
 from metagrad.learner.reports import Candidate, Checkpoint, Lags, Message, Report, Row, Standing, Summary
 
 if TYPE_CHECKING:
@@ -53,22 +55,24 @@ class DriverReports:
         progress: Progress,
         start: Start,
         evaluator: Evaluator,
+        logs: RunLogs,
         metrics: "RayMetrics | None",
-        files: ExitStack,
     ):
         self._experiment = experiment
         self._folder = folder
         self._progress = progress
         self._start = start
         self._evaluator = evaluator
+        self._logs = logs
         self._metrics = metrics
-        self._open = files
+        self.files = ExitStack()  # open until this life is over
         self.newest_summary: dict[str, Any] = {}
 
     @cached_property
     def _events(self) -> EventLog:
         """Return the log of rows, which the first row begins, so that a run that never starts leaves nothing."""
-        return self._open.enter_context(EventLog(self._folder.path, self._start.last_row))
+        log = EventLog(self._folder.path, self._start.last_row, settings(self._experiment))
+        return self.files.enter_context(log)
 
     def __call__(self, report: Report) -> None:
         """Write or show one report."""
@@ -98,6 +102,7 @@ class DriverReports:
 
     def _row(self, scalars: dict[str, float], update: int) -> None:
         self._events.scalars(scalars, update)
+        self._logs.scalars(scalars, update)
         if self._metrics is not None:
             self._metrics.record(scalars, update)
 
@@ -106,6 +111,7 @@ class DriverReports:
             self._metrics.lags(versions)
         if any(versions):  # in lockstep there is none to see
             self._events.histogram("transport/lag", versions, update)
+            self._logs.histogram("transport/lag", versions, update)
 
     def _evaluate(self, theta: Tensor, update: int) -> None:
         """Queue parameters for the evaluator, a few at most; beyond that skip updates with a message."""
@@ -119,8 +125,11 @@ class DriverReports:
 
     def write_evaluations(self, seconds: float = 0.0) -> None:
         """Write the scores of evaluations that have ended, after waiting at most this long for one."""
-        for update, scores in self._evaluator.finished(seconds):
+        for update, scores, gif in self._evaluator.finished(seconds):
             self._row(scores, update)
+            if gif is not None:
+                self._events.picture("evaluation/episode", gif, update)
+                self._logs.picture("evaluation/episode", gif, update)
             line = f"evaluation at update {update}: return {scores['evaluation/return_mean']:.2f}"
             if CUT in scores:
                 evaluation = self._experiment.evaluation
@@ -139,6 +148,7 @@ class DriverReports:
         if update > self._start.update or "_events" in vars(self):
             self._events.flush()
         self._folder.write_checkpoint(update, tree, self._experiment.checkpoint.keep)
+        self._logs.covered(update)
 
 
 @contextmanager
@@ -148,15 +158,17 @@ def driver_reports(
     progress: Progress,
     start: Start,
     evaluator: Evaluator,
+    logs: RunLogs,
     metrics: "RayMetrics | None" = None,
 ) -> Iterator[DriverReports]:
-    """Open reports into a folder, and to Ray's metrics where there are any.
+    """Open reports into a folder, to the run's other logs, and to Ray's metrics where there are any.
 
     Rows that an earlier life wrote after the start of this one are taken back, and evaluations that it asked for then
     are not waited for.
     """
     evaluator.withdraw(start.update)
-    with ExitStack() as files:
-        reports = DriverReports(experiment, folder, progress, start, evaluator, metrics, files)
+    logs.take_back(start.update)
+    reports = DriverReports(experiment, folder, progress, start, evaluator, logs, metrics)
+    with reports.files:
         yield reports
         reports.write_evaluations()

@@ -1,7 +1,7 @@
 """A run while it continues: its folder is held, its checkpoint read, its summary written at the end."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from metagrad.cluster.run.learning import (
     training_config,
 )
 from metagrad.cluster.run.progress import Progress
+from metagrad.cluster.run.run_log import run_facts
+from metagrad.cluster.run.run_logs import RunLogs, openers, require_logs
 from metagrad.cluster.run.stop import StopRequest
 from metagrad.errors import ConfigurationError, RunLost, require
 from metagrad.learner.algorithm import Algorithm
@@ -46,6 +48,7 @@ class OpenRun:
         progress: Progress,
         stop: StopRequest,
         checkpoint: dict[str, Any] | None,
+        logs: RunLogs,
     ):
         self.experiment = experiment
         self.spec = spec
@@ -55,6 +58,7 @@ class OpenRun:
         self.checkpoint = checkpoint  # to continue from; None: a fresh run
         self.summary: dict[str, Any] = {}
         self._progress = progress
+        self._logs = logs
 
     def is_stopped_before(self) -> bool:
         """Return True where the run is to end before it has started; the summary then is of what was done before."""
@@ -70,7 +74,8 @@ class OpenRun:
         self, start: Start, evaluator: Evaluator, metrics: "RayMetrics | None" = None
     ) -> Iterator[DriverReports]:
         """Take the reports of one life of a learner."""
-        with driver_reports(self.experiment, self.folder, self._progress, start, evaluator, metrics) as reports:
+        what = (self.experiment, self.folder, self._progress, start, evaluator, self._logs, metrics)
+        with driver_reports(*what) as reports:
             try:
                 yield reports
             finally:
@@ -125,6 +130,7 @@ def opened_run(
         Exception: whatever ended the run, unchanged; summary.json and checkpoints up to then stand.
     """
     asked, experiment = experiment.precision, _on_its_device(experiment)
+    require_logs(experiment.log)
     spec = probe(experiment.env)
     if _is_here(experiment):
         require_room_here(experiment, spec, experiment.parameters(spec))
@@ -143,9 +149,12 @@ def opened_run(
             progress.say(f"resumed from {restored.path} at update {restored.tree['learner']['update']}")
         elif is_resumed:
             progress.say("this run has no checkpoint yet: it begins at update 0")
-        this_run = OpenRun(experiment, spec, folder, progress, stop, None if restored is None else restored.tree)
+        checkpoint = None if restored is None else restored.tree
+        logs = _logs(experiment, folder, start_at(checkpoint), progress.say)
+        this_run = OpenRun(experiment, spec, folder, progress, stop, checkpoint, logs)
         try:
-            yield this_run
+            with closing(logs):
+                yield this_run
         except ConfigurationError:  # refused where it was to run: nothing was done
             raise
         except BaseException:
@@ -157,6 +166,12 @@ def opened_run(
         updates = this_run.summary["updates"]
         if stop.signal_name is not None and updates < experiment.updates:
             progress.say(f"stopped by {stop.signal_name} at update {updates}; continue with --resume")
+
+
+def _logs(experiment: BaseExperiment, folder: RunFolder, start: Start, say: Callable[[str], None]) -> RunLogs:
+    """Return the logs of --log; of a run whose last row is taken back, an earlier process has passed that row on."""
+    done = start.update if start.last_row < start.update else -1
+    return RunLogs(openers(experiment.log, partial(run_facts, experiment, folder)), say, done, start.update)
 
 
 @contextmanager

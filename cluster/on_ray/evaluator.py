@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,21 @@ from torch import Tensor
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.evaluate import EvaluationStopped, evaluate
+from metagrad.actors.record import record
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.learner.training import Stop
 
 Scores = dict[str, float]
+_SHOWN_STEPS = 500  # of an episode that is shown: of Atari 33 seconds, some 2 MiB
 _ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so many times a rollout's
+
+
+class Evaluation(NamedTuple):
+    """Holds what an evaluation came to."""
+
+    update: int
+    scores: Scores
+    gif: bytes | None = None  # of one episode, where it is shown
 
 
 class Evaluator(Protocol):
@@ -26,8 +36,8 @@ class Evaluator(Protocol):
         """Have these parameters scored."""
         ...
 
-    def finished(self, seconds: float) -> list[tuple[int, Scores]]:
-        """Return (update, scores) of ended evaluations, after waiting at most this long for one that has not ended."""
+    def finished(self, seconds: float) -> list[Evaluation]:
+        """Return evaluations that have ended, after waiting at most this long for one that has not ended."""
         ...
 
     def withdraw(self, after: int) -> None:
@@ -73,6 +83,15 @@ def score(
     return scores | ({"evaluation/return_std": result.std} if config.episodes > 1 else {})
 
 
+def shown(experiment: BaseExperiment, spec: EnvironmentSpec, theta: Tensor) -> bytes | None:
+    """Return one episode as a GIF, always the same game, where the experiment shows its evaluations."""
+    config, seed = experiment.evaluation, experiment.seed + 1_000_003
+    if not config.is_shown:
+        return None
+    policy = (experiment.algorithm(spec).network, theta.cpu(), experiment.env)
+    return record(*policy, seed, config.is_greedy, min(_SHOWN_STEPS, config.max_steps)).gif
+
+
 class InlineEvaluator:
     """Plays at once, and training waits; one that is stopped is left out, with a message."""
 
@@ -81,7 +100,7 @@ class InlineEvaluator:
     def __init__(self, experiment: BaseExperiment, spec: EnvironmentSpec, stop: Stop, report: Callable[[str], None]):
         self._experiment, self._spec = experiment, spec
         self._stop, self._report = stop, report
-        self._done: list[tuple[int, Scores]] = []
+        self._done: list[Evaluation] = []
 
     def submit(self, theta: Tensor, update: int) -> None:
         try:
@@ -89,15 +108,15 @@ class InlineEvaluator:
         except EvaluationStopped:
             self._report(f"evaluation at update {update} stopped by {self._stop.signal_name}; --resume plays it again")
             return
-        self._done.append((update, scores))
+        self._done.append(Evaluation(update, scores, shown(self._experiment, self._spec, theta)))
 
-    def finished(self, seconds: float) -> list[tuple[int, Scores]]:
+    def finished(self, seconds: float) -> list[Evaluation]:
         del seconds
         done, self._done = self._done, []
         return done
 
     def withdraw(self, after: int) -> None:
-        self._done = [(update, scores) for update, scores in self._done if update <= after]
+        self._done = [evaluation for evaluation in self._done if evaluation.update <= after]
 
 
 class _EvaluationActor:
@@ -107,13 +126,14 @@ class _EvaluationActor:
         torch.set_num_threads(experiment.actor_threads)
         self._experiment, self._spec = experiment, spec
 
-    def score(self, theta: Any) -> Scores:
+    def play(self, theta: Any) -> tuple[Scores, bytes | None]:
         with torch.no_grad():
-            return score(self._experiment, self._spec, torch.tensor(theta))
+            played = (self._experiment, self._spec, torch.tensor(theta))
+            return score(*played), shown(*played)
 
 
 @dataclass(slots=True)
-class _Evaluation:
+class _Order:
     """Holds an evaluation that was asked for."""
 
     update: int
@@ -131,7 +151,7 @@ class RayEvaluator:
         self._limit = _ROLLOUTS_PER_EVALUATION * experiment.faults.rollout_seconds
         self._report = report
         self._actor = self._begin()
-        self._pending: deque[_Evaluation] = deque()
+        self._pending: deque[_Order] = deque()
         self._since = 0.0  # when the first of them came to be played
 
     def _begin(self) -> Any:
@@ -148,12 +168,12 @@ class RayEvaluator:
         if not self._pending:
             self._since = time.monotonic()
         array: np.ndarray = theta.numpy()
-        self._pending.append(_Evaluation(update, array, self._actor.score.remote(array)))
+        self._pending.append(_Order(update, array, self._actor.play.remote(array)))
 
     def withdraw(self, after: int) -> None:
-        self._pending = deque(evaluation for evaluation in self._pending if evaluation.update <= after)
+        self._pending = deque(order for order in self._pending if order.update <= after)
 
-    def finished(self, seconds: float) -> list[tuple[int, Scores]]:
+    def finished(self, seconds: float) -> list[Evaluation]:
         """Do as `Evaluator` says.
 
         Raises:
@@ -163,7 +183,7 @@ class RayEvaluator:
 
         from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line, original_traceback
 
-        done: list[tuple[int, Scores]] = []
+        done: list[Evaluation] = []
         while self._pending:
             first = self._pending[0]
             if not ray.wait([first.reference], timeout=seconds)[0]:
@@ -174,7 +194,7 @@ class RayEvaluator:
             self._since = time.monotonic()
             try:
                 with original_traceback():
-                    done.append((first.update, ray.get(first.reference)))
+                    done.append(Evaluation(first.update, *ray.get(first.reference)))
             except LOST_ACTOR as error:
                 line = first_line(error)
                 self._report(f"evaluation of update {first.update} was lost ({line}); the run continues without it")
@@ -189,5 +209,5 @@ class RayEvaluator:
         self._report(f"evaluation of update {hung.update} hung for {self._limit:g} s; the run continues without it")
         self._actor = self._begin()
         for waiting in self._pending:
-            waiting.reference = self._actor.score.remote(waiting.theta)
+            waiting.reference = self._actor.play.remote(waiting.theta)
         self._since = time.monotonic()

@@ -23,6 +23,8 @@ from metagrad.learner import local_files
 from metagrad.learner.storage import CannotWrite, Location, RemotePath, names, write_whole, writing
 
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
+Description = Mapping[str, str | bool | int | float]
+"""The options of a run, by dotted name."""
 _SECONDS_BETWEEN_UPLOADS = 30.0
 _BYTES_OF_A_FILE = 4 * 2**20  # at a URL
 
@@ -30,8 +32,17 @@ _BYTES_OF_A_FILE = 4 * 2**20  # at a URL
 class EventLog:
     """Writes rows for TensorBoard; those of updates after `start_update` that the folder holds already are void."""
 
-    def __init__(self, folder: Location, start_update: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        folder: Location,
+        start_update: int,
+        description: Description | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         """Begin a file in `folder`; `clock` in seconds.
+
+        The first file of a folder also says what the run is, by its `description`: as text, and as the row of it in
+        TensorBoard's table of runs (HParams), whose other columns are the last values of all scalars.
 
         Raises:
             CannotWrite: the disk is full, say.
@@ -49,6 +60,8 @@ class EventLog:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._write([{"step": start_update + 1, "session_log": SessionLog(status=SessionLog.START)}])
+        if description and not begun:
+            self._write([{"step": 0, "summary": summary} for summary in _described(description)])
         self.flush()
 
     def __enter__(self) -> "EventLog":
@@ -83,6 +96,23 @@ class EventLog:
 
         bins = np.arange(min(values) - 0.5, max(values) + 1.5)
         self._write([{"step": update, "summary": histogram(name, np.asarray(values), bins)}])
+
+    def picture(self, name: str, gif: bytes, update: int) -> None:
+        """Write a GIF, which TensorBoard plays.
+
+        Raises:
+            CannotWrite: the disk is full, say; the rows before this one stand.
+        """
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = Image.open(BytesIO(gif)).size
+        image = Summary.Image(encoded_image_string=gif, width=width, height=height, colorspace=3)  # RGB
+        self._write([{"step": update, "summary": Summary(value=[Summary.Value(tag=name, image=image)])}])
+
+    def close(self) -> None:
+        """Do as `flush`: every row was appended when it came."""
+        self.flush()
 
     def flush(self) -> None:
         """Make sure that nothing is lost from here on, and that others see all of it.
@@ -138,3 +168,13 @@ class EventLog:
         self._begin_file()  # somebody has removed it: the rows continue in another one
         assert isinstance(self._file, Path)
         self._append(self._file, row, is_new=False)
+
+
+def _described(description: Description) -> list[Any]:
+    from torch.utils.tensorboard.summary import hparams, text
+
+    rows = (f"| {name} | {value} |" for name, value in description.items())
+    table = "\n".join(["| option | value |", "|---|---|", *rows])
+    # No experiment summary: TensorBoard takes the first one it finds for all runs, and without one it looks at each.
+    _, start, _ = hparams(dict(description), {})
+    return [text("configuration", table), start]

@@ -81,6 +81,7 @@ class RunFolder:
         self._config = self.path / "config.json"
         self._summary = self.path / "summary.json"
         self._holder = self.path / "holder.json"
+        self._id = self.path / "id.json"
         self._own_id: str | None = None
 
     def has_run(self) -> bool:
@@ -122,7 +123,7 @@ class RunFolder:
         """Refuse now what lies in the place of a file of the run, not when that file is written."""
         if isinstance(self.path, Path):
             local_files.require_kind(self.path / self.checkpoints.name, is_folder=True)
-            for place in (self._config, self._summary, *checkpoint.paths(self.checkpoints)):
+            for place in (self._config, self._summary, self._id, *checkpoint.paths(self.checkpoints)):
                 local_files.require_kind(Path(str(place)), is_folder=False)
 
     def has_checkpoint(self) -> bool:
@@ -210,6 +211,21 @@ class RunFolder:
         with self._refusing("cannot be written"):
             write_json(self._config, to_json(experiment))
             self._take()
+
+    def run_id(self) -> str:
+        """Return a name that no other run has, for tools that keep many; the first call makes it.
+
+        Raises:
+            CannotWrite: the disk is full, say.
+            OSError: it cannot be read.
+            ValueError: the file holds none.
+        """
+        if not exists(self._id):
+            write_json(self._id, {"id": uuid.uuid4().hex[:16]})
+        found = read_json(self._id)
+        if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+            raise ValueError(f"{self._id} holds no id")
+        return str(found["id"])
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all.

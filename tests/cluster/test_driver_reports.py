@@ -1,16 +1,21 @@
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.launch.driver_reports import Start, driver_reports
+from metagrad.cluster.on_ray.evaluator import Evaluation
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.cluster.run.progress import Progress
+from metagrad.cluster.run.run_logs import RunLogs
 from metagrad.learner.checkpoint import load, paths
 from metagrad.learner.reports import Candidate, Checkpoint, Lags, Message, Row, Standing, Summary
 
@@ -23,6 +28,7 @@ class Games:
     def __init__(self) -> None:
         self.waiting: list[int] = []
         self.is_quick = False
+        self.gif: bytes | None = None
 
     @property
     def pending(self) -> int:
@@ -34,9 +40,13 @@ class Games:
     def withdraw(self, after: int) -> None:
         self.waiting = [update for update in self.waiting if update <= after]
 
-    def finished(self, seconds: float) -> list[tuple[int, dict[str, float]]]:
+    def finished(self, seconds: float) -> list[Evaluation]:
         done, self.waiting = (self.waiting, []) if self.is_quick else ([], self.waiting)
-        return [(update, {"evaluation/return_mean": update / 2}) for update in done]
+        return [Evaluation(update, {"evaluation/return_mean": update / 2}, self.gif) for update in done]
+
+
+def no_logs() -> RunLogs:
+    return RunLogs({}, print, done=-1, covered=0)
 
 
 def text(console: Console) -> str:
@@ -46,7 +56,10 @@ def text(console: Console) -> str:
 def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, tmp_path: Path) -> None:
     experiment, games = tiny(checkpoint=CheckpointConfig(every=1, keep=1)), Games()
     folder = RunFolder(tmp_path)
-    with Progress(console, 6) as progress, driver_reports(experiment, folder, progress, Start(), games) as reports:
+    with (
+        Progress(console, 6) as progress,
+        driver_reports(experiment, folder, progress, Start(), games, no_logs()) as reports,
+    ):
         reports(Message("hello"))
         reports.learner_restarted("killed")
         reports(Row({"loss/inner": 1.5}, 2))
@@ -66,7 +79,10 @@ def test_what_is_reported_lands_in_the_run_folder(tiny: Tiny, console: Console, 
 
 def test_a_run_that_never_starts_leaves_nothing(tiny: Tiny, console: Console, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with Progress(console, 6) as progress, driver_reports(tiny(), folder, progress, Start(), Games()) as reports:
+    with (
+        Progress(console, 6) as progress,
+        driver_reports(tiny(), folder, progress, Start(), Games(), no_logs()) as reports,
+    ):
         reports(Message("refused"))
     assert list(tmp_path.iterdir()) == []
 
@@ -78,7 +94,7 @@ def test_rows_behind_the_checkpoint_of_another_life_are_taken_back(
         with (
             Progress(console, 6) as progress,
             driver_reports(
-                tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), Games()
+                tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), Games(), no_logs()
             ) as reports,
         ):
             for update in updates:
@@ -94,7 +110,7 @@ def test_evaluations_that_fall_behind_are_left_out_and_that_is_said(
     games, theta = Games(), torch.zeros(2)
     with (
         Progress(console, 6) as progress,
-        driver_reports(tiny(), RunFolder(tmp_path), progress, Start(), games) as reports,
+        driver_reports(tiny(), RunFolder(tmp_path), progress, Start(), games, no_logs()) as reports,
     ):
         for update in range(1, 7):
             reports(Candidate(theta, update))
@@ -113,9 +129,31 @@ def test_evaluations_beyond_the_checkpoint_of_another_life_are_asked_for_once(
     for start_update in (0, 1):
         with (
             Progress(console, 6) as progress,
-            driver_reports(tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), games) as reports,
+            driver_reports(
+                tiny(), RunFolder(tmp_path), progress, Start(start_update, start_update), games, no_logs()
+            ) as reports,
         ):
             for update in range(start_update + 1, 4):
                 reports(Candidate(theta, update))
         assert games.waiting == [1, 2, 3]
     assert "is not evaluated" not in text(console)
+
+
+def test_an_episode_that_is_shown_is_a_picture_in_the_event_files(tiny: Tiny, console: Console, tmp_path: Path) -> None:
+    games = Games()
+    games.is_quick, games.gif = True, gif()
+    with (
+        Progress(console, 6) as progress,
+        driver_reports(tiny(), RunFolder(tmp_path), progress, Start(), games, no_logs()) as reports,
+    ):
+        reports(Candidate(torch.zeros(2), 3))
+    read = EventAccumulator(str(tmp_path), {"images": 0}).Reload()
+    (picture,) = read.Images("evaluation/episode")
+    assert (picture.step, picture.width, picture.height) == (3, 6, 4)
+    assert picture.encoded_image_string == games.gif
+
+
+def gif() -> bytes:
+    content = BytesIO()
+    Image.new("RGB", (6, 4)).save(content, "GIF")
+    return content.getvalue()

@@ -31,7 +31,7 @@ def test_scores_are_of_the_same_games_each_time(tiny: Tiny) -> None:
     inline.submit(theta, 9)
     inline.withdraw(7)
     inline.submit(theta, 7)
-    assert (inline.finished(0.0), inline.finished(0.0), inline.pending) == ([(7, first)], [], 0)
+    assert (inline.finished(0.0), inline.finished(0.0), inline.pending) == ([(7, first, None)], [], 0)
 
 
 class Played:
@@ -57,7 +57,7 @@ class Played:
             self.calls.append((number, theta.tolist()))
             return len(self.calls) - 1
 
-        handle = SimpleNamespace(number=number, score=SimpleNamespace(remote=score))
+        handle = SimpleNamespace(number=number, play=SimpleNamespace(remote=score))
         return SimpleNamespace(remote=lambda experiment, spec: handle)
 
     def _get(self, reference: int) -> Any:
@@ -84,29 +84,29 @@ def test_evaluations_end_in_their_order_and_a_lost_one_is_said(tiny: Tiny, playe
     said: list[str] = []
     evaluator = three(tiny, said)
     assert played.actors == [{"max_restarts": -1, "max_task_retries": 3, "num_cpus": 1}]
-    played.outcomes = {0: {"a": 1.0}, 1: ray.exceptions.NodeDiedError("node gone\nand a paragraph")}
-    assert evaluator.finished(0.0) == [(10, {"a": 1.0})]
+    played.outcomes = {0: ({"a": 1.0}, None), 1: ray.exceptions.NodeDiedError("node gone\nand a paragraph")}
+    assert evaluator.finished(0.0) == [(10, {"a": 1.0}, None)]
     assert said == ["evaluation of update 20 was lost (node gone); the run continues without it"]
     assert evaluator.pending == 1
-    played.outcomes[2] = {"a": 3.0}
-    assert (evaluator.finished(0.0), evaluator.pending) == ([(30, {"a": 3.0})], 0)
+    played.outcomes[2] = ({"a": 3.0}, None)
+    assert (evaluator.finished(0.0), evaluator.pending) == ([(30, {"a": 3.0}, None)], 0)
 
 
 def test_an_evaluation_that_hangs_is_left_out_and_the_others_are_played_by_another(tiny: Tiny, played: Played) -> None:
     """Waiting for the last ones at the end of a run would otherwise have no end."""
     said: list[str] = []
     evaluator = three(tiny, said)
-    played.outcomes[0] = {"a": 1.0}
+    played.outcomes[0] = ({"a": 1.0}, None)
     played.now = 99.0
-    assert evaluator.finished(0.0) == [(10, {"a": 1.0})]
+    assert evaluator.finished(0.0) == [(10, {"a": 1.0}, None)]
     played.now = 198.0
     assert (evaluator.finished(0.0), played.killed) == ([], []), "the second one began when the first one ended"
     played.now = 200.0
     assert evaluator.finished(0.0) == []
     assert said == ["evaluation of update 20 hung for 100 s; the run continues without it"]
     assert (played.killed, len(played.actors), played.calls[3:]) == ([0], 2, [(1, [30.0])])
-    played.outcomes[3] = {"a": 3.0}
-    assert (evaluator.finished(0.0), evaluator.pending) == ([(30, {"a": 3.0})], 0)
+    played.outcomes[3] = ({"a": 3.0}, None)
+    assert (evaluator.finished(0.0), evaluator.pending) == ([(30, {"a": 3.0}, None)], 0)
 
 
 def test_an_evaluation_that_fails_ends_with_its_own_traceback(tiny: Tiny, played: Played) -> None:
@@ -119,5 +119,5 @@ def test_an_evaluation_that_fails_ends_with_its_own_traceback(tiny: Tiny, played
 def test_what_another_life_asked_for_is_withdrawn(tiny: Tiny, played: Played) -> None:
     evaluator = three(tiny, [])
     evaluator.withdraw(20)
-    played.outcomes = {0: {"a": 1.0}, 1: {"a": 2.0}, 2: {"a": 3.0}}
-    assert evaluator.finished(0.0) == [(10, {"a": 1.0}), (20, {"a": 2.0})]
+    played.outcomes = {0: ({"a": 1.0}, None), 1: ({"a": 2.0}, None), 2: ({"a": 3.0}, None)}
+    assert evaluator.finished(0.0) == [(10, {"a": 1.0}, None), (20, {"a": 2.0}, None)]

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 from torch.utils.tensorboard import SummaryWriter
 
 from metagrad.cluster.run import events
 from metagrad.cluster.run.events import EVENT_FILE, EventLog
 from metagrad.cluster.run.plot import logged_scalars
-from metagrad.learner.storage import CannotWrite, Location, RemotePath, location, names
+from metagrad.learner.storage import CannotWrite, Location, RemotePath, location, names, read_bytes
 
 Rows = dict[str, tuple[list[int], list[float]]]
 
@@ -184,3 +186,32 @@ def test_what_ended_a_run_is_not_hidden_by_its_last_rows(tmp_path: Path, monkeyp
     assert rows(folder) == {"x": ([10], [1.0])}
     with pytest.raises(RuntimeError, match="diverged"):
         diverge(is_full=True)
+
+
+def test_the_first_file_says_what_the_run_is(folder: Location) -> None:
+    options = {"optimizer.learning_rate": 5e-4, "meta.n": 3, "meta.surrogate": "lvc"}
+    for start in (0, 10):
+        with EventLog(folder, start, options) as log:
+            log.scalars({"episode/return_mean": 1.0}, start + 10)
+    written = [Event.FromString(record) for name in names(folder) for record in records(folder / name)]
+    values = [value for event in written for value in event.summary.value]
+    (table,) = (value.tensor.string_val[0].decode() for value in values if value.tag.startswith("configuration"))
+    assert "| meta.n | 3 |" in table
+    (start_info,) = (value.metadata.plugin_data.content for value in values if value.tag == SESSION_START_INFO_TAG)
+    found = parse_session_start_info_plugin_data(start_info).hparams
+    assert {name: found[name].WhichOneof("kind") for name in found} == {
+        "optimizer.learning_rate": "number_value",
+        "meta.n": "number_value",
+        "meta.surrogate": "string_value",
+    }
+    assert found["optimizer.learning_rate"].number_value == 5e-4
+
+
+def records(path: Location) -> list[bytes]:
+    """The records of an event file, each behind 12 bytes of header and before 4 of checksum."""
+    data, found = read_bytes(path, 2**20), []
+    while data:
+        end = 12 + int.from_bytes(data[:8], "little")
+        found.append(data[12:end])
+        data = data[end + 4 :]
+    return found
