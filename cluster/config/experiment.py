@@ -154,8 +154,8 @@ class BaseExperiment(ABC):
         remedy = "use a smaller non-negative integer"
         require(0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2^63)", remedy)
         require(self.log_every >= 1, "log_every", self.log_every, "must be at least 1 update", "raise it")
-        for name in self.log:
-            require_one_of(name, LogName, "log")
+        for tool in self.log:
+            require_one_of(tool, LogName, "log")
         require(len(set(self.log)) == len(self.log), "log", self.log, "names a tool twice", "name it once")
         is_shown, rule = self.evaluation.is_shown, f"{type(self.env).__name__} has no pictures"
         can_be = not is_shown or has_pictures(self.env)
