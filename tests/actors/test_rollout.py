@@ -10,6 +10,7 @@ from metagrad.actors import policy
 from metagrad.actors.envs import AtariConfig, SnakeConfig
 from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
 from metagrad.actors.rollout import Actor, ActorSetup, EnvironmentFault, Pool, collect, probe
+from metagrad.frame_stacks import unpacked
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
 from metagrad.types import WeightSnapshot
 
@@ -122,13 +123,15 @@ def pairs(episodes):
 
 
 def assert_equal(first, second):
+    assert type(first) is type(second)
     assert first.policy_version == second.policy_version
     for name, a, b in zip(first._fields, first, second, strict=True):
         assert name == "policy_version" or torch.equal(a, b), name
 
 
 def is_same(first, second):
-    return torch.equal(first.observation, second.observation) and torch.equal(first.action, second.action)
+    seen = [unpacked(trajectory).observation for trajectory in (first, second)]
+    return torch.equal(*seen) and torch.equal(first.action, second.action)
 
 
 # A rollout
@@ -145,7 +148,7 @@ BREAKOUT = AtariConfig(game="Breakout", no_op_max=1)
 def test_trajectory_is_what_was_seen_done_and_returned(config, network_spec):
     environment, pool, network, snapshot = recorded_pool(config, 4, network_spec)
     for rollout_index in range(5):
-        trajectory, _ = collect(pool, acting(network, snapshot.theta), snapshot.version, length=5)
+        trajectory = unpacked(collect(pool, acting(network, snapshot.theta), snapshot.version, length=5)[0])
         first = 5 * rollout_index
         assert trajectory.observation.dtype == environment.spec.observation_dtype
         assert trajectory.observation.shape == (6, 4, *environment.spec.observation_shape)
@@ -170,7 +173,7 @@ def test_trajectory_is_what_was_seen_done_and_returned(config, network_spec):
 def test_behaviour_log_probability_is_of_the_published_policy(config, network_spec):
     _, pool, network, snapshot = recorded_pool(config, 4, network_spec)
     for _ in range(2):
-        trajectory, _ = collect(pool, acting(network, snapshot.theta), snapshot.version, length=6)
+        trajectory = unpacked(collect(pool, acting(network, snapshot.theta), snapshot.version, length=6)[0])
         logits = network.apply(snapshot.theta, trajectory.observation[:-1].flatten(0, 1), ("logits",))["logits"]
         log_probs = torch.log_softmax(logits.double(), -1).gather(-1, trajectory.action.view(-1, 1))
         torch.testing.assert_close(trajectory.behaviour_log_prob.double().view(-1, 1), log_probs, rtol=0, atol=1e-5)
