@@ -24,8 +24,9 @@ from benchmarks.environments_snake import CPU, ROLLOUT_LENGTH, step_through
 from benchmarks.harness import interleave, one_core
 from benchmarks.rates import Program, compare
 from metagrad.actors.envs import AtariConfig
-from metagrad.actors.envs.atari import BACKENDS, game_seeds
+from metagrad.actors.envs.atari import BACKENDS
 from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.envs.envpool import distinct_seeds
 from metagrad.actors.policy import Decision, Policy, sample
 from metagrad.actors.rollout import Pool, collect
 from metagrad.cluster.run.memory import keep_freed_memory
@@ -73,7 +74,7 @@ class BarePool:
     """Steps an Atari pool with our settings, without our code around its `step`."""
 
     def __init__(self, config: AtariConfig, actions: Tensor):
-        games = BACKENDS[config.backend](config, game_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
+        games = BACKENDS[config.backend](config, distinct_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
         self.observation = games.reset()[0]
         self._pool, self._actions = games._pool, actions.to(torch.int32).numpy()
 

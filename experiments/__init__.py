@@ -26,6 +26,7 @@ from metagrad.experiments.one_step_at_a_time import (
 )
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
+from metagrad.experiments.tasks.any_task import envpool, gym
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "demo": demo,
@@ -39,6 +40,8 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "lirpg-snake": lirpg_snake,
     "discounting-chain": discounting_chain,
     "ipd": ipd,
+    "envpool": envpool,
+    "gym": gym,
 }
 
 STUDIES: dict[str, Study] = {

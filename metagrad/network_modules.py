@@ -137,9 +137,38 @@ def with_mlp_heads(
     return SharedTorso(torso, head(num_actions), head(1), head(1) if has_outer_critic else None)
 
 
-def mlp_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
-    """Build one tanh layer on flattened observations."""
-    return nn.Sequential(nn.Flatten(), OrthogonalLinear(math.prod(observation_shape), hidden), nn.Tanh())
+Activation = Literal["tanh", "relu", "elu"]
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
+
+def mlp_torso(
+    observation_shape: tuple[int, ...], hidden: int, layers: int, activation: Activation, has_layer_norm: bool
+) -> nn.Sequential:
+    """Build layers on flattened observations, each normalised before its activation if asked for."""
+    modules: list[nn.Module] = [nn.Flatten()]
+    inputs = math.prod(observation_shape)
+    for _ in range(layers):
+        modules.append(OrthogonalLinear(inputs, hidden))
+        if has_layer_norm:
+            modules.append(nn.LayerNorm(hidden))
+        modules.append(_ACTIVATIONS[activation]())
+        inputs = hidden
+    return nn.Sequential(*modules)
+
+
+def small_picture_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
+    """Build two convolutions 3x3, the second of stride 2, and one hidden layer on pictures of any size."""
+    channels, height, width = observation_shape
+    cells = math.ceil(height / 2) * math.ceil(width / 2)
+    return nn.Sequential(
+        PixelConv(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        OrthogonalConv(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        OrthogonalLinear(64 * cells, hidden),
+        nn.ReLU(),
+    )
 
 
 def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from metagrad import autodiff
 from metagrad import network_modules as modules
-from metagrad.errors import require
+from metagrad.errors import require, require_one_of
 from metagrad.flat_module import FlatModule
 from metagrad.flat_module import ParameterLayout as ParameterLayout
-from metagrad.network_layers import reset
+from metagrad.network_layers import OrthogonalLinear, reset
 from metagrad.network_modules import Head as Head
 from metagrad.precision import Precision, layers_dtype
 
@@ -212,16 +212,70 @@ class SnakeTorsoCnn(NetworkSpec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp(NetworkSpec):
-    """Shares one hidden tanh layer between linear heads; it flattens observations of any shape."""
+    """Shares hidden layers between linear heads; it flattens observations of any shape."""
 
     hidden: int = 64
-    """Units of the hidden layer."""
+    """Units of each hidden layer."""
     gamma_embedding: int | None = None
     """The same as for `NatureCnn`."""
+    layers: int = 1
+    """Number of hidden layers."""
+    activation: modules.Activation = "tanh"
+    """Function after each hidden layer: tanh, relu or elu."""
+    has_layer_norm: bool = False
+    """True: each hidden layer is normalised before its activation (Ba et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        require_one_of(self.activation, modules.Activation, "network.activation")
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
-        torso = modules.mlp_torso(observation_shape, self.hidden)
+        torso = modules.mlp_torso(observation_shape, self.hidden, self.layers, self.activation, self.has_layer_norm)
         return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoNetwork(NetworkSpec):
+    """Chooses by the shape of the observations.
+
+    * Vectors [size]: an MLP each for policy and critics, which share nothing, of two layers unless told otherwise.
+    * Pictures (uint8) [channels, height, width] of at least 36 pixels on a side: a `NatureCnn`.
+    * Smaller ones: two convolutions 3x3 of 32 and 64 channels, the second of stride 2, and one hidden layer.
+    """
+
+    hidden: int = 64
+    """Units of each hidden layer of an MLP."""
+    layers: int = 2
+    """Number of hidden layers of an MLP."""
+    activation: modules.Activation = "tanh"
+    """Function after each hidden layer of an MLP: tanh, relu or elu."""
+    has_layer_norm: bool = False
+    """True: each hidden layer of an MLP is normalised before its activation (Ba et al. 2016)."""
+    picture_hidden: int = 512
+    """Units of the hidden layer behind convolutions."""
+
+    def __post_init__(self) -> None:
+        require_one_of(self.activation, modules.Activation, "network.activation")
+
+    def check_observations(
+        self, observation_shape: tuple[int, ...], observation_dtype: torch.dtype | None = None, field: str = "network"
+    ) -> None:
+        rule = f"knows vectors and pictures (uint8), and the environment gives {list(observation_shape)}"
+        is_picture = len(observation_shape) == 3 and observation_dtype in (torch.uint8, None)
+        is_known = len(observation_shape) == 1 or is_picture
+        require(is_known, field, type(self).__name__, rule, "use Mlp, which flattens anything")
+
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        def mlp(outputs: int, gain: float) -> nn.Module:
+            torso = modules.mlp_torso(observation_shape, self.hidden, self.layers, self.activation, self.has_layer_norm)
+            return torso.append(OrthogonalLinear(self.hidden, outputs, gain))
+
+        if len(observation_shape) == 1:
+            outer_value = mlp(1, 1.0) if has_outer_critic else None
+            return modules.SeparateNetworks(mlp(num_actions, 0.01), mlp(1, 1.0), outer_value)
+        if NatureCnn.takes is not None and NatureCnn.takes.fit(observation_shape):
+            return NatureCnn(hidden=self.picture_hidden).module(observation_shape, num_actions, has_outer_critic)
+        torso = modules.small_picture_torso(observation_shape, self.picture_hidden)
+        return modules.with_linear_heads(torso, self.picture_hidden, num_actions, has_outer_critic, None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

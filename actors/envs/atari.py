@@ -32,8 +32,6 @@ imported when games are made, so that a configuration can be checked without the
 """
 
 import functools
-import importlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -44,6 +42,7 @@ from torch import Tensor
 
 from metagrad.actors.envs.atari_games import GAMES, close_games
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.envpool import distinct_seeds, import_envpool
 from metagrad.errors import require
 
 AtariBackend = Literal["envpool", "ale"]
@@ -150,7 +149,7 @@ class EnvPoolGames:
 
     def __init__(self, config: AtariConfig, seeds: np.ndarray, *, threads: int, is_colour_view: bool) -> None:
         self._is_colour_view = is_colour_view
-        self._pool: Any = _import_envpool().make_gymnasium(
+        self._pool: Any = import_envpool().make_gymnasium(
             f"{config.game}-v5",
             seed=seeds.tolist(),
             max_episode_steps=config.max_episode_steps,
@@ -224,17 +223,6 @@ def _action_names(rom_name: str, full_action_space: bool) -> tuple[str, ...]:
     game.loadROM(path)
     actions = game.getLegalActionSet() if full_action_space else game.getMinimalActionSet()
     return tuple(action.name for action in actions)
-
-
-def _import_envpool() -> Any:
-    """Import EnvPool on a call stack of its own, when games are made, since it takes a second.
-
-    Where a library of one of its other environments is missing (Qt for Procgen), EnvPool keeps the ImportError, with
-    it the call stack that imported it, and with that the local variables of every caller: the first pool would never
-    be released, nor its threads.
-    """
-    with ThreadPoolExecutor(max_workers=1) as fresh_stack:
-        return fresh_stack.submit(importlib.import_module, "envpool").result()
 
 
 class AtariEnvironment:
@@ -314,7 +302,7 @@ def make_atari(
     require(batch_size >= 1, "batch_size", batch_size, "at least 1", "give the number of games")
     require(seed >= 0, "seed", seed, "not negative", "use 0 or more")
     require(threads >= 1, "threads", threads, "at least 1", "give the threads that the games may use")
-    seeds = game_seeds(seed, batch_size)
+    seeds = distinct_seeds(seed, batch_size)
     games = BACKENDS[config.backend](config, seeds, threads=threads, is_colour_view=is_colour_view)
     grey = (config.stack_size, config.frame_size, config.frame_size)
     spec = EnvironmentSpec(
@@ -327,9 +315,3 @@ def make_atari(
         is_frame_stack=not is_colour_view and config.stack_size > 1,
     )
     return AtariEnvironment(games, spec, config, is_training=is_training)
-
-
-def game_seeds(seed: int, batch_size: int) -> np.ndarray:
-    """Derive distinct seeds [B] in [1, 2^31 - 2], the backends' range, from `seed` through numpy's SeedSequence."""
-    generator = np.random.default_rng(np.random.SeedSequence(seed))
-    return 1 + generator.choice(2**31 - 2, size=batch_size, replace=False)

@@ -4,7 +4,7 @@ Shapes: B environments stepped together. All tensors live on `spec.device`.
 
 Autoreset is one of two, and is the environment's own property (see docs/conventions.md):
 
-* NEXT_STEP (EnvPool, ALE): the step after an episode's end ignores its action and only resets. That step has
+* NEXT_STEP (EnvPool, ALE, Gymnasium): the step after an episode's end ignores its action and only resets. That step has
   `valid=False`; the observation returned *at* the end is the true successor, so truncation bootstraps from it.
 * SAME_STEP (environments that only ever terminate: Snake, tabular MDPs, the Markov reward process, the Discounting
   Chain): the observation returned at the end is already the next episode's first; every step is valid.
@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
@@ -58,6 +59,27 @@ class EnvironmentStep(NamedTuple):
         """Make the step of SAME_STEP autoreset: every step counts, ends are terminal, the reward is the raw one."""
         never = torch.zeros_like(is_terminal)
         return cls(observation, reward, is_terminal, never, torch.ones_like(is_terminal), reward, is_terminal)
+
+    @classmethod
+    def next_step(
+        cls,
+        observation: Shaped[Tensor, "B ..."],
+        reward: np.ndarray,
+        is_terminal: np.ndarray,
+        is_truncated: np.ndarray,
+        resets: np.ndarray,
+    ) -> "EnvironmentStep":
+        """Make the step of NEXT_STEP autoreset from arrays [B] on the host; the reward is the raw one.
+
+        Where `resets`, the step only reset, whatever else was returned. An episode that both terminates and reaches its
+        time limit terminates.
+        """
+        is_terminal = is_terminal & ~resets
+        is_truncated = is_truncated & ~resets & ~is_terminal
+        raw_reward = torch.from_numpy(np.where(resets, 0.0, reward).astype(np.float32))
+        flags = (is_terminal, is_truncated, ~resets, is_terminal | is_truncated)
+        terminal, truncated, valid, ends = (torch.from_numpy(flag) for flag in flags)
+        return cls(observation, raw_reward, terminal, truncated, valid, raw_reward.clone(), ends)
 
 
 def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, RawStep, game_seeds, make_atari
+from metagrad.actors.envs.atari import AtariConfig, AtariEnvironment, RawStep, make_atari
 from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.envs.envpool import distinct_seeds
 from metagrad.errors import ConfigurationError
 
 BACKENDS = ("envpool", "ale")
@@ -105,12 +106,12 @@ def test_games_of_one_batch_and_of_two_seeds_differ(backend, make):
 
 
 def test_game_seeds_are_distinct_and_reproducible():
-    seeds = game_seeds(0, 1000)
+    seeds = distinct_seeds(0, 1000)
     assert len(set(seeds.tolist())) == 1000
     assert seeds.min() >= 1
     assert seeds.max() < 2**31 - 1
-    assert (seeds == game_seeds(0, 1000)).all()
-    assert not set(seeds.tolist()) & set(game_seeds(1, 1000).tolist())
+    assert (seeds == distinct_seeds(0, 1000)).all()
+    assert not set(seeds.tolist()) & set(distinct_seeds(1, 1000).tolist())
 
 
 def test_sticky_actions_change_the_game(backend, make):
@@ -206,7 +207,7 @@ def whole_game_returns(rewards, ends):
 
 def unmodified_pool(config, batch_size, seed):
     """The backend's own pool, with its own defaults but for the raw score and the time limit."""
-    seeds = game_seeds(seed, batch_size)
+    seeds = distinct_seeds(seed, batch_size)
     if config.backend == "envpool":
         import envpool
 

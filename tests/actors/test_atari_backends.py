@@ -86,6 +86,6 @@ def test_action_names_are_as_many_as_envpools_actions(game, full):
 
 def test_importing_envpool_holds_no_caller(monkeypatch):
     monkeypatch.setattr(atari.importlib, "import_module", lambda name: (name, traceback.extract_stack()))
-    name, stack = atari._import_envpool()
+    name, stack = atari.import_envpool()
     assert name == "envpool"
     assert "test_importing_envpool_holds_no_caller" not in {frame.name for frame in stack}

@@ -12,6 +12,8 @@ from metagrad.actors import envs
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, SnapshotEnvironment
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.envpool import EnvPoolConfig
+from metagrad.actors.envs.gym import GymConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.snake import SnakeConfig
@@ -42,6 +44,8 @@ ROWS = [
     Row(("pixels", "WallsConfig"), {"walls": 2}),
     Row(AtariConfig, {"backend": "envpool", "max_episode_steps": 9}, is_on_device=False),
     Row(AtariConfig, {"backend": "ale", "max_episode_steps": 9}, is_on_device=False),
+    Row(EnvPoolConfig, {"task": "CartPole-v1", "max_episode_steps": 9}, is_on_device=False),
+    Row(GymConfig, {"id": "CartPole-v1", "max_episode_steps": 9}, is_on_device=False),
 ]
 CPU = torch.device("cpu")
 DEVICES = ["cpu", torch.device("cpu"), pytest.param("cuda", marks=pytest.mark.gpu)]

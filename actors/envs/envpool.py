@@ -1,0 +1,130 @@
+"""Makes any task that EnvPool has: classic control, toy text, Box2D, MiniGrid, MuJoCo and others.
+
+Rewards are raw, an episode that reaches its time limit is truncated, and resets are NEXT_STEP: EnvPool steps a task
+again after its end, ignores the action and returns the first observation of the next episode.
+"""
+
+import importlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.spaces import actions, observations
+from metagrad.errors import ConfigurationError, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvPoolConfig(EnvironmentConfig):
+    """Describes a task of EnvPool.
+
+    Raises:
+        ConfigurationError: a value is out of its range; when it is made, the task is none, or has a space or several
+            agents that are not taken.
+    """
+
+    task: str = "CartPole-v1"
+    """Name of the task, such as CartPole-v1 or MiniGrid-Empty-5x5-v0."""
+    max_episode_steps: int | None = None
+    """Truncate an episode after this many steps; None: the task's own limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_episode_steps is not None:
+            self.require_whole("max_episode_steps", 1, MAX_STEPS)
+
+    def make(
+        self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
+    ) -> "EnvPoolEnvironment":
+        """Make B instances on the host, whatever the device."""
+        del device, is_training
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1", "give the number of environments")
+        return EnvPoolEnvironment(self, batch_size, seed, threads)
+
+
+def import_envpool() -> Any:
+    """Import EnvPool on a call stack of its own, when games are made, since it takes a second.
+
+    Where a library of one of its other environments is missing (Qt for Procgen), EnvPool keeps the ImportError, with
+    it the call stack that imported it, and with that the local variables of every caller: the first pool would never
+    be released, nor its threads.
+    """
+    with ThreadPoolExecutor(max_workers=1) as fresh_stack:
+        return fresh_stack.submit(importlib.import_module, "envpool").result()
+
+
+def distinct_seeds(seed: int, batch_size: int) -> np.ndarray:
+    """Derive distinct seeds [B] in [1, 2^31 - 2], EnvPool's and ALE's range, from `seed` by numpy's SeedSequence."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed))
+    return 1 + generator.choice(2**31 - 2, size=batch_size, replace=False)
+
+
+def _made(config: EnvPoolConfig, seeds: np.ndarray, threads: int) -> Any:
+    """Make EnvPool's own object.
+
+    Raises:
+        ConfigurationError: no such task, it needs what is not installed, or it has several agents.
+    """
+    envpool, task = import_envpool(), config.task
+    known = envpool.list_all_envs()
+    near = " or ".join(get_close_matches(task, known, n=2)) or "CartPole-v1, say"
+    require(task in known, "env.task", task, f"none of EnvPool's {len(known)} tasks", f"did you mean {near}?")
+    limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
+    try:
+        players = envpool.make_spec(task).config.max_num_players
+        if players == 1:
+            return envpool.make_gymnasium(task, num_envs=len(seeds), num_threads=threads, seed=seeds.tolist(), **limit)
+    except (ImportError, RuntimeError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        rule = f"EnvPool cannot make it here: {said}"
+        raise ConfigurationError(f"env.task = {task!r}: {rule}; install what it needs or choose another") from error
+    remedy = "choose a task of one agent"
+    raise ConfigurationError(f"env.task = {task!r}: has {players} agents, and one is taken; {remedy}")
+
+
+class EnvPoolEnvironment:
+    """B instances of one task that behave as an `Environment` (NEXT_STEP autoreset, CPU tensors)."""
+
+    def __init__(self, config: EnvPoolConfig, batch_size: int, seed: int, threads: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bounds of float64 spaces lose digits in float32
+            self._pool: Any = _made(config, distinct_seeds(seed, batch_size), threads)
+            self._observations = observations(self._pool.observation_space, config.task, "env.task")
+            self._actions = actions(self._pool.action_space, config.task, "env.task")
+        self._resets_next = np.zeros(batch_size, np.bool_)
+        self.spec = EnvironmentSpec(
+            batch_size=batch_size,
+            observation_shape=self._observations.shape,
+            observation_dtype=self._observations.dtype,
+            action_names=self._actions.names,
+            device=torch.device("cpu"),
+            name=config.task,
+        )
+
+    def reset(self) -> Shaped[Tensor, "B ..."]:
+        """Start all B episodes and return their first observations; called once."""
+        observation, _ = self._running().reset()
+        self._resets_next = np.zeros(self.spec.batch_size, np.bool_)
+        return self._observations.encode(observation)
+
+    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+        """Step all B instances once; the action of a step with `valid=False` is ignored."""
+        observation, reward, is_terminal, is_truncated, _ = self._running().step(self._actions.decode(action))
+        encoded, resets = self._observations.encode(observation), self._resets_next
+        self._resets_next = (is_terminal | is_truncated) & ~resets
+        return EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, resets)
+
+    def close(self) -> None:
+        """Let the instances go, and with them their threads, which EnvPool ties to the object."""
+        self._pool = None
+
+    def _running(self) -> Any:
+        if self._pool is None:
+            raise RuntimeError(f"the environment {self.spec.name} was closed")
+        return self._pool

@@ -1,0 +1,192 @@
+"""Translates Gymnasium's spaces into what metagrad's networks and policies take.
+
+Observations become one of two things:
+
+* pictures, uint8 [channels, height, width]: a `Box` of uint8 with three axes, of which the shorter one of the first and
+  the last is the channels (the last where they are alike), or with two axes, which is one channel;
+* vectors, float32 [size]: everything else, flattened. `Discrete` and `MultiDiscrete` are one-hot, `MultiBinary` is 0
+  and 1, a `Box` its numbers. `Dict` and `Tuple` are their parts one after the other: a `Dict` in the order of its space
+  (Gymnasium sorts the keys of a plain dictionary), a `Tuple` in its own, nested ones depth first. A small picture among
+  the parts (below `PICTURE_SIDE` pixels on a side, like MiniGrid's 7 x 7 numbers of objects) is its numbers; bytes with
+  one axis, which is how EnvPool hands out text, count as 0 to 1.
+
+Refused in one line that names the space: `Text`, `Graph`, `Sequence`, `OneOf`, and a picture beside other parts.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from metagrad.errors import require
+
+PICTURE_SIDE = 16
+"""Pixels from which on the bytes of a part are a picture rather than numbers."""
+
+
+class Observations(NamedTuple):
+    """Says what B observations of a space become."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    encode: Callable[[Any], Shaped[Tensor, "B ..."]]
+    """Takes B observations as Gymnasium's vector environments and EnvPool return them."""
+
+
+def observations(space: Any, name: str, field: str) -> Observations:
+    """Return what observations of a `gymnasium.Space` become.
+
+    Args:
+        space: of one observation.
+        name: of the task, for the message.
+        field: the option that chose the task.
+
+    Raises:
+        ConfigurationError: the space is of a kind that is not taken; names the space.
+    """
+    remedy = "wrap the environment so that it returns numbers"
+    require(_kind(space) in _TAKEN, field, name, f"observes {space}, which is not taken", remedy)
+    if _is_picture(space, side=1):
+        return _pictures(space.shape)
+    parts = list(_parts(space, ()))
+    for path, part in parts:
+        where = f"observes {part}" + (f" as {'.'.join(map(str, path))}" if path else "")
+        rule = f"{where}, which is not taken"
+        require(_kind(part) in _LEAVES, field, name, rule, remedy)
+        rule = f"{where}: a picture beside other parts is not taken"
+        require(not _is_picture(part, PICTURE_SIDE), field, name, rule, "wrap the environment to return one of them")
+    sizes = [_width(part) for _, part in parts]
+    require(sum(sizes) > 0, field, name, f"observes {space}, which holds no number", remedy)
+
+    def encode(batch: Any) -> Tensor:
+        flat = [_flat(part, _at(batch, path)) for path, part in parts]
+        return torch.from_numpy(flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1))
+
+    return Observations((sum(sizes),), torch.float32, encode)
+
+
+_LEAVES = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
+_TAKEN = (*_LEAVES, "Dict", "Tuple")
+
+
+def _kind(space: Any) -> str:
+    """Return the name of Gymnasium's class of a space, of which it may be a subclass."""
+    from gymnasium import spaces
+
+    kinds = (*_TAKEN, "Text", "Graph", "Sequence", "OneOf")
+    return next((kind for kind in kinds if isinstance(space, getattr(spaces, kind))), type(space).__name__)
+
+
+def _is_picture(space: Any, side: int) -> bool:
+    """Return True for bytes with two or three axes, height and width of at least `side`."""
+    if _kind(space) != "Box" or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    _, *sides = _channels_first(space.shape)
+    return min(sides) >= side
+
+
+def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) == 2:
+        return (1, *shape)
+    first, middle, last = shape
+    return shape if first < last else (last, first, middle)
+
+
+def _pictures(shape: tuple[int, ...]) -> Observations:
+    channels_first = _channels_first(shape)
+    is_moved = len(shape) == 3 and shape[0] >= shape[2]
+
+    def encode(batch: Any) -> Tensor:
+        pictures = torch.from_numpy(np.asarray(batch))
+        return pictures.permute(0, 3, 1, 2) if is_moved else pictures.reshape(-1, *channels_first)
+
+    return Observations(channels_first, torch.uint8, encode)
+
+
+_Path = tuple[str | int, ...]
+
+
+def _parts(space: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:
+    """Yield the leaves of a space with the keys that lead to them, depth first."""
+    match _kind(space):
+        case "Dict":
+            for key, part in space.spaces.items():
+                yield from _parts(part, (*path, key))
+        case "Tuple":
+            for index, part in enumerate(space.spaces):
+                yield from _parts(part, (*path, index))
+        case _:
+            yield path, space
+
+
+def _at(batch: Any, path: _Path) -> Any:
+    for key in path:
+        batch = batch[key]
+    return batch
+
+
+def with_batch_axis(observation: Any) -> Any:
+    """Return one observation of a space as a batch of one."""
+    match observation:
+        case dict():
+            return {key: with_batch_axis(part) for key, part in observation.items()}
+        case tuple():
+            return tuple(with_batch_axis(part) for part in observation)
+        case _:
+            return np.asarray(observation)[None]
+
+
+def _width(space: Any) -> int:
+    match _kind(space):
+        case "Discrete":
+            return int(space.n)
+        case "MultiDiscrete":
+            return int(space.nvec.sum())
+        case _:
+            return math.prod(space.shape)
+
+
+def _flat(space: Any, batch: Any) -> np.ndarray:
+    """Return float32 [B, width]."""
+    values = np.asarray(batch)
+    match _kind(space):
+        case "Discrete":
+            return _one_hot(values.reshape(-1) - space.start, int(space.n))
+        case "MultiDiscrete":
+            columns = (values - space.start).reshape(len(values), -1).T
+            sizes = space.nvec.reshape(-1).tolist()
+            return np.concatenate([_one_hot(x, n) for x, n in zip(columns, sizes, strict=True)], axis=1)
+        case _:
+            numbers = values.reshape(len(values), -1).astype(np.float32, copy=False)
+            is_text = space.dtype == np.uint8 and len(space.shape) == 1
+            return numbers / 255.0 if is_text else numbers
+
+
+def _one_hot(index: np.ndarray, size: int) -> np.ndarray:
+    # Compared rather than indexed: a number outside of its space is a row of zeros, as an unused observation may be.
+    return (index[:, None] == np.arange(size)).astype(np.float32)
+
+
+class Actions(NamedTuple):
+    """Says what B actions of a policy become in a space."""
+
+    names: tuple[str, ...]
+    decode: Callable[[Tensor], np.ndarray]
+    """Returns B actions as Gymnasium's vector environments and EnvPool take them."""
+
+
+def actions(space: Any, name: str, field: str) -> Actions:
+    """Return how a policy acts in a `gymnasium.Space`.
+
+    Raises:
+        ConfigurationError: the space is of a kind that is not taken; names the space.
+    """
+    rule, remedy = f"acts in {space}, which is not taken", "wrap the environment so that it takes another action"
+    require(_kind(space) == "Discrete", field, name, rule, remedy)
+    start, dtype = int(space.start), space.dtype
+    names = tuple(f"action {start + i}" for i in range(int(space.n)))
+    return Actions(names, lambda action: (action.cpu().numpy() + start).astype(dtype))

@@ -1,0 +1,128 @@
+"""What spaces become, held against Gymnasium's own samples and its flattening."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+
+from metagrad.actors.envs.spaces import actions, observations, with_batch_axis
+from metagrad.errors import ConfigurationError
+
+LINE = spaces.Box(-1.0, 1.0, (2,), np.float64)
+NESTED = spaces.Dict(
+    {
+        "z": spaces.Tuple([spaces.Discrete(3, start=5), LINE]),
+        "a": spaces.MultiDiscrete([2, 4]),
+        "m": spaces.Box(0, 7, (2, 2), np.int32),
+        "b": spaces.MultiBinary(3),
+    }
+)
+
+
+def bytes_of(*shape):
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+def encoded(space, batch_size=3):
+    batch = batch_space(space, batch_size)
+    batch.seed(0)
+    taken, sample = observations(space, "Task", "env.id"), batch.sample()
+    values = taken.encode(sample)
+    assert values.shape == (batch_size, *taken.shape)
+    assert values.dtype == taken.dtype
+    return values, sample
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        LINE,
+        spaces.Box(-1.0, 1.0, (), np.float32),
+        spaces.Box(0, 9, (2, 3), np.int64),
+        spaces.Discrete(4, start=-1),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary((2, 2)),
+        NESTED,
+        spaces.Tuple([spaces.Discrete(2), NESTED]),
+    ],
+    ids=str,
+)
+def test_flat_spaces_are_flattened_as_gymnasium_does(space):
+    values, _ = encoded(space)
+    space.seed(0)
+    singles = [space.sample() for _ in range(3)]
+    expected = np.stack([spaces.flatten(space, single).astype(np.float32) for single in singles])
+    taken = observations(space, "Task", "env.id")
+    alone = [taken.encode(with_batch_axis(single))[0] for single in singles]
+    assert torch.equal(torch.stack(alone), torch.from_numpy(expected))
+    assert values.shape == expected.shape
+    assert values.dtype == torch.float32
+
+
+def test_parts_follow_the_order_of_their_space():
+    values, sample = encoded(NESTED)
+    assert list(NESTED.spaces) == ["a", "b", "m", "z"], "Gymnasium sorts the keys of a dictionary"
+    assert torch.equal(values[:, 6:9], torch.from_numpy(sample["b"].astype(np.float32)))
+    assert torch.equal(values[:, 13:16].argmax(-1), torch.from_numpy(sample["z"][0] - 5))
+    assert torch.equal(values[:, 16:], torch.from_numpy(sample["z"][1].astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_first", "axes"),
+    [
+        ((40, 30, 3), (3, 40, 30), (2, 0, 1)),
+        ((4, 30, 40), (4, 30, 40), (0, 1, 2)),
+        ((5, 7, 5), (5, 5, 7), (2, 0, 1)),
+        ((1, 8, 1), (1, 1, 8), (2, 0, 1)),
+    ],
+)
+def test_pictures_of_any_size_and_order_become_channels_first(shape, channels_first, axes):
+    values, sample = encoded(bytes_of(*shape))
+    assert values.shape[1:] == channels_first
+    assert values.dtype == torch.uint8
+    assert torch.equal(values, torch.from_numpy(np.stack([x.transpose(axes) for x in sample])))
+
+
+def test_a_picture_of_two_axes_is_one_channel():
+    values, sample = encoded(bytes_of(20, 30))
+    assert torch.equal(values, torch.from_numpy(sample)[:, None])
+
+
+def test_small_pictures_among_parts_are_numbers_and_text_in_bytes_is_scaled():
+    values, sample = encoded(spaces.Dict({"image": bytes_of(7, 7, 3), "mission": bytes_of(9)}))
+    assert torch.equal(values[:, :147], torch.from_numpy(sample["image"].reshape(3, -1)).float())
+    assert torch.equal(values[:, 147:], torch.from_numpy(sample["mission"]).float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        (spaces.Text(5), r"Text\("),
+        (spaces.Graph(spaces.Discrete(2), None), r"Graph\("),
+        (spaces.Sequence(spaces.Discrete(2)), r"Sequence\("),
+        (spaces.OneOf([spaces.Discrete(2), LINE]), r"OneOf\("),
+        (spaces.Dict({"x": LINE, "words": spaces.Tuple([spaces.Text(5)])}), r"Text\(.* as words\.0"),
+        (spaces.Dict({"x": LINE, "view": bytes_of(64, 64, 3)}), r"Box\(.* as view: a picture beside other parts"),
+        (spaces.Dict({}), "holds no number"),
+    ],
+    ids=str,
+)
+def test_what_is_not_taken_is_refused_in_one_line_that_names_the_space(space, named):
+    with pytest.raises(ConfigurationError, match=rf"^env\.id = 'Task': observes .*{named}") as refusal:
+        observations(space, "Task", "env.id")
+    assert "\n" not in str(refusal.value)
+
+
+def test_actions_are_numbers_from_0_and_land_in_the_space():
+    space = spaces.Discrete(3, start=-1)
+    taken = actions(space, "Task", "env.id")
+    decoded = taken.decode(torch.tensor([0, 1, 2]))
+    assert decoded.tolist() == [-1, 0, 1]
+    assert all(space.contains(action) for action in decoded)
+    assert taken.names == ("action -1", "action 0", "action 1")
+
+
+def test_actions_of_another_space_are_refused():
+    with pytest.raises(ConfigurationError, match=r"^env\.task = 'Task': acts in Tuple\("):
+        actions(spaces.Tuple([spaces.Discrete(2)]), "Task", "env.task")
