@@ -10,6 +10,7 @@ Autoreset is one of two, and is the environment's own property (see docs/convent
   Chain): the observation returned at the end is already the next episode's first; every step is valid.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -68,8 +69,9 @@ class EnvironmentStep(NamedTuple):
         is_terminal: np.ndarray,
         is_truncated: np.ndarray,
         resets: np.ndarray,
+        reward_scale: float,
     ) -> "EnvironmentStep":
-        """Make the step of NEXT_STEP autoreset from arrays [B] on the host; the reward is the raw one.
+        """Make the step of NEXT_STEP autoreset from arrays [B] on the host; the reward is the raw one times a scale.
 
         Where `resets`, the step only reset, whatever else was returned. An episode that both terminates and reaches its
         time limit terminates.
@@ -79,7 +81,7 @@ class EnvironmentStep(NamedTuple):
         raw_reward = torch.from_numpy(np.where(resets, 0.0, reward).astype(np.float32))
         flags = (is_terminal, is_truncated, ~resets, is_terminal | is_truncated)
         terminal, truncated, valid, ends = (torch.from_numpy(flag) for flag in flags)
-        return cls(observation, raw_reward, terminal, truncated, valid, raw_reward.clone(), ends)
+        return cls(observation, reward_scale * raw_reward, terminal, truncated, valid, raw_reward, ends)
 
 
 def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -> None:
@@ -223,6 +225,10 @@ class EnvironmentConfig(ABC):
             threads: threads of a C++ backend.
             is_training: False plays full lives (evaluation).
         """
+
+    def require_reward_scale(self, scale: float) -> None:
+        """Raise `ConfigurationError` unless what the learner's reward is multiplied with is positive and finite."""
+        require(0.0 < scale < math.inf, "env.reward_scale", scale, "must be positive and finite", "1 leaves it alone")
 
     def require_whole(self, name: str, low: int, high: int | None = None, remedy: str | None = None) -> None:
         """Raise `ConfigurationError` unless the field `name` is a whole number from `low` to `high`."""

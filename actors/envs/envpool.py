@@ -1,6 +1,6 @@
 """Makes any task that EnvPool has: classic control, toy text, Box2D, MiniGrid, MuJoCo and others.
 
-Rewards are raw, an episode that reaches its time limit is truncated, and resets are NEXT_STEP: EnvPool steps a task
+Returns are raw, an episode that reaches its time limit is truncated, and resets are NEXT_STEP: EnvPool steps a task
 again after its end, ignores the action and returns the first observation of the next episode.
 """
 
@@ -32,10 +32,13 @@ class EnvPoolConfig(EnvironmentConfig):
 
     task: str = "CartPole-v1"
     """Name of the task, such as CartPole-v1 or MiniGrid-Empty-5x5-v0."""
+    reward_scale: float = 1.0
+    """Factor of the learner's reward; returns stay raw."""
     max_episode_steps: int | None = None
     """Truncate an episode after this many steps; None: the task's own limit."""
 
     def __post_init__(self) -> None:
+        self.require_reward_scale(self.reward_scale)
         if self.max_episode_steps is not None:
             self.require_whole("max_episode_steps", 1, MAX_STEPS)
 
@@ -97,6 +100,7 @@ class EnvPoolEnvironment:
             self._pool: Any = _made(config, distinct_seeds(seed, batch_size), threads)
             self._observations = observations(self._pool.observation_space, config.task, "env.task")
             self._actions = actions(self._pool.action_space, config.task, "env.task")
+        self._reward_scale = config.reward_scale
         self._resets_next = np.zeros(batch_size, np.bool_)
         self.spec = EnvironmentSpec(
             batch_size=batch_size,
@@ -118,7 +122,7 @@ class EnvPoolEnvironment:
         observation, reward, is_terminal, is_truncated, _ = self._running().step(self._actions.decode(action))
         encoded, resets = self._observations.encode(observation), self._resets_next
         self._resets_next = (is_terminal | is_truncated) & ~resets
-        return EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, resets)
+        return EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, resets, self._reward_scale)
 
     def close(self) -> None:
         """Let the instances go, and with them their threads, which EnvPool ties to the object."""

@@ -1,6 +1,6 @@
 """Makes any Gymnasium environment, by its id or by its class, in Gymnasium's own vector environments.
 
-Rewards are raw, and an episode that reaches its time limit is truncated. Gymnasium's two kinds of autoreset become
+Returns are raw, and an episode that reaches its time limit is truncated. Gymnasium's two kinds of autoreset become
 ours:
 
 * next-step: the step after an episode's end only resets (`valid=False`).
@@ -48,6 +48,8 @@ class GymConfig(EnvironmentConfig):
     """sync: an actor steps its environments one after another; async: each in a process of its own, for slow ones."""
     autoreset: Autoreset = "next-step"
     """When Gymnasium resets in training: in the step after an episode's end, which is lost, or in the same step."""
+    reward_scale: float = 1.0
+    """Factor of the learner's reward; returns stay raw."""
     max_episode_steps: int | None = None
     """Truncate an episode after this many steps; None: as it is registered."""
 
@@ -56,6 +58,7 @@ class GymConfig(EnvironmentConfig):
         require_one_of(self.autoreset, Autoreset, "env.autoreset")
         is_id = bool(self.id) and self.id.count(":") <= 1 and not self.id.startswith(":")
         require(is_id, "env.id", self.id, "must be an id, module:Id or module:Class", "CartPole-v1, say")
+        self.require_reward_scale(self.reward_scale)
         if self.max_episode_steps is not None:
             self.require_whole("max_episode_steps", 1, MAX_STEPS)
 
@@ -110,6 +113,7 @@ class GymEnvironment:
             self._environments.close()
             raise
         self._seeds = distinct_seeds(seed, batch_size).tolist()
+        self._reward_scale = config.reward_scale
         self._is_same_step = autoreset == "same-step"
         self._is_lost = np.zeros(batch_size, np.bool_)  # the next step's action is for another state, or none at all
         self.spec = EnvironmentSpec(
@@ -134,11 +138,13 @@ class GymEnvironment:
         encoded, is_lost = self._observations.encode(observation), self._is_lost
         if not self._is_same_step:
             self._is_lost = (is_terminal | is_truncated) & ~is_lost
-            return EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, is_lost)
+            return EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, is_lost, self._reward_scale)
         self._is_lost = is_truncated & ~is_terminal
         for index in self._is_lost.nonzero()[0].tolist():
             encoded[index] = self._observations.encode(with_batch_axis(info["final_obs"][index]))[0]
-        step = EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, np.zeros_like(is_lost))
+        step = EnvironmentStep.next_step(
+            encoded, reward, is_terminal, is_truncated, np.zeros_like(is_lost), self._reward_scale
+        )
         return step._replace(valid=torch.from_numpy(~is_lost))
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) == 2:
         return (1, *shape)
     first, middle, last = shape
-    return shape if first < last else (last, first, middle)
+    return (first, middle, last) if first < last else (last, first, middle)
 
 
 def _pictures(shape: tuple[int, ...]) -> Observations:

@@ -21,11 +21,11 @@ def envpool() -> Experiment:
     return Experiment(
         name="envpool",
         description="any EnvPool task (--env.task), A2C with learnt γ, λ and entropy coefficient, outer critic",
-        env=EnvPoolConfig(),
+        env=EnvPoolConfig(reward_scale=0.1),
         network=AutoNetwork(),
-        optimizer=Adam(learning_rate=3e-3),
+        optimizer=Adam(learning_rate=2e-3, annealing_updates=1_000),
         meta=MetaGradientConfig(n=1, optimizer=Adam(learning_rate=3e-3, max_gradient_norm=0.1)),
-        outer=OuterObjective(gamma=0.995, lambda_=0.95, critic="outer"),
+        outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="outer"),
         meta_parameters=A2cLoss(
             gamma=MetaParameter(initial=0.99),
             lambda_=MetaParameter(initial=0.95),
@@ -33,8 +33,8 @@ def envpool() -> Experiment:
             entropy_coefficient=MetaParameter(initial=0.01, high=0.1),
             is_advantage_normalised=True,
         ),
-        environments=64,
-        rollout_length=16,
+        environments=16,
+        rollout_length=32,
         updates=1_000,
     )
 
@@ -45,5 +45,5 @@ def gym() -> Experiment:
         envpool(),
         name="gym",
         description="any Gymnasium environment (--env.id), A2C with learnt γ, λ and entropy coefficient, outer critic",
-        env=GymConfig(),
+        env=GymConfig(reward_scale=0.1),
     )

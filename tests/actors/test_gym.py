@@ -101,6 +101,11 @@ def test_seeds_are_distinct():
     assert len(set(seeds.tolist())) > 56  # modulo 997; two of the same happen by chance
 
 
+def test_the_learners_reward_is_scaled_and_the_raw_one_is_not():
+    step = played(make(reward_scale=0.1), 1)[0]
+    assert (step.reward[0].item(), step.raw_reward[0].item()) == (pytest.approx(0.15), 1.5)
+
+
 def test_an_id_is_gymnasiums_own():
     environment = make(id="FrozenLake-v1", max_episode_steps=5)
     own = gymnasium.make("FrozenLake-v1").observation_space
@@ -127,6 +132,7 @@ def test_a_module_that_registers_its_ids(monkeypatch):
         ({"id": "phys2d/CartPole-v1"}, r"^env\.id = 'phys2d/CartPole-v1': .* 'jax'"),
         ({"id": "a:b:c"}, r"^env\.id = 'a:b:c': must be an id"),
         ({"id": ""}, r"^env\.id = ''"),
+        ({"reward_scale": 0.0}, r"^env\.reward_scale = 0\.0"),
         ({"max_episode_steps": 0}, r"^env\.max_episode_steps = 0"),
     ],
 )

@@ -7,6 +7,7 @@ from torch import nn
 
 from metagrad.errors import ConfigurationError
 from metagrad.networks import (
+    AutoNetwork,
     ImpalaCnn,
     LinearPolicy,
     MemoryOnePair,
@@ -22,6 +23,9 @@ from metagrad.networks import (
 HEADS = ("logits", "value", "outer_value")
 NETWORKS = {
     "mlp": (Mlp(hidden=6), (3,)),
+    "mlp-normalised": (Mlp(hidden=5, layers=2, activation="elu", has_layer_norm=True), (3,)),
+    "auto-vector": (AutoNetwork(hidden=4), (3,)),
+    "auto-picture": (AutoNetwork(picture_hidden=4), (2, 5, 4)),
     "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 5, 5)),
     "snake-torso": (SnakeTorsoCnn(channels=2, features=6, head_hidden=5), (5, 4, 3)),
     "nature": (NatureCnn(hidden=3), (1, 36, 36)),
@@ -125,6 +129,37 @@ def test_a_board_too_small_to_pool_twice_is_refused(shape):
     ):
         build_network(SnakeTorsoCnn(), shape, 4, True)
     build_network(SnakeTorsoCnn(), (4, 4, 1), 4, True)
+
+
+def test_the_network_is_chosen_by_the_shape():
+    def names(network):
+        return {name.split(".")[0] for name in network.layout.names}
+
+    auto = AutoNetwork(hidden=4, picture_hidden=4)
+    vectors = build_network(auto, (3,), 2, True)
+    assert sizes(vectors) == {"logits": 16 + 20 + 10, "value": 16 + 20 + 5, "outer_value": 16 + 20 + 5}
+    nature, large = (build_network(spec, (3, 36, 40), 2, True) for spec in (NatureCnn(hidden=4), auto))
+    assert (large.layout.names, large.layout.shapes) == (nature.layout.names, nature.layout.shapes)
+    small = build_network(auto, (3, 35, 40), 2, True)
+    assert sizes(small)["torso"] == (27 + 1) * 32 + (9 * 32 + 1) * 64 + (64 * 18 * 20 + 1) * 4
+    for shape, dtype in (((6, 6, 5), torch.float32), ((2, 3), torch.uint8)):
+        with pytest.raises(ConfigurationError, match=r"^network = 'AutoNetwork': knows vectors and pictures"):
+            auto.check_observations(shape, dtype)
+
+
+def test_layers_of_an_mlp():
+    spec = Mlp(hidden=4, layers=3, has_layer_norm=True)
+    assert sizes(build_network(spec, (3,), 2, False))["torso"] == 16 + 20 + 20 + 3 * 8
+    observation = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for activation, function in (("tanh", torch.tanh), ("relu", torch.relu), ("elu", torch.nn.functional.elu)):
+        network = build_network(Mlp(hidden=4, activation=activation), (3,), 2, False)
+        theta = network.init(torch.Generator().manual_seed(0))
+        parts = network.layout.unflatten(theta)
+        features = function(observation @ parts["torso.1.weight"].T + parts["torso.1.bias"])
+        outputs.append(features @ parts["logits.weight"].T + parts["logits.bias"])
+        torch.testing.assert_close(network.apply(theta, observation, ("logits",))["logits"], outputs[-1])
+    assert not torch.equal(outputs[0], outputs[1])
 
 
 def test_output_shapes_and_selection(built):
