@@ -31,7 +31,6 @@ def envpool() -> Experiment:
             lambda_=MetaParameter(initial=0.95),
             value_coefficient=MetaParameter(initial=0.5, is_learnt=False),
             entropy_coefficient=MetaParameter(initial=0.01, high=0.1),
-            is_advantage_normalised=True,
         ),
         environments=16,
         rollout_length=32,
