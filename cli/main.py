@@ -28,6 +28,8 @@ commands:
                       compute a study of a paper and its report; rerun the command to resume
   eval RUN_DIR [--episodes N]
                       play full episodes with a run's newest checkpoint
+  export RUN_DIR --output policy.pt2
+                      write the policy to a file for torch or ONNX
   plot RUN_DIR …      compare runs: returns and learnt meta-parameters
   config EXPERIMENT [--field value …]
                       print the resolved configuration as JSON
@@ -43,10 +45,23 @@ metagrad COMMAND --help lists the options of a command, metagrad train EXPERIMEN
 --import adds the environments, losses, experiments and studies of a file of yours (docs/extending.md).\
 """
 
-COMMANDS = ("list", "train", "reproduce", "eval", "plot", "config", "plan", "submit", "status", "logs", "stop")
+COMMANDS = (
+    "list",
+    "train",
+    "reproduce",
+    "eval",
+    "export",
+    "plot",
+    "config",
+    "plan",
+    "submit",
+    "status",
+    "logs",
+    "stop",
+)
 """Each is a module of metagrad.cli.commands, imported when it is called: most import much that others do without."""
 Command = Callable[[Sequence[str]], int | None]
-_HAVE_NO_NAME_FIRST = ("eval", "plot", "status", "logs", "stop")  # their --help is their own
+_HAVE_NO_NAME_FIRST = ("eval", "export", "plot", "status", "logs", "stop")  # their --help is their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """Computes meta-gradients through inner updates, for your own training loop: the names that such a loop needs.
 
 docs/library.md lists them. Each is imported when it is first used: the command line settles torch's threads before it
-loads torch, and `import metagrad` alone loads nothing.
+loads torch, and `import metagrad` alone loads nothing. `load`, which reads the folder of a run, brings the whole system
+with it and is no part of `from metagrad import *`.
 """
 
 import sys
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from metagrad.bootstrap import bootstrap_target as bootstrap_target
     from metagrad.bootstrap import matching_loss as matching_loss
     from metagrad.errors import ConfigurationError as ConfigurationError
+    from metagrad.experiments.loading import load as load
     from metagrad.flat_module import FlatModule as FlatModule
     from metagrad.intrinsic_reward import IntrinsicRewardLoss as IntrinsicRewardLoss
     from metagrad.losses import OuterObjective as OuterObjective
@@ -70,19 +72,21 @@ _NAMES = {
     "unroll": ("InnerProblem", "inner_update"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_BEYOND = {"load": "experiments.loading"}
 __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     """Import one of the names above."""
-    if name not in _MODULES:
+    module = (_MODULES | _BEYOND).get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"metagrad.{_MODULES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"metagrad.{module}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_BEYOND})
 
 
 class _Package(ModuleType):

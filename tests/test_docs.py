@@ -90,6 +90,7 @@ def known_options(capsys) -> set[str]:
         ("submit", "demo"),
         ("plan", "demo"),
         ("eval",),
+        ("export",),
         ("plot",),
         ("reproduce", "mrp"),
         ("logs",),

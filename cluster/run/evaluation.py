@@ -4,19 +4,17 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS, evaluate
 from metagrad.actors.record import pictured, record
 from metagrad.actors.rollout import probe
-from metagrad.cluster.run.checkpoint_parts import check_fits, restore
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.learning import resolve_device
+from metagrad.cluster.run.trained import tree_of
 from metagrad.cores import default_threads
-from metagrad.errors import printable, refusal, refusing, require
-from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
+from metagrad.errors import printable, refusing, require
 from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, write_whole
 
 
@@ -46,12 +44,7 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
     device = resolve_device("cpu")
     spec = probe(experiment.env)
     algorithm = experiment.algorithm(spec)
-    if update is None:
-        tree = restore(folder, experiment, algorithm, print).tree
-    else:
-        tree = _tree_of(folder, update)
-        check_fits(checkpoint_path(folder.checkpoints, update), tree, experiment, algorithm)
-    state = algorithm.from_tree(tree["learner"], device)
+    state = algorithm.from_tree(tree_of(folder, update, experiment, algorithm, print)["learner"], device)
     threads = experiment.learner_threads or default_threads()
     torch.set_num_threads(threads)
     policy = (algorithm.network, state.theta, experiment.env)
@@ -122,17 +115,3 @@ def _require_writable(folder: Location, field: str) -> None:
         is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     remedy = "name another one" if field == "output" else "add --output FOLDER"
     require(is_writable, field, str(folder), "is not a folder that can be written", remedy)
-
-
-def _tree_of(folder: RunFolder, update: int) -> dict[str, Any]:
-    path = checkpoint_path(folder.checkpoints, update)
-    with refusing(OSError, field="update", value=update, rule="cannot be read", remedy="choose another run"):
-        held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
-        try:
-            return load(path)
-        except FileNotFoundError as error:
-            raise refusal(
-                "update", update, "has no checkpoint in this run", f"choose one of {held or 'another run'}"
-            ) from error
-        except Unreadable as error:
-            raise refusal("update", update, f"cannot be read ({error})", f"choose another of {held}") from error

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from metagrad.cli import main as cli
+from metagrad.cli.commands import export
 from metagrad.cli.commands.eval import EvalOptions
+from metagrad.cli.commands.export import ExportOptions
 from metagrad.cli.commands.logs import LogsOptions
 from metagrad.cli.commands.plan import PlanOptions
 from metagrad.cli.commands.plot import PlotOptions
@@ -73,7 +75,7 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             (studies, "_run_missing"),
             (evaluation, "evaluate"),
         ),
-        *((plan, "measure"), (job_client, "JobClient"), (plot, "_picture")),
+        *((export, "trained_run"), (plan, "measure"), (job_client, "JobClient"), (plot, "_picture")),
     ):
         monkeypatch.setattr(place, name, started)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -156,7 +158,7 @@ def cases_of_names(word: str) -> list[Case]:
     """A word in the place of a command, an experiment, a study, a run, a job or a file."""
     found = [([word, "demo"], "", word), (["--import", word, "list"], "", word), (["list", word], "", word)]
     found += [([command, word], "", word) for command in ("train", "config", "plan", "submit", "reproduce")]
-    found += [([command, word], "", word) for command in ("eval", "plot")]
+    found += [([command, word], "", word) for command in ("eval", "export", "plot")]
     found += [([command, word, "--address", "http://u:p@h:1"], "", word) for command in ("status", "logs", "stop")]
     return found
 
@@ -189,7 +191,9 @@ def test_every_field_of_every_experiment(name: str, parsed: list[Any], tmp_path:
     check(CASES[name], parsed, tmp_path)
 
 
-@pytest.mark.parametrize("command", ["train", "submit", "plan", "reproduce", "eval", "plot", "status", "logs", "stop"])
+@pytest.mark.parametrize(
+    "command", ["train", "submit", "plan", "reproduce", "eval", "export", "plot", "status", "logs", "stop"]
+)
 def test_every_option_of_every_command(
     command: str, parsed: list[Any], tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +205,7 @@ def test_every_option_of_every_command(
         "plan": (["demo"], PlanOptions(experiment=demo)),
         "reproduce": (["mrp", "--run-dir", "study"], ReproduceOptions(seeds=2)),
         "eval": ([run, "--output", "out.json"], EvalOptions(run_dir=run)),
+        "export": ([run, "--output", "out.pt2"], ExportOptions(run_dir=run)),
         "plot": ([run], PlotOptions(run_dirs=(run,))),
         "status": (["--address", url], StatusOptions()),
         "logs": (["one", "--address", url], LogsOptions()),

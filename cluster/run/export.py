@@ -1,0 +1,78 @@
+"""Write the policy of a run to a file that needs metagrad no more: torch's `.pt2`, or ONNX."""
+
+import json
+import logging
+import warnings
+from importlib.util import find_spec
+from io import BytesIO
+from typing import Any, Literal
+
+import torch
+
+from metagrad.cluster.run.trained import TrainedRun
+from metagrad.errors import require
+
+Format = Literal["torch", "onnx"]
+SIGNATURE = "signature.json"
+"""Where the signature is: among a .pt2 file's extra files, and among an ONNX model's properties."""
+_ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
+_INPUT, _OUTPUT, _BATCH = "observation", "log_probs", "batch"
+
+
+def require_format(format: Format, output: str) -> None:
+    """Refuse a format that cannot be written here, and a file whose ending says another one.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    ending = _ENDINGS[format]
+    require(output.endswith(ending), "output", output, f"must end in {ending} (--format {format})", "name such a file")
+    for package in ("onnx", "onnxscript") if format == "onnx" else ():
+        rule = f"needs the package {package}, which is not installed"
+        require(find_spec(package) is not None, "format", format, rule, "pip install 'metagrad[onnx]'")
+
+
+def signature(run: TrainedRun) -> dict[str, Any]:
+    """Return what goes into an exported policy and what comes out of it, as plain JSON."""
+    dtype = str(run.spec.observation_dtype).removeprefix("torch.")
+    return {
+        "inputs": {_INPUT: {"dtype": dtype, "shape": [_BATCH, *run.spec.observation_shape]}},
+        "outputs": {_OUTPUT: {"dtype": "float32", "shape": [_BATCH, run.spec.num_actions]}},
+        "actions": list(run.spec.action_names),
+        "environment": run.spec.name,
+        "experiment": run.experiment.name,
+        "update": run.update,
+    }
+
+
+def exported(run: TrainedRun, format: Format) -> bytes:
+    """Return the content of a file in a format that `require_format` takes."""
+    return _onnx(run) if format == "onnx" else _torch(run)
+
+
+def _program(run: TrainedRun) -> torch.export.ExportedProgram:
+    observation = torch.zeros(2, *run.spec.observation_shape, dtype=run.spec.observation_dtype)
+    batch = torch.export.Dim(_BATCH, min=1)
+    with torch.no_grad():
+        return torch.export.export(run.policy, (observation,), dynamic_shapes={_INPUT: {0: batch}})
+
+
+def _torch(run: TrainedRun) -> bytes:
+    content = BytesIO()
+    torch.export.save(_program(run), content, extra_files={SIGNATURE: json.dumps(signature(run))})
+    return content.getvalue()
+
+
+def _onnx(run: TrainedRun) -> bytes:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here uses
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own, about itself
+        names = {"input_names": [_INPUT], "output_names": [_OUTPUT]}
+        program = torch.onnx.export(_program(run), dynamo=True, verbose=False, **names)
+    assert program is not None
+    model = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = _BATCH
+    model.metadata_props.add(key=SIGNATURE, value=json.dumps(signature(run)))
+    content: bytes = model.SerializeToString()
+    return content

@@ -1,0 +1,127 @@
+"""Take the policy, the critics and η of a run out of its folder, for a script or for a file that leaves metagrad."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from metagrad.actors import policy
+from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.rollout import probe
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.run.checkpoint_parts import check_fits, restore
+from metagrad.cluster.run.folder import RunFolder
+from metagrad.errors import refusal, refusing
+from metagrad.learner.algorithm import Algorithm
+from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
+from metagrad.learner.storage import Location
+from metagrad.networks import Head, Network
+
+
+class PolicyModule(nn.Module):
+    """Computes log π_θ(a | s) [N, A] of observations [N, …], as the environment gives them.
+
+    Whatever the network does with them first, such as scaling pixels, is part of it.
+    """
+
+    theta: Tensor
+
+    def __init__(self, network: Network, theta: Float[Tensor, "P"]):
+        super().__init__()
+        self._network = network
+        self.register_buffer("theta", theta.detach().clone())
+
+    def forward(self, observation: Tensor) -> Tensor:
+        logits = self._network.at(self.theta)(observation, policy.POLICY)["logits"]
+        return torch.log_softmax(logits, -1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedRun:
+    """Holds what a run has learnt so far; everything is on the CPU.
+
+    `run.act(observations)` plays, `run.policy(observations)` is log π, and `run.eta["gamma"]` what was learnt.
+    """
+
+    experiment: BaseExperiment
+    """The configuration."""
+    spec: EnvironmentSpec
+    """Shape and type of observations, and the names of the actions."""
+    update: int
+    """Real updates that the checkpoint was written after."""
+    eta: dict[str, float]
+    """Bounded values of the hyper-parameters, learnt and fixed."""
+    network: Network
+    theta: Float[Tensor, "P"]
+    policy: PolicyModule
+
+    @torch.no_grad()
+    def act(self, observation: Shaped[Tensor, "N ..."], generator: torch.Generator | None = None) -> Int[Tensor, "N"]:
+        """Return actions as `metagrad eval` takes them: sampled with `generator`, or the most likely ones."""
+        network = self.network.at(self.theta)
+        if generator is None:
+            return policy.greedy(network, observation)
+        return policy.sample(network, observation, generator).action
+
+    @torch.no_grad()
+    def critics(self, observation: Shaped[Tensor, "N ..."]) -> dict[Head, Float[Tensor, "N"]]:
+        """Return the values under each of the network's critics: "value", and "outer_value" where there is one."""
+        heads: list[Head] = ["value"] if self.experiment.network.has_critics else []
+        heads += ["outer_value"] if self.experiment.has_outer_critic else []
+        return self.network.apply(self.theta, observation, heads)
+
+
+def trained_run(run_dir: str | Location, update: int | None, say: Callable[[str], None]) -> TrainedRun:
+    """Read the checkpoint of an update of a run, or its newest one.
+
+    Raises:
+        ConfigurationError: there is no such run or checkpoint, or it cannot be read.
+    """
+    folder = RunFolder(run_dir)
+    experiment = folder.experiment()
+    spec = probe(experiment.env)
+    algorithm = experiment.algorithm(spec)
+    state = algorithm.from_tree(tree_of(folder, update, experiment, algorithm, say)["learner"], torch.device("cpu"))
+    network, eta = algorithm.network, algorithm.shown(state)
+    if network.is_conditioned:
+        network = network.under(eta["gamma"])
+    return TrainedRun(
+        experiment=experiment,
+        spec=spec,
+        update=state.update,
+        eta=eta,
+        network=network,
+        theta=state.theta,
+        policy=PolicyModule(network, state.theta),
+    )
+
+
+def tree_of(
+    folder: RunFolder,
+    update: int | None,
+    experiment: BaseExperiment,
+    algorithm: Algorithm[Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return the content of an update's checkpoint, or of the newest readable one.
+
+    Raises:
+        ConfigurationError: there is none, or it is not of this run.
+    """
+    if update is None:
+        return restore(folder, experiment, algorithm, say).tree
+    path = checkpoint_path(folder.checkpoints, update)
+    with refusing(OSError, field="update", value=update, rule="cannot be read", remedy="choose another run"):
+        held = ", ".join(str(update_of(path)) for path in paths(folder.checkpoints))
+        try:
+            tree = load(path)
+        except FileNotFoundError as error:
+            rule, remedy = "has no checkpoint in this run", f"choose one of {held or 'another run'}"
+            raise refusal("update", update, rule, remedy) from error
+        except Unreadable as error:
+            raise refusal("update", update, f"cannot be read ({error})", f"choose another of {held}") from error
+    check_fits(path, tree, experiment, algorithm)
+    return tree
