@@ -67,8 +67,9 @@ def _onnx(run: TrainedRun) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here uses
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own, about itself
-        names = {"input_names": [_INPUT], "output_names": [_OUTPUT]}
-        program = torch.onnx.export(_program(run), dynamo=True, verbose=False, **names)
+        program = torch.onnx.export(
+            _program(run), dynamo=True, verbose=False, input_names=[_INPUT], output_names=[_OUTPUT]
+        )
     assert program is not None
     model = program.model_proto
     for value in (*model.graph.input, *model.graph.output):

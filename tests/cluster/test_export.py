@@ -22,6 +22,7 @@ from metagrad.cluster.run.export import exported, require_format, signature
 from metagrad.cluster.run.trained import TrainedRun, trained_run
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
+from metagrad.experiments.loading import load
 
 STEPS, GAMES = 125, 8  # 1,000 actions
 TORCH = """
@@ -96,7 +97,7 @@ def test_a_script_has_policy_critics_and_what_was_learnt(run_dir: Path) -> None:
     assert torch.allclose(trained.policy(observations[0]).exp().sum(-1), torch.ones(GAMES))
     values = trained.critics(observations[0])
     assert {head: tuple(x.shape) for head, x in values.items()} == {"value": (GAMES,), "outer_value": (GAMES,)}
-    earlier = metagrad.load(run_dir, update=2)
+    earlier = load(run_dir, update=2)
     assert (earlier.update, torch.equal(earlier.theta, trained.theta)) == (2, False)
     with pytest.raises(ConfigurationError, match=r"^update = 3: has no checkpoint in this run; choose one of 2, 4$"):
         metagrad.load(run_dir, update=3)
