@@ -1,5 +1,6 @@
 """Collects rollouts: an actor steps its environments under a published policy and returns T steps of each."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -138,19 +139,27 @@ def collect(
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
     action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
     trajectory = rows.trajectory(action, reward, is_terminal, is_truncated, valid, log_prob, policy_version)
-    _check_finite(spec, trajectory, returns, pool.steps_done)
+    is_end, returns, lengths, *is_finite = _on_host(is_end, returns, lengths, *_is_finite(spec, trajectory, returns))
+    # The reward, and the observations where they have fractions: row t+1 of these is what step t returned.
+    for what, rows, before in zip(("reward", "observation"), is_finite, (0, 1), strict=False):
+        name_fault(spec, what, rows, pool.steps_done - before)
     pool.steps_done += length
     return trajectory, Episodes(returns[is_end], lengths[is_end])
 
 
-def _check_finite(
-    spec: EnvironmentSpec, trajectory: Trajectory | PackedTrajectory, returns: Tensor, steps_before: int
-) -> None:
+def _is_finite(spec: EnvironmentSpec, trajectory: Trajectory | PackedTrajectory, returns: Tensor) -> Iterator[Tensor]:
     # Running returns too: the sign of an infinite raw reward is finite.
-    name_fault(spec, "reward", torch.isfinite(trajectory.reward) & torch.isfinite(returns), steps_before)
+    yield torch.isfinite(trajectory.reward) & torch.isfinite(returns)
     if spec.observation_dtype.is_floating_point:
-        is_finite = torch.isfinite(unpacked(trajectory).observation).flatten(2).all(-1)
-        name_fault(spec, "observation", is_finite, steps_before - 1)  # row t+1 is what step t returned
+        yield torch.isfinite(unpacked(trajectory).observation).flatten(2).all(-1)
+
+
+def _on_host(*columns: Tensor) -> list[Tensor]:
+    """Return copies on the host, made by one transfer, since each is waited for; what is there stays."""
+    if columns[0].device.type == "cpu":
+        return list(columns)
+    parts = torch.cat([x.flatten().to(torch.float64) for x in columns]).cpu().split([x.numel() for x in columns])
+    return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, columns, strict=True)]
 
 
 def name_fault(spec: EnvironmentSpec, what: str, is_finite: Bool[Tensor, "rows B"], steps_before: int) -> None:

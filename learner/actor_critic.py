@@ -15,7 +15,7 @@ from torch import Tensor
 from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, matching_loss
 from metagrad.frame_stacks import packed, unpacked
-from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, finite_scalars
+from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, fetched, finite_scalars
 from metagrad.learner.batch import trajectory_of
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
@@ -284,7 +284,7 @@ class ActorCritic:
 
     def shown(self, state: LearnerState) -> dict[str, float]:
         """Return all hyper-parameters."""
-        return {name: x.item() for name, x in shown(self.declaration, state.eta).items()}
+        return fetched(shown(self.declaration, state.eta))
 
     def learnt(self, state: LearnerState) -> dict[str, float]:
         """Return those hyper-parameters that are learnt."""

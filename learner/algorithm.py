@@ -100,14 +100,19 @@ class Clock:
         return {f"time/{phase}_seconds": seconds for phase, seconds in self.phases.items()}
 
 
+def fetched(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """Fetch scalars from the device in one transfer."""
+    flat = torch.cat([x.reshape(1) for x in tensors.values()]).tolist() if tensors else []
+    return dict(zip(tensors, flat, strict=True))
+
+
 def finite_scalars(tensors: dict[str, Tensor], update: int) -> dict[str, float]:
-    """Fetch all scalars from the device in one transfer.
+    """Fetch all scalars of an update: the one moment at which it waits for the device.
 
     Raises:
         NonFinite: one is NaN or infinite; names the first and the update.
     """
-    flat = torch.cat([x.reshape(1) for x in tensors.values()])
-    scalars = dict(zip(tensors, flat.tolist(), strict=True))
+    scalars = fetched(tensors)
     for name, value in scalars.items():
         if not math.isfinite(value):
             raise NonFinite(f"{name} became {value} at update {update}")

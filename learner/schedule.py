@@ -21,7 +21,7 @@ class Received(NamedTuple):
     """Holds the facts of one batch that accounts are kept of."""
 
     episodes: tuple[Episodes, ...]  # of each rollout
-    frames: Int[Tensor, ""]  # valid steps; on the learner's device, so that nothing waits for it during the update
+    frames: Int[Tensor, ""]  # valid steps; where they were sampled, so that nothing waits for it during the update
     is_lookahead: bool  # True: sampled at looked-ahead parameters
 
 
@@ -66,7 +66,8 @@ class _Intake:
         """Merge the rollouts of one batch, all of them of this version unless it is None."""
         batch = merge(rollouts, version, self.device)
         episodes = tuple(rollout.episodes for rollout in rollouts)
-        self._received.append(Received(episodes, batch.sent.valid.sum(), is_lookahead))
+        frames = torch.stack([torch.as_tensor(rollout.trajectory.valid.sum()) for rollout in rollouts]).sum()
+        self._received.append(Received(episodes, frames, is_lookahead))
         return batch
 
     def take(self) -> list[Received]:

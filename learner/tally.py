@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from metagrad.learner.actors import Account
 from metagrad.learner.algorithm import UpdateMetrics
 from metagrad.learner.metrics import EpisodeWindow, IntervalMean, RunningVariance
@@ -45,10 +47,12 @@ class Tally:
     def count(self, received: Sequence[Received], lag: Sequence[int], metrics: UpdateMetrics) -> None:
         """Count one update and the batches that came in for it."""
         frames = {True: 0, False: 0}
-        for batch in received:
+        # Together: what was sampled on a device is there, and each copy is waited for.
+        counts = torch.stack([batch.frames for batch in received]).tolist() if received else []
+        for batch, count in zip(received, counts, strict=True):
             for episodes in batch.episodes:
                 self.episodes.add(episodes.returns.tolist(), episodes.lengths.tolist())
-            frames[batch.is_lookahead] += int(batch.frames)
+            frames[batch.is_lookahead] += count
         self.counters = self.counters._replace(
             frames_real=self.counters.frames_real + frames[False],
             frames_lookahead=self.counters.frames_lookahead + frames[True],

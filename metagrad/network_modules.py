@@ -45,7 +45,9 @@ class ConditionedCritic(nn.Module):
         rule = "has a critic for the values under any discount, and none was named"
         require(discount is not None, "network", type(self).__name__, rule, "apply network.under(discount)")
         own = self.embedding.weight
-        embedded = self.embedding(torch.as_tensor(discount, dtype=own.dtype, device=own.device).view(1, 1))
+        if not isinstance(discount, Tensor):
+            discount = own.new_full((1,), discount)  # filled in where it is needed: a copy would be waited for
+        embedded = self.embedding(discount.to(own.dtype).view(1, 1))
         mixed = self.mixture(torch.cat([features, embedded.expand(len(features), -1)], -1))
         value: Tensor = self.value(torch.relu(mixed))
         return value
@@ -310,7 +312,8 @@ def joint_log_prob(
         other_state: s', which the other player sees, for each s.
     """
     mine = torch.stack([own, -own], -1)
-    others = torch.stack([other, -other], -1)[..., list(other_state), :]
+    seen = torch.tensor(other_state).to(other.device, non_blocking=True)  # a list would be copied, and waited for
+    others = torch.stack([other, -other], -1)[..., seen, :]
     log_prob = nn.functional.logsigmoid(mine)[..., :, None] + nn.functional.logsigmoid(others)[..., None, :]
     return log_prob.flatten(-2)
 

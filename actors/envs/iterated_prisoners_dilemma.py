@@ -67,7 +67,8 @@ def reward_of(
     >>> reward_of(torch.tensor([DEFECT, COOPERATE]), torch.tensor([COOPERATE, DEFECT])).tolist()
     [0.0, -3.0]
     """
-    return torch.tensor(PAYOFF, dtype=dtype, device=own.device)[own.to(torch.int64), other.to(torch.int64)]
+    payoff = torch.tensor(PAYOFF, dtype=dtype).to(own.device, non_blocking=True)
+    return payoff[own.to(torch.int64), other.to(torch.int64)]
 
 
 def other_state(state: Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
@@ -76,7 +77,7 @@ def other_state(state: Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
     >>> other_state(torch.tensor([0, 1, 2, 3, 4])).tolist()
     [0, 1, 3, 2, 4]
     """
-    return torch.tensor(OTHER_STATE, device=state.device)[state]
+    return torch.tensor(OTHER_STATE).to(state.device, non_blocking=True)[state]
 
 
 class TwoPlayerStep(NamedTuple):

@@ -29,20 +29,25 @@ class ColocatedActors:
 
     def sample(self, snapshot: WeightSnapshot, lookahead_step: int) -> list[Rollout]:
         """Return one rollout of every actor."""
-        return [self._rollout(actor, snapshot, lookahead_step) for actor in self._actors]
+        local = self._local(snapshot)
+        return [self._rollout(actor, local, lookahead_step) for actor in self._actors]
 
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
         """Return one rollout of actor after actor, in turn, under this snapshot."""
         del oldest  # none is older than the snapshot
         first = self.account.sampled // _steps(self._actors[0])  # of the whole run: a resumed one continues there
         actors = [self._actors[i % len(self._actors)] for i in range(first, first + self._rollouts_per_batch)]
-        return [self._rollout(actor, snapshot, 0) for actor in actors]
+        local = self._local(snapshot)
+        return [self._rollout(actor, local, 0) for actor in actors]
+
+    def _local(self, snapshot: WeightSnapshot) -> WeightSnapshot:
+        """Return the snapshot for the actors' device, which all of them share."""
+        return snapshot._replace(theta=snapshot.theta.to(self._actors[0].setup.device))
 
     def _rollout(self, actor: Actor, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
         self.account.order(_steps(actor))
         with torch.no_grad():
-            local = snapshot._replace(theta=snapshot.theta.to(actor.setup.device))
-            return actor.rollout(local, lookahead_step)
+            return actor.rollout(snapshot, lookahead_step)
 
     def states(self) -> list[ActorState]:
         """Return every actor's state."""

@@ -123,7 +123,7 @@ class TrueValueLoss(ActorCriticLoss):
         rates: tuple[Tensor, Tensor | float],
         value_gamma: Tensor,
     ) -> Estimates:
-        table = Chains(*(x.to(logits.device) for x in chains(self.mapping_seed, logits.dtype)))
+        table = Chains(*(x.to(logits.device, non_blocking=True) for x in chains(self.mapping_seed, logits.dtype)))
         value = true_values(
             table,
             trajectory.action[0],

@@ -44,7 +44,7 @@ def exact_value(own: Float[Tensor, "5"], other: Float[Tensor, "5"], gamma: float
     both = joint_log_prob(own, other).exp().view(STATES, JOINT)
     first, transition = both[START], both[START + 1 :]
     identity = torch.eye(JOINT, dtype=both.dtype, device=both.device)
-    reward = torch.tensor(PAYOFF, dtype=both.dtype, device=both.device).flatten()
+    reward = torch.tensor(PAYOFF, dtype=both.dtype).flatten().to(both.device, non_blocking=True)
     # Not torch.linalg.solve: torch 2.13 gives wrong numbers for its forward-mode derivative under vmap, silently.
     return first @ torch.linalg.inv(identity - gamma * transition) @ reward
 
@@ -70,12 +70,12 @@ def play(
 def other_code(code: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     """Return the same rounds as the other player sees them."""
     state, mine, others = code // 4, code // 2 % 2, code % 2
-    return JOINT * torch.tensor(OTHER_STATE, device=code.device)[state] + 2 * others + mine
+    return JOINT * torch.tensor(OTHER_STATE).to(code.device, non_blocking=True)[state] + 2 * others + mine
 
 
 def rewards(code: Int64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
     """Return the rewards of the player who sees these codes."""
-    return torch.tensor(PAYOFF, dtype=dtype, device=code.device).flatten()[code % JOINT]
+    return torch.tensor(PAYOFF, dtype=dtype).flatten().to(code.device, non_blocking=True)[code % JOINT]
 
 
 def fresh_games(
@@ -124,7 +124,7 @@ def value_gradient(
     """
     state, wanted = (code // JOINT).flatten(1), rewards(code, values.dtype)
     if target == "return-to-go":
-        discount = (gamma ** torch.arange(code.shape[1], dtype=values.dtype)).unsqueeze(-1)
+        discount = (gamma ** torch.arange(code.shape[1], dtype=values.dtype, device=values.device)).unsqueeze(-1)
         wanted = (discount * wanted).flip(1).cumsum(1).flip(1) / discount
     visits = torch.zeros_like(values).scatter_add(1, state, torch.ones_like(wanted).flatten(1))
     sums = torch.zeros_like(values).scatter_add(1, state, wanted.flatten(1))

@@ -17,7 +17,6 @@ Source: "A Theoretical Understanding of Gradient Bias in Meta-RL", G.2 and Table
 which the release trains on outer games, learn from the real games where the outer gradient is exact and plays none.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ from metagrad.experiments.gradient_bias.ipd_games import (
     value_gradient,
 )
 from metagrad.experiments.gradient_bias.lola import Data, Estimation, inner_problem, outer_loss
-from metagrad.learner.algorithm import Clock, NonFinite, Sample, UpdateMetrics
+from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, fetched, finite_scalars
 from metagrad.learner.plain_data import is_finite, is_like
 from metagrad.monte_carlo import Sampler
 from metagrad.networks import Network
@@ -174,20 +173,16 @@ class Lola:
             "norm/shaping_gradient": gradients.shaping.norm(),
             "norm/theta": new.theta.norm(),
         }
-        scalars = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
-        for name, value in scalars.items():
-            if not math.isfinite(value):
-                raise NonFinite(f"{name} became {value} at update {new.update}")
         for (player, state), probability in _cooperation(new).items():
             when = "at_start" if state == STATE_NAMES[START] else f"after_{state}"
-            scalars[f"cooperation/player_{player}_{when}"] = probability
+            tensors[f"cooperation/player_{player}_{when}"] = probability
+        scalars = finite_scalars(tensors, new.update)
         clock.lap("metrics")
-        scalars |= {f"time/{phase}_seconds": seconds for phase, seconds in clock.phases.items()}
-        return UpdateMetrics(scalars, ())
+        return UpdateMetrics(scalars | clock.scalars(), ())
 
     def shown(self, state: LolaState) -> dict[str, float]:
         """Return the probability that player 1 or 2 cooperates, by state; its own action first."""
-        return {f"cooperation_{player}_{name}": x for (player, name), x in _cooperation(state).items()}
+        return fetched({f"cooperation_{player}_{name}": x for (player, name), x in _cooperation(state).items()})
 
     def learnt(self, state: LolaState) -> dict[str, float]:
         """Select those in the states of lasting cooperation."""
@@ -228,9 +223,9 @@ def _both_views(code: Int64[Tensor, "T B"]) -> Int64[Tensor, "2 T B"]:
     return torch.stack([code, other_code(code)])
 
 
-def _cooperation(state: LolaState) -> dict[tuple[int, str], float]:
+def _cooperation(state: LolaState) -> dict[tuple[int, str], Tensor]:
     """Return P(cooperate | s) by player and name of the state."""
-    rows = torch.sigmoid(-state.theta).view(2, STATES).tolist()
+    rows = torch.sigmoid(-state.theta).view(2, STATES)
     return {
         (p, name): x for p, row in zip(PLAYERS, rows, strict=True) for name, x in zip(STATE_NAMES, row, strict=True)
     }
