@@ -40,8 +40,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "stacx": {"network": NatureCnn(hidden=8)},
     "stacx-impala": {"network": ImpalaCnn(hidden=8)},
     "lirpg-atari": {"network": NatureCnn(hidden=8)},
-    "discounting-chain": {"env": DiscountingChainConfig(horizon=3)},
-    "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=3), "inner_rollouts": 1},
+    "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
+    "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
 }
 WITHOUT_PEEK = ("atari-released", "lirpg-atari", "lirpg-snake", "discounting-chain", "ipd")
 TIMES = ("time/", "throughput/")
@@ -49,13 +49,13 @@ UPDATES = 2  # peek fills its window in the first, so the waits of the second ar
 
 
 def small(name: str, topology: str, schedule: str, product: str) -> BaseExperiment:
-    """Return the experiment with two environments, rollouts of three steps and a small network."""
+    """Return the experiment with two environments, rollouts of two steps and a small network."""
     experiment = EXPERIMENTS[name]()
     changes: dict[str, Any] = {"topology": topology, "schedule": schedule}
     if isinstance(experiment, Experiment):
         changes["meta"] = replace(experiment.meta, product=product)
     updates = UPDATES * (experiment.meta.n if _is_sequential(experiment) else 1)
-    short = {"environments": 2, "rollout_length": 3, "actors": 1, "updates": updates, "learner_threads": 1}
+    short = {"environments": 2, "rollout_length": 2, "actors": 1, "updates": updates, "learner_threads": 1}
     return replace(experiment, **short | {"log_every": 1_000} | SMALL.get(name, {}) | changes)
 
 
