@@ -141,8 +141,8 @@ def collect(
     trajectory = rows.trajectory(action, reward, is_terminal, is_truncated, valid, log_prob, policy_version)
     is_end, returns, lengths, *is_finite = _on_host(is_end, returns, lengths, *_is_finite(spec, trajectory, returns))
     # The reward, and the observations where they have fractions: row t+1 of these is what step t returned.
-    for what, rows, before in zip(("reward", "observation"), is_finite, (0, 1), strict=False):
-        name_fault(spec, what, rows, pool.steps_done - before)
+    for what, finite_rows, before in zip(("reward", "observation"), is_finite, (0, 1), strict=False):
+        name_fault(spec, what, finite_rows, pool.steps_done - before)
     pool.steps_done += length
     return trajectory, Episodes(returns[is_end], lengths[is_end])
 

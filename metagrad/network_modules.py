@@ -44,6 +44,7 @@ class ConditionedCritic(nn.Module):
     def forward(self, features: Tensor, discount: Float[Tensor, "1"] | float | None) -> Tensor:
         rule = "has a critic for the values under any discount, and none was named"
         require(discount is not None, "network", type(self).__name__, rule, "apply network.under(discount)")
+        assert discount is not None
         own = self.embedding.weight
         if not isinstance(discount, Tensor):
             discount = own.new_full((1,), discount)  # filled in where it is needed: a copy would be waited for

@@ -19,7 +19,7 @@ from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.run.colocated import ColocatedActors
 from metagrad.cluster.run.learning import actor_setups, set_tf32
-from metagrad.experiments import EXPERIMENTS
+from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.learner.algorithm import Sample
 from metagrad.learner.schedule import Lockstep
 from metagrad.precision import Precision
@@ -48,7 +48,7 @@ def replayed(rollouts: list[Trajectory], moved: Moved) -> Sample:
     rest = iter(rollouts)
 
     def sample(snapshot: WeightSnapshot, step: int) -> Trajectory:
-        return map_tensors(moved, next(rest))._replace(policy_version=snapshot.version)  # type: ignore[no-any-return]
+        return map_tensors(moved, next(rest))._replace(policy_version=snapshot.version)
 
     return sample
 
@@ -87,7 +87,8 @@ def counted_waits(waits: list[str]) -> Iterator[None]:
     """Append what CUDA says of each operation that the host waits for."""
 
     def note(message: Any, *_: Any, **__: Any) -> None:
-        waits.append(str(message))
+        if "synchronizing" in str(message):
+            waits.append(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -142,7 +143,7 @@ def times(pong: Experiment, device: torch.device, repeats: int, wait: Callable[[
 
 
 if __name__ == "__main__":
-    pong = replace(EXPERIMENTS["atari"](), env=AtariConfig(game="Pong"))
+    pong = replace(atari(), env=AtariConfig(game="Pong"))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: meta-update of Pong, n = {pong.meta.n}")
     for line in times(pong, torch.device("cuda"), 20, torch.cuda.synchronize):
         print(line, flush=True)
