@@ -22,6 +22,7 @@ from metagrad.cluster.run.learning import actor_setups, set_tf32
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.learner.algorithm import Sample
 from metagrad.learner.schedule import Lockstep
+from metagrad.optimizers import Sgd
 from metagrad.precision import Precision
 from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
@@ -65,8 +66,10 @@ def first_update(experiment: Experiment, sample: Sample, moved: Moved) -> dict[s
 def errors(experiment: Experiment, device: torch.device) -> dict[str, tuple[float, float]]:
     """Return relative errors of the first update in float32, (on the device, on the CPU), against float64.
 
-    All three see the same rollouts, since one action that falls out differently would change all later ones.
+    All three see the same rollouts, since one action that falls out differently would change all later ones. Steps are
+    plain gradients: the first ones of RMSProp and Adam are gradients' signs, which rounding may turn.
     """
+    experiment = replace(experiment, optimizer=Sgd(learning_rate=0.1))
     rollouts, sample = recorded(experiment)
     on_cpu = first_update(experiment, sample, lambda x: x)
     on_device = first_update(experiment, replayed(rollouts, lambda x: x.to(device)), lambda x: x.to(device))

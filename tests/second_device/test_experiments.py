@@ -3,6 +3,7 @@
 `device_runs` has the budget, and `standin` lists what this device cannot express.
 """
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -12,20 +13,22 @@ from device_runs import WITHOUT_PEEK, budget, require_equal, small, train
 
 from metagrad.experiments import EXPERIMENTS
 
-CASES = [
-    *[(name, "colocated", "lockstep", "retain") for name in EXPERIMENTS],
-    *[(name, "ray", "lockstep", "recompute") for name in WITHOUT_PEEK],
-    *[(name, "ray", "peek", "recompute") for name in EXPERIMENTS if name not in WITHOUT_PEEK],
-    *[
-        pytest.param(name, topology, schedule, product, marks=pytest.mark.slow)
-        for topology, schedule, product in (("ray", "lockstep", "recompute"), ("colocated", "peek", "retain"))
-        for name in EXPERIMENTS
-        if name not in WITHOUT_PEEK
-    ],
-]
+# Only their first form is fast: in the second one a smaller experiment shows the same.
+LARGE = ("demo", "atari-released", "stacx", "stacx-impala", "lirpg-atari")
 
 
-@pytest.mark.parametrize(("name", "topology", "schedule", "product"), CASES)
+def _cases() -> Iterator[Any]:
+    """Yield colocated lockstep and the learner's part of Ray's peek (or lockstep), and what is left as slow."""
+    for name in EXPERIMENTS:
+        yield name, "colocated", "lockstep", "retain"
+        second = (name, "ray", "lockstep" if name in WITHOUT_PEEK else "peek", "recompute")
+        yield pytest.param(*second, marks=pytest.mark.slow if name in LARGE else ())
+        if name not in WITHOUT_PEEK:
+            yield pytest.param(name, "ray", "lockstep", "recompute", marks=pytest.mark.slow)
+            yield pytest.param(name, "colocated", "peek", "retain", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "topology", "schedule", "product"), list(_cases()))
 def test_it_trains_as_on_the_cpu(
     name: str, topology: str, schedule: str, product: str, recorder: Any, standin: ModuleType
 ) -> None:
