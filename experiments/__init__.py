@@ -17,6 +17,7 @@ from metagrad.experiments.gradient_bias import (
 )
 from metagrad.experiments.gradient_bias.atari import atari, atari_released
 from metagrad.experiments.gradient_bias.ipd import ipd
+from metagrad.experiments.mixed_precision import precision_study
 from metagrad.experiments.one_step_at_a_time import (
     mrp,
     mrp_bias_variance,
@@ -63,5 +64,6 @@ STUDIES: dict[str, Study] = {
         peek_study.PONG_STUDY,
         atari_study.STUDY,
         atari_study.ALE_STUDY,
+        precision_study.STUDY,
     )
 }
