@@ -89,7 +89,7 @@ def _shown(value: float | Array, digits: int = 2) -> str:
     return "–" if np.isnan(value) else number(value, digits)
 
 
-def _both(values: Sequence[ArrayLike], digits: int = 2) -> str:
+def _both(values: Sequence[Array], digits: int = 2) -> str:
     """Write the medians of both precisions over windows."""
     return " · ".join(_shown(np.median(each), digits) for each in values)
 
@@ -123,7 +123,7 @@ def _gradient_table(compared: Sequence[_Compared], names: Sequence[str]) -> str:
     head = ["update", "gradient", "relative error", "cosine", *(f"∂ {_SYMBOLS[name]}" for name in names), "spread"]
     lines = [
         [f"{x.update:,}", x.gradient, _both(x.errors), _both(x.cosines, 4)]
-        + [_both(pair) for pair in x.of_each or [[np.nan]] * len(names)]
+        + [_both(pair) for pair in x.of_each or [[np.full(1, np.nan)]] * len(names)]
         + [_shown(x.spread)]
         for x in compared
     ]

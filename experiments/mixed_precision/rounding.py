@@ -21,6 +21,7 @@ from metagrad.learner.algorithm import Sample
 from metagrad.learner.config import BootstrapConfig
 from metagrad.learner.schedule import Lockstep
 from metagrad.meta_parameters import init_eta, learnt_slices
+from metagrad.precision import Precision
 from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 from metagrad.unroll import inner_update
@@ -28,7 +29,7 @@ from metagrad.unroll import inner_update
 CPU = torch.device("cpu")
 LEARNT = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
 MU = 0.9  # decay of the trace
-PRECISIONS: tuple[Literal["float32", "bf16-mixed"], ...] = ("float32", "bf16-mixed")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16-mixed")
 ESTIMATORS: tuple[Literal["n-step", "mix", "trace", "bmg"], ...] = ("n-step", "mix", "trace", "bmg")
 
 
@@ -47,17 +48,16 @@ def cases(ns: Sequence[int]) -> list[Case]:
     return [Case(n, estimator) for n in ns for estimator in ESTIMATORS if n > 1 or estimator in ("n-step", "bmg")]
 
 
-def measuring(experiment: Experiment, case: Case, precision: Literal["float32", "bf16-mixed"]) -> Experiment:
+def measuring(experiment: Experiment, case: Case, precision: Precision) -> Experiment:
     """Return the experiment with another look-ahead, and derivatives in all four hyper-parameters."""
     losses = experiment.meta_parameters
     all_four = {name: replace(getattr(losses, name), is_learnt=True) for name in LEARNT}
-    is_bootstrapped, is_trace = case.estimator == "bmg", case.estimator == "trace"
     meta = replace(
         experiment.meta,
         n=case.n,
-        estimator="n-step" if is_bootstrapped else case.estimator,
-        mu=MU if is_trace else None,
-        bootstrap=BootstrapConfig(updates=1 if is_bootstrapped else 0),
+        estimator="n-step" if case.estimator == "bmg" else case.estimator,
+        mu=MU if case.estimator == "trace" else None,
+        bootstrap=BootstrapConfig(updates=1 if case.estimator == "bmg" else 0),
     )
     return replace(experiment, meta=meta, meta_parameters=replace(losses, **all_four), precision=precision)
 
@@ -86,7 +86,7 @@ def rounding_errors(experiment: Experiment, windows: int, ns: Sequence[int]) -> 
 
 
 def _window(
-    run: ActorCritic, state: LearnerState, ways: dict[Case, dict[Any, ActorCritic]], live: Sample
+    run: ActorCritic, state: LearnerState, ways: dict[Case, dict[Precision, ActorCritic]], live: Sample
 ) -> dict[str, Any]:
     """Compare the precisions on fresh rollouts, which all ways share as far as they act by the same parameters."""
     state = _with_all_four(run, state, next(iter(ways.values()))["float32"])
@@ -104,7 +104,9 @@ def _window(
         def in_float64(snapshot: WeightSnapshot, j: int, replay: Sample = recorded) -> Trajectory:
             return _float64(replay(snapshot, j))
 
-        runs = [(name, algorithms[name], state, recorded) for name in PRECISIONS]  # float32 acts
+        runs: list[tuple[str, ActorCritic, LearnerState, Sample]] = [  # float32 comes first: it acts
+            (name, algorithms[name], state, recorded) for name in PRECISIONS
+        ]
         runs.append(("float64", algorithms["float32"], _float64(state), in_float64))
         gradients = {name: algorithm.estimate_meta_gradient(start, of) for name, algorithm, start, of in runs}
         meta[str(case)] = {name: gradient.tolist() for name, gradient in gradients.items()}
