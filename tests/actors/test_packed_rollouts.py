@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
-from metagrad.actors.envs import AtariConfig
+from metagrad.actors.envs.atari import AtariConfig, make_atari
 from metagrad.actors.envs.base import EnvironmentSpec, EnvironmentStep
 from metagrad.actors.policy import Decision
 from metagrad.actors.rollout import EnvironmentFault, Pool, collect
 from metagrad.frame_stacks import unpacked
-from metagrad.types import PackedTrajectory
+from metagrad.types import PackedTrajectory, Trajectory
 
 BATCH, LENGTH = 4, 20
 
@@ -91,11 +91,16 @@ def test_rebuilt_stacks_are_the_pools_own_over_twenty_thousand_steps(game, backe
     assert game != "Breakout" or whole["invalid"] > whole["begun"]
 
 
-@pytest.mark.parametrize("view", ["colours", "one frame"])
-def test_pictures_that_are_no_stacks_travel_whole(view):
-    config = AtariConfig(stack_size=1 if view == "one frame" else 4)
-    environment = config.make(batch_size=2, seed=0, device=torch.device("cpu"), threads=1, is_training=True)
-    assert environment.spec.is_frame_stack == (view != "one frame")
+@pytest.mark.parametrize(("stack_size", "is_colour_view"), [(1, False), (4, True)])
+def test_pictures_that_are_no_stacks_travel_whole(stack_size, is_colour_view):
+    config = AtariConfig(stack_size=stack_size)
+    sizes = {"batch_size": 2, "seed": 0, "threads": 1}
+    environment = make_atari(config, **sizes, is_training=True, is_colour_view=is_colour_view)
+    pool = Pool(environment, seed=0)
+    first = pool.observation.clone()
+    trajectory, _ = collect(pool, acting_at_random(environment.spec.num_actions), 0, 2)
+    assert isinstance(trajectory, Trajectory)
+    assert torch.equal(trajectory.observation[0], first)
     environment.close()
 
 

@@ -101,15 +101,18 @@ def test_zero_and_minus_zero_are_two_frames() -> None:
     assert_same_bits(unpacked(pack(observation)).observation, observation)
 
 
-def test_a_start_costs_no_more_than_its_own_frames() -> None:
-    """After a start the game's stacks are continued from it: nothing is kept twice."""
-    games = torch.arange(1, 200, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 2, 2)
-    zeros = torch.zeros_like(games[:3])
-    first, second = games[:20], torch.cat([zeros, games[40:60]])
-    stacks = torch.cat([first.unfold(0, 4, 1), second.unfold(0, 4, 1)]).permute(0, 3, 1, 2).unsqueeze(1)
+@pytest.mark.parametrize(("start", "more"), [("repeated", 0), ("zeros", 1)])
+def test_a_start_costs_no_more_than_its_own_frames(start: str, more: int) -> None:
+    """Nothing is kept twice, in any later stack of the game either, and the zeros of all games are one frame."""
+    numbers = torch.arange(1, 121, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 3, 3)
+    games = []
+    for game in numbers.split(40):
+        before = game[:1].expand(3, 3, 3) if start == "repeated" else torch.zeros_like(game[:3])
+        games.append(torch.cat([before, game]).unfold(0, 4, 1))
+    stacks = torch.cat(games).permute(0, 3, 1, 2).unsqueeze(1)
     trajectory = pack(stacks)
     assert_same_bits(unpacked(trajectory).observation, stacks)
-    assert len(trajectory.frames) == len(stacks) + 3 + 1  # T+K, and the zeros
+    assert len(trajectory.frames) == len(stacks) + 3 + more  # T+K, and the zeros
 
 
 def test_an_environment_may_write_to_its_own_memory_again() -> None:
