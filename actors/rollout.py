@@ -150,7 +150,11 @@ def collect(
 def _is_finite(spec: EnvironmentSpec, trajectory: Trajectory | PackedTrajectory, returns: Tensor) -> Iterator[Tensor]:
     # Running returns too: the sign of an infinite raw reward is finite.
     yield torch.isfinite(trajectory.reward) & torch.isfinite(returns)
-    if spec.observation_dtype.is_floating_point:
+    pixels = trajectory.frames if isinstance(trajectory, PackedTrajectory) else trajectory.observation
+    # A sum is finite only if all its terms are, and the mask of all pixels takes longer than the rollout. On another
+    # device it takes next to nothing, while the host would wait for the sum.
+    is_fractional = spec.observation_dtype.is_floating_point
+    if is_fractional and not (pixels.device.type == "cpu" and bool(torch.isfinite(pixels.sum()))):
         yield torch.isfinite(unpacked(trajectory).observation).flatten(2).all(-1)
 
 

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "end_to_end": "benchmarks.end_to_end",
     "meta_gradient": "benchmarks.meta_gradient",
     "environments": "benchmarks.environments",
+    "feeding": "benchmarks.feeding",
     "pipeline": "benchmarks.pipeline",
     "precision": "benchmarks.precision",
     "scaling": "benchmarks.scaling",

@@ -13,7 +13,8 @@ from metagrad.cluster.on_ray.slots import Slot
 from metagrad.cluster.run.learning import Assignment, prepared_training
 from metagrad.cluster.run.stop import StopRequest
 from metagrad.learner.actors import Actors
-from metagrad.learner.reports import Report, Row
+from metagrad.learner.reports import Report, Reporter, Row
+from metagrad.learner.training import Training
 
 
 class Fleet:
@@ -36,12 +37,23 @@ class Fleet:
             RuntimeError: an actor was lost meanwhile.
         """
         rows: dict[str, list[float]] = defaultdict(list)
-        life = self.next_life()
 
         def report(each: Report) -> None:
             if isinstance(each, Row):
                 for name, value in each.scalars.items():
                     rows[name].append(value)
+
+        with self.training(experiment, report) as training:
+            training.run(StopRequest())  # which nobody makes: it is not entered
+        lost = rows["transport/actors_restarted"][-1]
+        if lost:
+            raise RuntimeError(f"{lost:g} actors were lost meanwhile, so this is no measurement")
+        return dict(rows)
+
+    @contextmanager
+    def training(self, experiment: BaseExperiment, report: Reporter) -> Iterator[Training]:
+        """Prepare a training with the first so many of them, the learner in this process."""
+        life = self.next_life()
 
         @contextmanager
         def open_actors(setups: list[ActorSetup], states: Sequence[ActorState] | None) -> Iterator[Actors]:
@@ -52,13 +64,8 @@ class Fleet:
             yield RayActors(slots, experiment.faults, _unheard, Actor, life, experiment.rollouts_per_batch)
 
         assignment = Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None, life=life)
-        stop = StopRequest()  # which nobody makes: it is not entered
-        with prepared_training(assignment, open_actors, report, stop) as training:
-            training.run(stop)
-        lost = rows["transport/actors_restarted"][-1]
-        if lost:
-            raise RuntimeError(f"{lost:g} actors were lost meanwhile, so this is no measurement")
-        return dict(rows)
+        with prepared_training(assignment, open_actors, report, StopRequest()) as training:
+            yield training
 
 
 def _unheard(message: str) -> None:

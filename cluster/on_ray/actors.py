@@ -23,6 +23,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_FOR_STATES = 2.0
 _SECONDS_TO_STAND_IN, _TIMES_TO_STAND_IN = 10.0, 5.0  # in lockstep: so long, and so many times the longest rollout
 _SECONDS_WITHOUT_A_PLACE = 120.0  # or a rollout's limit where that is longer; a process has to start in them too
+_BYTES_BY_VALUE = 2**16  # of weights that every order carries itself, since to fetch them would take longer
 _SECONDS_TO_COME_UP = 30.0  # then lockstep begins without the actors that the cluster has no place for yet
 
 
@@ -120,7 +121,7 @@ class RayActors:
         unread = ray.wait(told, num_returns=len(told), timeout=0)[1] if told else []
         for slot in self._slots:
             if slot.phase is Phase.READY and slot.telling not in unread:
-                slot.telling = slot.handle.publish.remote(published)
+                slot.telling = slot.handle.publish.remote(tuple(published))
 
     def _drop_older_than(self, oldest: int) -> None:
         arrived, self._arrived = self._arrived, deque()
@@ -149,10 +150,11 @@ class RayActors:
         return rested[0] if rested else None
 
     def _publish(self, snapshot: WeightSnapshot) -> Published:
-        """Put this version once; a node fetches it at most once for all its actors."""
+        """Put this version once, unless it is small; a node fetches it at most once for all its actors."""
         if self._published is None or self._published.version != snapshot.version:
-            arrays = (snapshot.version, _to_numpy(snapshot.theta), _to_numpy(snapshot.eta))
-            self._published = Published(self._learner, snapshot.version, [ray.put(arrays)])
+            arrays = _to_numpy(snapshot.theta), _to_numpy(snapshot.eta)
+            is_small = sum(array.nbytes for array in arrays) <= _BYTES_BY_VALUE
+            self._published = Published(self._learner, snapshot.version, arrays if is_small else [ray.put(arrays)])
         return self._published
 
     def _order(self, slot: Slot | None, shard: int, published: Published, lookahead_step: int) -> None:
@@ -161,7 +163,7 @@ class RayActors:
         if not slot.orders:
             slot.since = time.monotonic()
         self.account.order(slot.steps)
-        reference = slot.handle.rollout.remote(published, lookahead_step)
+        reference = slot.handle.rollout.remote(tuple(published), lookahead_step)
         slot.orders.append(Order(shard, reference, published.version))
 
     def _completed(self) -> list[tuple[Order, Rollout]]:
@@ -177,8 +179,9 @@ class RayActors:
         ordered = {order.reference: (slot, order) for slot in self._slots for order in slot.orders}
         references = [*waiting, *ordered]
         if references:
-            ray.wait(references, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+            ready = ray.wait(references, num_returns=len(references), timeout=0)[0]
+            if not ready:
+                ready = ray.wait(references, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)[0]
         else:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             ready = []

@@ -21,15 +21,18 @@ from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 
 MakeActor = Callable[[ActorSetup], Actor]
-Weights = tuple[int, np.ndarray, np.ndarray]  # version, θ, η
+Weights = tuple[np.ndarray, np.ndarray]  # θ, η
 
 
 class Published(NamedTuple):
-    """Refers to the weights of one version; a node fetches them once for all its actors."""
+    """Refers to the weights of one version; a node fetches them once for all its actors.
+
+    It travels as a plain tuple: Ray takes three times as long over a call with a class among its arguments.
+    """
 
     learner: int  # which life of the learner published it: versions of two lives do not compare
     version: int
-    weights: list[Any]  # the reference, in a list: an actor fetches it when it needs it, or never
+    weights: Weights | list[Any]  # small ones; or the reference, in a list: an actor fetches it when it needs it
 
 
 class ProcessPlace(NamedTuple):
@@ -62,9 +65,9 @@ class RolloutActor:
         return ProcessPlace(*address_and_pid(), self._actor is not None)
 
     @ray.method(concurrency_group="control")
-    def publish(self, published: Published) -> None:
+    def publish(self, published: tuple[Any, ...]) -> None:
         """Use these weights, or newer ones, for rollouts that begin from now on."""
-        self._newest = published
+        self._newest = Published(*published)
 
     def start(self, setup: ActorSetup, make: MakeActor, state: ActorState | None, expected: dict[str, str]) -> None:
         """Make the environments.
@@ -91,14 +94,13 @@ class RolloutActor:
         if state:
             self._actor.load_state(state)
 
-    def rollout(self, ordered: Published, lookahead_step: int) -> Rollout:
+    def rollout(self, order: tuple[Any, ...], lookahead_step: int) -> Rollout:
         """Roll out T steps under the ordered weights, or newer ones of the same learner that were published since.
 
         Raises:
             NotStarted: this process has no environments.
         """
-        actor = self._started()
-        newest = self._newest
+        actor, ordered, newest = self._started(), Published(*order), self._newest
         if newest is not None and newest.learner == ordered.learner and newest.version > ordered.version:
             ordered = newest
         with torch.no_grad():
@@ -108,9 +110,10 @@ class RolloutActor:
     def _snapshot(self, published: Published) -> WeightSnapshot:
         held = self._weights
         if held is None or (held[0], held[1].version) != (published.learner, published.version):
-            weights: Weights = ray.get(published.weights[0])
+            weights = published.weights
+            theta, eta = weights if isinstance(weights, tuple) else ray.get(weights[0])
             # Own copies: the object store's arrays are read-only.
-            snapshot = WeightSnapshot(weights[0], torch.tensor(weights[1]), torch.tensor(weights[2]))
+            snapshot = WeightSnapshot(published.version, torch.tensor(theta), torch.tensor(eta))
             held = self._weights = (published.learner, snapshot)
         return held[1]
 

@@ -299,6 +299,20 @@ def test_non_finite_first_observation_names_the_reset():
         collect(pool, acting(network, theta), 0, length=5)
 
 
+def test_numbers_that_only_their_sum_takes_beyond_the_largest_are_no_fault():
+    """A sum that is finite is proof; one that is not has the exact check decide."""
+
+    class Enormous(Faulty):
+        def step(self, action):
+            step = super().step(action)
+            return step._replace(observation=torch.full_like(step.observation, 3e38))
+
+    pool = Pool(Enormous("reward", 0.0, 0, index=0), 0)
+    network, theta = parameters(pool.environment.spec, SMALL_SNAKE_CNN)
+    trajectory, _ = collect(pool, acting(network, theta), 0, length=5)
+    assert torch.isinf(trajectory.observation.sum())
+
+
 def test_fault_reaches_the_caller_of_an_actor(monkeypatch):
     faulty = Faulty("reward", float("nan"), 7, index=3)
     monkeypatch.setattr(SnakeConfig, "make", lambda *_, **__: faulty)

@@ -100,7 +100,7 @@ class Process:
         while self.inbox and not self.is_hung:
             name, values, reference = self.inbox.popleft()
             if name == "publish":
-                self.newest = values[0]
+                self.newest = Published(*values[0])
             reference.come(ProcessPlace("10.0.0.1", self.pid, self.is_started) if name == "place" else None)
 
     def work(self) -> None:
@@ -117,7 +117,7 @@ class Process:
         elif name == "state":
             reference.come({"index": self.index})
         else:
-            ordered: Published = values[0]
+            ordered = Published(*values[0])
             newest = self.newest
             is_newer = newest is not None and newest.learner == ordered.learner and newest.version > ordered.version
             reference.come(self.brings(newest.version if is_newer and newest else ordered.version, values[1]))

@@ -31,10 +31,10 @@ def fetched(monkeypatch: pytest.MonkeyPatch, setup: ActorSetup) -> list[Any]:
     theta = network.init(torch.Generator().manual_seed(0)).numpy()
     asked: list[Any] = []
 
-    def get(reference: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
+    def get(reference: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         asked.append(reference)
         theta.setflags(write=False)
-        return reference[1], theta, np.zeros(1, np.float32)
+        return theta, np.zeros(1, np.float32)
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.9")
@@ -52,10 +52,10 @@ def test_it_rolls_out_what_was_ordered_or_the_newer_it_was_told_of(setup: ActorS
     assert (actor.place().node, actor.place().is_started) == ("10.0.0.9", True)
 
     def version(ordered: Published) -> int:
-        return actor.rollout(ordered, 0).trajectory.policy_version
+        return actor.rollout(tuple(ordered), 0).trajectory.policy_version
 
     assert version(published(0, 3)) == 3
-    actor.publish(published(0, 5))
+    actor.publish(tuple(published(0, 5)))
     assert version(published(0, 4)) == 5, "newer weights are there"
     assert version(published(0, 6)) == 6
     assert version(published(0, 6)) == 6
@@ -63,6 +63,18 @@ def test_it_rolls_out_what_was_ordered_or_the_newer_it_was_told_of(setup: ActorS
     assert version(published(1, 2)) == 2, "a learner that began anew counts from where it began"
     assert version(published(1, 5)) == 5
     assert fetched[3:] == [(1, 2), (1, 5)], "and its versions are others"
+
+
+def test_small_weights_travel_with_the_order_and_are_not_fetched(setup: ActorSetup, fetched: list[Any]) -> None:
+    network = build_network(setup.network, (3, 3, 5), 4, setup.has_outer_critic)
+    theta = network.init(torch.Generator().manual_seed(0)).numpy()
+    by_value, by_reference = RolloutActor(), RolloutActor()
+    rollouts = []
+    for actor, weights in ((by_value, (theta, np.zeros(1, np.float32))), (by_reference, [(0, 3)])):
+        actor.start(setup, Actor, None, versions())
+        rollouts.append(actor.rollout((0, 3, weights), 0).trajectory)
+    assert fetched == [(0, 3)]
+    assert np.array_equal(rollouts[0].behaviour_log_prob, rollouts[1].behaviour_log_prob)
 
 
 def test_arrays_travel_as_numpy(setup: ActorSetup, fetched: list[Any]) -> None:
