@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metagrad.frame_stacks import unpacked
 from metagrad.types import PackedTrajectory, Rollout, Trajectory
@@ -46,11 +47,21 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
     for name, column in zip(names, columns, strict=True):
         axis = 0 if name == "frames" else 1
         if isinstance(column[0], np.ndarray):
-            field = torch.from_numpy(np.concatenate(column, axis=axis))
+            field = _concatenated(column, axis, device)
         else:
             field = column[0] if len(column) == 1 else torch.cat(column, dim=axis)
         fields.append(field.to(device, non_blocking=True))
     return Batch(type(trajectories[0])._make([*fields, min(versions)]), versions)
+
+
+def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device) -> Tensor:
+    """Write arrays one behind the other into a new tensor, on the host; page-locked where a GPU is to fetch it."""
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+    joined = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    np.concatenate(arrays, axis=axis, out=joined.numpy())
+    return joined
 
 
 def _shifted(

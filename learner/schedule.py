@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from metagrad.learner.actors import Actors
+from metagrad.learner.actors import Actors, ActorsElsewhere
+from metagrad.learner.ahead import Ahead, Direct, Feed
 from metagrad.learner.batch import Batch, merge, trajectory_of
 from metagrad.trees import map_tensors
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
@@ -54,6 +55,10 @@ class Schedule(Protocol):
         """Continue from `to_tree()`."""
         ...
 
+    def close(self) -> None:
+        """Take no more batches."""
+        ...
+
 
 class _Intake:
     """Makes batches of rollouts on the learner's device, and notes their facts."""
@@ -62,12 +67,18 @@ class _Intake:
         self.device = device
         self._received: list[Received] = []
 
-    def batch(self, rollouts: Sequence[Rollout], version: int | None, is_lookahead: bool) -> Batch:
+    def merged(
+        self, rollouts: Sequence[Rollout], version: int | None = None, is_lookahead: bool = False
+    ) -> tuple[Batch, Received]:
         """Merge the rollouts of one batch, all of them of this version unless it is None."""
         batch = merge(rollouts, version, self.device)
         episodes = tuple(rollout.episodes for rollout in rollouts)
         frames = torch.stack([torch.as_tensor(rollout.trajectory.valid.sum()) for rollout in rollouts]).sum()
-        self._received.append(Received(episodes, frames, is_lookahead))
+        return batch, Received(episodes, frames, is_lookahead)
+
+    def note(self, batch: Batch, received: Received) -> Batch:
+        """Note that a batch has come in."""
+        self._received.append(received)
         return batch
 
     def take(self) -> list[Received]:
@@ -89,7 +100,8 @@ class Lockstep:
 
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
         """Have all actors roll this snapshot out."""
-        batch = self._intake.batch(self._actors.sample(snapshot, step), snapshot.version, step > 0)
+        rollouts = self._actors.sample(snapshot, step)
+        batch = self._intake.note(*self._intake.merged(rollouts, snapshot.version, step > 0))
         self.lag = tuple(snapshot.version - version for version in batch.versions)
         return batch.trajectory
 
@@ -99,6 +111,9 @@ class Lockstep:
 
     def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
         """Take back nothing."""
+
+    def close(self) -> None:
+        """Leave the actors as they are: they work on demand."""
 
 
 class Peek:
@@ -125,9 +140,11 @@ class Peek:
             max_lag: versions that may lie between a rollout's policy and θ₀ of the real update that uses it.
             version: of the next snapshot, the real updates done so far.
         """
-        self._actors = actors
         self._intake = _Intake(device)
         self.take_received = self._intake.take
+        merged = self._intake.merged
+        self._feed: Feed[tuple[Batch, Received]]
+        self._feed = Ahead(actors, merged, device) if isinstance(actors, ActorsElsewhere) else Direct(actors, merged)
         self._batches = batches
         self._entry_lag = max_lag - (batches - 1)  # a batch waits for n more updates
         self._version = version
@@ -150,8 +167,8 @@ class Peek:
         if self._is_first_used:
             self._window.popleft()
         while len(self._window) < self._batches:
-            rollouts = self._actors.stream(published, published.version - self._entry_lag)
-            self._window.append(self._intake.batch(rollouts, None, False))
+            taken = self._feed.take(published, published.version - self._entry_lag)
+            self._window.append(self._intake.note(*taken))
         self.lag = tuple(published.version - version for version in self._window[0].versions)
         self._is_first_used = True
         self._version += 1
@@ -166,3 +183,7 @@ class Peek:
         for entry in tree:
             fields = map_tensors(lambda x: x.to(self._intake.device), entry["trajectory"])
             self._window.append(Batch(trajectory_of(fields), tuple(entry["versions"])))
+
+    def close(self) -> None:
+        """Take no more batches."""
+        self._feed.close()

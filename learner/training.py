@@ -181,7 +181,7 @@ def _load(checkpoint: dict[str, Any], config: TrainingConfig, tally: Tally, acco
 def _summary(
     config: TrainingConfig, algorithm: Algorithm[Any], state: Any, tally: Tally, account: Account
 ) -> dict[str, Any]:
-    statistics, counters = tally.episodes.statistics(), tally.counters
+    statistics, counters, steps = tally.episodes.statistics(), tally.counters, account.to_tree()
     frames = counters.frames_real + counters.frames_lookahead
     return {
         "experiment": config.name,
@@ -193,12 +193,12 @@ def _summary(
         "return_mean": statistics.return_mean,
         "return_count": statistics.episodes,
         "eta": algorithm.shown(state),
-        "sampled": account.sampled,
-        "consumed": account.consumed,
-        "dropped": account.dropped.total(),
-        "dropped_reasons": dict(account.dropped),
-        "in_flight": account.in_flight,
-        "actors_restarted": account.actors_restarted,
+        "sampled": steps["sampled"],
+        "consumed": steps["consumed"],
+        "dropped": sum(steps["dropped"].values()),
+        "dropped_reasons": steps["dropped"],
+        "in_flight": steps["in_flight"],
+        "actors_restarted": steps["actors_restarted"],
         "wall_seconds": counters.wall_seconds,
         "torch": torch.__version__,
         "learner_device": str(state.theta.device),

@@ -16,7 +16,7 @@ from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, Published, versions
 from metagrad.cluster.on_ray.slots import Order, Phase, Slot, rest_seconds, states_of, whom_to_ask
 from metagrad.errors import ConfigurationError
-from metagrad.learner.actors import Account
+from metagrad.learner.actors import Account, StreamEnded
 from metagrad.types import Rollout, WeightSnapshot
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -66,7 +66,8 @@ class RayActors:
         self._opened = time.monotonic()
         self._has_delivered = False
         self._longest = 0.0  # seconds that a rollout has taken so far
-        self._published: Published | None = None
+        self._published: Published | None = None  # the newest
+        self._is_stopped = False
         self._arrived: deque[Rollout] = deque()
         self._slots = list(slots)
         for slot in self._slots:
@@ -100,23 +101,34 @@ class RayActors:
 
         Rollouts for this batch and the next are ordered ahead and no more, so that actors work while the learner does
         and nothing piles up.
+
+        Raises:
+            StreamEnded: `stop_streaming` was called.
+            ActorsLost: no actor is left.
+            RayTaskError: an actor's own exception, with its traceback.
         """
-        published = self._publish(snapshot)
-        self._tell(published)
+        self.publish(snapshot)
         is_starved = False
-        while True:
+        while not self._is_stopped:
             self._drop_older_than(oldest)
-            self._order_ahead(published, oldest, is_starved)
+            self._order_ahead(oldest, is_starved)
             if len(self._arrived) >= self._rollouts_per_batch:
-                batch = [self._arrived.popleft() for _ in range(self._rollouts_per_batch)]
-                self._order_ahead(published, oldest, False)
-                return batch
+                return [self._arrived.popleft() for _ in range(self._rollouts_per_batch)]
             arrived = [rollout for _, rollout in self._completed()]
             self._arrived.extend(arrived)
             is_starved = not arrived
+        raise StreamEnded
 
-    def _tell(self, published: Published) -> None:
-        """Announce weights to all who have read the announcement before, so that none pile up before one that hangs."""
+    def stop_streaming(self) -> None:
+        """Have a `stream` that waits in another thread end with `StreamEnded`."""
+        self._is_stopped = True
+
+    def publish(self, snapshot: WeightSnapshot) -> None:
+        """Announce weights to all who have read the announcement before, so that none pile up before one that hangs.
+
+        The learner may do so while another thread waits in `stream`, which then orders under them.
+        """
+        published = self._publish(snapshot)
         told = [slot.telling for slot in self._slots if slot.telling is not None]
         unread = ray.wait(told, num_returns=len(told), timeout=0)[1] if told else []
         for slot in self._slots:
@@ -131,8 +143,10 @@ class RayActors:
             else:
                 self.account.drop(self._slots[rollout.actor].steps, "too old")
 
-    def _order_ahead(self, published: Published, oldest: int, is_starved: bool) -> None:
-        size, lag = self._rollouts_per_batch, published.version - oldest
+    def _order_ahead(self, oldest: int, is_starved: bool) -> None:
+        published = self._published
+        assert published is not None
+        size, lag = self._rollouts_per_batch, published.version + 1 - oldest  # taken ahead, for the next version
         while (slot := whom_to_ask(self._slots, len(self._arrived), size, oldest, lag, is_starved)) is not None:
             self._order(slot, 0, published, 0)
 
@@ -150,8 +164,8 @@ class RayActors:
         return rested[0] if rested else None
 
     def _publish(self, snapshot: WeightSnapshot) -> Published:
-        """Put this version once, unless it is small; a node fetches it at most once for all its actors."""
-        if self._published is None or self._published.version != snapshot.version:
+        """Put a new version once, unless it is small; a node fetches it at most once for all its actors."""
+        if self._published is None or self._published.version < snapshot.version:
             arrays = _to_numpy(snapshot.theta), _to_numpy(snapshot.eta)
             is_small = sum(array.nbytes for array in arrays) <= _BYTES_BY_VALUE
             self._published = Published(self._learner, snapshot.version, arrays if is_small else [ray.put(arrays)])

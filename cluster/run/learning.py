@@ -1,7 +1,7 @@
 """Makes a training loop of an experiment, ready to run in any process."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,8 +140,10 @@ def prepared_training(
     else:
         state, states = algorithm.from_tree(checkpoint["learner"], device), checkpoint["actors"]
     setups = actor_setups(experiment, device, state.update, assignment.life)
-    with open_actors(setups, states) as actors:
-        schedule = _schedule(experiment, actors, device, state.update)
+    with (
+        open_actors(setups, states) as actors,
+        closing(_schedule(experiment, actors, device, state.update)) as schedule,
+    ):
         training = Training(training_config(experiment), algorithm, state, actors, schedule, report)
         if checkpoint is not None:
             training.load(checkpoint)

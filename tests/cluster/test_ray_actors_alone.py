@@ -449,14 +449,14 @@ def test_states_of_actors_that_are_away_or_late_are_left_out(world: MakeWorld) -
     assert all(": the checkpoint is without its environments (" in line for line in here.said)
 
 
-def test_a_stream_is_of_the_newest_weights_and_two_batches_ahead(world: MakeWorld) -> None:
+def test_a_stream_is_of_the_newest_weights_and_a_batch_ahead_of_the_one_it_brings(world: MakeWorld) -> None:
     here = world(2)
     actors = here.actors(rollouts_per_batch=2)
     for version in range(8):
         batch = actors.stream(snapshot(version), version - 3)
         assert len(batch) == 2
         assert all(version - 3 <= x.trajectory.policy_version <= version for x in batch)
-        assert outstanding(actors) == 4 * STEPS
+        assert outstanding(actors) == 2 * STEPS
         actors.account.consume(2 * STEPS)
         assert actors.account.in_flight == outstanding(actors)
     assert not actors.account.dropped
@@ -468,11 +468,11 @@ def test_all_of_many_actors_work_where_their_rollouts_will_be_used_in_time(world
     actors = here.actors(rollouts_per_batch=2)
     for version in range(4):
         actors.stream(snapshot(version), version - 4)
-    assert outstanding(actors) == 4 * 2 * STEPS, "four batches"
+    assert outstanding(actors) == 4 * 2 * STEPS, "four batches, all of which will be used in time"
     few = world(8).actors(rollouts_per_batch=2)
     for version in range(4):
         few.stream(snapshot(version), version - 1)
-    assert outstanding(few) == 2 * 2 * STEPS, "two batches, since a third would come too late"
+    assert outstanding(few) == 2 * STEPS, "one, since two more would come too late"
 
 
 def test_actors_that_hang_keep_no_other_from_working(world: MakeWorld) -> None:
