@@ -97,6 +97,21 @@ def resumed(words: Sequence[str]) -> Resumed:
         return Resumed()
 
 
+def without_auto_actors(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the words without `--actors auto`, which is no number, and True where it was among them.
+
+    >>> without_auto_actors(["--seed", "1", "--actors", "auto"])
+    (['--seed', '1'], True)
+    """
+    kept: list[str] = []
+    for word in words:
+        if word == "auto" and kept and kept[-1] == "--actors":
+            kept.pop()
+        elif word != "--actors=auto":
+            kept.append(word)
+    return kept, len(kept) < len(words)
+
+
 def _tyro(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:
     if default is None:
         return tyro.cli(kind, args=words, prog=program, config=_CONFIG, registry=_REGISTRY)

@@ -33,7 +33,7 @@ imported when games are made, so that a configuration can be checked without the
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class AtariConfig(EnvironmentConfig):
     Raises:
         ConfigurationError: the game or backend is unknown, or a value is out of its range.
     """
+
+    has_threads: ClassVar[bool] = True
 
     game: str = "Pong"  # name of the game, such as Pong
     backend: AtariBackend = "envpool"  # library that runs the games

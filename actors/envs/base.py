@@ -13,7 +13,7 @@ Autoreset is one of two, and is the environment's own property (see docs/convent
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -213,6 +213,9 @@ class DeviceEnvironment(ABC, Generic[S]):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvironmentConfig(ABC):
     """Describes one kind of environment and makes batches of it; a new kind is a subclass in a file of its own."""
+
+    has_threads: ClassVar[bool] = False
+    """True: a batch steps in as many threads of its own as it is given, so that one process keeps many cores busy."""
 
     @abstractmethod
     def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Environment:

@@ -9,7 +9,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class EnvPoolConfig(EnvironmentConfig):
         ConfigurationError: a value is out of its range; when it is made, the task is none, or has a space or several
             agents that are not taken.
     """
+
+    has_threads: ClassVar[bool] = True
 
     task: str = "CartPole-v1"
     """Name of the task, such as CartPole-v1 or MiniGrid-Empty-5x5-v0."""

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from metagrad.cli.lookup import experiment_first
-from metagrad.cli.options import AllFields, parse
-from metagrad.cluster.plan.preview import plan
+from metagrad.cli.options import AllFields, parse, without_auto_actors
+from metagrad.cli.shell import print_lines
+from metagrad.cluster.plan.preview import plan, with_chosen_actors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,5 +21,12 @@ class PlanOptions:
 def run(words: Sequence[str]) -> None:
     """Print how a run would be laid out."""
     experiment, rest = experiment_first(words, "plan")
+    rest, is_auto = without_auto_actors(rest)
     options = parse(PlanOptions, rest, PlanOptions(experiment=experiment), f"metagrad plan {experiment.name}")
-    plan(options.experiment, options.json)
+    if not is_auto:
+        plan(options.experiment, options.json)
+        return
+    chosen = with_chosen_actors(options.experiment)
+    if not options.json:  # where the numbers alone stand
+        print_lines([f"chosen: {chosen.reason}"])
+    plan(chosen.experiment, options.json)

@@ -7,8 +7,9 @@ from rich.console import Console
 
 from metagrad.actors.record import has_pictures
 from metagrad.cli.lookup import experiment_first, stored_experiment
-from metagrad.cli.options import AllFields, parse, resumed
+from metagrad.cli.options import AllFields, parse, resumed, without_auto_actors
 from metagrad.cli.shell import print_lines, quoted, sibling
+from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.launch.launch import default_run_dir
 from metagrad.cluster.launch.launch import run as train
 from metagrad.errors import require
@@ -29,6 +30,7 @@ class TrainOptions:
 def run(words: Sequence[str]) -> None:
     """Train one experiment."""
     experiment, rest = experiment_first(words, "train")
+    rest, is_auto = without_auto_actors(rest)
     program = f"metagrad train {experiment.name}"
     continued = resumed(rest)
     if continued.run_dir is not None:
@@ -39,9 +41,10 @@ def run(words: Sequence[str]) -> None:
         assert run_dir is not None
         experiment = stored_experiment(run_dir, experiment.name)
     options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
-    run_dir = options.run_dir or str(default_run_dir(options.experiment))
-    summary = train(options.experiment, run_dir, options.resume, Console(stderr=False))
-    recorded = " --record" if has_pictures(options.experiment.env) else ""
+    experiment = _with_actors(options) if is_auto else options.experiment
+    run_dir = options.run_dir or str(default_run_dir(experiment))
+    summary = train(experiment, run_dir, options.resume, Console(stderr=False))
+    recorded = " --record" if has_pictures(experiment.env) else ""
     lines = (
         f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
@@ -49,3 +52,14 @@ def run(words: Sequence[str]) -> None:
         f"play it:    {quoted(sibling('metagrad'))} eval {quoted(run_dir)}{recorded}",
     )
     print_lines(lines if summary["updates"] else lines[:2])  # else there is nothing to look at
+
+
+def _with_actors(options: TrainOptions) -> BaseExperiment:
+    """Choose the actors of a run that begins, and say which."""
+    rule = "chooses for a run that begins, and this one keeps the actors that it has"
+    require(not options.resume, "actors", "auto", rule, "leave it out")
+    from metagrad.cluster.plan.preview import with_chosen_actors  # loads torch
+
+    chosen = with_chosen_actors(options.experiment)
+    print_lines([f"chosen: {chosen.reason}"])
+    return chosen.experiment

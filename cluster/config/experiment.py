@@ -100,7 +100,8 @@ class BaseExperiment(ABC):
     seed: int = 0
     """Seed of everything random in the run."""
     actors: int = 2
-    """Number of actors, which step the environments."""
+    """Number of actors, which step the environments; train, plan and submit also take auto, which chooses it, their
+    threads and their environments for the cluster that is there."""
     actor_threads: int = 1
     """CPU threads of each actor (policy inference and C++ environment pools)."""
     schedule: ScheduleName = "lockstep"

@@ -14,6 +14,7 @@ from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, ActorSetup, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.on_ray.address import cluster_address
+from metagrad.cluster.plan.automatic import Choice, choose_actors
 from metagrad.cluster.plan.placement import Node, Plan, Rates, make_plan, own_cpus, problems
 from metagrad.cluster.run.learning import actor_setups, learner_threads, resolve_device
 from metagrad.cores import default_threads, usable_cores
@@ -23,6 +24,12 @@ from metagrad.types import Rollout, Trajectory, WeightSnapshot
 T = TypeVar("T")
 _REPETITIONS = 3
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def with_chosen_actors(experiment: BaseExperiment) -> Choice:
+    """Choose the actors for the cluster at RAY_ADDRESS, or for this machine: `--actors auto`."""
+    nodes, _ = find_nodes(dataclasses.replace(experiment, actors=1))
+    return choose_actors(experiment, nodes, cluster_address() is None)
 
 
 def plan(experiment: BaseExperiment, is_json: bool) -> None:

@@ -2,7 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from metagrad.cli.options import parse
+from metagrad.cli.commands import plan, train
+from metagrad.cli.options import parse, without_auto_actors
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
@@ -108,3 +109,35 @@ def test_help_is_printed_at_the_terminals_width(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert any("--meta.n" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "is_auto"),
+    [
+        (["--actors", "auto", "--seed", "1"], ["--seed", "1"], True),
+        (["--seed", "1", "--actors=auto"], ["--seed", "1"], True),
+        (["--device", "auto", "--actors", "3"], ["--device", "auto", "--actors", "3"], False),
+        ([], [], False),
+    ],
+)
+def test_actors_are_chosen_where_the_words_say_so(words: list[str], kept: list[str], is_auto: bool) -> None:
+    assert without_auto_actors(words) == (kept, is_auto)
+
+
+def test_a_plan_is_of_the_chosen_actors_and_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned: list[Experiment] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("metagrad.cluster.plan.preview.usable_cores", lambda: 4)
+    monkeypatch.setattr(plan, "plan", lambda experiment, is_json: planned.append(experiment))
+    plan.run(["atari", "--env.game", "Pong", "--environments", "32", "--actors", "auto"])
+    plan.run(["atari", "--env.game", "Pong", "--environments", "32", "--actors", "2"])
+    assert [(each.actors, each.actor_threads) for each in planned] == [(1, 4), (2, 1)]
+    assert capsys.readouterr().out.startswith("chosen: 1 actors, 32 environments and 4 CPUs each (environments that ")
+
+
+def test_actors_of_a_run_that_goes_on_are_not_chosen_again() -> None:
+    options = train.TrainOptions(experiment=snake(), run_dir="runs/x", resume=True)
+    with pytest.raises(ConfigurationError, match=r"actors = 'auto': chooses for a run that begins"):
+        train._with_actors(options)
