@@ -22,7 +22,7 @@ from metagrad.learner.reports import Report
 from metagrad.networks import Mlp
 
 SCHEDULES: tuple[ScheduleName, ...] = ("peek", "lockstep")
-BATCHES = ((64, 5, 2), (64, 20, 2), (512, 20, 2), (64, 5, 8))  # environments, steps, actors
+BATCHES = ((64, 5, 1), (64, 5, 2), (64, 20, 2), (512, 20, 2), (64, 5, 8))  # environments, steps, actors
 QUICK_BATCHES = ((16, 5, 2),)
 DECISIONS = 40_000  # of a run, that count
 MOST_BATCHES, LEAST_BATCHES = 120, 8

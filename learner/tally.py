@@ -94,14 +94,15 @@ class Tally:
     def row(self, account: Account) -> dict[str, float]:
         """Return the scalars of this interval."""
         real, lookahead = self.frames_per_second
+        steps = account.to_tree()
         scalars = self._means.means() | {
             "throughput/real_frames_per_second": real,
             "throughput/lookahead_frames_per_second": lookahead,
             "transport/lag_versions": self.mean_lag,
             "transport/lag_max_versions": max(self.lags, default=0),
-            "transport/in_flight_steps": account.in_flight,
-            "transport/dropped_steps": account.dropped.total(),
-            "transport/actors_restarted": account.actors_restarted,
+            "transport/in_flight_steps": steps["in_flight"],
+            "transport/dropped_steps": sum(steps["dropped"].values()),
+            "transport/actors_restarted": steps["actors_restarted"],
         }
         variance = self._variance.variance()
         if variance is not None:
