@@ -298,7 +298,8 @@ def test_in_peek_a_slow_actor_holds_nobody_up(tiny: Tiny, console: Console, tmp_
     summary = summary_of(tmp_path)
     assert (summary["updates"], summary["frames_lookahead"], summary["actors_restarted"]) == (20, 0, 0)
     assert summary["consumed"] == 20 * 12
-    assert summary["in_flight"] <= (2 + 2) * 12, "two batches of the window, and two ahead"
+    stuck = 2 * 6  # ordered from the slow actor, and not counted on
+    assert summary["in_flight"] <= (2 + 2) * 12 + stuck, "two batches of the window, and two ahead"
 
 
 @pytest.mark.slow
