@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -10,10 +10,10 @@ from metagrad.learner.actors import Actors, ActorsElsewhere
 from metagrad.trees import tensors
 from metagrad.types import Rollout, WeightSnapshot
 
-T = TypeVar("T")
+T = TypeVar("T", bound=tuple[Any, ...])
 T_co = TypeVar("T_co", covariant=True)
 Merge = Callable[[Sequence[Rollout]], T]
-"""Makes a batch on the learner's device of its rollouts."""
+"""Makes a batch on the learner's device of its rollouts; facts of it may follow."""
 
 
 class Feed(Protocol[T_co]):
@@ -70,7 +70,7 @@ class Ahead(Generic[T]):
             self._actors.publish(published)
         batch = coming.result()
         if self._stream is not None:
-            for x in tensors(batch):  # so that its memory is not given to the next upload while kernels read it
+            for x in tensors(batch[0]):  # so that its memory is not given to the next upload while kernels read it
                 x.record_stream(torch.cuda.current_stream(self._device))
         self._coming = self._thread.submit(self._fetch, published, oldest + 1)
         return batch
