@@ -26,6 +26,8 @@ commands:
                       train, write a run folder and print where it is
   reproduce STUDY [--seeds K] [--quick]
                       compute a study of a paper and its report; rerun the command to resume
+  sweep EXPERIMENT --grid FIELD=VALUE,VALUE … [--seeds K]
+                      train under many settings and seeds; rerun the command to resume
   eval RUN_DIR [--episodes N]
                       play full episodes with a run's newest checkpoint
   export RUN_DIR --output policy.pt2
@@ -49,6 +51,7 @@ COMMANDS = (
     "list",
     "train",
     "reproduce",
+    "sweep",
     "eval",
     "export",
     "plot",

@@ -91,6 +91,7 @@ def known_options(capsys) -> set[str]:
         ("plan", "demo"),
         ("eval",),
         ("export",),
+        ("sweep", "demo"),
         ("plot",),
         ("reproduce", "mrp"),
         ("logs",),
