@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.config.experiment import CheckpointConfig, EvaluationConfig
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run import run_logs
 from metagrad.cluster.run.folder import RunFolder
@@ -104,20 +104,25 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> dict[str, Kept]:
 def test_a_run_that_is_continued_shows_each_row_once(
     tiny: Tiny, tools: dict[str, Kept], console: Console, tmp_path: Path
 ) -> None:
-    experiment = tiny(updates=5, log_every=2, log=("wandb",), checkpoint=CheckpointConfig(every=3))
-    run(experiment, tmp_path, False, console)
-    assert updates(tools["wandb"]) == [2, 4, 5]
+    every = {
+        "log_every": 2,
+        "checkpoint": CheckpointConfig(every=3),
+        "evaluation": EvaluationConfig(every=5, episodes=1),
+    }
+    run(tiny(updates=5, log=("wandb",), **every), tmp_path, False, console)
+    assert updates(tools["wandb"]) == [2, 4, 5, 5], "5 has an evaluation, too"
     assert updates(tools["broken"]) == [2, 4], "it fails at its second row"
-    again = tiny(updates=8, log_every=2, log=("wandb",), checkpoint=CheckpointConfig(every=3))
-    run(again, tmp_path, True, console)
-    assert updates(tools["wandb"]) == [2, 4, 5, 6, 8], "5 was the end of the first, and its row was of half an interval"
+    run(tiny(updates=8, log=("wandb",), **every), tmp_path, True, console)
+    assert updates(tools["wandb"]) == [2, 4, 5, 5, 6, 8], "the evaluation at 5 was played again, and not shown again"
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("--log broken failed") == 1
     logged = logged_scalars(tmp_path)
     assert logged["eta/gamma"][0].tolist() == [2, 4, 6, 8], "event files take the half interval back"
-    own = {update: values for update, values in tools["wandb"].rows if isinstance(values, dict)}
-    for name, (steps, values) in logged.items():
-        assert values.tolist() == pytest.approx([own[step][name] for step in steps], rel=1e-6), name
+    own: dict[int, dict[str, float]] = {}
+    for update, values in tools["wandb"].rows:
+        own[update] = own.get(update, {}) | values
+    for name, (steps, logged_values) in logged.items():
+        assert logged_values.tolist() == pytest.approx([own[step][name] for step in steps], rel=1e-6), name
 
 
 def test_a_tool_is_told_which_run_it_is(tiny: Tiny, tmp_path: Path) -> None:
