@@ -261,6 +261,8 @@ class ActorCritic:
             "norm/gradient": first.step.gradient.detach().norm(),
             "norm/theta": state.theta.norm(),
         }
+        if inner.effective_sample_size is not None:
+            tensors["policy/effective_sample_size"] = inner.effective_sample_size
         tensors |= outer
         components: tuple[str, ...] = ()
         if gradient is not None:

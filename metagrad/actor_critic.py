@@ -6,6 +6,14 @@ is an `InnerLoss` with an `inner_loss` of its own (docs/extending.md).
 V-trace takes rollouts of any policy: its ratios π/μ come from the trajectory's `behaviour_log_prob` and are constants
 in θ, as its targets and advantages are; γ, λ, both clips and the coefficients carry derivatives. On the policy's own
 rollouts, with clips of at least 1 and a policy coefficient of 1, it is A2C.
+
+What a clip of 1 costs under look-ahead. E_μ[π/μ ∇log π | s] = 0, so an offset that all advantages of a state share has
+no effect on the mean policy gradient, and raising γ is such an offset in the first place. E_μ[min(ρ̄, π/μ) ∇log π | s]
+= -Σₐ (π - ρ̄ μ)₊ ∇log π is not 0 but a pull towards the policy that acted, of first order in its distance if ρ̄ = 1, and
+the meta-gradient takes it for an effect of γ. So `A2cLoss.streamed` leaves the ratios whole (`WHOLE`) unless told
+otherwise, and takes the mean advantage off (`VtraceLoss.is_advantage_centred`): with few large ratios the offset's mean
+effect is 0 and its noise is most of the meta-gradient's. The outer loss keeps clips of 1: its advantages have no offset
+that η moves, and their mean is about 0.
 """
 
 import dataclasses
@@ -14,10 +22,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.diagnostics import effective_sample_size
 from metagrad.errors import require
 from metagrad.losses import (
     Estimates,
@@ -27,6 +37,7 @@ from metagrad.losses import (
     action_log_prob,
     actor_critic_loss,
     forward,
+    masked_mean,
     normalised,
     on_policy_estimates,
     without_unused_rows,
@@ -38,6 +49,8 @@ from metagrad.surrogates import Surrogate
 from metagrad.types import Trajectory
 
 OUTER_CLIP = 1.0  # ρ̄ and c̄ of the outer objective, which nothing tunes: as IMPALA
+WHOLE = 1e6
+"""ρ̄ and c̄ that leave a ratio as it is, and finite: one so large says that π and μ have nothing in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +76,21 @@ class InnerLoss(ABC):
         values = {f.name.rstrip("_"): getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, MetaParameter)}
 
-    def streamed(self) -> "InnerLoss":
+    def streamed(self, ratio_clip: float | None = None) -> "InnerLoss":
         """Return the loss to use on rollouts of older policies: itself where it corrects for them.
 
+        Args:
+            ratio_clip: bound on its importance ratios; None, or a loss with clips of its own: as it has them.
+
         Raises:
-            ConfigurationError: it does not, and there is no other.
+            ConfigurationError: it does not correct, and there is no other; or the bound is not for this loss.
         """
+        name = type(self).__name__
         rule = "has no losses that correct for rollouts of older policies, which --schedule peek needs"
         remedy = "use --schedule lockstep"
-        require(self.corrects_off_policy, "meta_parameters", type(self).__name__, rule, remedy)
+        require(self.corrects_off_policy, "meta_parameters", name, rule, remedy)
+        rule, remedy = f"is for losses without clips, and {name} has its own", "set those of meta_parameters"
+        require(ratio_clip is None, "ratio_clip", ratio_clip, rule, remedy)
         return self
 
     @abstractmethod
@@ -189,22 +208,31 @@ class A2cLoss(ActorCriticLoss):
         weight = normalised(advantage, trajectory.valid) if self.is_advantage_normalised else advantage
         return Terms(target, advantage, weight)
 
-    def streamed(self) -> InnerLoss:
-        """Return V-trace's loss with clips of 1, which on the policy's own rollouts is this one; not of a subclass."""
+    def streamed(self, ratio_clip: float | None = None) -> InnerLoss:
+        """Return V-trace's loss; not of a subclass.
+
+        `ratio_clip` is both clips, IMPALA's with 1: on the policy's own rollouts the loss is then this one. None: the
+        ratios are `WHOLE` and advantages centred, which on own rollouts has the same expected gradient.
+        """
         if type(self) is not A2cLoss:
-            return ActorCriticLoss.streamed(self)
+            return ActorCriticLoss.streamed(self, ratio_clip)
         is_normalised = self.is_advantage_normalised
         rule, remedy = "is not made for --schedule peek, whose advantages are V-trace's", "use --schedule lockstep"
         require(not is_normalised, "meta_parameters.is_advantage_normalised", is_normalised, rule, remedy)
+        rule, remedy = f"must lie in [1, {WHOLE:,.0f}]: less would scale fresh rollouts", "use 1, as IMPALA, or more"
+        require(ratio_clip is None or 1 <= ratio_clip <= WHOLE, "ratio_clip", ratio_clip, rule, remedy)
         one = MetaParameter(initial=1.0, is_learnt=False)
+        bound = WHOLE if ratio_clip is None else ratio_clip
+        clip = MetaParameter(initial=bound, high=bound, is_learnt=False)
         return VtraceLoss(
             gamma=self.gamma,
             lambda_=self.lambda_,
             policy_coefficient=one,
             value_coefficient=self.value_coefficient,
             entropy_coefficient=self.entropy_coefficient,
-            rho_clip=one,
-            c_clip=one,
+            rho_clip=clip,
+            c_clip=clip,
+            is_advantage_centred=ratio_clip is None,
         )
 
 
@@ -230,6 +258,9 @@ class VtraceLoss(ActorCriticLoss):
     """ρ̄: the bound on the importance ratio of a TD error and of the policy's gradient."""
     c_clip: MetaParameter
     """c̄: the bound on the importance ratio within a trace; the paper keeps it at or below ρ̄."""
+    is_advantage_centred: bool = False
+    """True: the policy's gradient is over advantages less their mean over the batch, weighted by min(ρ̄, π/μ): a
+    baseline, which leaves the expected gradient (up to 1/N) but not its noise, nor what η does to all advantages."""
 
     def __post_init__(self) -> None:
         ActorCriticLoss.__post_init__(self)
@@ -238,13 +269,22 @@ class VtraceLoss(ActorCriticLoss):
             require(clip.low >= 0, f"meta_parameters.{name}.low", clip.low, rule, remedy)
 
     def terms(self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters) -> Terms:
-        """Return V-trace's targets v and weights c_p A, A with its factor min(ρ̄, π_⊥θ/μ).
+        """Return V-trace's targets v and weights c_p A, A with its factor ρ = min(ρ̄, π_⊥θ/μ).
 
-        Where the ratio is below ρ̄, A s of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
+        Centred, the weights are c_p (A - ρ ΣA/Σρ), with sums over valid steps, whose quotient is a function of η as A
+        is. Where the ratio is below ρ̄, A s of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
         """
         rates = (hyper["gamma"], hyper["lambda"], hyper["rho_clip"], hyper["c_clip"])
         target, advantage = vtrace_estimates(outputs["logits"], outputs["value"], trajectory, *rates)
-        return Terms(target, advantage, hyper["policy_coefficient"] * advantage)
+        share = effective_sample_share(outputs["logits"], trajectory)
+        weight = advantage
+        if self.is_advantage_centred:
+            valid = trajectory.valid
+            ratio = torch.exp(torch.where(valid, _log_ratio(outputs["logits"], trajectory), 0.0))
+            ratio = torch.minimum(ratio, hyper["rho_clip"])
+            mean_ratio = masked_mean(ratio, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
+            weight = advantage - ratio * masked_mean(advantage, valid) / mean_ratio
+        return Terms(target, advantage, hyper["policy_coefficient"] * weight, effective_sample_size=share)
 
     def outer_estimates(
         self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters, outer: OuterObjective
@@ -265,9 +305,8 @@ def vtrace_estimates(
     c_clip: Float[Tensor, "1"] | float,
 ) -> Estimates:
     """Return `metagrad.returns.vtrace` over ⊥V under π_⊥logits; the advantage has the clipped ratio as a factor."""
-    log_ratio = action_log_prob(autodiff.stop_gradient(logits), trajectory) - trajectory.behaviour_log_prob
     estimates = vtrace(
-        log_ratio,
+        _log_ratio(logits, trajectory),
         trajectory.reward.to(value.dtype),
         autodiff.stop_gradient(value),
         trajectory.is_terminal,
@@ -279,3 +318,23 @@ def vtrace_estimates(
         c_clip,
     )
     return Estimates(estimates.target, estimates.policy_advantage)
+
+
+def effective_sample_share(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, ""]:
+    """Return the effective sample size of the steps' ratios as a share of the valid steps, from 1/N to 1.
+
+    Equation: (Σ w)²/(N Σ w²) over the N valid steps, w = π_⊥logits(a_t|s_t)/μ(a_t|s_t) before any clip; 1 if N = 0.
+    The variance of a mean over steps is about its inverse times that of fresh rollouts, for quantities that do not
+    depend on the ratio.
+
+    Source: Kong (1992), as `metagrad.diagnostics.effective_sample_size`; here of steps, not of whole trajectories.
+    """
+    valid = trajectory.valid
+    log_weights = torch.where(valid, _log_ratio(logits, trajectory), -torch.inf).flatten()
+    share = effective_sample_size(log_weights) / valid.sum()
+    return torch.where(valid.any(), share, 1.0)
+
+
+def _log_ratio(logits: Tensor, trajectory: Trajectory) -> Tensor:
+    """Return log π(a_t|s_t) - log μ(a_t|s_t), a constant."""
+    return action_log_prob(autodiff.stop_gradient(logits), trajectory) - trajectory.behaviour_log_prob

@@ -116,6 +116,7 @@ class LossMetrics(NamedTuple):
     entropy: Tensor
     advantage: Tensor
     log_prob_gap: Tensor
+    effective_sample_size: Tensor | None = None  # share of the valid steps; None: the loss takes no older rollouts
 
 
 class Estimates(NamedTuple):
@@ -132,6 +133,7 @@ class Terms(NamedTuple):
     advantage: Float[Tensor, "T B"]  # for the logs
     weight: Float[Tensor, "T B"]  # of the policy term, mostly the advantage
     outer_target: Float[Tensor, "T B"] | None = None  # of the outer critic; None: there is none
+    effective_sample_size: Float[Tensor, ""] | None = None  # for the logs (`LossMetrics`)
 
 
 def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
@@ -291,4 +293,5 @@ def actor_critic_loss(
         masked_mean(entropy.detach(), valid),
         masked_mean(terms.advantage.detach(), valid),
         masked_mean((log_prob.detach() - trajectory.behaviour_log_prob).abs(), valid),
+        terms.effective_sample_size,
     )

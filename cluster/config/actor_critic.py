@@ -27,13 +27,19 @@ class Experiment(BaseExperiment):
     meta: MetaGradientConfig
     outer: OuterObjective
     meta_parameters: InnerLoss
+    ratio_clip: float | None = None
+    """With peek and A2C's losses, the bound on the importance ratios of V-trace, ρ̄ and c̄: 1 as in IMPALA, which biases
+    the meta-gradient once updates are large; None: ratios are left whole and inner advantages centred."""
 
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
         self._check_combinations()
         self._check_network()
+        rule = "belongs to --schedule peek: in lockstep every rollout is the policy's own"
+        is_for_it = self.ratio_clip is None or self.schedule == "peek"
+        require(is_for_it, "ratio_clip", self.ratio_clip, rule, "leave it out")
         if self.schedule == "peek":
-            self.meta_parameters.streamed()
+            self.meta_parameters.streamed(self.ratio_clip)
 
     def _check_combinations(self) -> None:
         require(
@@ -131,7 +137,9 @@ class Experiment(BaseExperiment):
     @property
     def learner(self) -> LearnerConfig:
         """Return what the learner is told; in peek, losses that correct for the policies that acted."""
-        loss = self.meta_parameters.streamed() if self.schedule == "peek" else self.meta_parameters
+        loss = self.meta_parameters
+        if self.schedule == "peek":
+            loss = loss.streamed(self.ratio_clip)
         return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=loss)
 
     @property

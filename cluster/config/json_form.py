@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from metagrad.actor_critic import A2cLoss
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.errors import require
@@ -87,6 +88,8 @@ def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
     fields = {key: _from_json(value, types) for key, value in tree.items() if key != "type"}
     if issubclass(kind, BaseExperiment) and isinstance(fields.get("allows_tf32"), bool):  # what older versions had
         fields["precision"] = "tf32" if fields.pop("allows_tf32") else "float32"
+    if fields.get("schedule") == "peek" and isinstance(fields.get("meta_parameters"), A2cLoss):
+        fields.setdefault("ratio_clip", 1.0)  # what runs had before there was the field
     for key, hint in get_type_hints(kind).items():
         if key in fields:
             expected = f"must be {hint if get_args(hint) else getattr(hint, '__name__', hint)}".replace("typing.", "")

@@ -16,20 +16,23 @@ from metagrad.experiments.reporting.statistics import Array, critical, mean_and_
 _INTRODUCTION = """\
 {what}, {environments} environments × 5 steps an update, {updates:,} updates. `lockstep` rolls out every looked-ahead
 policy: n + 1 batches for each real update, n of them look-ahead frames. `peek` looks ahead in the real batches that
-later updates use, with V-trace corrections, whose clips are 1 unless ρ̄ is given: no look-ahead frames at all. Runs are
-compared after the same number of real updates, which have used equally many real frames; under peek n further batches
-wait by then.
+later updates use, corrected by whole importance ratios with centred advantages, or by ratios clipped at 1 as in IMPALA
+where that is said: no look-ahead frames at all. Runs are compared after the same number of real updates, which have
+used equally many real frames; under peek n further batches wait by then.
 
 Every run on one CPU thread, colocated: actors and learner take turns, so frames per second compare arithmetic, not
 overlap. They are of wall time, with whatever else the machine did; `python -m benchmarks schedules` measures in turn.
 """
 
 _PROBES = """
-Meta-gradients: {samples} independent samples of both estimators from the same θ, η and optimizer states of one run
-under peek (n = {n}, seed {seed}), in unconstrained space and before clipping. A window of peek is sampled by the
-policies of the last n + 1 updates, its games going on from batch to batch. In one run γ alone is learnt, as in the
-arms; in others γ, λ, value and entropy coefficient are, since one component has no cosine.
+Meta-gradients: {samples} independent samples of each estimator from the same θ, η and optimizer states of a lockstep
+run with n = 1, in unconstrained space and before clipping. A window of peek is sampled by the policies of the last
+n + 1 updates, its games going on from batch to batch; both of its estimators see the same windows. γ alone is learnt,
+as in the arms, unless four are: γ, λ, value and entropy coefficient, since one component has no cosine.
 """
+
+SHARE = "policy/effective_sample_size"
+ESTIMATORS = {"peek": "peek", "impala": "peek with clips of 1"}
 
 
 class About(NamedTuple):
@@ -51,21 +54,21 @@ class PeekSetting(NamedTuple):
 
     n: int
     surrogate: str  # empty: the experiment's own
-    rho_clip: float  # of peek; the schedule itself sets 1
+    is_clipped: bool  # as in IMPALA
 
     def __str__(self) -> str:
         extra = f", {self.surrogate.upper()}" if self.surrogate else ""
-        return f"n = {self.n}{extra}" + (f", ρ̄ = {number(self.rho_clip)}" if self.rho_clip != 1 else "")
+        return f"n = {self.n}{extra}{', clips of 1' if self.is_clipped else ''}"
 
     @property
     def base(self) -> "PeekSetting":
         """Return its counterpart under lockstep, where no ratio is clipped."""
-        return self._replace(rho_clip=1.0)
+        return self._replace(is_clipped=False)
 
 
 def setting_of(settings: Settings) -> PeekSetting:
     """Return what a part has in common with the other seeds' parts."""
-    return PeekSetting(settings["n"], settings.get("surrogate", ""), settings.get("rho_clip", 1.0))
+    return PeekSetting(settings["n"], settings.get("surrogate", ""), settings.get("ratio_clip") == 1.0)
 
 
 def runs_of(parts: Parts, setting: PeekSetting, schedule: str) -> list[Result]:
@@ -94,6 +97,11 @@ def _rows(parts: Parts, setting: PeekSetting) -> Iterator[Row]:
     spread = "; ".join(f"{number(x.min(), 4)} to {number(x.max(), 4)}" for x in speeds)
     bound = f"{setting.n + 1} without a learner"
     yield Row(f"{setting}: real frames per second, one thread", bound, ours, seeds, spread)
+    shares = [run[SHARE]["values"] for run in both[1] if SHARE in run]  # older parts have none
+    if shares:
+        last, least = float(np.mean([values[-1] for values in shares])), min(map(min, shares))
+        shown, spread = f"{number(last)} at the end", f"least mean of an epoch {number(least)}"
+        yield Row(f"{setting}: effective sample size, share of the steps", "1 in lockstep", shown, len(shares), spread)
     frames = [sum(run["frames_lookahead"] for run in runs) // seeds for runs in both]
     shown = f"{frames[0]:,} → {frames[1]:,}"
     yield Row(f"{setting}: look-ahead frames of a run", "0 under peek", shown, seeds, "exact")
@@ -116,23 +124,67 @@ def _compared(quantity: str, ends: Sequence[Array], seeds: int, is_larger_better
     return Row(quantity, "no difference", ours, seeds, spread, sentences)
 
 
+class Samples(NamedTuple):
+    """Holds what samples of lockstep and of another estimator say at one point, by component."""
+
+    means: tuple[Array, Array]
+    stds: tuple[Array, Array]
+    size: int  # samples of each
+
+    @property
+    def apart(self) -> Array:
+        """Return how many standard errors the other mean is away from that of lockstep."""
+        return (self.means[1] - self.means[0]) / (np.hypot(*self.stds) / self.size**0.5)
+
+    @property
+    def ratio(self) -> Array:
+        """Return the other standard deviation over that of lockstep."""
+        return self.stds[1] / self.stds[0]
+
+
+def _samples(result: Result, estimator: str) -> list[Samples]:
+    """Return what the samples say at each point of one run."""
+    both = zip(result["lockstep"], result[estimator], strict=True)
+    pairs = [[np.array(x, dtype=np.float64) for x in pair] for pair in both]
+    return [
+        Samples((x.mean(axis=0), y.mean(axis=0)), (x.std(axis=0, ddof=1), y.std(axis=0, ddof=1)), len(x))
+        for x, y in pairs
+    ]
+
+
 def _meta_gradient_rows(settings: Settings, result: Result) -> Iterator[Row]:
     learnt = ", four learnt" if "learnt" in settings else ""
-    for k, update in enumerate(result["updates"]):
-        lockstep, peek = (np.array(result[name][k], dtype=np.float64) for name in ("lockstep", "peek"))
-        means = lockstep.mean(axis=0), peek.mean(axis=0)
-        stds = [x.std(axis=0, ddof=1) for x in (lockstep, peek)]
-        apart = (means[1] - means[0]) / (np.hypot(*stds) / len(lockstep) ** 0.5)
+    found = [
+        (estimator, update, samples)
+        for estimator in ESTIMATORS
+        for update, samples in zip(result["updates"], _samples(result, estimator), strict=True)
+    ]
+    for estimator, update, samples in found:
+        (means, stds, size), apart = samples, samples.apart
         ours = f"{numbers(means[0], 2)} → {numbers(means[1], 2)}; apart by {numbers(apart, 2)} standard errors"
-        ratio = numbers(stds[1] / stds[0], 2)
+        ratio = numbers(samples.ratio, 2)
         spread = f"std of single samples {numbers(stds[0], 2)} and {numbers(stds[1], 2)}, ratio {ratio}"
         if len(means[0]) > 1:
             cosine = float(means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]))
             spread += f"; cosine of the means {number(cosine, 4)}"
-        quantity = f"{setting_of(settings)}{learnt}: meta-gradient at update {update:,}"
-        is_apart = bool((abs(apart) > critical(2 * len(lockstep) - 1)).any())
-        sentences = [f"{quantity}: {ours}, of {len(lockstep)} samples each."] if is_apart else []
-        yield Row(quantity, "no difference", ours, f"{len(lockstep)} samples", spread, sentences)
+        setting = setting_of(settings)._replace(is_clipped=estimator == "impala")
+        quantity = f"{setting}{learnt}, seed {settings['seed']}: meta-gradient at update {update:,}"
+        is_apart = bool((abs(apart) > critical(2 * size - 1)).any())
+        sentences = [f"{quantity}: {ours}, of {size} samples each."] if is_apart else []
+        yield Row(quantity, "no difference", ours, f"{size} samples", spread, sentences)
+
+
+def _counted(probed: Sequence[tuple[Settings, Result]]) -> Iterator[Row]:
+    """Count over all points of all runs: a few means of the same estimator would be 2 standard errors apart, too."""
+    for estimator, name in ESTIMATORS.items():
+        every = [samples for _, result in probed for samples in _samples(result, estimator)]
+        apart = np.concatenate([abs(samples.apart) for samples in every])
+        ratio = np.concatenate([samples.ratio for samples in every])
+        ours = f"{int((apart > 2).sum())} of {len(apart)}, the largest {number(apart.max(), 2)}"
+        chance = f"{number(0.0455 * len(apart), 2)} by chance"
+        spread = f"ratios of std: median {number(np.median(ratio))}, largest {number(ratio.max())}"
+        quantity = f"meta-gradients of {name} further than 2 standard errors from lockstep's"
+        yield Row(quantity, chance, ours, f"{every[0].size} samples", spread)
 
 
 def report(folder: Path, parts: Parts, is_quick: bool, about: About) -> None:
@@ -141,6 +193,7 @@ def report(folder: Path, parts: Parts, is_quick: bool, about: About) -> None:
     settings_found = sorted({setting_of(settings) for settings, _ in trained.values()})
     rows = [row for setting in settings_found for row in _rows(trained, setting)]
     probed = [part for part in parts.values() if "points" in part[0]]
+    rows += [*_counted(probed)] if probed else []
     rows += [row for part in probed for row in _meta_gradient_rows(*part)]
     any_run, _ = next(iter(trained.values()))
     introduction = _INTRODUCTION.format(what=about.what, **any_run)

@@ -1,11 +1,12 @@
 """Studies `peek` and `peek-pong` compare look-ahead in the stream of real rollouts with rollouts of its own.
 
 Schedule `lockstep` rolls every looked-ahead policy out; `peek` takes the rollouts of the next real updates in their
-place, with V-trace corrections (`metagrad.learner.schedule`). What that does to returns at equal real frames, to time,
-and to the meta-gradient itself. No paper has it: "One Step at a Time", §4.2, asks for it.
+place, corrected by importance ratios (`metagrad.learner.schedule`). What that does to returns at equal real frames, to
+time, and to the meta-gradient itself, with whole ratios and with IMPALA's clips. No paper has it: "One Step at a Time",
+§4.2, asks for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, ScheduleName
@@ -29,34 +29,30 @@ from metagrad.experiments.training.meta_gradient_probe import meta_gradient_samp
 from metagrad.experiments.training.runs import curves, evaluations, part_run, train, trained, training_study
 from metagrad.learner.batch import merge
 from metagrad.learner.checkpoint import checkpoint_path, load
-from metagrad.meta_parameters import MetaParameter
 from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
-SEEDS, UPDATES, EPOCH, EPISODES = 3, 584, 73, 512
-NS, PROBED_N, SAMPLES = (1, 3, 5), 3, 48
-RHO_CLIP = 4.0  # in the place of V-trace's 1, whose clipping is what meta-gradients of peek differ by
+SEEDS, UPDATES, EPOCH, EPISODES = 3, 2_920, 73, 512
+NS, SAMPLES = (1, 3, 5), 48
+POINTS, PROBED_SEEDS = (50, 300, 584, 1_460, 2_920), (1, 2)  # of meta-gradients, as far as `--updates`
+IMPALA_CLIP = 1.0
 SCHEDULES: tuple[ScheduleName, ...] = ("lockstep", "peek")
-PONG_UPDATES, PONG_EPOCH, PONG_EPISODES = 10_000, 2_500, 32
+PONG_N, PONG_UPDATES, PONG_EPOCH, PONG_EPISODES = 3, 10_000, 2_500, 32
 LEARNT = ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")
-LOGGED = ("eta/gamma", "advantage/outer_mean", "transport/lag_versions")
+LOGGED = ("eta/gamma", "advantage/outer_mean", "policy/effective_sample_size", "transport/lag_versions")
 
 
 def peek_experiment(schedule: ScheduleName, n: int, settings: Settings) -> Experiment:
     """Return `snake-6x6`, with outer critic and AD unless the settings say otherwise, or `atari`; on one thread."""
     base = atari() if settings.get("game") == "Pong" else snake_6x6()
     losses = base.meta_parameters
-    if "rho_clip" in settings:
-        rho_clip = MetaParameter(initial=settings["rho_clip"], high=settings["rho_clip"], is_learnt=False)
-        corrected = losses.streamed()
-        assert isinstance(corrected, VtraceLoss)
-        losses = replace(corrected, rho_clip=rho_clip)
     learnt = {name: replace(getattr(losses, name), is_learnt=True) for name in settings.get("learnt", ())}
     experiment = replace(
         base,
         schedule=schedule,
         meta=replace(base.meta, n=n, surrogate=settings.get("surrogate", base.meta.surrogate)),
         meta_parameters=replace(losses, **learnt),
+        ratio_clip=settings.get("ratio_clip"),
     )
     return part_run(experiment, settings, settings["epoch"], settings["epoch"])
 
@@ -71,17 +67,17 @@ def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Sett
             for schedule in SCHEDULES:
                 arm: Settings = {"schedule": schedule, "n": n, "seed": seed}
                 parts[f"{schedule}-n{n}-seed{seed}"] = arm | length | evaluated
-    for seed in trials:
-        for schedule, more in (("lockstep", {}), ("peek", {}), ("peek", {"rho_clip": RHO_CLIP})):
-            arm = {"schedule": schedule, "n": PROBED_N, "seed": seed, "surrogate": "lvc", **more}
-            parts[f"lvc-{schedule}{'-rho' if more else ''}-n{PROBED_N}-seed{seed}"] = arm | length | evaluated
-    parts = dict(sorted(parts.items(), key=lambda part: part[1]["n"]))
-    points = [8, 16] if is_quick else [50, 300, 584]
-    probe_length = length | {"updates": points[-1], "points": points, "samples": 4 if is_quick else SAMPLES}
-    probed = {"seed": 1, "n": PROBED_N} | probe_length
-    four = probed | {"learnt": list(LEARNT), "surrogate": "lvc"}
-    parts |= {"lvc-meta-gradients-rho": four | {"rho_clip": RHO_CLIP}, "lvc-meta-gradients": four}
-    return parts | {"meta-gradients": probed}
+            arm = {"schedule": "peek", "n": n, "seed": seed, "ratio_clip": IMPALA_CLIP}
+            parts[f"peek-impala-n{n}-seed{seed}"] = arm | length | evaluated
+    points = [8, 16] if is_quick else [point for point in POINTS if point <= updates]
+    samples = 4 if is_quick else SAMPLES
+    probed = length | {"updates": points[-1], "points": points, "samples": samples} if points else {}
+    for n in NS if probed else ():
+        for seed in PROBED_SEEDS[: len(trials)]:
+            parts[f"meta-gradients-n{n}-seed{seed}"] = {"seed": seed, "n": n} | probed
+        four = {"seed": 1, "n": n, "learnt": list(LEARNT), "surrogate": "lvc"} | probed
+        parts[f"lvc-meta-gradients-n{n}"] = four
+    return parts
 
 
 def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict[str, Settings]:
@@ -89,7 +85,7 @@ def _pong_parts(seeds: int, is_quick: bool, updates: int = PONG_UPDATES) -> dict
     epoch, episodes = (PONG_EPOCH, 2), (PONG_EPISODES, 1)
     length = sizes(is_quick, updates=(updates, 2), epoch=epoch, environments=(64, 4), episodes=episodes)
     return {
-        f"{schedule}-seed{seed}": {"game": "Pong", "schedule": schedule, "n": PROBED_N, "seed": seed, **length}
+        f"{schedule}-seed{seed}": {"game": "Pong", "schedule": schedule, "n": PONG_N, "seed": seed, **length}
         for seed in range(1, 1 + (1 if is_quick else seeds))
         for schedule in SCHEDULES
     }
@@ -99,9 +95,9 @@ def run_part(settings: Settings, folder: Path) -> Result:
     """Make one training run with its evaluations, or sample both meta-gradients along one.
 
     Returns:
-        of a run: "eta/gamma", "advantage/outer_mean", "transport/lag_versions": means of each epoch; "sampled": mean
-        returns of full episodes after each epoch; "wall_seconds" of training, "frames_real", "frames_lookahead".
-        Of the samples: "updates" [K], and "lockstep" and "peek": samples [K][samples][M].
+        of a run: those of `LOGGED` that it logs, means of each epoch; "sampled": mean returns of full episodes after
+        each epoch; "wall_seconds" of training, "frames_real", "frames_lookahead".
+        Of the samples: "updates" [K], and "lockstep", "peek" and "impala": samples [K][samples][M].
     """
     if "points" in settings:
         return _meta_gradients(settings, folder)
@@ -110,36 +106,44 @@ def run_part(settings: Settings, folder: Path) -> Result:
 
 
 def _meta_gradients(settings: Settings, folder: Path) -> Result:
-    """Sample both estimators from the same θ, η and optimizer states, at several updates of one run under peek."""
-    n, seed = settings["n"], settings["seed"]
-    found: dict[str, list[Any]] = {schedule: [] for schedule in SCHEDULES}
+    """Sample all estimators from the same θ, η and optimizer states, at several updates of one lockstep run, n = 1.
+
+    That run is the same for every n, and knows of none of the estimators that are compared.
+    """
+    n, seed, count = settings["n"], settings["seed"], settings["samples"]
+    found: dict[str, list[Any]] = {name: [] for name in ("lockstep", "peek", "impala")}
     for update in settings["points"]:
-        experiment = peek_experiment("peek", n, settings | {"updates": update})
-        experiment = replace(experiment, log_every=1, checkpoint=CheckpointConfig(every=1, keep=n + 1))
-        train(experiment, folder)
+        run = peek_experiment("lockstep", 1, settings | {"updates": update})
+        train(replace(run, checkpoint=CheckpointConfig(every=1, keep=max(NS) + 1)), folder)
         trees = [load(checkpoint_path(folder / "checkpoints", update - n + j)) for j in range(n + 1)]
-        lockstep = replace(experiment, schedule="lockstep")
-        samples = meta_gradient_samples(lockstep, trees[-1], settings["samples"], seed)
-        found["lockstep"].append([x.tolist() for x in samples])
-        found["peek"].append([x.tolist() for x in peek_samples(experiment, trees, settings["samples"], seed)])
+        lockstep = peek_experiment("lockstep", n, settings)
+        streamed = [peek_experiment("peek", n, settings | more) for more in ({}, {"ratio_clip": IMPALA_CLIP})]
+        found["lockstep"].append([x.tolist() for x in meta_gradient_samples(lockstep, trees[-1], count, seed)])
+        both = list(peek_samples(streamed, trees, count, seed))
+        for name, samples in zip(("peek", "impala"), zip(*both, strict=True), strict=True):
+            found[name].append([x.tolist() for x in samples])
     return {"updates": list(settings["points"]), **found}
 
 
-def peek_samples(experiment: Experiment, trees: list[dict[str, Any]], count: int, seed: int) -> Iterator[Tensor]:
-    """Yield independent samples of ∂J/∂η [M] as peek has it at the last of n+1 successive checkpoints.
+def peek_samples(
+    experiments: Sequence[Experiment], trees: list[dict[str, Any]], count: int, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield independent samples of ∂J/∂η [M] as peek has it at the last of n+1 successive checkpoints, by estimator.
 
     Batch j of a window is sampled under θ of checkpoint j, the games going on from where the first checkpoint has them:
-    what a colocated run does. Random streams of games and policies are fresh for each sample.
+    what a colocated run does. Random streams of games and policies are fresh for each sample, and estimators, which
+    `experiments` differ in alone, are given the same window.
     """
-    algorithm = experiment.algorithm(probe(experiment.env))
-    states = [algorithm.from_tree(tree["learner"], CPU) for tree in trees]
+    experiment, spec = experiments[0], probe(experiments[0].env)
+    algorithms = [each.algorithm(spec) for each in experiments]
+    states = [algorithms[0].from_tree(tree["learner"], CPU) for tree in trees]
     for index in range(count):
         (setup,) = actor_setups(experiment, CPU, states[-1].update)
         fresh = replace(setup, seed=(seed, states[-1].update, 1 + index))
         with closing(restarted(fresh, trees[0]["actors"][0])) as actor, torch.no_grad():
             snapshots = [WeightSnapshot(j, state.theta, state.eta) for j, state in enumerate(states)]
             window = [merge([actor.rollout(each, 0)], each.version, CPU).trajectory for each in snapshots]
-        yield algorithm.estimate_meta_gradient(states[-1], partial(_held, window))
+        yield tuple(each.estimate_meta_gradient(states[-1], partial(_held, window)) for each in algorithms)
 
 
 def _held(window: list[Trajectory], _: WeightSnapshot, step: int) -> Trajectory:

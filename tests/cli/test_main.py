@@ -97,6 +97,12 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
         ),
         ((*SNAKE, "--max-lag", "9"), r"max_lag = 9: belongs to --schedule peek"),
         ((*SNAKE, "--schedule", "peek", "--max-lag", "1"), r"max_lag = 1: .*; use 2 or more"),
+        ((*SNAKE, "--ratio-clip", "1"), r"ratio_clip = 1.0: belongs to --schedule peek"),
+        ((*SNAKE, "--schedule", "peek", "--ratio-clip", ".5"), r"ratio_clip = 0.5: must lie in \[1, 1,000,000\]"),
+        (
+            ("train", "stacx", "--schedule", "peek", "--ratio-clip", "1"),
+            r"ratio_clip = 1.0: .*VtraceLoss has its own; set those of meta_parameters",
+        ),
         (
             (*SNAKE, "--schedule", "peek", "--lookahead", "fork"),
             r"lookahead = 'fork': does not go with --schedule peek",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from metagrad.actor_critic import A2cLoss, InnerLoss, VtraceLoss
+from metagrad.actor_critic import WHOLE, A2cLoss, InnerLoss, VtraceLoss
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import Environment, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
@@ -68,6 +68,8 @@ PEEK = {"schedule": "peek"}
         (PEEK | {"meta": {"n": 3}, "max_lag": 3}, "max_lag"),
         (PEEK | {"meta": {"n": 2, "bootstrap": BootstrapConfig(updates=2)}, "max_lag": 4}, "max_lag"),
         (PEEK | {"environments_per_actor": 3}, "environments"),
+        (PEEK | {"ratio_clip": 0.9}, "ratio_clip"),
+        ({"ratio_clip": 1.0}, "ratio_clip"),
     ],
 )
 def test_wrong_combinations_are_refused(tiny: Tiny, changes: dict[str, Any], field: str) -> None:
@@ -230,6 +232,10 @@ def test_the_learner_is_told_its_part(tiny: Tiny) -> None:
 def test_a_streamed_learner_has_losses_that_correct_for_it(tiny: Tiny) -> None:
     assert isinstance(tiny(**PEEK).learner.meta_parameters, VtraceLoss)
     assert isinstance(tiny(**PEEK).meta_parameters, A2cLoss), "what was asked for is what is stored"
+    for clip, expected in ((None, WHOLE), (1.0, 1.0), (4.0, 4.0)):
+        losses = tiny(**PEEK, ratio_clip=clip).learner.meta_parameters
+        assert isinstance(losses, VtraceLoss)
+        assert (losses.rho_clip.initial, losses.c_clip.initial) == (expected, expected)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,14 @@ def test_how_a_run_is_spread_round_trips(tiny: Tiny) -> None:
     assert {name: tree[name] for name in (*streamed, *placed)} == streamed | placed
 
 
+def test_older_runs_of_peek_keep_the_clips_that_they_had(tiny: Tiny) -> None:
+    for schedule, clip in (("peek", 1.0), ("lockstep", None)):
+        tree = to_json(tiny(schedule=schedule))
+        assert from_json(tree).ratio_clip is None
+        del tree["ratio_clip"]
+        assert from_json(tree).ratio_clip == clip
+
+
 def configuration_types(kind: Any, seen: set[type]) -> set[type]:
     """Dataclasses that an annotation mentions, and those that these and their subclasses mention."""
     for part in typing.get_args(kind):

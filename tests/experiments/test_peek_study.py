@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from metagrad.actors.rollout import probe
 from metagrad.cluster.config.json_form import differences
 from metagrad.cluster.run.colocated import ColocatedActors
 from metagrad.experiments.debiasing.snake import snake_6x6
@@ -23,6 +24,8 @@ from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.checkpoint import checkpoint_path, load
 from metagrad.types import Trajectory, WeightSnapshot
 
+CPU = torch.device("cpu")
+NAMES = ["gamma", "lambda", "value_coefficient", "entropy_coefficient"]
 TINY = {"n": 2, "seed": 1, "updates": 4, "epoch": 2, "environments": 4, "episodes": 4}
 OPERATIONAL = {"seed", "updates", "environments", "actors", "topology", "learner_threads", "log_every"}
 
@@ -36,20 +39,21 @@ def test_arms_differ_in_schedule_and_n_alone() -> None:
 
 def test_other_surrogates_and_clips_are_in_the_settings() -> None:
     arms = STUDY.parts(1, False)
-    experiment = peek_experiment("peek", 3, arms["lvc-peek-rho-n3-seed1"])
-    assert experiment.meta.surrogate == "lvc"
-    asked, usual = experiment.meta_parameters, snake_6x6().meta_parameters.streamed()
-    changed = {field for field, *_ in differences(replace(experiment, meta_parameters=usual), experiment)}
-    assert changed == {"meta_parameters.rho_clip.initial", "meta_parameters.rho_clip.high"}
-    assert asked.rho_clip.initial == 4.0  # type: ignore[attr-defined]
-    assert peek_experiment("peek", 3, arms["lvc-peek-n3-seed1"]).meta_parameters == snake_6x6().meta_parameters
+    whole, clipped = (peek_experiment("peek", 3, arms[f"{name}-n3-seed1"]) for name in ("peek", "peek-impala"))
+    assert differences(whole, clipped) == [("ratio_clip", None, 1.0)]
+    four = peek_experiment("peek", 3, arms["lvc-meta-gradients-n3"])
+    assert four.meta.surrogate == "lvc"
+    assert list(four.algorithm(probe(four.env)).learnt(four.algorithm(probe(four.env)).init(0, CPU))) == NAMES
 
 
 def test_more_seeds_add_parts_and_change_none() -> None:
     few, many = STUDY.parts(1, False), STUDY.parts(3, False)
     assert few.items() < many.items()
-    assert len(many) == 3 * (2 * len(NS) + 3) + 3
-    assert {s["updates"] for s in STUDY.parts(3, False, 100).values() if "points" not in s} == {100}
+    assert len(many) == 3 * 3 * len(NS) + 2 * len(NS) + len(NS)
+    shorter = STUDY.parts(3, False, 310).values()
+    assert {s["updates"] for s in shorter if "points" not in s} == {310}
+    assert [s["points"] for s in shorter if "points" in s] == [[50, 300]] * 9
+    assert not [s for s in STUDY.parts(3, False, 49).values() if "points" in s], "before the first point"
     few, many = PONG_STUDY.parts(1, False), PONG_STUDY.parts(3, False)
     assert few.items() < many.items()
     assert len(many) == 3 * 2
@@ -86,9 +90,10 @@ def test_meta_gradients_of_both_estimators_are_sampled_along_one_run(tmp_path: P
     settings = {"seed": 1, "n": 2, "epoch": 2, "environments": 4, "updates": 4, "points": [3, 4], "samples": 2}
     result = run_part(settings, tmp_path / "part")
     assert result["updates"] == [3, 4]
-    for name in ("lockstep", "peek"):
+    for name in ("lockstep", "peek", "impala"):
         assert [[len(sample) for sample in samples] for samples in result[name]] == [[1, 1]] * 2
         assert len({sample[0] for samples in result[name] for sample in samples}) == 4, "samples differ"
+    assert result["peek"] != result["impala"]
     assert result == run_part(settings, tmp_path / "again")
     four = run_part(settings | {"learnt": list(LEARNT), "updates": 3, "points": [3]}, tmp_path / "four")
     assert [[len(sample) for sample in samples] for samples in four["peek"]] == [[4, 4]]
@@ -120,8 +125,9 @@ def test_a_sampled_window_is_what_a_run_has(tmp_path: Path, monkeypatch: pytest.
         return update(algorithm, state, sample)
 
     monkeypatch.setattr(ActorCritic, "update", looked)
-    assert len(list(peek_samples(experiment, trees, 2, seed=5))) == 2
-    first, second = windows
+    assert [len(each) for each in peek_samples([experiment] * 2, trees, 2, seed=5)] == [2, 2]
+    first, same, second, _ = windows
+    assert first[1] is same[1], "both estimators see one window"
     assert not torch.equal(first[0].action, second[0].action), "fresh streams"
     assert torch.equal(first[0].observation[0], second[0].observation[0]), "the same games"
     assert torch.equal(first[0].observation[-1], first[1].observation[0]), "which go on"

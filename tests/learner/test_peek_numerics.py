@@ -57,8 +57,9 @@ def acted_by(network: Network, theta: Tensor, trajectory: Trajectory) -> Traject
 class Slow:
     """A2C's losses with V-trace; what a stop-gradient holds is computed at parameters of its own."""
 
-    def __init__(self, algorithm: ActorCritic):
-        self.network = algorithm.network
+    def __init__(self, algorithm: ActorCritic, ratio_clip: float | None):
+        self.network, self.is_centred = algorithm.network, ratio_clip is None
+        self.ratio_clip = math.inf if ratio_clip is None else ratio_clip
         self.is_lvc = algorithm.meta.surrogate == "lvc"
 
     def values(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ class Slow:
         return first, second
 
     def vtrace(
-        self, theta: Tensor, value: Tensor, trajectory: Trajectory, gamma: Any, lambda_: float
+        self, theta: Tensor, value: Tensor, trajectory: Trajectory, gamma: Any, lambda_: float, clip: float
     ) -> tuple[Tensor, Tensor]:
         """vₛ = V(xₛ) + Σₜ γᵗ⁻ˢ (Π cᵢ) δₜ and ρₛ (rₛ + γ v̄ₛ₊₁ - V(xₛ)), one environment and one step at a time."""
         ratio = torch.exp(
@@ -85,7 +86,7 @@ class Slow:
         targets, advantages = [], []
         for b in range(batch):
             pi_mu = [ratio[t, b] if trajectory.valid[t, b] else torch.tensor(1.0).double() for t in range(steps)]
-            clipped = [torch.clamp(x, max=1.0) for x in pi_mu]
+            clipped = [torch.clamp(x, max=clip) for x in pi_mu]
             goes_on = [0.0 if trajectory.is_terminal[t, b] else 1.0 for t in range(steps)]
             ends = [bool(trajectory.is_terminal[t, b] or trajectory.is_truncated[t, b]) for t in range(steps)]
             delta = [
@@ -116,8 +117,12 @@ class Slow:
         gamma, entropy_coefficient = torch.sigmoid(eta)
         x = theta.detach().requires_grad_()
         held, outer_held = (y.detach() for y in self.values(frozen, frozen, trajectory))
-        target, advantage = self.vtrace(frozen, held, trajectory, gamma, 0.9)
-        outer_target, _ = self.vtrace(frozen, outer_held, trajectory, 0.99, 0.95)
+        target, advantage = self.vtrace(frozen, held, trajectory, gamma, 0.9, self.ratio_clip)
+        outer_target, _ = self.vtrace(frozen, outer_held, trajectory, 0.99, 0.95, 1.0)
+        if self.is_centred:
+            log_ratio = chosen(log_policy(self.network, frozen, trajectory), trajectory) - trajectory.behaviour_log_prob
+            ratio, valid = log_ratio.exp(), trajectory.valid
+            advantage = advantage - ratio * advantage[valid].sum() / ratio[valid].sum()
         value, outer_value = self.values(x, frozen, trajectory)
         log_pi = log_policy(self.network, x, trajectory)
         factor = chosen(log_pi, trajectory)
@@ -131,13 +136,17 @@ class Slow:
     def outer_loss(self, theta: Tensor, frozen: Tensor, trajectory: Trajectory) -> Tensor:
         """-mean[A' log π], A' by the outer critic under γ' = .99, λ' = .95."""
         _, outer_held = self.values(frozen, frozen, trajectory)
-        _, advantage = self.vtrace(frozen, outer_held, trajectory, 0.99, 0.95)
+        _, advantage = self.vtrace(frozen, outer_held, trajectory, 0.99, 0.95, 1.0)
         return -(advantage * chosen(log_policy(self.network, theta, trajectory), trajectory))[trajectory.valid].mean()
 
 
 @pytest.mark.parametrize(
-    ("n", "estimator", "surrogate", "product"),
-    [(1, "n-step", "ad", "recompute"), (2, "n-step", "lvc", "retain"), (3, "mix", "lvc", "retain")],
+    ("n", "estimator", "surrogate", "product", "ratio_clip"),
+    [
+        (1, "n-step", "ad", "recompute", 1.0),
+        (2, "n-step", "lvc", "retain", None),
+        (3, "mix", "lvc", "retain", 1.2),
+    ],
 )
 def test_an_update_on_stale_batches_is_vtraces(
     config: MakeConfig,
@@ -148,10 +157,12 @@ def test_an_update_on_stale_batches_is_vtraces(
     estimator: str,
     surrogate: str,
     product: str,
+    ratio_clip: float | None,
 ) -> None:
     """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did."""
     learner = config(n=n, estimator=estimator, surrogate=surrogate, product=product)
-    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=learner.meta_parameters.streamed())
+    losses = learner.meta_parameters.streamed(ratio_clip)
+    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses)
     algorithm = build(learner)
     state = float64_state(algorithm)
     batches = [
@@ -169,15 +180,19 @@ def test_an_update_on_stale_batches_is_vtraces(
         state, _ = algorithm.update(state, peek.sample)
     new, metrics = algorithm.update(state, peek.sample)
 
-    slow, window = Slow(algorithm), batches[2:]
+    slow, window = Slow(algorithm, ratio_clip), batches[2:]
     ratios = torch.cat(
         [
             (chosen(log_policy(algorithm.network, state.theta, x), x) - x.behaviour_log_prob).exp()[x.valid]
             for x in window
         ]
     )
-    assert ratios.min() < 0.8
-    assert ratios.max() > 1.25, "ratios on both sides of the clips"
+    assert ratios.min() < 0.85
+    assert ratios.max() > 1.2, "ratios on both sides of the clips"
+    first = ratios[: int(window[0].valid.sum())]
+    share = (first.sum() ** 2 / (len(first) * (first**2).sum())).item()
+    assert metrics.scalars["policy/effective_sample_size"] == pytest.approx(share, rel=1e-9)
+    assert share < 0.995
 
     def unrolled(eta: Tensor, bases: list[Tensor]) -> list[Tensor]:
         """θ₀…θₙ under η, constants as at `bases` or, beyond them, as at θ itself."""
@@ -219,7 +234,7 @@ def test_on_policy_the_losses_and_the_meta_gradient_are_a2cs(
     network = build_network(Mlp(hidden=6), (5,), 3, critic == "outer")
     plain, streaming = (
         build_actor_critic(x, network, (5,), 3)
-        for x in (learner, replace(learner, meta_parameters=learner.meta_parameters.streamed()))
+        for x in (learner, replace(learner, meta_parameters=learner.meta_parameters.streamed(1.0)))
     )
     state = float64_state(plain)
 

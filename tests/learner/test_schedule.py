@@ -165,7 +165,7 @@ def test_trees_are_plain_data(trajectory: MakeTrajectory, fake_actors: Any) -> N
 def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
     config: Callable[..., LearnerConfig], trajectory: MakeTrajectory, fake_actors: Any, meta: dict[str, Any]
 ) -> None:
-    """Where batch j was sampled by θⱼ itself every ratio is 1, and V-trace's losses are A2C's."""
+    """Where batch j was sampled by θⱼ itself every ratio is 1, and V-trace's losses are A2C's, but for centring."""
     lockstep_config = config(**meta)
     network = build_network(Mlp(hidden=4), (5,), 3, has_outer_critic=True)
     algorithm = build_actor_critic(lockstep_config, network, (5,), 3)
@@ -180,7 +180,7 @@ def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
         return [batches[-1]._replace(policy_version=published.version)]
 
     expected, _ = algorithm.update(state, Lockstep(fake_actors(on_policy), CPU).sample)
-    streaming = replace(lockstep_config, meta_parameters=lockstep_config.meta_parameters.streamed())
+    streaming = replace(lockstep_config, meta_parameters=lockstep_config.meta_parameters.streamed(1.0))
     stream = iter(batches)
     peek = Peek(fake_actors(lambda *_: [next(stream)]), CPU, len(batches), max_lag=len(batches), version=0)
     found, _ = build_actor_critic(streaming, network, (5,), 3).update(state, peek.sample)

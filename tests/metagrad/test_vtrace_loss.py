@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metagrad.actor_critic import A2cLoss, VtraceLoss
+from metagrad.actor_critic import WHOLE, A2cLoss, VtraceLoss, effective_sample_share
+from metagrad.errors import ConfigurationError
 from metagrad.losses import OuterObjective, action_log_prob, forward
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
@@ -107,13 +108,18 @@ class Slow:
     def rows(self):
         return [(t, b) for t in range(STEPS) for b in range(BATCH) if self.trajectory.valid[t, b]]
 
-    def inner_loss(self, hyper, surrogate, outer):
+    def inner_loss(self, hyper, surrogate, outer, is_centred=False):
         rates = [hyper[name] for name in ("gamma", "lambda", "rho_clip", "c_clip")]
-        total = 0.0
+        total = mean = 0.0
+        if is_centred:
+            ratios = sum(torch.minimum(hyper["rho_clip"], self.ratio(t, b)) for t, b in self.rows())
+            mean = sum(self.advantage("value", t, b, rates) for t, b in self.rows()) / ratios
         for t, b in self.rows():
             log_pi = self.log_pi(t, b)
             score = log_pi if surrogate == "ad" else log_pi.exp() / log_pi.exp().detach()
-            total = total - hyper["policy_coefficient"] * self.advantage("value", t, b, rates) * score
+            ratio = torch.minimum(hyper["rho_clip"], self.ratio(t, b))
+            advantage = self.advantage("value", t, b, rates) - ratio * mean
+            total = total - hyper["policy_coefficient"] * advantage * score
             total = total + hyper["value_coefficient"] * self.squared_error("value", t, b, rates)
             log_probs = torch.log_softmax(self.head("logits", t, b), -1)
             total = total + hyper["entropy_coefficient"] * (log_probs.exp() * log_probs).sum()
@@ -136,17 +142,18 @@ def outer_rates(outer):
 
 @pytest.mark.parametrize("surrogate", ["ad", "lvc"])
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "is_centred"), [(0, False), (1, True)])
 @pytest.mark.thinned(3)
-def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed):
+def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed, is_centred):
     network, theta, trajectory = make_problem(seed)
+    loss = replace(VTRACE_LOSS, is_advantage_centred=is_centred)
     outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
 
     def ours(x, hyper):
-        return vtrace_inner_loss(network, x, hyper, trajectory, SURROGATES[surrogate], outer)[0]
+        return loss.inner_loss(network, x, hyper, trajectory, SURROGATES[surrogate], outer)[0]
 
     def slow(x, hyper):
-        return Slow(network, x, trajectory).inner_loss(hyper, surrogate, outer)
+        return Slow(network, x, trajectory).inner_loss(hyper, surrogate, outer, is_centred)
 
     torch.testing.assert_close(ours(theta, tensors(OFF_POLICY)), slow(theta, tensors(OFF_POLICY)))
     found = derivatives(ours, theta, OFF_POLICY)
@@ -190,7 +197,10 @@ def test_on_policy_it_is_the_a2c_loss_at_any_lambda(make_problem, surrogate, lam
     def ours(x, hyper):
         return vtrace_inner_loss(network, x, hyper | rest, trajectory, SURROGATES[surrogate], outer)
 
-    torch.testing.assert_close(ours(theta, tensors(values)), a2c(theta, tensors(values)), rtol=1e-12, atol=1e-14)
+    (loss, metrics), plain = ours(theta, tensors(values)), a2c(theta, tensors(values))
+    assert metrics.effective_sample_size.item() == pytest.approx(1.0, abs=1e-12)
+    found = loss, metrics._replace(effective_sample_size=None)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-14)
     expected = derivatives(lambda x, h: a2c(x, h)[0], theta, values)
     torch.testing.assert_close(derivatives(lambda x, h: ours(x, h)[0], theta, values), expected, rtol=1e-9, atol=1e-12)
 
@@ -253,3 +263,121 @@ def test_metrics(make_problem):
     torch.testing.assert_close(metrics.policy_loss, -0.9 * metrics.advantage)
     assert metrics.outer_value_loss > 0.0
     assert not any(metric.requires_grad for metric in metrics)
+
+
+@pytest.mark.parametrize("ratio_clip", [None, WHOLE, 1.0, 1.1])
+def test_what_all_advantages_share_moves_the_policy_only_through_clips(make_problem, ratio_clip):
+    """E_μ[min(ρ̄, π/μ) ∇log π] = -Σₐ (π - ρ̄ μ)₊ ∇log π: 0 where ratios are whole, else a pull towards μ.
+
+    Centred advantages (None) share nothing.
+    """
+    network, theta, trajectory = make_problem(1)
+    counts = torch.tensor([4, 3, 1])  # of 8: μ
+    action, no = torch.arange(ACTIONS).repeat_interleave(counts).unsqueeze(0), torch.zeros(1, 8, dtype=torch.bool)
+    mu = (counts / 8).double()
+    observation = trajectory.observation[:2, :1].expand(2, 8, 3)
+    value = network.apply(theta, observation[0, :1], ("value",))["value"].item()
+    stale = trajectory._replace(
+        observation=observation,
+        action=action,
+        reward=torch.full((1, 8), value + 2.0, dtype=torch.float64),  # every advantage is 2
+        is_terminal=~no,
+        is_truncated=no,
+        valid=~no,
+        behaviour_log_prob=mu[action].log(),
+    )
+    loss = A2C_LOSS.streamed(ratio_clip)
+    clip = WHOLE if ratio_clip is None else ratio_clip
+    values = A2C | {"value_coefficient": 0.0, "entropy_coefficient": 0.0}
+    hyper = tensors(values | {"policy_coefficient": 1.0, "rho_clip": clip, "c_clip": clip})
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="inner")
+
+    def log_pi(x):
+        return torch.log_softmax(network.apply(x, observation[0, :1], ("logits",))["logits"][0], -1)
+
+    cut = (log_pi(theta).exp() - clip * mu).clamp(min=0.0)
+    assert (cut.max() > 0) == (clip < WHOLE)
+    expected = torch.func.grad(lambda x: 2.0 * (cut.detach() * log_pi(x)).sum())(theta)
+    found = torch.func.grad(lambda x: loss.inner_loss(network, x, hyper, stale, SURROGATES["ad"], outer)[0])(theta)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-15)
+
+
+def test_effective_sample_size_is_a_share_of_the_valid_steps(make_problem):
+    network, theta, trajectory = make_problem(2)
+    logits = forward(network, theta, trajectory, ("logits",))["logits"]
+    weights = (action_log_prob(logits, trajectory) - trajectory.behaviour_log_prob).exp()[trajectory.valid].tolist()
+    assert len(weights) < STEPS * BATCH
+    expected = sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights))
+    assert 0.1 < expected < 0.9
+    unseen = torch.where(trajectory.valid, trajectory.behaviour_log_prob, torch.nan)
+    found = effective_sample_share(logits, trajectory._replace(behaviour_log_prob=unseen))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    none = torch.zeros_like(trajectory.valid)
+    assert effective_sample_share(logits, trajectory._replace(valid=none)).item() == 1.0
+
+
+def test_clips_of_streamed_a2c_are_those_asked_for():
+    whole, impala = A2C_LOSS.streamed(), A2C_LOSS.streamed(1.0)
+    assert {whole.rho_clip.initial, whole.c_clip.initial} == {WHOLE}
+    assert {impala.rho_clip.initial, impala.c_clip.initial} == {1.0}
+    assert (whole.is_advantage_centred, impala.is_advantage_centred) == (True, False)
+    for clip in (0.5, float("nan"), 1e9):
+        with pytest.raises(ConfigurationError, match=r"^ratio_clip = .*: must lie in \[1, 1,000,000\]"):
+            A2C_LOSS.streamed(clip)
+    with pytest.raises(ConfigurationError, match=r"^ratio_clip = 1.0: .* VtraceLoss has its own; set those of"):
+        VTRACE_LOSS.streamed(1.0)
+
+
+@pytest.mark.parametrize(("clip", "is_exact"), [(WHOLE, True), (1.0, False)])
+def test_in_expectation_whole_ratios_give_what_gamma_does_to_the_policys_own_gradient(make_problem, clip, is_exact):
+    """∂/∂γ of the policy gradient, exactly: summed over all 27 ways to act in three steps, weighted by π or by μ.
+
+    What is seen depends on the action before. μ is another policy in the last step alone, so that states are as often
+    seen under both: V-trace corrects actions and returns, not the distribution of states.
+    """
+    network, theta, trajectory = make_problem(1)
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="inner")
+    no, steps = torch.zeros(3, 1, dtype=torch.bool), torch.arange(3)
+    noise = torch.randn(ACTIONS, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+    def effect_of_gamma(loss, own_values, is_own):
+        total = torch.zeros_like(theta)
+        for actions in torch.cartesian_prod(*[torch.arange(ACTIONS)] * 3):
+            before = torch.cat([torch.tensor([0]), actions])
+            observation = trajectory.observation[torch.arange(4), before]
+            logits = network.apply(theta, observation[:3], ("logits",))["logits"]
+            logits[2] += 0.0 if is_own else noise
+            chance = torch.softmax(logits, -1)[steps, actions]
+            one = trajectory._replace(
+                observation=observation[:, None],
+                action=actions[:, None],
+                reward=1.0 + actions[:, None].double(),  # all positive: a larger γ raises every advantage
+                is_terminal=no,
+                is_truncated=no,
+                valid=~no,
+                behaviour_log_prob=chance.log()[:, None],
+            )
+            values = A2C | {"value_coefficient": 0.0} | own_values
+            hyper = {name: x.requires_grad_() for name, x in tensors(values).items()}
+            x = theta.clone().requires_grad_()
+            value, _ = loss.inner_loss(network, x, hyper, one, SURROGATES["lvc"], outer)
+            (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+            direction = torch.zeros_like(theta, requires_grad=True)
+            (along,) = torch.autograd.grad(gradient @ direction, hyper["gamma"], create_graph=True)
+            total += chance.prod() * torch.autograd.grad(along, direction)[0]
+        return total
+
+    clips = {"policy_coefficient": 1.0, "rho_clip": clip, "c_clip": clip}
+    expected = effect_of_gamma(A2C_LOSS, {}, True)
+    assert expected.norm() > 1e-3
+    error = (effect_of_gamma(A2C_LOSS.streamed(clip), clips, False) - expected).norm() / expected.norm()
+    assert error < 1e-12 if is_exact else error > 0.1, error
+
+
+def test_centred_advantages_are_finite_where_every_ratio_is_clipped_to_nothing(make_problem):
+    network, theta, trajectory = make_problem(1)
+    outputs = forward(network, theta, trajectory, ("logits", "value"))
+    loss = replace(VTRACE_LOSS, is_advantage_centred=True)
+    for valid in (trajectory.valid, torch.zeros_like(trajectory.valid)):
+        terms = loss.terms(outputs, trajectory._replace(valid=valid), tensors(OFF_POLICY | {"rho_clip": 0.0}))
+        assert torch.equal(terms.weight, torch.zeros_like(terms.weight))
