@@ -5,6 +5,7 @@ A schedule asks the actors, makes batches of their rollouts, and hands over what
 
 from collections import deque
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -72,7 +73,8 @@ class _Intake:
     ) -> tuple[Batch, Received]:
         """Merge the rollouts of one batch, all of them of this version unless it is None."""
         batch = merge(rollouts, version, self.device)
-        episodes = tuple(rollout.episodes for rollout in rollouts)
+        # Copies: a view of a few numbers would keep a whole rollout in Ray's object store.
+        episodes = tuple(deepcopy(rollout.episodes) for rollout in rollouts)
         frames = torch.stack([torch.as_tensor(rollout.trajectory.valid.sum()) for rollout in rollouts]).sum()
         return batch, Received(episodes, frames, is_lookahead)
 

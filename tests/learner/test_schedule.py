@@ -6,6 +6,7 @@ from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from metagrad.learner.schedule import Lockstep, Peek
 from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
-from metagrad.types import PackedTrajectory, Trajectory, WeightSnapshot
+from metagrad.types import Episodes, PackedTrajectory, Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
 MakeTrajectory = Callable[[int], Trajectory]
@@ -201,3 +202,20 @@ def test_of_other_losses_only_those_that_correct_are_taken(config: Callable[...,
     reward = {"extrinsic_coefficient": one, "intrinsic_coefficient": one, "reward_network": Mlp()}
     with pytest.raises(ConfigurationError, match=r"^meta_parameters = 'IntrinsicRewardLoss': has no losses that"):
         IntrinsicRewardLoss(**scalars, **reward).streamed()
+
+
+def test_what_is_noted_of_a_batch_holds_no_memory_of_its_rollouts(trajectory: MakeTrajectory, fake_actors: Any) -> None:
+    """They lie in Ray's object store, which keeps each as long as an array of it is there."""
+    returns = np.arange(3.0, dtype=np.float32)
+    actors = fake_actors(lambda published, _: [trajectory(published.version)])
+    stream = actors.stream
+
+    def as_ray_brings_them(snapshot: WeightSnapshot, oldest: int) -> list[Any]:
+        return [x._replace(episodes=Episodes(returns[:2], returns[1:])) for x in stream(snapshot, oldest)]
+
+    actors.stream = as_ray_brings_them
+    peek = Peek(actors, CPU, 1, max_lag=1, version=0)
+    peek.sample(snapshot(), 0)
+    (received,) = peek.take_received()
+    assert received.episodes[0].returns.tolist() == [0.0, 1.0]
+    assert not any(np.shares_memory(x, returns) for x in received.episodes[0])
