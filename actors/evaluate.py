@@ -117,8 +117,8 @@ class Player:
         self._generator = torch.Generator(theta.device).manual_seed(seed)
         self._is_greedy = is_greedy
 
-    def act(self, observation: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B"]:
-        """Return actions [B]."""
+    def act(self, observation: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
+        """Return B actions."""
         observation = observation.to(self._device)
         if self._is_greedy:
             return policy.greedy(self._network, observation)

@@ -188,7 +188,7 @@ class Actor:
         self.setup = setup
         self._real = self._make_pool("real")
         spec = self._real.environment.spec
-        sizes = (spec.observation_shape, spec.num_actions)
+        sizes = (spec.observation_shape, spec.actions)
         self._network = build_network(setup.network, *sizes, setup.has_outer_critic, setup.precision)
         self._lookahead = self._real if setup.lookahead == "continue" else self._make_pool("lookahead")
 

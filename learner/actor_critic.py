@@ -336,7 +336,10 @@ class ActorCritic:
 def build_actor_critic(
     config: LearnerConfig, network: Network, observation_shape: tuple[int, ...], num_actions: int
 ) -> ActorCritic:
-    """Build the algorithm that `config` describes, for one network in one kind of environment."""
+    """Build the algorithm that `config` describes, for one network in one kind of environment.
+
+    `num_actions` is the size of the policy head.
+    """
     outer = config.outer
     losses = config.meta_parameters
     declaration = losses.declaration(observation_shape, num_actions)

@@ -58,7 +58,7 @@ def is_trajectory(found: Any) -> bool:
     tensors = {name: x for name, x in found.items() if name != "policy_version"}
     if not all(map(is_tensor, tensors.values())) or type(found["policy_version"]) is not int:
         return False
-    shape = found["action"].shape
+    shape = found["reward"].shape
     seen = found["observation" if kind is Trajectory else "frame_index"]
     return (
         len(shape) == 2
@@ -66,7 +66,7 @@ def is_trajectory(found: Any) -> bool:
         and seen.shape[:2] == (shape[0] + 1, shape[1])
         and (kind is Trajectory or _is_frame_index(seen, found["frames"]))
         and all(found[name].dtype is torch.bool for name in _FLAGS)
-        and not found["action"].is_floating_point()
+        and found["action"].shape[:2] == shape
         and found["reward"].is_floating_point()
         and found["behaviour_log_prob"].is_floating_point()
     )

@@ -28,13 +28,13 @@ from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.diagnostics import effective_sample_size
+from metagrad.distributions import Distribution, Outputs, policy_of
 from metagrad.errors import require
 from metagrad.losses import (
     Estimates,
     LossMetrics,
     OuterObjective,
     Terms,
-    action_log_prob,
     actor_critic_loss,
     forward,
     masked_mean,
@@ -61,6 +61,8 @@ class InnerLoss(ABC):
     """True: it takes rollouts of other policies than the one that is trained (`behaviour_log_prob`)."""
     learns_critics: ClassVar[bool] = True
     """True: the network must have critics."""
+    needs_discrete_actions: ClassVar[bool] = False
+    """True: it does something with each action by itself, of which there must be finitely many."""
     is_policy_apart: ClassVar[bool] = False
     """True: inner policy term and outer loss take critics for constants, so that second-order products may leave the
     critics' own parameters out. A subclass does not inherit it but states it again: what it overrides may be
@@ -186,8 +188,8 @@ class ActorCriticLoss(InnerLoss):
         return actor_critic_loss(outputs, trajectory, hyper, surrogate, terms, outer.critic_coefficient)
 
 
-def _constant(outputs: Mapping[Head, Tensor]) -> dict[Head, Tensor]:
-    return {head: autodiff.stop_gradient(x) for head, x in outputs.items()}
+def _constant(outputs: Outputs) -> Outputs:
+    return Outputs({head: autodiff.stop_gradient(x) for head, x in outputs.items()}, outputs.distribution)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,12 +277,13 @@ class VtraceLoss(ActorCriticLoss):
         is. Where the ratio is below ρ̄, A s of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
         """
         rates = (hyper["gamma"], hyper["lambda"], hyper["rho_clip"], hyper["c_clip"])
-        target, advantage = vtrace_estimates(outputs["logits"], outputs["value"], trajectory, *rates)
-        share = effective_sample_share(outputs["logits"], trajectory)
+        policy = policy_of(outputs)
+        target, advantage = vtrace_estimates(policy, outputs["value"], trajectory, *rates)
+        share = effective_sample_share(policy, trajectory)
         weight = advantage
         if self.is_advantage_centred:
             valid = trajectory.valid
-            ratio = torch.exp(torch.where(valid, _log_ratio(outputs["logits"], trajectory), 0.0))
+            ratio = torch.exp(torch.where(valid, _log_ratio(policy, trajectory), 0.0))
             ratio = torch.minimum(ratio, hyper["rho_clip"])
             mean_ratio = masked_mean(ratio, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
             weight = advantage - ratio * masked_mean(advantage, valid) / mean_ratio
@@ -292,21 +295,21 @@ class VtraceLoss(ActorCriticLoss):
         """Return V-trace's targets v' and advantages under γ', λ' and clips of `OUTER_CLIP`."""
         del hyper
         value, clips = outputs[outer.critic_head], (OUTER_CLIP, OUTER_CLIP)
-        return vtrace_estimates(outputs["logits"], value, trajectory, outer.gamma, outer.lambda_, *clips)
+        return vtrace_estimates(policy_of(outputs), value, trajectory, outer.gamma, outer.lambda_, *clips)
 
 
 def vtrace_estimates(
-    logits: Float[Tensor, "T B A"],
-    value: Float[Tensor, "T+1 B"],
+    policy: Distribution,
+    value: Float[Tensor, "T_and_1 B"],
     trajectory: Trajectory,
     gamma: Float[Tensor, "1"] | float,
     lambda_: Float[Tensor, "1"] | float,
     rho_clip: Float[Tensor, "1"] | float,
     c_clip: Float[Tensor, "1"] | float,
 ) -> Estimates:
-    """Return `metagrad.returns.vtrace` over ⊥V under π_⊥logits; the advantage has the clipped ratio as a factor."""
+    """Return `metagrad.returns.vtrace` over ⊥V under ⊥π; the advantage has the clipped ratio as a factor."""
     estimates = vtrace(
-        _log_ratio(logits, trajectory),
+        _log_ratio(policy, trajectory),
         trajectory.reward.to(value.dtype),
         autodiff.stop_gradient(value),
         trajectory.is_terminal,
@@ -320,21 +323,21 @@ def vtrace_estimates(
     return Estimates(estimates.target, estimates.policy_advantage)
 
 
-def effective_sample_share(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, ""]:
+def effective_sample_share(policy: Distribution, trajectory: Trajectory) -> Float[Tensor, ""]:
     """Return the effective sample size of the steps' ratios as a share of the valid steps, from 1/N to 1.
 
-    Equation: (Σ w)²/(N Σ w²) over the N valid steps, w = π_⊥logits(a_t|s_t)/μ(a_t|s_t) before any clip; 1 if N = 0.
+    Equation: (Σ w)²/(N Σ w²) over the N valid steps, w = ⊥π(a_t|s_t)/μ(a_t|s_t) before any clip; 1 if N = 0.
     The variance of a mean over steps is about its inverse times that of fresh rollouts, for quantities that do not
     depend on the ratio.
 
     Source: Kong (1992), as `metagrad.diagnostics.effective_sample_size`; here of steps, not of whole trajectories.
     """
     valid = trajectory.valid
-    log_weights = torch.where(valid, _log_ratio(logits, trajectory), -torch.inf).flatten()
+    log_weights = torch.where(valid, _log_ratio(policy, trajectory), -torch.inf).flatten()
     share = effective_sample_size(log_weights) / valid.sum()
     return torch.where(valid.any(), share, 1.0)
 
 
-def _log_ratio(logits: Tensor, trajectory: Trajectory) -> Tensor:
+def _log_ratio(policy: Distribution, trajectory: Trajectory) -> Tensor:
     """Return log π(a_t|s_t) - log μ(a_t|s_t), a constant."""
-    return action_log_prob(autodiff.stop_gradient(logits), trajectory) - trajectory.behaviour_log_prob
+    return autodiff.stop_gradient(policy.log_prob(trajectory.action)) - trajectory.behaviour_log_prob

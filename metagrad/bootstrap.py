@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.distributions import Categorical
 from metagrad.errors import require, require_one_of
 from metagrad.losses import masked_mean
 from metagrad.meta_gradient import OuterLoss
@@ -148,12 +149,7 @@ def kl_divergence(logits_p: Float[Tensor, "*rows A"], logits_q: Float[Tensor, "*
     >>> kl_divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, 0.0]]))
     tensor([0.6931])
     """
-    rule, remedy = f"both distributions have as many rows and actions, {tuple(logits_q.shape)}", "make them agree"
-    require(logits_p.shape == logits_q.shape, "logits_p.shape", tuple(logits_p.shape), rule, remedy)
-    log_p, log_q = torch.log_softmax(logits_p, -1), torch.log_softmax(logits_q, -1)
-    p = log_p.exp()
-    # Chosen before the product: 0 · (-∞ + ∞) is no number, in the value and in the derivative alike.
-    return (p * torch.where(p > 0.0, log_p - log_q, 0.0)).sum(-1)
+    return Categorical(logits_p).kl_divergence(Categorical(logits_q))
 
 
 def matching_loss(
@@ -197,9 +193,9 @@ def matching_loss(
 
     match matching.direction:
         case "target||online":
-            kl = mean(kl_divergence(aim["logits"], online["logits"]))
+            kl = mean(aim.policy.kl_divergence(online.policy))
         case "online||target":
-            kl = mean(kl_divergence(online["logits"], aim["logits"]))
+            kl = mean(online.policy.kl_divergence(aim.policy))
         case _:
             assert_never(matching.direction)
     if not matches_values:

@@ -88,6 +88,7 @@ class IntrinsicRewardLoss(A2cLoss):
     """
 
     is_policy_apart: ClassVar[bool] = True
+    needs_discrete_actions: ClassVar[bool] = True
 
     extrinsic_coefficient: MetaParameter
     """c_ext: weight of the environment's reward in the inner loss; the outer loss has it alone."""

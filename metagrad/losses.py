@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.distributions import Outputs, policy_of
 from metagrad.errors import require, require_one_of
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Head, Network
@@ -96,10 +97,10 @@ class OuterObjective:
         """
         valid, advantage = trajectory.valid, estimates.advantage
         weight = normalised(advantage, valid) if self.is_advantage_normalised else advantage
-        log_probs = torch.log_softmax(outputs["logits"], -1)
-        objective = weight * torch.where(valid, _of_actions(log_probs, trajectory), 0.0)
+        policy = policy_of(outputs)
+        objective = weight * torch.where(valid, policy.log_prob(trajectory.action), 0.0)
         if self.entropy_coefficient:
-            objective = objective + self.entropy_coefficient * entropy_of(log_probs)
+            objective = objective + self.entropy_coefficient * policy.entropy()
         loss = -masked_mean(objective, valid)
         if self.value_coefficient:
             error = torch.where(valid, estimates.target - outputs["value"][:-1], 0.0)
@@ -164,7 +165,7 @@ def without_unused_rows(trajectory: Trajectory) -> Trajectory:
         observation = torch.where(unseen.view(*unseen.shape, *(1,) * (observation.ndim - 2)), 0.0, observation)
     return trajectory._replace(
         observation=observation,
-        action=torch.where(valid, trajectory.action, 0),
+        action=torch.where(valid.view(*valid.shape, *(1,) * (trajectory.action.ndim - 2)), trajectory.action, 0),
         reward=torch.where(is_unused, 0.0, trajectory.reward),
         behaviour_log_prob=torch.where(valid, trajectory.behaviour_log_prob, 0.0),
     )
@@ -182,17 +183,15 @@ def normalised(advantage: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> F
     return (advantage - mean) * torch.rsqrt(variance + 1e-5)
 
 
-def forward(
-    network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory, heads: tuple[Head, ...]
-) -> dict[Head, Tensor]:
+def forward(network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory, heads: tuple[Head, ...]) -> Outputs:
     """Return heads on the T acted-on observations, [T, B, …], and values with the bootstrap row, [T+1, B].
 
     The bootstrap row is constant in every loss, so it is computed outside the graph, critics only.
     """
     observation = trajectory.observation
-    steps, batch = trajectory.action.shape
+    steps, batch = trajectory.valid.shape
     outputs = network.apply(theta, observation[:-1].flatten(0, 1), heads)
-    shaped: dict[Head, Tensor] = {head: x.unflatten(0, (steps, batch)) for head, x in outputs.items()}
+    shaped = Outputs({head: x.unflatten(0, (steps, batch)) for head, x in outputs.items()}, network.distribution)
     if "logits" in shaped:  # all -∞ where a mask leaves no action, as in the last state of an episode
         shaped["logits"] = torch.where(trajectory.valid.unsqueeze(-1), shaped["logits"], 0.0)
     critics: tuple[Head, ...] = tuple(head for head in heads if head != "logits")
@@ -200,30 +199,6 @@ def forward(
     for head in critics:
         shaped[head] = torch.cat([shaped[head], bootstrap[head].unsqueeze(0)])
     return shaped
-
-
-def action_log_prob(logits: Float[Tensor, "T B A"], trajectory: Trajectory) -> Float[Tensor, "T B"]:
-    """Return log π(a_t | s_t) of the taken actions."""
-    return _of_actions(torch.log_softmax(logits, -1), trajectory)
-
-
-def _of_actions(log_probs: Tensor, trajectory: Trajectory) -> Tensor:
-    """Return those of the taken actions; an action less or more would pair steps with others."""
-    shape, rows = trajectory.action.shape, log_probs.shape[:-1]
-    rule = f"there is one for each row of logits, {tuple(rows)}"
-    require(shape == rows, "action.shape", tuple(shape), rule, "make them agree")
-    return log_probs.gather(-1, trajectory.action.unsqueeze(-1)).squeeze(-1)
-
-
-def entropy_of(log_probs: Float[Tensor, "*rows A"]) -> Float[Tensor, "*rows"]:
-    """Return -Σₐ π(a) log π(a) in nats; an action of probability 0 adds 0 and has derivative 0.
-
-    >>> entropy_of(torch.log_softmax(torch.tensor([0.0, 0.0, -torch.inf]), -1))
-    tensor(0.6931)
-    """
-    probs = log_probs.exp()
-    # Chosen before the product: 0 · -∞ is no number, in the value and in the derivative alike.
-    return -(probs * torch.where(probs > 0.0, log_probs, 0.0)).sum(-1)
 
 
 def on_policy_estimates(
@@ -256,8 +231,8 @@ def actor_critic_loss(
     Equation: mean[-w s(log π) + c_v (G - V)² - c_e H(π) + c_o (G' - V')²] over valid steps.
 
     Args:
-        outputs: "logits" [T, B, A], and "value" and "outer_value" [T+1, B] for the critics that learn, as `forward`
-            gives them.
+        outputs: "logits" [T, B, …] of the policy, and "value" and "outer_value" [T+1, B] for the critics that learn, as
+            `forward` gives them.
         trajectory: T steps.
         hyper: c_v and c_e, "value_coefficient" and "entropy_coefficient".
         surrogate: s.
@@ -268,9 +243,8 @@ def actor_critic_loss(
     of the debiasing paper (Appendix B, Table 1); surrogates s from the gradient-bias paper (§4.4, §5.3).
     """
     valid = trajectory.valid
-    log_probs = torch.log_softmax(outputs["logits"], -1)
-    log_prob = _of_actions(log_probs, trajectory)
-    entropy = entropy_of(log_probs)
+    policy = policy_of(outputs)
+    log_prob, entropy = policy.log_prob(trajectory.action), policy.entropy()
     # A step that the policy did not choose is no factor of a surrogate's product over the episode.
     chosen_log_prob = torch.where(valid, log_prob, 0.0)
     is_last = trajectory.is_terminal | trajectory.is_truncated

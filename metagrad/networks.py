@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, get_args
 
 import torch
 from jaxtyping import Float, Shaped
@@ -21,40 +21,14 @@ from torch import Tensor, nn
 
 from metagrad import autodiff
 from metagrad import network_modules as modules
+from metagrad.distributions import ActionSpace, Categorical, DiscreteActions, DistributionOf, Outputs
 from metagrad.errors import require, require_one_of
 from metagrad.flat_module import FlatModule
 from metagrad.flat_module import ParameterLayout as ParameterLayout
 from metagrad.network_layers import OrthogonalLinear, reset
 from metagrad.network_modules import Head as Head
+from metagrad.observations import Observations as Observations
 from metagrad.precision import Precision, layers_dtype
-
-
-class Observations(NamedTuple):
-    """Describes the observations that a network takes: their kind, and names and least lengths of the axes."""
-
-    kind: str
-    axes: tuple[str, ...]
-    least: tuple[int, ...]
-    are_bytes: bool
-
-    @classmethod
-    def pixels(cls, least: int = 1) -> "Observations":
-        """Describe pictures [channels, height, width] in bytes, at least `least` pixels high and wide."""
-        return cls("pixels (uint8)", ("channels", "height", "width"), (1, least, least), True)
-
-    @classmethod
-    def boards(cls, least: int = 1) -> "Observations":
-        """Describe boards [rows, columns, planes] of numbers other than bytes, `least` rows and columns or more."""
-        return cls("boards (not uint8)", ("rows", "columns", "planes"), (least, least, 1), False)
-
-    def fit(self, shape: tuple[int, ...]) -> bool:
-        """Return whether one observation may have this shape."""
-        is_long_enough = (size >= least for size, least in zip(shape, self.least, strict=True))
-        return len(shape) == len(self.least) and all(is_long_enough)
-
-    def __str__(self) -> str:
-        sizes = (axis if n == 1 else f"{axis} ≥ {n}" for axis, n in zip(self.axes, self.least, strict=True))
-        return f"{self.kind} [{', '.join(sizes)}]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +44,11 @@ class NetworkSpec(ABC):
 
     @abstractmethod
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
-        """Make a module whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}."""
+        """Make a module whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}.
+
+        `num_actions` is the size of the policy head: one number for each of discrete actions, else what
+        `metagrad.distributions` says.
+        """
 
     def check_sizes(self, field: str = "network") -> None:
         """Refuse sizes that no layer has; `field` is the name under which the network is configured."""
@@ -327,20 +305,27 @@ class MemoryOnePair(NetworkSpec):
 
 _MEMORY_ONE_SWAPPED = (0, 1, 3, 2, 4)  # 1 + 2 a + a' -> 1 + 2 a' + a
 
-NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], dict[Head, Tensor]]
+NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], Outputs]
 """(observation [N, …], names of heads) to the heads."""
 
 
 class Network:
     """Offers a module as pure functions of θ; the module's own parameters only give shapes."""
 
-    def __init__(self, module: nn.Module, first_order: Collection[str] = (), precision: Precision = "float32"):
+    def __init__(
+        self,
+        module: nn.Module,
+        first_order: Collection[str] = (),
+        precision: Precision = "float32",
+        distribution: DistributionOf = Categorical,
+    ):
         """Wrap `module`, whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}.
 
         Args:
             module: shapes, init and forward.
             first_order: names of parameters whose gradients carry no derivative (`metagrad.autodiff.first_order`).
             precision: what the layers compute in; heads are of the type of θ in all of them.
+            distribution: of actions, made of the numbers of the policy head.
         """
         self._module = module
         self._flat = FlatModule(module)
@@ -349,6 +334,7 @@ class Network:
         self._layers_dtype = layers_dtype(precision)
         self._kept = modules.float32_parameters(module)
         self._discount: Tensor | float | None = None
+        self.distribution = distribution
 
     @property
     def own_parameters_of_critics(self) -> tuple[str, ...]:
@@ -390,10 +376,8 @@ class Network:
                 parameter.copy_(value)
         return self._flat.theta()
 
-    def apply(
-        self, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "..."], heads: Collection[Head]
-    ) -> dict[Head, Tensor]:
-        """Evaluate the named heads on observations [N, …]: logits [N, A], value [N], outer_value [N]."""
+    def apply(self, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "..."], heads: Collection[Head]) -> Outputs:
+        """Evaluate the named heads on observations [N, …]: logits [N, …], value [N], outer_value [N]."""
         return self.at(theta)(observation, heads)
 
     def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:
@@ -408,14 +392,14 @@ class Network:
             parameters[name] = autodiff.first_order(parameters[name])
         extra = (self._discount,) if self.is_conditioned else ()
 
-        def apply(observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+        def apply(observation: Tensor, heads: Collection[Head]) -> Outputs:
             unknown = [head for head in heads if head not in get_args(Head)]
             rule, remedy = f"the heads are {', '.join(get_args(Head))}", "name some of them, in a tuple"
             require(not unknown and not isinstance(heads, str), "heads", heads, rule, remedy)
             if observation.is_floating_point():
                 observation = observation.to(dtype)
             outputs: dict[Head, Tensor] = self._flat.with_parameters(parameters, observation, heads, *extra)
-            return {head: x.to(theta.dtype) for head, x in outputs.items()}
+            return Outputs({head: x.to(theta.dtype) for head, x in outputs.items()}, self.distribution)
 
         return apply
 
@@ -423,11 +407,11 @@ class Network:
 def build_network(
     spec: NetworkSpec,
     observation_shape: tuple[int, ...],
-    num_actions: int,
+    actions: ActionSpace | int,
     has_outer_critic: bool,
     precision: Precision = "float32",
 ) -> Network:
-    """Build the network that `spec` describes for one environment.
+    """Build the network that `spec` describes for one environment; a number means so many discrete actions.
 
     Raises:
         ConfigurationError: observations or actions that it cannot have; critics of a network that has none; bfloat16
@@ -439,4 +423,6 @@ def build_network(
     require(spec.has_critics or not has_outer_critic, "network", type(spec).__name__, rule, remedy)
     rule, remedy = f"is for hidden layers, and {type(spec).__name__} has none", "use --precision float32"
     require(spec.has_hidden_layers or precision != "bf16-mixed", "precision", precision, rule, remedy)
-    return Network(spec.module(observation_shape, num_actions, has_outer_critic), precision=precision)
+    space = DiscreteActions(actions) if isinstance(actions, int) else actions
+    module = spec.module(observation_shape, space.outputs, has_outer_critic)
+    return Network(module, precision=precision, distribution=space.policy)

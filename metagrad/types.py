@@ -24,7 +24,7 @@ class Trajectory(NamedTuple):
     """
 
     observation: Shaped[Tensor, "T+1 B ..."]
-    action: Int[Tensor, "T B"]
+    action: Shaped[Tensor, "T B ..."]  # an integer, or one number for each component
     reward: Float[Tensor, "T B"]  # what the learner is fed
     is_terminal: Bool[Tensor, "T B"]  # no value beyond step t
     is_truncated: Bool[Tensor, "T B"]  # cut at step t; observation[t+1] is the true successor
@@ -41,7 +41,7 @@ class PackedTrajectory(NamedTuple):
 
     frames: Shaped[Tensor, "N ..."]
     frame_index: Int[Tensor, "T+1 B K"]  # observation[t, b, k] = frames[frame_index[t, b, k]]
-    action: Int[Tensor, "T B"]
+    action: Shaped[Tensor, "T B ..."]  # an integer, or one number for each component
     reward: Float[Tensor, "T B"]
     is_terminal: Bool[Tensor, "T B"]
     is_truncated: Bool[Tensor, "T B"]

@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtim
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from metagrad.actors.envs.snapshots import checked_fields
+from metagrad.distributions import ActionSpace, DiscreteActions
 from metagrad.errors import require
 
 MAX_STEPS = torch.iinfo(torch.int32).max  # environments count the steps of an episode in int32
@@ -35,11 +36,17 @@ class EnvironmentSpec(NamedTuple):
     action_names: tuple[str, ...]
     device: torch.device
     name: str
+    action_space: ActionSpace | None = None  # None: one of `action_names`; else these name the components of an action
     is_frame_stack: bool = False  # True: an observation [K, ...] is the last K frames, the newest last (sent packed)
 
     @property
     def num_actions(self) -> int:
         return len(self.action_names)
+
+    @property
+    def actions(self) -> ActionSpace:
+        """Return what a policy chooses among."""
+        return DiscreteActions(self.num_actions) if self.action_space is None else self.action_space
 
 
 class EnvironmentStep(NamedTuple):
@@ -102,7 +109,7 @@ class Environment(Protocol):
         """Start all B episodes; called once, before the first step."""
         ...
 
-    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+    def step(self, action: Shaped[Tensor, "B ..."]) -> EnvironmentStep:
         """Step all B environments once."""
         ...
 

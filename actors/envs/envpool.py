@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
@@ -111,6 +111,7 @@ class EnvPoolEnvironment:
             action_names=self._actions.names,
             device=torch.device("cpu"),
             name=config.task,
+            action_space=self._actions.space,
         )
 
     def reset(self) -> Shaped[Tensor, "B ..."]:
@@ -119,7 +120,7 @@ class EnvPoolEnvironment:
         self._resets_next = np.zeros(self.spec.batch_size, np.bool_)
         return self._observations.encode(observation)
 
-    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+    def step(self, action: Shaped[Tensor, "B ..."]) -> EnvironmentStep:
         """Step all B instances once; the action of a step with `valid=False` is ignored."""
         observation, reward, is_terminal, is_truncated, _ = self._running().step(self._actions.decode(action))
         encoded, resets = self._observations.encode(observation), self._resets_next

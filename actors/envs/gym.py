@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
@@ -123,6 +123,7 @@ class GymEnvironment:
             action_names=self._actions.names,
             device=torch.device("cpu"),
             name=config.id,
+            action_space=self._actions.space,
         )
 
     def reset(self) -> Shaped[Tensor, "B ..."]:
@@ -131,7 +132,7 @@ class GymEnvironment:
         self._is_lost = np.zeros(self.spec.batch_size, np.bool_)
         return self._observations.encode(observation)
 
-    def step(self, action: Int[Tensor, "B"]) -> EnvironmentStep:
+    def step(self, action: Shaped[Tensor, "B ..."]) -> EnvironmentStep:
         """Step all B environments once."""
         decoded = self._actions.decode(action)
         observation, reward, is_terminal, is_truncated, info = self._running().step(decoded)

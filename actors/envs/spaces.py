@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from metagrad.distributions import ActionSpace, ContinuousActions, MultiDiscreteActions
 from metagrad.errors import require
 
 PICTURE_SIDE = 16
@@ -175,6 +176,9 @@ class Actions(NamedTuple):
     """Says what B actions of a policy become in a space."""
 
     names: tuple[str, ...]
+    """Of the actions, or of the components of one."""
+    space: ActionSpace | None
+    """What the policy chooses among; None: one of `names`."""
     decode: Callable[[Tensor], np.ndarray]
     """Returns B actions as Gymnasium's vector environments and EnvPool take them."""
 
@@ -182,11 +186,51 @@ class Actions(NamedTuple):
 def actions(space: Any, name: str, field: str) -> Actions:
     """Return how a policy acts in a `gymnasium.Space`.
 
+    * `Discrete`: one of n.
+    * `MultiDiscrete`, `MultiBinary`: a choice for each number.
+    * `Box`: a normal number x for each of its numbers. Where it has finite bounds, -1 is the lower and 1 the upper one,
+      and what lies beyond is clipped there; else x is taken as it is, clipped at the one bound that there may be.
+      Log-probabilities are of x.
+
     Raises:
         ConfigurationError: the space is of a kind that is not taken; names the space.
     """
     rule, remedy = f"acts in {space}, which is not taken", "wrap the environment so that it takes another action"
-    require(_kind(space) == "Discrete", field, name, rule, remedy)
-    start, dtype = int(space.start), space.dtype
-    names = tuple(f"action {start + i}" for i in range(int(space.n)))
-    return Actions(names, lambda action: (action.cpu().numpy() + start).astype(dtype))
+    kind = _kind(space)
+    require(kind in _LEAVES, field, name, rule, remedy)
+    shape, size = space.shape, math.prod(space.shape)
+    components = tuple(f"component {i}" for i in range(size))
+    match kind:
+        case "Discrete":
+            start, dtype = int(space.start), space.dtype
+            names = tuple(f"action {start + i}" for i in range(int(space.n)))
+            return Actions(names, None, lambda action: (action.cpu().numpy() + start).astype(dtype))
+        case "Box":
+            is_real = np.issubdtype(space.dtype, np.floating)
+            require(is_real and size > 0, field, name, rule, remedy)
+            return Actions(components, ContinuousActions(size), _clipped(space))
+        case _:
+            sizes = space.nvec.reshape(-1) if kind == "MultiDiscrete" else np.full(size, 2)
+            starts = np.asarray(getattr(space, "start", 0))
+            require(size > 0, field, name, rule, remedy)
+
+            def decode(action: Tensor) -> np.ndarray:
+                return (action.cpu().numpy().reshape(-1, *shape) + starts).astype(space.dtype)
+
+            return Actions(components, MultiDiscreteActions(tuple(sizes.tolist())), decode)
+
+
+_UNBOUNDED = 1e30
+"""Bounds from here on are none: EnvPool gives the largest float for those that are not known."""
+
+
+def _clipped(space: Any) -> Callable[[Tensor], np.ndarray]:
+    low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+    is_box = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
+    middle, scale = np.where(is_box, (low + high) / 2, 0.0), np.where(is_box, (high - low) / 2, 1.0)
+
+    def decode(action: Tensor) -> np.ndarray:
+        x = action.cpu().numpy().reshape(-1, *space.shape)
+        return np.clip(middle + scale * x, low, high).astype(space.dtype)
+
+    return decode

@@ -10,6 +10,7 @@ from metagrad.actor_critic import InnerLoss
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_possible
+from metagrad.distributions import DiscreteActions
 from metagrad.errors import require
 from metagrad.learner.actor_critic import ActorCritic, build_actor_critic
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
@@ -121,7 +122,7 @@ class Experiment(BaseExperiment):
 
     def algorithm(self, spec: EnvironmentSpec) -> ActorCritic:
         require_possible(self, spec, self.parameters(spec))
-        return build_actor_critic(self.learner, self._built(spec), spec.observation_shape, spec.num_actions)
+        return build_actor_critic(self.learner, self._built(spec), spec.observation_shape, spec.actions.outputs)
 
     def parameters(self, spec: EnvironmentSpec) -> int:
         with torch.device("meta"):  # nothing is made
@@ -129,9 +130,13 @@ class Experiment(BaseExperiment):
 
     def _built(self, spec: EnvironmentSpec) -> Network:
         """Build the actor-critic for an environment, once all networks are known to take its observations."""
+        losses = self.meta_parameters
+        is_taken = isinstance(spec.actions, DiscreteActions) or not losses.needs_discrete_actions
+        rule, remedy = "needs discrete actions, and the environment has others", "use another loss or environment"
+        require(is_taken, "meta_parameters", type(losses).__name__, rule, remedy)
         for field, network in self._networks():
             network.check_observations(spec.observation_shape, spec.observation_dtype, field)
-        sizes = (spec.observation_shape, spec.num_actions)
+        sizes = (spec.observation_shape, spec.actions)
         return build_network(self.network, *sizes, self.has_outer_critic, self.resolved_precision)
 
     @property

@@ -13,13 +13,14 @@ MOST_BYTES = 2**40
 """More than a learner's machine has anywhere; an experiment that needs more is refused everywhere."""
 
 
-_STEP_BYTES = 8 + 4 + 3 + 4
-"""Of action, reward, flags and log μ."""
+def _step_bytes(spec: EnvironmentSpec) -> int:
+    """Count those of action (8 for each number at most), reward, flags and log μ."""
+    return 8 * math.prod(spec.actions.shape) + 4 + 3 + 4
 
 
 def batch_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
     """Count the bytes of a trajectory [T, B] as an update uses it, with T+1 whole observations."""
-    return environments * ((length + 1) * _observation_bytes(spec) + length * _STEP_BYTES)
+    return environments * ((length + 1) * _observation_bytes(spec) + length * _step_bytes(spec))
 
 
 def rollout_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
@@ -28,7 +29,7 @@ def rollout_bytes(spec: EnvironmentSpec, environments: int, length: int) -> int:
         return batch_bytes(spec, environments, length)
     depth = spec.observation_shape[0]
     frames = (length + depth) * _observation_bytes(spec) // depth
-    return environments * (frames + (length + 1) * depth * 4 + length * _STEP_BYTES)
+    return environments * (frames + (length + 1) * depth * 4 + length * _step_bytes(spec))
 
 
 def _observation_bytes(spec: EnvironmentSpec) -> int:

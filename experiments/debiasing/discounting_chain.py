@@ -80,6 +80,7 @@ class TrueValueLoss(ActorCriticLoss):
     """
 
     learns_critics: ClassVar[bool] = False
+    needs_discrete_actions: ClassVar[bool] = True
 
     entropy_coefficient: MetaParameter
     outer_entropy_coefficient: float

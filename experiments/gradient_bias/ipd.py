@@ -98,7 +98,7 @@ class LolaExperiment(BaseExperiment):
         )
 
     def algorithm(self, spec: EnvironmentSpec) -> Lola:
-        sizes = (spec.observation_shape, spec.num_actions)
+        sizes = (spec.observation_shape, spec.actions)
         return Lola(
             network=build_network(self.network, *sizes, self.has_outer_critic, self.resolved_precision),
             estimation=self.estimation,

@@ -17,9 +17,9 @@ from metagrad.cluster.launch.launch import default_run_dir, run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.learning import actor_setups, resolve_device, set_tf32
+from metagrad.distributions import Categorical
 from metagrad.errors import ConfigurationError
 from metagrad.learner.checkpoint import load, paths
-from metagrad.losses import action_log_prob
 from metagrad.networks import NatureCnn
 from metagrad.precision import Precision
 
@@ -108,7 +108,8 @@ def test_actors_and_evaluation_have_the_learners_arithmetic(tiny: Tiny, topology
         for name, network in (("bf16-mixed", algorithm.network), ("float32", tiny().algorithm(spec).network)):
             rows = trajectory.observation[:-1].flatten(0, 1)
             logits[name] = network.apply(state.theta, rows, ("logits",))["logits"].view(3, -1, spec.num_actions)
-        gaps = {name: (action_log_prob(x, trajectory) - trajectory.behaviour_log_prob) for name, x in logits.items()}
+        log_probs = {name: Categorical(x).log_prob(trajectory.action) for name, x in logits.items()}
+        gaps = {name: x - trajectory.behaviour_log_prob for name, x in log_probs.items()}
         gaps = {name: gap[trajectory.valid].abs().max().item() for name, gap in gaps.items()}
         assert gaps["bf16-mixed"] < 1e-6 < gaps["float32"]
 

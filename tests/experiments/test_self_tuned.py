@@ -9,12 +9,13 @@ from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.json_form import differences, from_json, to_json
+from metagrad.distributions import Categorical
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.algorithm import Sample
-from metagrad.losses import action_log_prob, forward
+from metagrad.losses import forward
 from metagrad.meta_parameters import learnt_slices
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn, Network
 from metagrad.types import Trajectory, WeightSnapshot
@@ -91,7 +92,7 @@ def random_rollouts(network: Network, shape: tuple[int, ...], actions: int) -> S
             policy_version=snapshot.version,
         )
         logits = forward(network, snapshot.theta, trajectory, ("logits",))["logits"]
-        return trajectory._replace(behaviour_log_prob=action_log_prob(logits, trajectory))
+        return trajectory._replace(behaviour_log_prob=Categorical(logits).log_prob(trajectory.action))
 
     return sample
 

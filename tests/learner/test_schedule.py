@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from metagrad.distributions import Categorical
 from metagrad.errors import ConfigurationError
 from metagrad.frame_stacks import packed, unpacked
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
@@ -17,7 +18,6 @@ from metagrad.learner.actor_critic import build_actor_critic
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
 from metagrad.learner.plain_data import is_trajectory
 from metagrad.learner.schedule import Lockstep, Peek
-from metagrad.losses import action_log_prob
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.types import Episodes, PackedTrajectory, Trajectory, WeightSnapshot
@@ -176,7 +176,7 @@ def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
     def on_policy(published: WeightSnapshot, step: int) -> list[Trajectory]:
         fresh = trajectory(step)
         logits = network.apply(published.theta, fresh.observation[:-1].flatten(0, 1), ("logits",))["logits"]
-        log_prob = action_log_prob(logits.unflatten(0, fresh.action.shape), fresh).detach()
+        log_prob = Categorical(logits.unflatten(0, fresh.action.shape)).log_prob(fresh.action).detach()
         batches.append(fresh._replace(behaviour_log_prob=log_prob, policy_version=0))
         return [batches[-1]._replace(policy_version=published.version)]
 

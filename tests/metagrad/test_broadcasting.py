@@ -32,7 +32,7 @@ CALLS = {
     "bias": (lambda: bias(add_samples(no_samples(5), torch.zeros(4, 5)), torch.zeros(1)), "exact.shape"),
     "cosine": (lambda: cosine_accuracy(torch.ones(5), torch.ones(1)), "y.shape"),
     "pearson": (lambda: pearson(torch.ones(5), torch.ones(1)), "y.shape"),
-    "kl": (lambda: kl_divergence(torch.zeros(4, 3), torch.zeros(1, 3)), "logits_p.shape"),
+    "kl": (lambda: kl_divergence(torch.zeros(4, 3), torch.zeros(1, 3)), "policy.shape"),
     "matching direction": (lambda: Matching(direction="online||online"), "matching.direction"),
     "matching states": (lambda: Matching(states="last"), "matching.states"),
     "one row of logits": (lambda: objective(MDP, torch.zeros(2)), "theta.shape"),

@@ -9,9 +9,10 @@ import torch
 
 from metagrad.actor_critic import A2cLoss, InnerLoss, VtraceLoss
 from metagrad.bootstrap import Matching, matching_loss
+from metagrad.distributions import Categorical
 from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
-from metagrad.losses import OuterObjective, action_log_prob, forward
+from metagrad.losses import OuterObjective, forward
 from metagrad.meta_gradient import meta_gradient, outer_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta, learnt_names
 from metagrad.networks import Mlp, SnakeCnn, build_network
@@ -111,7 +112,7 @@ class Setting:
         trajectory = make_trajectory(generator, STEPS, BATCH, self.row.shape, ACTIONS)
         logits = forward(self.network, self.theta, trajectory, ("logits",))["logits"]
         noise = 0.8 * torch.randn(STEPS, BATCH, generator=generator, dtype=torch.float64)
-        log_prob = action_log_prob(logits, trajectory)
+        log_prob = Categorical(logits).log_prob(trajectory.action)
         return trajectory._replace(
             behaviour_log_prob=log_prob + noise if self.row.loss.corrects_off_policy else log_prob
         )

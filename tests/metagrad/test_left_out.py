@@ -8,15 +8,14 @@ import torch
 
 from metagrad.actor_critic import A2cLoss, VtraceLoss
 from metagrad.bootstrap import Matching, matching_loss
+from metagrad.distributions import Categorical
 from metagrad.errors import ConfigurationError
 from metagrad.intrinsic_reward import IntrinsicRewardLoss, reward_weights
 from metagrad.losses import (
     Estimates,
     OuterObjective,
     Terms,
-    action_log_prob,
     actor_critic_loss,
-    entropy_of,
     masked_mean,
     without_unused_rows,
 )
@@ -226,7 +225,7 @@ def test_the_entropy_of_a_masked_policy_has_both_derivatives():
     small = torch.tensor([0.3, -0.2], requires_grad=True)
 
     def both(x):
-        entropy = entropy_of(torch.log_softmax(x, -1))
+        entropy = Categorical(x).entropy()
         (first,) = torch.autograd.grad(entropy, x, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), x)
         return entropy.detach().reshape(1), first.detach()[:2], second[:2]
@@ -251,7 +250,7 @@ LONGER, STEPWISE = {"logits": torch.zeros(STEPS + 1, BATCH, ACTIONS)}, torch.zer
     ("call", "field"),
     [
         (lambda: masked_mean(ROWS, FLAGS[0]), "x.shape"),
-        (lambda: action_log_prob(torch.zeros(4, 2, 3), trajectory()), "action.shape"),
+        (lambda: Categorical(torch.zeros(4, 2, 3)).log_prob(trajectory().action), "action.shape"),
         (lambda: OUTER.loss(LONGER, trajectory(), Estimates(STEPWISE, STEPWISE)), "action.shape"),
         (
             lambda: actor_critic_loss(

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metagrad.actor_critic import A2cLoss
+from metagrad.distributions import Categorical
 from metagrad.losses import (
     OuterObjective,
-    action_log_prob,
     forward,
     masked_mean,
     normalised,
@@ -374,7 +374,7 @@ def test_action_log_prob(make_problem):
     network, theta, trajectory = make_problem()
     logits = forward(network, theta, trajectory, ("logits",))["logits"]
     expected = torch.distributions.Categorical(logits=logits).log_prob(trajectory.action)
-    torch.testing.assert_close(action_log_prob(logits, trajectory), expected)
+    torch.testing.assert_close(Categorical(logits).log_prob(trajectory.action), expected)
 
 
 def test_gamma_acts_in_advantage_and_critic_target_alike(make_problem):

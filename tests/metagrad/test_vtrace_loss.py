@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from metagrad.actor_critic import WHOLE, A2cLoss, VtraceLoss, effective_sample_share
+from metagrad.distributions import Categorical
 from metagrad.errors import ConfigurationError
-from metagrad.losses import OuterObjective, action_log_prob, forward
+from metagrad.losses import OuterObjective, forward
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.surrogates import SURROGATES
@@ -44,7 +45,7 @@ def make_problem(make_trajectory):
         theta = network.init(generator).double()
         theta += 0.3 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
         trajectory = make_trajectory(generator, STEPS, BATCH, (3,), ACTIONS)
-        log_prob = action_log_prob(forward(network, theta, trajectory, ("logits",))["logits"], trajectory)
+        log_prob = forward(network, theta, trajectory, ("logits",)).policy.log_prob(trajectory.action)
         noise = 0.8 * torch.randn(log_prob.shape, generator=generator, dtype=torch.float64)
         return network, theta, trajectory._replace(behaviour_log_prob=log_prob - (0.0 if is_on_policy else noise))
 
@@ -305,15 +306,19 @@ def test_what_all_advantages_share_moves_the_policy_only_through_clips(make_prob
 def test_effective_sample_size_is_a_share_of_the_valid_steps(make_problem):
     network, theta, trajectory = make_problem(2)
     logits = forward(network, theta, trajectory, ("logits",))["logits"]
-    weights = (action_log_prob(logits, trajectory) - trajectory.behaviour_log_prob).exp()[trajectory.valid].tolist()
+    weights = (
+        (Categorical(logits).log_prob(trajectory.action) - trajectory.behaviour_log_prob)
+        .exp()[trajectory.valid]
+        .tolist()
+    )
     assert len(weights) < STEPS * BATCH
     expected = sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights))
     assert 0.1 < expected < 0.9
     unseen = torch.where(trajectory.valid, trajectory.behaviour_log_prob, torch.nan)
-    found = effective_sample_share(logits, trajectory._replace(behaviour_log_prob=unseen))
+    found = effective_sample_share(Categorical(logits), trajectory._replace(behaviour_log_prob=unseen))
     assert found.item() == pytest.approx(expected, rel=1e-12)
     none = torch.zeros_like(trajectory.valid)
-    assert effective_sample_share(logits, trajectory._replace(valid=none)).item() == 1.0
+    assert effective_sample_share(Categorical(logits), trajectory._replace(valid=none)).item() == 1.0
 
 
 def test_clips_of_streamed_a2c_are_those_asked_for():
