@@ -10,7 +10,7 @@ from metagrad.types import PackedTrajectory, Trajectory
 
 _KINDS = (Trajectory, PackedTrajectory)
 _FLAGS = ("is_terminal", "is_truncated", "valid")
-_OF_OTHER_SHAPE = ("observation", "frames", "frame_index")
+_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action")
 
 
 def is_like(found: Any, like: Any) -> bool:
@@ -67,6 +67,7 @@ def is_trajectory(found: Any) -> bool:
         and (kind is Trajectory or _is_frame_index(seen, found["frames"]))
         and all(found[name].dtype is torch.bool for name in _FLAGS)
         and found["action"].shape[:2] == shape
+        and (found["action"].dim() == 3 or (not found["action"].is_floating_point() and found["action"].dim() == 2))
         and found["reward"].is_floating_point()
         and found["behaviour_log_prob"].is_floating_point()
     )

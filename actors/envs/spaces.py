@@ -221,13 +221,16 @@ def actions(space: Any, name: str, field: str) -> Actions:
 
 
 _UNBOUNDED = 1e30
-"""Bounds from here on are none: EnvPool gives the largest float for those that are not known."""
+"""Bounds from here on are none: EnvPool gives the largest float for those that are not known, and C++'s smallest normal
+number, which is positive, for the lower ones."""
 
 
 def _clipped(space: Any) -> Callable[[Tensor], np.ndarray]:
     low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
+    low = np.where((0 < low) & (low < 1 / _UNBOUNDED), -np.inf, low)
     is_box = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
-    middle, scale = np.where(is_box, (low + high) / 2, 0.0), np.where(is_box, (high - low) / 2, 1.0)
+    least, most = np.where(is_box, low, -1.0), np.where(is_box, high, 1.0)
+    middle, scale = (least + most) / 2, (most - least) / 2
 
     def decode(action: Tensor) -> np.ndarray:
         x = action.cpu().numpy().reshape(-1, *space.shape)

@@ -8,6 +8,7 @@ import tyro
 from metagrad.cli.options import parse
 from metagrad.cluster.run.export import Format, exported, require_format
 from metagrad.cluster.run.trained import trained_run
+from metagrad.distributions import DiscreteActions
 from metagrad.errors import printable, require
 from metagrad.learner.storage import chosen, lasting, write_whole
 
@@ -37,6 +38,9 @@ def run(words: Sequence[str]) -> None:
     require_format(options.format, options.output)
     place = chosen(options.output, "output")
     trained = trained_run(run_dir, options.update, print)
+    space = trained.spec.actions
+    rule, remedy = "a file has log-probabilities of discrete actions, and this run has others", "use metagrad.load"
+    require(isinstance(space, DiscreteActions), "run-dir", run_dir, rule, remedy)
     write_whole(place, exported(trained, options.format))
     shape = ", ".join(map(str, trained.spec.observation_shape))
     kind = str(trained.spec.observation_dtype).removeprefix("torch.")

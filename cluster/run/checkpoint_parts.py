@@ -107,7 +107,7 @@ def _is_window(found: Any, shape: tuple[int, int]) -> bool:
         isinstance(batch, dict)
         and batch.keys() == {"trajectory", "versions"}
         and is_trajectory(batch["trajectory"])
-        and batch["trajectory"]["action"].shape == shape
+        and batch["trajectory"]["reward"].shape == shape
         and isinstance(batch["versions"], list)
         and all(map(is_count, batch["versions"]))
         for batch in found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from metagrad.actors import policy
@@ -14,7 +14,8 @@ from metagrad.actors.rollout import probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.checkpoint_parts import check_fits, restore
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.errors import refusal, refusing
+from metagrad.distributions import Categorical
+from metagrad.errors import refusal, refusing, require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
 from metagrad.learner.storage import Location
@@ -22,7 +23,7 @@ from metagrad.networks import Head, Network
 
 
 class PolicyModule(nn.Module):
-    """Computes log π_θ(a | s) [N, A] of observations [N, …], as the environment gives them.
+    """Computes log π_θ(a | s) [N, A] of observations [N, …], as the environment gives them; actions are discrete.
 
     Whatever the network does with them first, such as scaling pixels, is part of it.
     """
@@ -35,8 +36,10 @@ class PolicyModule(nn.Module):
         self.register_buffer("theta", theta.detach().clone())
 
     def forward(self, observation: Tensor) -> Tensor:
-        logits = self._network.at(self.theta)(observation, policy.POLICY)["logits"]
-        return torch.log_softmax(logits, -1)
+        outputs = self._network.at(self.theta)(observation, policy.POLICY)
+        rule, remedy = "has log-probabilities of discrete actions alone", "use the run's network and act()"
+        require(isinstance(outputs.policy, Categorical), "policy", type(outputs.policy).__name__, rule, remedy)
+        return torch.log_softmax(outputs["logits"], -1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,9 @@ class TrainedRun:
     policy: PolicyModule
 
     @torch.no_grad()
-    def act(self, observation: Shaped[Tensor, "N ..."], generator: torch.Generator | None = None) -> Int[Tensor, "N"]:
+    def act(
+        self, observation: Shaped[Tensor, "N ..."], generator: torch.Generator | None = None
+    ) -> Shaped[Tensor, "N ..."]:
         """Return actions as `metagrad eval` takes them: sampled with `generator`, or the most likely ones."""
         network = self.network.at(self.theta)
         if generator is None:

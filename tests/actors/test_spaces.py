@@ -1,5 +1,7 @@
 """What spaces become, held against Gymnasium's own samples and its flattening."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from metagrad.actors.envs.spaces import actions, observations, with_batch_axis
+from metagrad.distributions import ContinuousActions, MultiDiscreteActions
 from metagrad.errors import ConfigurationError
 
 LINE = spaces.Box(-1.0, 1.0, (2,), np.float64)
@@ -123,6 +126,43 @@ def test_actions_are_numbers_from_0_and_land_in_the_space():
     assert taken.names == ("action -1", "action 0", "action 1")
 
 
-def test_actions_of_another_space_are_refused():
-    with pytest.raises(ConfigurationError, match=r"^env\.task = 'Task': acts in Tuple\("):
-        actions(spaces.Tuple([spaces.Discrete(2)]), "Task", "env.task")
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (spaces.MultiDiscrete([2, 3], start=[0, -1]), MultiDiscreteActions((2, 3))),
+        (spaces.MultiDiscrete([[2, 3], [4, 5]]), MultiDiscreteActions((2, 3, 4, 5))),
+        (spaces.MultiBinary((2, 1)), MultiDiscreteActions((2, 2))),
+        (spaces.Box(-1.0, np.array([2.0, 3.0]), (2,), np.float64), ContinuousActions(2)),
+        (spaces.Box(-np.inf, np.inf, (2, 2), np.float32), ContinuousActions(4)),
+    ],
+    ids=str,
+)
+def test_actions_of_several_numbers_land_in_the_space(space, expected):
+    taken = actions(space, "Task", "env.id")
+    assert taken.space == expected
+    assert len(taken.names) == math.prod(space.shape)
+    policy = expected.policy(torch.zeros(200, expected.outputs))
+    decoded = taken.decode(policy.sample(torch.Generator().manual_seed(0)).action)
+    assert decoded.shape == (200, *space.shape)
+    assert all(space.contains(action) for action in decoded)
+    if isinstance(expected, MultiDiscreteActions):
+        assert len(np.unique(decoded, axis=0)) > 3, "all are reached"
+
+
+def test_a_box_is_scaled_from_minus_one_to_one_and_clipped():
+    space = spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64)
+    decode = actions(space, "Task", "env.id").decode
+    x = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.5, -0.5], [7.0, -7.0]])
+    assert decode(x).tolist() == [[-2.0, 0.0], [0.0, 5.0], [2.0, 10.0], [1.0, 2.5], [2.0, 0.0]]
+    half = actions(spaces.Box(0.0, np.inf, (1,), np.float32), "Task", "env.id").decode
+    assert half(torch.tensor([[-3.0], [0.5], [3.0]])).tolist() == [[0.0], [0.5], [3.0]]
+    unknown = spaces.Box(np.finfo(np.float32).tiny, np.finfo(np.float32).max, (1,), np.float32)
+    assert actions(unknown, "Task", "env.id").decode(torch.tensor([[-2.0], [2.0]])).tolist() == [[-2.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Tuple([spaces.Discrete(2)]), spaces.Text(3), spaces.Box(0, 9, (2,), np.int64)], ids=str
+)
+def test_actions_of_another_space_are_refused(space):
+    with pytest.raises(ConfigurationError, match=r"^env\.task = 'Task': acts in (Tuple|Text|Box)\("):
+        actions(space, "Task", "env.task")

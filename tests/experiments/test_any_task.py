@@ -3,13 +3,16 @@
 `TASKS` is the table of docs/environments.md: what stands there was tried here.
 """
 
+import inspect
 import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
+from gymnasium import spaces
 from rich.console import Console
 
 from metagrad.actors.envs.base import EnvironmentConfig
@@ -20,12 +23,53 @@ from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.experiments.tasks.any_task import envpool, gym
 
+ENVPOOL = (
+    *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1"),  # classic control
+    *("FrozenLake-v1", "Blackjack-v1", "LunarLander-v3", "BipedalWalker-v3"),  # toy text, Box2D
+    *("MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0", "MiniGrid-FourRooms-v0", "MiniGrid-MemoryS13-v0"),
+    *("HalfCheetah-v4", "Hopper-v4", "CheetahRun-v1", "FetchReach-v4"),  # MuJoCo, of Gymnasium, DeepMind, robotics
+    *("CarRacing-v3", "D1Basic-v1"),  # pictures
+    *("Game2048-v1", "Highway-v0"),  # Jumanji's, highway-env's
+)
+GYMNASIUM = ("CartPole-v1", "Taxi-v4", "CliffWalking-v1", "MountainCarContinuous-v0")
 TASKS: list[EnvironmentConfig] = [
-    *(EnvPoolConfig(task=task) for task in ("CartPole-v1", "MiniGrid-Empty-5x5-v0")),
-    GymConfig(id="CartPole-v1"),
+    *(EnvPoolConfig(task=task) for task in ENVPOOL),
+    *(GymConfig(id=id) for id in GYMNASIUM),
     GymConfig(id="Blackjack-v1", autoreset="same-step"),
+    GymConfig(id="gymnasium.envs.classic_control:AcrobotEnv", max_episode_steps=9, vectorisation="async"),
+    GymConfig(id="many_parts:ManyParts"),
 ]
 IN_A_HURRY = {"episodes": 2, "seed": 0, "is_greedy": False, "wants_recording": False, "max_steps": 20}
+
+
+class ManyParts(gymnasium.Env[Any, Any]):
+    """Observes a Tuple of all kinds, and takes actions of several numbers."""
+
+    observation_space = spaces.Tuple(
+        [spaces.Dict({"a": spaces.Discrete(3), "b": spaces.MultiDiscrete([2, 3])}), spaces.MultiBinary(2)]
+    )
+    action_space = spaces.MultiDiscrete([2, 3], start=[0, -1])
+    steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        return self.observation_space.sample(), float(action.sum()), self.steps == 5, False, {}
+
+
+@pytest.fixture(autouse=True)
+def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, and the Ray processes that it starts, import `many_parts`."""
+    text = "import gymnasium\nfrom gymnasium import spaces\nfrom typing import Any\n" + inspect.getsource(ManyParts)
+    (tmp_path / "many_parts.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
 def name_of(env: EnvironmentConfig) -> str:
@@ -54,20 +98,20 @@ def trained_resumed_and_evaluated(experiment: Experiment, folder: Path) -> None:
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
 @pytest.mark.parametrize("env", TASKS, ids=name_of)
 def test_every_task_of_the_table(env: EnvironmentConfig, schedule: Any, tmp_path: Path) -> None:
-    trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="colocated"), tmp_path)
+    trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="colocated"), tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
 @pytest.mark.parametrize("env", TASKS, ids=name_of)
 def test_every_task_of_the_table_on_ray(env: EnvironmentConfig, schedule: Any, tmp_path: Path) -> None:
-    trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="ray"), tmp_path)
+    trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="ray"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
 def test_some_tasks_quickly(schedule: Any, tmp_path: Path) -> None:
-    for env in (EnvPoolConfig(task="MiniGrid-Empty-5x5-v0"), GymConfig(id="CartPole-v1", autoreset="same-step")):
-        trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="colocated"), tmp_path / name_of(env))
+    for env in (EnvPoolConfig(task="Hopper-v4"), GymConfig(id="many_parts:ManyParts", autoreset="same-step")):
+        trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="colocated"), tmp_path / type(env).__name__)
 
 
 @pytest.mark.slow
@@ -75,7 +119,8 @@ def test_some_tasks_quickly(schedule: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_cart_pole_is_solved_with_what_is_tuned(seed: int, tmp_path: Path) -> None:
     experiment = replace(envpool(), seed=seed, topology="colocated", learner_threads=1)
-    run(experiment, tmp_path, False, Console(file=StringIO()))
-    evaluate_run(tmp_path, None, **IN_A_HURRY | {"episodes": 100, "max_steps": 500})
-    (result,) = tmp_path.glob("evaluation-*.json")
+    folder = tmp_path / "run"
+    run(experiment, folder, False, Console(file=StringIO()))
+    evaluate_run(folder, None, **IN_A_HURRY | {"episodes": 100, "max_steps": 500})
+    (result,) = folder.glob("evaluation-*.json")
     assert json.loads(result.read_text())["return_mean"] >= 475.0
