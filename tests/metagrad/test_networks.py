@@ -19,6 +19,7 @@ from metagrad.networks import (
     SnakeTorsoCnn,
     build_network,
 )
+from metagrad.observations import Observations
 
 HEADS = ("logits", "value", "outer_value")
 NETWORKS = {
@@ -145,6 +146,12 @@ def test_the_network_is_chosen_by_the_shape():
     for shape, dtype in (((6, 6, 5), torch.float32), ((2, 3), torch.uint8)):
         with pytest.raises(ConfigurationError, match=r"^network = 'AutoNetwork': knows vectors and pictures"):
             auto.check_observations(shape, dtype)
+
+
+def test_observations_fit_by_the_number_and_length_of_their_axes():
+    boards = Observations.boards(4)
+    assert [boards.fit(shape) for shape in ((4, 4, 1), (3, 4, 1), (4, 4, 0))] == [True, False, False]
+    assert str(Observations.pixels()) == "pixels (uint8) [channels, height, width]"
 
 
 def test_layers_of_an_mlp():
