@@ -24,7 +24,7 @@ LENGTHS = {"snake-6x6": 1_460, "demo": 1_000}  # updates of the curves
 
 def _parts(seeds: int, is_quick: bool) -> dict[str, Settings]:
     parts: dict[str, Settings] = {}
-    for name, points, windows, environments in (("snake-6x6", (20, 292, 584), 3, 512), ("pong", (10, 30, 60), 2, 64)):
+    for name, points, windows, environments in (("snake-6x6", (20, 292, 584), 3, 512), ("pong", (10, 30, 60), 2, 16)):
         own = sizes(is_quick, windows=(windows, 1), environments=(environments, 4), ns=(list(NS), [1, 3]))
         for update in (2,) if is_quick else points:
             probed = {"experiment": name, "seed": 1, "updates": update}
