@@ -33,7 +33,7 @@ own. The meta-gradient is that of all four hyper-parameters, in unconstrained sp
 run learns γ alone. The trace has μ = {MU}; BMG has one update from θₙ to its target, whose optimizer starts from the
 moments of the run's; at n = 1, mix and trace are n-step. Relative errors are norms of the difference over the norm in
 float64. Cells are medians over windows. The last column is the standard deviation of the exact meta-gradient over
-windows, as a norm, over the norm of its mean: what one batch leaves open anyway. A dash: the derivative is exactly 0.
+windows, as a norm, over the norm of its mean: what one batch leaves open anyway. A dash: exactly 0, or there is none.
 
 Curves are of whole runs of both precisions from the same seeds. Values are means over what was logged in each tenth of
 a run, with 95 % intervals of the mean over seeds (Student's t). Intervals may overlap although a difference exists that
