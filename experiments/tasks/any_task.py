@@ -20,7 +20,7 @@ def envpool() -> Experiment:
     """
     return Experiment(
         name="envpool",
-        description="any EnvPool task (--env.task), A2C with learnt γ, λ and entropy coefficient, outer critic",
+        description="Any EnvPool task (--env.task): A2C with learnt γ, λ and entropy coefficient",
         env=EnvPoolConfig(reward_scale=0.1),
         network=AutoNetwork(),
         optimizer=Adam(learning_rate=2e-3, annealing_updates=1_000),
@@ -43,6 +43,6 @@ def gym() -> Experiment:
     return replace(
         envpool(),
         name="gym",
-        description="any Gymnasium environment (--env.id), A2C with learnt γ, λ and entropy coefficient, outer critic",
+        description="Any Gymnasium environment (--env.id): A2C with learnt γ, λ and entropy coefficient",
         env=GymConfig(reward_scale=0.1),
     )
