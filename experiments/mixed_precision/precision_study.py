@@ -73,5 +73,5 @@ def learning_curves(folder: Path, updates: int) -> dict[str, Curve]:
     return found
 
 
-ABOUT = "bf16-mixed: gradients against float64 on Snake and Pong, learning curves beside those of float32"
+ABOUT = "bf16-mixed: gradients against float64 on Snake and Pong, learning curves beside float32"
 STUDY = training_study("precision", ABOUT, _parts, run_part, report, seeds=SEEDS)
