@@ -64,7 +64,13 @@ def test_spec_and_types(backend, make):
     config = AtariConfig(game="Breakout", backend=backend, frame_size=42, stack_size=2)
     environment = make(config, batch_size=3)
     assert environment.spec == EnvironmentSpec(
-        3, (2, 42, 42), torch.uint8, ("NOOP", "FIRE", "RIGHT", "LEFT"), torch.device("cpu"), "Breakout", True
+        3,
+        (2, 42, 42),
+        torch.uint8,
+        ("NOOP", "FIRE", "RIGHT", "LEFT"),
+        torch.device("cpu"),
+        "Breakout",
+        is_frame_stack=True,
     )
     observation, steps = play(environment, random_actions(environment, 3))
     for seen in (observation, steps[-1].observation):

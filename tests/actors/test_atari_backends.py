@@ -5,7 +5,7 @@ import traceback
 import numpy as np
 import pytest
 
-from metagrad.actors.envs import atari
+from metagrad.actors.envs import atari, envpool
 from metagrad.actors.envs.atari import AtariConfig, action_names
 
 NOOP, FIRE = 0, 1
@@ -85,7 +85,7 @@ def test_action_names_are_as_many_as_envpools_actions(game, full):
 
 
 def test_importing_envpool_holds_no_caller(monkeypatch):
-    monkeypatch.setattr(atari.importlib, "import_module", lambda name: (name, traceback.extract_stack()))
-    name, stack = atari.import_envpool()
+    monkeypatch.setattr(envpool.importlib, "import_module", lambda name: (name, traceback.extract_stack()))
+    name, stack = envpool.import_envpool()
     assert name == "envpool"
     assert "test_importing_envpool_holds_no_caller" not in {frame.name for frame in stack}
