@@ -157,6 +157,13 @@ def precision(result: Result) -> list[Table]:
     return [Table(("", "float32, CPU ms per decision", "bf16-mixed", "times as fast"), rows)]
 
 
+def feeding(result: Result) -> list[Table]:
+    """Tabulate what rollouts of Atari's size cost a learner that only takes them."""
+    keys = ("decisions_per_s", "learner_cpu_us_per_decision", "cpu_us_per_decision", "bytes_per_decision")
+    rows = [(name, *(float(case[key]["median"]) for key in keys)) for name, case in result["runs"].items()]
+    return [Table(("", "decisions/s", "learner, CPU µs per decision", "all, CPU µs", "bytes"), rows)]
+
+
 def schedules(result: Result) -> list[Table]:
     """Tabulate the speeds of both schedules, and what the ratio could be."""
     keys = ("lockstep_real_frames_per_second", "peek_real_frames_per_second", "peek_over_lockstep")
@@ -181,6 +188,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "meta_gradient": meta_gradient,
     "end_to_end": end_to_end,
     "scaling": scaling,
+    "feeding": feeding,
     "pipeline": pipeline,
     "precision": precision,
     "schedules": schedules,

@@ -14,7 +14,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray#63849": (
         "weights pushed to busy runners were dropped without a word",
         (
-            f"{ALONE}::test_a_stream_is_of_the_newest_weights_and_two_batches_ahead",
+            f"{ALONE}::test_a_stream_is_of_the_newest_weights_and_a_batch_ahead_of_the_one_it_brings",
             f"{PEEK}::test_published_versions_count_real_updates",
         ),
     ),
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray#24329": (
         "the object store or the disk fills",
         (
-            f"{ALONE}::test_a_stream_is_of_the_newest_weights_and_two_batches_ahead",
+            f"{ALONE}::test_a_stream_is_of_the_newest_weights_and_a_batch_ahead_of_the_one_it_brings",
             "integration/test_memory.py::test_resident_memory_is_flat",
         ),
     ),

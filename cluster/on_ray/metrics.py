@@ -29,8 +29,8 @@ class Declared:
 
 METRICS: dict[str, Declared] = {
     "metagrad_update": Declared("gauge", "Real updates done."),
-    "metagrad_return": Declared("gauge", "Raw return of the last 512 full-life episodes.", "statistic"),
-    "metagrad_episode_length_steps": Declared("gauge", "Mean length of the last 512 full-life episodes."),
+    "metagrad_return": Declared("gauge", "Raw return of the last 100 full-life episodes.", "statistic"),
+    "metagrad_episode_length_steps": Declared("gauge", "Mean length of the last 100 full-life episodes."),
     "metagrad_evaluation_return": Declared("gauge", "Raw return of the newest evaluation's episodes.", "statistic"),
     "metagrad_evaluation_length_steps": Declared("gauge", "Mean episode length of the newest evaluation."),
     "metagrad_evaluation_cut_episodes": Declared("gauge", "Episodes of the newest evaluation cut at its step limit."),
@@ -41,6 +41,8 @@ METRICS: dict[str, Declared] = {
     "metagrad_loss": Declared("gauge", "Loss, by part.", "name"),
     "metagrad_norm": Declared("gauge", "Norm of theta, of a gradient, of the meta-gradient.", "name"),
     "metagrad_policy_entropy_nats": Declared("gauge", "Mean entropy of the policy."),
+    "metagrad_policy_log_prob_gap_nats": Declared("gauge", "Mean distance of the learner's log-probabilities."),
+    "metagrad_policy_effective_sample_size": Declared("gauge", "Share of the steps that importance ratios leave."),
     "metagrad_frames_per_second": Declared("gauge", "Valid environment steps per second.", "kind"),
     "metagrad_lag_mean_versions": Declared("gauge", "Versions between a rollout's policy and the updated one."),
     "metagrad_lag_max_versions": Declared("gauge", "The largest of them since the last row."),
@@ -67,6 +69,8 @@ _PLACES: dict[str, tuple[str, str | None]] = {
     "evaluation/length_mean": ("metagrad_evaluation_length_steps", None),
     "meta_gradient/variance": ("metagrad_meta_gradient_variance", None),
     "policy/entropy_nats": ("metagrad_policy_entropy_nats", None),
+    "policy/log_prob_gap_nats": ("metagrad_policy_log_prob_gap_nats", None),
+    "policy/effective_sample_size": ("metagrad_policy_effective_sample_size", None),
     "throughput/real_frames_per_second": ("metagrad_frames_per_second", "real"),
     "throughput/lookahead_frames_per_second": ("metagrad_frames_per_second", "lookahead"),
     "transport/lag_versions": ("metagrad_lag_mean_versions", None),

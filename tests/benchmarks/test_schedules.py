@@ -59,10 +59,17 @@ def test_what_cpu_seconds_allow_is_taken_round_by_round() -> None:
     assert found["learner_peek_cpu_s"]["median"] == 6.0
 
 
-def test_both_learners_update_on_the_same_batches() -> None:
-    """On rollouts of the policy itself V-trace is A2C: after one step of each, the same θ₁."""
+def test_both_learners_update_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On rollouts of the policy itself V-trace with IMPALA's clips is A2C: after one step of each, the same θ₁."""
     tiny = replace(EXPERIMENTS["demo"](), environments=4)
     assert isinstance(tiny, Experiment)
+    monkeypatch.setattr(
+        schedules.Case,
+        "experiment",
+        lambda case, schedule: replace(
+            case.make(), schedule=schedule, meta=replace(tiny.meta, n=0), ratio_clip=1.0 if schedule == "peek" else None
+        ),
+    )
     cases = schedules.arithmetic(schedules.Case("tiny", lambda: tiny, 0, 1))
     found: dict[str, Any] = {name: case() for name, case in cases.items()}
     (lockstep, _), (peek, _) = found["lockstep"], found["peek"]

@@ -141,7 +141,7 @@ class Masked(Network):
     """The network with the logits of one action at -∞ where the observation says so, and of all in unchosen rows."""
 
     def __init__(self, fill):
-        self.layout, self.fill = NETWORK.layout, fill
+        self.layout, self.distribution, self.fill = NETWORK.layout, NETWORK.distribution, fill
 
     def apply(self, theta, observation, heads):
         outputs = NETWORK.apply(theta, observation, heads)

@@ -177,7 +177,8 @@ def test_inner_loss_value_and_metrics(make_problem, surrogate):
     torch.testing.assert_close(metrics.entropy, entropy)
     if surrogate != "ad":
         torch.testing.assert_close(metrics.policy_loss, -metrics.advantage if surrogate == "lvc" else 0.0 * loss)
-    assert not any(metric.requires_grad for metric in metrics)
+    assert not any(metric.requires_grad for metric in metrics if metric is not None)
+    assert metrics.effective_sample_size is None  # the loss takes no older rollouts
 
 
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
