@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -16,14 +18,17 @@ _SEARCH = re.compile(r"random:([1-9]\d{0,4})")
 
 
 def require_tune() -> None:
-    """Refuse a sweep where Ray Tune's packages are not installed.
+    """Refuse a sweep where Ray Tune's packages are not installed, or where its workers would never begin.
 
     Raises:
-        ConfigurationError: they are not.
+        ConfigurationError: a package is missing, or a shell would split the path of this Python.
     """
     for package in ("pandas", "pyarrow", "tensorboardX"):
         rule = f"needs Ray Tune, whose package {package} is not installed"
         require(find_spec(package) is not None, "command", "sweep", rule, "pip install 'metagrad[tune]'")
+    # Tune gives its workers variables of their own; such workers Ray begins in a shell, without quotes.
+    rule, remedy = "has a space or the like, and Ray Tune begins no worker there", "install metagrad in another folder"
+    require(shlex.quote(sys.executable) == sys.executable, "python", sys.executable, rule, remedy)
 
 
 def settings(

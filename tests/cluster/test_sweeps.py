@@ -97,6 +97,15 @@ def test_without_tune_a_sweep_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     line = r"needs Ray Tune, whose package pandas is not installed; pip install 'metagrad\[tune\]'$"
     with pytest.raises(ConfigurationError, match=line):
         require_tune()
+
+
+def test_a_python_below_a_name_with_a_space_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for workers that never begin."""
+    monkeypatch.setattr(space, "find_spec", lambda package: package)
+    require_tune()
+    monkeypatch.setattr(sys, "executable", "/a folder/bin/python")
+    with pytest.raises(ConfigurationError, match=r"^python = '/a folder/bin/python': has a space or the like"):
+        require_tune()
     assert SweepOptions(experiment=EXPERIMENTS["demo"]()).seeds == 1
 
 
