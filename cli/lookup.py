@@ -47,6 +47,18 @@ def study_first(words: Sequence[str], command: str) -> tuple[Study, list[str]]:
     return table[_first_name(words, command, "study", table)], list(words[1:])
 
 
+def require_run_dir_first(words: Sequence[str], command: str) -> None:
+    """Refuse words that do not begin with a run's folder, or ask for help.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    first = words[0] if words else ""
+    is_given = bool(words) and (not first.startswith("-") or first in ("-h", "--help"))
+    remedy = "name the folder that metagrad train printed"
+    require(is_given, "run-dir", first, f"metagrad {command} needs a run's folder first", remedy)
+
+
 def _first_name(words: Sequence[str], command: str, kind: str, table: Mapping[str, Any]) -> str:
     name, article = words[0] if words else "", "an" if kind[0] in "aeiou" else "a"
     rule = f"metagrad {command} needs {article} {kind}'s name first"

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metagrad import autodiff
@@ -277,14 +277,12 @@ class VtraceLoss(ActorCriticLoss):
         is. Where the ratio is below ρ̄, A s of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
         """
         rates = (hyper["gamma"], hyper["lambda"], hyper["rho_clip"], hyper["c_clip"])
-        policy = policy_of(outputs)
-        target, advantage = vtrace_estimates(policy, outputs["value"], trajectory, *rates)
-        share = effective_sample_share(policy, trajectory)
+        valid, log_ratio = trajectory.valid, _log_ratio(policy_of(outputs), trajectory)
+        target, advantage = vtrace_estimates(log_ratio, outputs["value"], trajectory, *rates)
+        share = effective_sample_share(log_ratio, valid)
         weight = advantage
         if self.is_advantage_centred:
-            valid = trajectory.valid
-            ratio = torch.exp(torch.where(valid, _log_ratio(policy, trajectory), 0.0))
-            ratio = torch.minimum(ratio, hyper["rho_clip"])
+            ratio = torch.minimum(torch.exp(torch.where(valid, log_ratio, 0.0)), hyper["rho_clip"])
             mean_ratio = masked_mean(ratio, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
             weight = advantage - ratio * masked_mean(advantage, valid) / mean_ratio
         return Terms(target, advantage, hyper["policy_coefficient"] * weight, effective_sample_size=share)
@@ -295,21 +293,22 @@ class VtraceLoss(ActorCriticLoss):
         """Return V-trace's targets v' and advantages under γ', λ' and clips of `OUTER_CLIP`."""
         del hyper
         value, clips = outputs[outer.critic_head], (OUTER_CLIP, OUTER_CLIP)
-        return vtrace_estimates(policy_of(outputs), value, trajectory, outer.gamma, outer.lambda_, *clips)
+        log_ratio = _log_ratio(policy_of(outputs), trajectory)
+        return vtrace_estimates(log_ratio, value, trajectory, outer.gamma, outer.lambda_, *clips)
 
 
 def vtrace_estimates(
-    policy: Distribution,
-    value: Float[Tensor, "T_and_1 B"],
+    log_ratio: Float[Tensor, "T B"],
+    value: Float[Tensor, "T+1 B"],
     trajectory: Trajectory,
     gamma: Float[Tensor, "1"] | float,
     lambda_: Float[Tensor, "1"] | float,
     rho_clip: Float[Tensor, "1"] | float,
     c_clip: Float[Tensor, "1"] | float,
 ) -> Estimates:
-    """Return `metagrad.returns.vtrace` over ⊥V under ⊥π; the advantage has the clipped ratio as a factor."""
+    """Return `metagrad.returns.vtrace` over ⊥V under log ⊥π/μ; the advantage has the clipped ratio as a factor."""
     estimates = vtrace(
-        _log_ratio(policy, trajectory),
+        log_ratio,
         trajectory.reward.to(value.dtype),
         autodiff.stop_gradient(value),
         trajectory.is_terminal,
@@ -323,7 +322,7 @@ def vtrace_estimates(
     return Estimates(estimates.target, estimates.policy_advantage)
 
 
-def effective_sample_share(policy: Distribution, trajectory: Trajectory) -> Float[Tensor, ""]:
+def effective_sample_share(log_ratio: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
     """Return the effective sample size of the steps' ratios as a share of the valid steps, from 1/N to 1.
 
     Equation: (Σ w)²/(N Σ w²) over the N valid steps, w = ⊥π(a_t|s_t)/μ(a_t|s_t) before any clip; 1 if N = 0.
@@ -332,8 +331,7 @@ def effective_sample_share(policy: Distribution, trajectory: Trajectory) -> Floa
 
     Source: Kong (1992), as `metagrad.diagnostics.effective_sample_size`; here of steps, not of whole trajectories.
     """
-    valid = trajectory.valid
-    log_weights = torch.where(valid, _log_ratio(policy, trajectory), -torch.inf).flatten()
+    log_weights = torch.where(valid, log_ratio, -torch.inf).flatten()
     share = effective_sample_size(log_weights) / valid.sum()
     return torch.where(valid.any(), share, 1.0)
 

@@ -71,11 +71,12 @@ class Categorical(Distribution):
     """Represents a choice among A actions by logits; a logit of -∞ is an action of probability 0."""
 
     def __init__(self, logits: Float[Tensor, "*rows A"]):
-        self._log_probs = torch.log_softmax(logits, -1)
+        self.log_probs = torch.log_softmax(logits, -1)
+        """log π of every action, [*rows, A]."""
 
     def log_prob(self, action: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-        _require_rows(action.shape, self._log_probs.shape[:-1])
-        return self._log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        _require_rows(action.shape, self.log_probs.shape[:-1])
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Float[Tensor, "*rows"]:
         """Return -Σₐ π(a) log π(a); an action of probability 0 adds 0 and has derivative 0.
@@ -83,9 +84,9 @@ class Categorical(Distribution):
         >>> Categorical(torch.tensor([0.0, 0.0, -torch.inf])).entropy()
         tensor(0.6931)
         """
-        probs = self._log_probs.exp()
+        probs = self.log_probs.exp()
         # Chosen before the product: 0 · -∞ is no number, in the value and in the derivative alike.
-        return -(probs * torch.where(probs > 0.0, self._log_probs, 0.0)).sum(-1)
+        return -(probs * torch.where(probs > 0.0, self.log_probs, 0.0)).sum(-1)
 
     def kl_divergence(self, other: "Categorical") -> Float[Tensor, "*rows"]:
         """Return Σₐ p(a) (log p(a) - log q(a)).
@@ -95,7 +96,7 @@ class Categorical(Distribution):
         >>> Categorical(torch.tensor([[0.0, -torch.inf]])).kl_divergence(Categorical(torch.zeros(1, 2)))
         tensor([0.6931])
         """
-        log_p, log_q = self._log_probs, other._log_probs
+        log_p, log_q = self.log_probs, other.log_probs
         _require_alike(log_p.shape, log_q.shape)
         p = log_p.exp()
         # Chosen before the product: 0 · (-∞ + ∞) is no number, in the value and in the derivative alike.
@@ -103,12 +104,12 @@ class Categorical(Distribution):
 
     def sample(self, generator: torch.Generator) -> Decision:
         """Draw by an exponential race: argmax_a π(a) / E_a with E_a ~ Exp(1)."""
-        race = torch.empty_like(self._log_probs).exponential_(generator=generator)
-        action = (self._log_probs.exp() / race).argmax(-1)
+        race = torch.empty_like(self.log_probs).exponential_(generator=generator)
+        action = (self.log_probs.exp() / race).argmax(-1)
         return Decision(action, self.log_prob(action))
 
     def mode(self) -> Int[Tensor, "*rows"]:
-        return self._log_probs.argmax(-1)
+        return self.log_probs.argmax(-1)
 
 
 class MultiCategorical(Distribution):

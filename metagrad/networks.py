@@ -332,7 +332,7 @@ class Network:
         self.layout = self._flat.layout
         self._first_order = frozenset(first_order)
         self._layers_dtype = layers_dtype(precision)
-        self._kept = modules.float32_parameters(module)
+        self._kept = modules.float32_parameters(module) if self._layers_dtype else frozenset()
         self._discount: Tensor | float | None = None
         self.distribution = distribution
 

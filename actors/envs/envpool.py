@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
-from metagrad.actors.envs.spaces import actions, observations
+from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentStep
+from metagrad.actors.envs.spaces import actions, observations, specification
 from metagrad.errors import ConfigurationError, require
 
 
@@ -104,15 +104,7 @@ class EnvPoolEnvironment:
             self._actions = actions(self._pool.action_space, config.task, "env.task")
         self._reward_scale = config.reward_scale
         self._resets_next = np.zeros(batch_size, np.bool_)
-        self.spec = EnvironmentSpec(
-            batch_size=batch_size,
-            observation_shape=self._observations.shape,
-            observation_dtype=self._observations.dtype,
-            action_names=self._actions.names,
-            device=torch.device("cpu"),
-            name=config.task,
-            action_space=self._actions.space,
-        )
+        self.spec = specification(batch_size, self._observations, self._actions, config.task)
 
     def reset(self) -> Shaped[Tensor, "B ..."]:
         """Start all B episodes and return their first observations; called once."""

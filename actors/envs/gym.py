@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentSpec, EnvironmentStep
+from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentStep
 from metagrad.actors.envs.envpool import distinct_seeds
-from metagrad.actors.envs.spaces import actions, observations, with_batch_axis
+from metagrad.actors.envs.spaces import actions, observations, specification, with_batch_axis
 from metagrad.errors import ConfigurationError, require, require_one_of
 
 Vectorisation = Literal["sync", "async"]
@@ -116,15 +116,7 @@ class GymEnvironment:
         self._reward_scale = config.reward_scale
         self._is_same_step = autoreset == "same-step"
         self._is_lost = np.zeros(batch_size, np.bool_)  # the next step's action is for another state, or none at all
-        self.spec = EnvironmentSpec(
-            batch_size=batch_size,
-            observation_shape=self._observations.shape,
-            observation_dtype=self._observations.dtype,
-            action_names=self._actions.names,
-            device=torch.device("cpu"),
-            name=config.id,
-            action_space=self._actions.space,
-        )
+        self.spec = specification(batch_size, self._observations, self._actions, config.id)
 
     def reset(self) -> Shaped[Tensor, "B ..."]:
         """Start all B episodes under distinct seeds and return their first observations; called once."""

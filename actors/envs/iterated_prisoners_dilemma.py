@@ -59,6 +59,11 @@ def state_after(own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"]) -> Int
     return 1 + 2 * own.to(torch.int64) + other.to(torch.int64)
 
 
+def payoff(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 2"]:
+    """Return the rewards by own and other action, on a device whose queue is not waited for."""
+    return torch.tensor(PAYOFF, dtype=dtype).to(device, non_blocking=True)
+
+
 def reward_of(
     own: Int[Tensor, "*batch"], other: Int[Tensor, "*batch"], dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "*batch"]:
@@ -67,8 +72,7 @@ def reward_of(
     >>> reward_of(torch.tensor([DEFECT, COOPERATE]), torch.tensor([COOPERATE, DEFECT])).tolist()
     [0.0, -3.0]
     """
-    payoff = torch.tensor(PAYOFF, dtype=dtype).to(own.device, non_blocking=True)
-    return payoff[own.to(torch.int64), other.to(torch.int64)]
+    return payoff(dtype, own.device)[own.to(torch.int64), other.to(torch.int64)]
 
 
 def other_state(state: Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:

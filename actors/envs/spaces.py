@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.distributions import ActionSpace, ContinuousActions, MultiDiscreteActions
 from metagrad.errors import require
 
@@ -176,9 +177,9 @@ class Actions(NamedTuple):
     """Says what B actions of a policy become in a space."""
 
     names: tuple[str, ...]
-    """Of the actions, or of the components of one."""
+    """Names the actions, or the components of one."""
     space: ActionSpace | None
-    """What the policy chooses among; None: one of `names`."""
+    """Says what the policy chooses among; None: it chooses one of `names`."""
     decode: Callable[[Tensor], np.ndarray]
     """Returns B actions as Gymnasium's vector environments and EnvPool take them."""
 
@@ -218,6 +219,19 @@ def actions(space: Any, name: str, field: str) -> Actions:
                 return (action.cpu().numpy().reshape(-1, *shape) + starts).astype(space.dtype)
 
             return Actions(components, MultiDiscreteActions(tuple(sizes.tolist())), decode)
+
+
+def specification(batch_size: int, observations: Observations, actions: Actions, name: str) -> EnvironmentSpec:
+    """Return the facts of B environments on the host whose spaces were translated."""
+    return EnvironmentSpec(
+        batch_size=batch_size,
+        observation_shape=observations.shape,
+        observation_dtype=observations.dtype,
+        action_names=actions.names,
+        device=torch.device("cpu"),
+        name=name,
+        action_space=actions.space,
+    )
 
 
 _UNBOUNDED = 1e30

@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS
+from metagrad.cli.lookup import require_run_dir_first
 from metagrad.cli.options import parse
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.stop import stopped_at_once
-from metagrad.errors import require
 from metagrad.learner.storage import lasting
 
 
@@ -37,10 +37,7 @@ class EvalOptions:
 
 def run(words: Sequence[str]) -> None:
     """Evaluate a run's newest checkpoint."""
-    first = words[0] if words else ""
-    is_given = bool(words) and (not first.startswith("-") or first in ("-h", "--help"))
-    remedy = "name the folder that metagrad train printed"
-    require(is_given, "run-dir", first, "metagrad eval needs a run's folder first", remedy)
+    require_run_dir_first(words, "eval")
     options = parse(EvalOptions, words, None, "metagrad eval")
     run_dir = lasting(options.run_dir)
     how = (options.update, options.episodes, options.seed, options.greedy, options.record)

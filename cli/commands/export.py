@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from metagrad.cli.lookup import require_run_dir_first
 from metagrad.cli.options import parse
 from metagrad.cluster.run.export import Format, exported, require_format
 from metagrad.cluster.run.trained import trained_run
@@ -29,10 +30,7 @@ class ExportOptions:
 
 def run(words: Sequence[str]) -> None:
     """Export the policy of a run."""
-    first = words[0] if words else ""
-    is_given = bool(words) and (not first.startswith("-") or first in ("-h", "--help"))
-    remedy = "name the folder that metagrad train printed"
-    require(is_given, "run-dir", first, "metagrad export needs a run's folder first", remedy)
+    require_run_dir_first(words, "export")
     options = parse(ExportOptions, words, None, "metagrad export")
     run_dir = lasting(options.run_dir)
     require_format(options.format, options.output)

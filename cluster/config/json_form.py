@@ -86,15 +86,21 @@ def _from_json(tree: Any, types: dict[str, type[Any]]) -> Any:
     require(name in types, "config.json type", name, "is not a configuration type known here", remedy)
     kind = types[str(name)]
     fields = {key: _from_json(value, types) for key, value in tree.items() if key != "type"}
-    if issubclass(kind, BaseExperiment) and isinstance(fields.get("allows_tf32"), bool):  # what older versions had
-        fields["precision"] = "tf32" if fields.pop("allows_tf32") else "float32"
-    if fields.get("schedule") == "peek" and isinstance(fields.get("meta_parameters"), A2cLoss):
-        fields.setdefault("ratio_clip", 1.0)  # what runs had before there was the field
+    if issubclass(kind, BaseExperiment):
+        _bring_up_to_date(fields)
     for key, hint in get_type_hints(kind).items():
         if key in fields:
             expected = f"must be {hint if get_args(hint) else getattr(hint, '__name__', hint)}".replace("typing.", "")
             require(_is_a(fields[key], hint), f"{name}.{key}", fields[key], expected, "correct it in config.json")
     return kind(**fields)
+
+
+def _bring_up_to_date(fields: dict[str, Any]) -> None:
+    """Give an experiment of an older run folder the fields that have come since, as they were without them."""
+    if isinstance(fields.get("allows_tf32"), bool):
+        fields["precision"] = "tf32" if fields.pop("allows_tf32") else "float32"
+    if fields.get("schedule") == "peek" and isinstance(fields.get("meta_parameters"), A2cLoss):
+        fields.setdefault("ratio_clip", 1.0)
 
 
 def _is_a(value: Any, hint: Any) -> bool:

@@ -18,6 +18,7 @@ from metagrad.learner.training import Stop
 
 Scores = dict[str, float]
 _SHOWN_STEPS = 500  # of an episode that is shown: of Atari 33 seconds, some 2 MiB
+_BEYOND_ACTORS = 1_000_003  # added to the run's seed: random streams that no actor has
 _ROLLOUTS_PER_EVALUATION = 10.0  # which plays whole episodes: its limit is so many times a rollout's
 
 
@@ -62,7 +63,7 @@ def score(
         EvaluationStopped: `is_stopped` said so.
     """
     config, network = experiment.evaluation, experiment.algorithm(spec).network
-    cpu, seed, threads = torch.device("cpu"), experiment.seed + 1_000_003, experiment.actor_threads
+    cpu, seed, threads = torch.device("cpu"), experiment.seed + _BEYOND_ACTORS, experiment.actor_threads
     result = evaluate(
         network,
         theta.cpu(),
@@ -85,7 +86,7 @@ def score(
 
 def shown(experiment: BaseExperiment, spec: EnvironmentSpec, theta: Tensor) -> bytes | None:
     """Return one episode as a GIF, always the same game, where the experiment shows its evaluations."""
-    config, seed = experiment.evaluation, experiment.seed + 1_000_003
+    config, seed = experiment.evaluation, experiment.seed + _BEYOND_ACTORS
     if not config.is_shown:
         return None
     policy = (experiment.algorithm(spec).network, theta.cpu(), experiment.env)

@@ -9,10 +9,8 @@ import torch
 
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS, evaluate
 from metagrad.actors.record import pictured, record
-from metagrad.actors.rollout import probe
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.cluster.run.learning import resolve_device
-from metagrad.cluster.run.trained import tree_of
+from metagrad.cluster.run.trained import trained_in
 from metagrad.cores import default_threads
 from metagrad.errors import printable, refusing, require
 from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, write_whole
@@ -41,23 +39,20 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
     if wants_recording:
         pictured(experiment.env)  # refused before anything is played
     places = _places(folder, output)
-    device = resolve_device("cpu")
-    spec = probe(experiment.env)
-    algorithm = experiment.algorithm(spec)
-    state = algorithm.from_tree(tree_of(folder, update, experiment, algorithm, print)["learner"], device)
+    trained = trained_in(folder, experiment, update, print)
     threads = experiment.learner_threads or default_threads()
     torch.set_num_threads(threads)
-    policy = (algorithm.network, state.theta, experiment.env)
-    result = evaluate(*policy, episodes, seed, is_greedy, device, threads, max_steps=max_steps)
+    policy = (trained.network, trained.theta, experiment.env)
+    result = evaluate(*policy, episodes, seed, is_greedy, torch.device("cpu"), threads, max_steps=max_steps)
     if result.cut:
         print(f"{result.cut} of {episodes} episodes had not ended after {max_steps} steps (--max-steps) and were cut")
     kind = "greedy" if is_greedy else "sampled"
     print(
-        f"update {state.update}, {kind} policy, seed {seed}: return {result.mean:.3f} "
+        f"update {trained.update}, {kind} policy, seed {seed}: return {result.mean:.3f} "
         f"(std {result.std:.3f}, standard error {result.standard_error:.3f}) over {len(result.returns)} episodes"
     )
     report = {
-        "update": state.update,
+        "update": trained.update,
         "policy": kind,
         "seed": seed,
         "return_mean": result.mean,
@@ -69,7 +64,7 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
         "cut": result.cut,
         "max_steps": max_steps,
     }
-    path, picture = places(f"{state.update:09d}-{kind}-seed{seed}")
+    path, picture = places(f"{trained.update:09d}-{kind}-seed{seed}")
     write_whole(path, (json.dumps(report) + "\n").encode())
     print(f"written: {printable(path)}")
     if wants_recording:

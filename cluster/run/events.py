@@ -94,8 +94,7 @@ class EventLog:
             return
         from torch.utils.tensorboard.summary import histogram
 
-        bins = np.arange(min(values) - 0.5, max(values) + 1.5)
-        self._write([{"step": update, "summary": histogram(name, np.asarray(values), bins)}])
+        self._write([{"step": update, "summary": histogram(name, np.asarray(values), bins_of(values))}])
 
     def picture(self, name: str, gif: bytes, update: int) -> None:
         """Write a GIF, which TensorBoard plays.
@@ -109,10 +108,6 @@ class EventLog:
         width, height = Image.open(BytesIO(gif)).size
         image = Summary.Image(encoded_image_string=gif, width=width, height=height, colorspace=3)  # RGB
         self._write([{"step": update, "summary": Summary(value=[Summary.Value(tag=name, image=image)])}])
-
-    def close(self) -> None:
-        """Do as `flush`: every row was appended when it came."""
-        self.flush()
 
     def flush(self) -> None:
         """Make sure that nothing is lost from here on, and that others see all of it.
@@ -168,6 +163,11 @@ class EventLog:
         self._begin_file()  # somebody has removed it: the rows continue in another one
         assert isinstance(self._file, Path)
         self._append(self._file, row, is_new=False)
+
+
+def bins_of(values: Sequence[float]) -> np.ndarray:
+    """Return the edges of one bin for each whole number from the least of `values` to the largest."""
+    return np.arange(min(values) - 0.5, max(values) + 1.5)
 
 
 def _described(description: Description) -> list[Any]:

@@ -14,7 +14,7 @@ from metagrad.errors import require
 
 Format = Literal["torch", "onnx"]
 SIGNATURE = "signature.json"
-"""Where the signature is: among a .pt2 file's extra files, and among an ONNX model's properties."""
+"""Names the signature among the extra files of a .pt2 file and among the properties of an ONNX model."""
 _ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
 _INPUT, _OUTPUT, _BATCH = "observation", "log_probs", "batch"
 

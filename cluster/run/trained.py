@@ -36,10 +36,11 @@ class PolicyModule(nn.Module):
         self.register_buffer("theta", theta.detach().clone())
 
     def forward(self, observation: Tensor) -> Tensor:
-        outputs = self._network.at(self.theta)(observation, policy.POLICY)
+        chosen = self._network.at(self.theta)(observation, policy.POLICY).policy
         rule, remedy = "has log-probabilities of discrete actions alone", "use the run's network and act()"
-        require(isinstance(outputs.policy, Categorical), "policy", type(outputs.policy).__name__, rule, remedy)
-        return torch.log_softmax(outputs["logits"], -1)
+        require(isinstance(chosen, Categorical), "policy", type(chosen).__name__, rule, remedy)
+        assert isinstance(chosen, Categorical)
+        return chosen.log_probs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,10 +87,16 @@ def trained_run(run_dir: str | Location, update: int | None, say: Callable[[str]
         ConfigurationError: there is no such run or checkpoint, or it cannot be read.
     """
     folder = RunFolder(run_dir)
-    experiment = folder.experiment()
+    return trained_in(folder, folder.experiment(), update, say)
+
+
+def trained_in(
+    folder: RunFolder, experiment: BaseExperiment, update: int | None, say: Callable[[str], None]
+) -> TrainedRun:
+    """Do as `trained_run`, of a folder whose experiment has been read already."""
     spec = probe(experiment.env)
     algorithm = experiment.algorithm(spec)
-    state = algorithm.from_tree(tree_of(folder, update, experiment, algorithm, say)["learner"], torch.device("cpu"))
+    state = algorithm.from_tree(_tree_of(folder, update, experiment, algorithm, say)["learner"], torch.device("cpu"))
     network, eta = algorithm.network, algorithm.shown(state)
     if network.is_conditioned:
         network = network.under(eta["gamma"])
@@ -104,7 +111,7 @@ def trained_run(run_dir: str | Location, update: int | None, say: Callable[[str]
     )
 
 
-def tree_of(
+def _tree_of(
     folder: RunFolder,
     update: int | None,
     experiment: BaseExperiment,

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import wandb
 
+from metagrad.cluster.run.events import bins_of
 from metagrad.cluster.run.run_log import RunFacts
 from metagrad.errors import require
 
@@ -51,7 +52,7 @@ class WandbLog:
 
     def histogram(self, name: str, values: Sequence[int], update: int) -> None:
         """Write how often each of a few whole numbers came up, one bin for each."""
-        counted = np.histogram(values, np.arange(min(values) - 0.5, max(values) + 1.5))
+        counted = np.histogram(values, bins_of(values))
         self._run.log({name: wandb.Histogram(np_histogram=counted), "update": update})
 
     def picture(self, name: str, gif: bytes, update: int) -> None:

@@ -41,12 +41,12 @@ def sweep(trials: Sequence[Trial], folder: Path, cpus: int, console: Console) ->
     require(not run_folder.has_run(), "run-dir", str(folder), "holds a training run", "choose another --run-dir")
     with run_folder.held(), Progress(console, len(named)) as progress:
         places = {name: folder / "trials" / name for name in named}
-        missing = {name: trial for name, trial in named.items() if _done(places[name], trial) is None}
+        missing = {name: trial for name, trial in named.items() if summary_of(places[name], trial.experiment) is None}
         progress.say(f"sweep folder: {folder}")
         progress.say(f"{len(named) - len(missing)} of {len(named)} trials are done already")
         if missing:
             _train(missing, folder, cpus, progress)
-        summaries = {name: _done(places[name], trial) for name, trial in named.items()}
+        summaries = {name: summary_of(places[name], trial.experiment) for name, trial in named.items()}
         lost = [name for name, summary in summaries.items() if summary is None]
         if lost:
             raise RunLost(f"{len(lost)} trials are not done ({lost[0]}, …); run the command again to go on")
@@ -61,10 +61,6 @@ def sweep(trials: Sequence[Trial], folder: Path, cpus: int, console: Console) ->
 def trial_of(settings: dict[str, str], experiment: BaseExperiment, seed: int, cpus: int) -> Trial:
     """Return the trial of a setting and a seed."""
     return Trial(settings=settings, experiment=replace(experiment, seed=seed, learner_threads=cpus))
-
-
-def _done(place: Path, trial: Trial) -> dict[str, Any] | None:
-    return summary_of(place, trial.experiment)
 
 
 def _train(missing: dict[str, Trial], folder: Path, cpus: int, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from metagrad import network_modules
-from metagrad.actors.envs.iterated_prisoners_dilemma import OTHER_STATE, PAYOFF, START, STATE_NAMES
+from metagrad.actors.envs.iterated_prisoners_dilemma import OTHER_STATE, START, STATE_NAMES, other_state, payoff
 from metagrad.diagnostics import effective_sample_size
 
 STATES, JOINT = len(STATE_NAMES), 4
@@ -44,7 +44,7 @@ def exact_value(own: Float[Tensor, "5"], other: Float[Tensor, "5"], gamma: float
     both = joint_log_prob(own, other).exp().view(STATES, JOINT)
     first, transition = both[START], both[START + 1 :]
     identity = torch.eye(JOINT, dtype=both.dtype, device=both.device)
-    reward = torch.tensor(PAYOFF, dtype=both.dtype).flatten().to(both.device, non_blocking=True)
+    reward = payoff(both.dtype, both.device).flatten()
     # Not torch.linalg.solve: torch 2.13 gives wrong numbers for its forward-mode derivative under vmap, silently.
     return first @ torch.linalg.inv(identity - gamma * transition) @ reward
 
@@ -70,12 +70,12 @@ def play(
 def other_code(code: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     """Return the same rounds as the other player sees them."""
     state, mine, others = code // 4, code // 2 % 2, code % 2
-    return JOINT * torch.tensor(OTHER_STATE).to(code.device, non_blocking=True)[state] + 2 * others + mine
+    return JOINT * other_state(state) + 2 * others + mine
 
 
 def rewards(code: Int64[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
     """Return the rewards of the player who sees these codes."""
-    return torch.tensor(PAYOFF, dtype=dtype).flatten().to(code.device, non_blocking=True)[code % JOINT]
+    return payoff(dtype, code.device).flatten()[code % JOINT]
 
 
 def fresh_games(

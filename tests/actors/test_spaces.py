@@ -1,4 +1,4 @@
-"""What spaces become, held against Gymnasium's own samples and its flattening."""
+"""Checks what spaces become, against Gymnasium's own samples and its flattening."""
 
 import math
 

@@ -65,7 +65,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Any]) 
 
 
 def played(trained: TrainedRun, seed: int, is_greedy: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What `metagrad eval` sees and does, [STEPS] of [GAMES, …]."""
+    """Return what `metagrad eval` sees and does, [STEPS] of [GAMES, …]."""
     player, cpu = Player(trained.network, trained.theta, seed, is_greedy), torch.device("cpu")
     observations, actions = [], []
     make = trained.experiment.env.make

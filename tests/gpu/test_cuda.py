@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: its numbers and its waits; `on_cuda` prints its times."""
+"""Tests what only a CUDA device can show, its numbers and its waits; `on_cuda` prints its times."""
 
 import pytest
 import torch

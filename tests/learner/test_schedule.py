@@ -166,7 +166,7 @@ def test_trees_are_plain_data(trajectory: MakeTrajectory, fake_actors: Any) -> N
 def test_a_window_of_fresh_batches_makes_the_update_of_lockstep(
     config: Callable[..., LearnerConfig], trajectory: MakeTrajectory, fake_actors: Any, meta: dict[str, Any]
 ) -> None:
-    """Where batch j was sampled by θⱼ itself every ratio is 1, and V-trace's losses are A2C's, but for centring."""
+    """V-trace's losses are those of A2C, but for centring, where batch j was sampled by θⱼ itself: every ratio is 1."""
     lockstep_config = config(**meta)
     network = build_network(Mlp(hidden=4), (5,), 3, has_outer_critic=True)
     algorithm = build_actor_critic(lockstep_config, network, (5,), 3)

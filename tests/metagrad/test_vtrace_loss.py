@@ -306,19 +306,16 @@ def test_what_all_advantages_share_moves_the_policy_only_through_clips(make_prob
 def test_effective_sample_size_is_a_share_of_the_valid_steps(make_problem):
     network, theta, trajectory = make_problem(2)
     logits = forward(network, theta, trajectory, ("logits",))["logits"]
-    weights = (
-        (Categorical(logits).log_prob(trajectory.action) - trajectory.behaviour_log_prob)
-        .exp()[trajectory.valid]
-        .tolist()
-    )
+    log_ratio = Categorical(logits).log_prob(trajectory.action) - trajectory.behaviour_log_prob
+    weights = log_ratio.exp()[trajectory.valid].tolist()
     assert len(weights) < STEPS * BATCH
     expected = sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights))
     assert 0.1 < expected < 0.9
-    unseen = torch.where(trajectory.valid, trajectory.behaviour_log_prob, torch.nan)
-    found = effective_sample_share(Categorical(logits), trajectory._replace(behaviour_log_prob=unseen))
+    unseen = torch.where(trajectory.valid, log_ratio, torch.nan)
+    found = effective_sample_share(unseen, trajectory.valid)
     assert found.item() == pytest.approx(expected, rel=1e-12)
     none = torch.zeros_like(trajectory.valid)
-    assert effective_sample_share(Categorical(logits), trajectory._replace(valid=none)).item() == 1.0
+    assert effective_sample_share(log_ratio, none).item() == 1.0
 
 
 def test_clips_of_streamed_a2c_are_those_asked_for():

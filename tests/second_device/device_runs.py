@@ -65,7 +65,7 @@ def _is_sequential(experiment: BaseExperiment) -> bool:
 
 @dataclass
 class Trained:
-    """What came of a run."""
+    """Holds what a run came to."""
 
     state: Any
     rows: list[dict[str, float]]
