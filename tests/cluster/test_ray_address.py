@@ -39,9 +39,11 @@ def answers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                 connections.append(connection)
                 connection.sendall(request.param)
 
-        threading.Thread(target=serve, daemon=True).start()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
+        thread.join()  # it may be taking a connection at this moment, which has to be closed too
     for connection in connections:
         connection.close()
 
