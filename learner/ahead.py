@@ -5,15 +5,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from metagrad.learner.actors import Actors, ActorsElsewhere
+from metagrad.learner.batch import room_like
 from metagrad.trees import tensors
 from metagrad.types import Rollout, WeightSnapshot
 
 T = TypeVar("T", bound=tuple[Any, ...])
 T_co = TypeVar("T_co", covariant=True)
-Merge = Callable[[Sequence[Rollout]], T]
-"""Makes a batch on the learner's device of its rollouts; facts of it may follow."""
+Merge = Callable[[Sequence[Rollout], Sequence[Tensor]], T]
+"""Makes a batch on the learner's device of its rollouts, in the memory given where it fits; facts of it may follow."""
 
 
 class Feed(Protocol[T_co]):
@@ -37,7 +39,7 @@ class Direct(Generic[T]):
 
     def take(self, published: WeightSnapshot, oldest: int) -> T:
         """Return the next batch."""
-        return self._merge(self._actors.stream(published, oldest))
+        return self._merge(self._actors.stream(published, oldest), ())
 
     def close(self) -> None:
         """Hold nothing that would have to be closed."""
@@ -65,22 +67,23 @@ class Ahead(Generic[T]):
         """
         coming = self._coming
         if coming is None:
-            coming = self._thread.submit(self._fetch, published, oldest)
+            coming = self._thread.submit(self._fetch, published, oldest, ())
         elif not coming.done():  # actors bring it yet: what they begin from now on is under these weights
             self._actors.publish(published)
         batch = coming.result()
         if self._stream is not None:
             for x in tensors(batch[0]):  # so that its memory is not given to the next upload while kernels read it
                 x.record_stream(torch.cuda.current_stream(self._device))
-        self._coming = self._thread.submit(self._fetch, published, oldest + 1)
+        room = room_like(tensors(batch[0]))
+        self._coming = self._thread.submit(self._fetch, published, oldest + 1, room)
         return batch
 
-    def _fetch(self, published: WeightSnapshot, oldest: int) -> T:
+    def _fetch(self, published: WeightSnapshot, oldest: int, room: Sequence[Tensor]) -> T:
         rollouts = self._actors.stream(published, oldest)
         if self._stream is None:
-            return self._merge(rollouts)
+            return self._merge(rollouts, room)
         with torch.cuda.stream(self._stream):
-            batch = self._merge(rollouts)
+            batch = self._merge(rollouts, room)
         self._stream.synchronize()
         return batch
 

@@ -1,5 +1,6 @@
 """Merges the actors' rollouts into the learner's batch."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from metagrad.frame_stacks import unpacked
 from metagrad.types import PackedTrajectory, Rollout, Trajectory
+
+_BYTES_WORTH_A_ROOM = 2**20
 
 
 class Batch(NamedTuple):
@@ -23,7 +26,18 @@ class Batch(NamedTuple):
         return unpacked(self.sent)
 
 
-def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device) -> Batch:
+def room_like(fields: Sequence[Tensor]) -> list[Tensor]:
+    """Allocate memory for large fields of another batch of this size, which `merge` may fill in another thread.
+
+    C libraries give threads memory of their own, which they return to the kernel as soon as it is free: each batch of
+    another thread would be written to pages that the kernel has to clear first, which takes several times as long. The
+    learner's own thread keeps what it frees (`cluster.run.memory`). On CUDA, torch keeps page-locked memory itself.
+    """
+    large = [x for x in fields if x.device.type == "cpu" and x.numel() * x.element_size() >= _BYTES_WORTH_A_ROOM]
+    return [torch.empty_like(x) for x in large]
+
+
+def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device, room: Sequence[Tensor] = ()) -> Batch:
     """Merge all rollouts' environments side by side into one trajectory, in the order given, on `device`.
 
     Fields may be torch tensors or the read-only numpy arrays that a transport delivers; numpy ones are copied once.
@@ -32,6 +46,7 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
         rollouts: of one batch.
         version: that all of them must have acted under; None: of several, and the trajectory carries the oldest.
         device: where the learner computes.
+        room: memory that becomes the batch's, where its fields fit.
 
     Raises:
         ValueError: a rollout was sampled under another version than the one asked for.
@@ -44,22 +59,30 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
     names = trajectories[0]._fields[:-1]
     columns = zip(*(trajectory[:-1] for trajectory in _shifted(trajectories)), strict=True)
     fields: list[Any] = []
+    room = list(room)
     for name, column in zip(names, columns, strict=True):
         axis = 0 if name == "frames" else 1
         if isinstance(column[0], np.ndarray):
-            field = _concatenated(column, axis, device)
+            field = _concatenated(column, axis, device, room)
         else:
             field = column[0] if len(column) == 1 else torch.cat(column, dim=axis)
         fields.append(field.to(device, non_blocking=True))
     return Batch(type(trajectories[0])._make([*fields, min(versions)]), versions)
 
 
-def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device) -> Tensor:
-    """Write arrays one behind the other into a new tensor, on the host; page-locked where a GPU is to fetch it."""
+def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device, room: list[Tensor]) -> Tensor:
+    """Write arrays one behind the other into a tensor on the host, page-locked where a GPU is to fetch it.
+
+    The tensor is one that is taken from `room`, or a new one.
+    """
     shape = list(arrays[0].shape)
     shape[axis] = sum(array.shape[axis] for array in arrays)
     dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
-    joined = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    fitting = [i for i, x in enumerate(room) if x.dtype == dtype and x.numel() >= math.prod(shape)]
+    if fitting:
+        joined = room.pop(fitting[0]).resize_(shape)
+    else:
+        joined = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     np.concatenate(arrays, axis=axis, out=joined.numpy())
     return joined
 

@@ -69,10 +69,14 @@ class _Intake:
         self._received: list[Received] = []
 
     def merged(
-        self, rollouts: Sequence[Rollout], version: int | None = None, is_lookahead: bool = False
+        self,
+        rollouts: Sequence[Rollout],
+        room: Sequence[Tensor] = (),
+        version: int | None = None,
+        is_lookahead: bool = False,
     ) -> tuple[Batch, Received]:
-        """Merge the rollouts of one batch, all of them of this version unless it is None."""
-        batch = merge(rollouts, version, self.device)
+        """Merge the rollouts of one batch, in the memory given; all of this version unless it is None."""
+        batch = merge(rollouts, version, self.device, room)
         # Copies: a view of a few numbers would keep a whole rollout in Ray's object store.
         episodes = tuple(deepcopy(rollout.episodes) for rollout in rollouts)
         frames = torch.stack([torch.as_tensor(rollout.trajectory.valid.sum()) for rollout in rollouts]).sum()
@@ -103,7 +107,7 @@ class Lockstep:
     def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
         """Have all actors roll this snapshot out."""
         rollouts = self._actors.sample(snapshot, step)
-        batch = self._intake.note(*self._intake.merged(rollouts, snapshot.version, step > 0))
+        batch = self._intake.note(*self._intake.merged(rollouts, (), snapshot.version, step > 0))
         self.lag = tuple(snapshot.version - version for version in batch.versions)
         return batch.trajectory
 

@@ -56,7 +56,8 @@ class Elsewhere:
         return []
 
 
-def merged(rollouts: Sequence[Any]) -> tuple[Any, int]:
+def merged(rollouts: Sequence[Any], room: Sequence[torch.Tensor]) -> tuple[Any, int]:
+    assert not room, "the batches are no tensors"
     return rollouts[0][:2], rollouts[0][2]
 
 
@@ -78,6 +79,23 @@ def test_the_next_batch_is_taken_in_another_thread_within_the_bound_of_the_next_
     assert actors.published == [], "the order for the one after it brings the news"
     assert actors.is_asked.acquire(timeout=20)
     assert actors.asked[-1] == (5, 3)
+    ahead.close()
+
+
+def test_the_thread_fills_memory_of_the_learner_that_no_other_batch_has() -> None:
+    actors, batches, rooms = Elsewhere(), list[torch.Tensor](), list[Any]()
+
+    def merged_into(rollouts: Sequence[Any], room: Sequence[torch.Tensor]) -> tuple[torch.Tensor]:
+        rooms.append([x.data_ptr() for x in room])
+        return ((room[0] if room else torch.empty(2**19)).fill_(len(rooms)),)
+
+    ahead: Ahead[Any] = Ahead(actors, merged_into, CPU)
+    for version in range(3):
+        actors.may_come.release()
+        batches += ahead.take(snapshot(version), version)
+    assert rooms[0] == []
+    assert rooms[1:3] == [[batch.data_ptr()] for batch in batches[1:]]
+    assert [batch.unique().tolist() for batch in batches] == [[1], [2], [3]]
     ahead.close()
 
 

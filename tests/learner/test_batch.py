@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metagrad.frame_stacks import packed
-from metagrad.learner.batch import merge, trajectory_of
+from metagrad.learner.batch import merge, room_like, trajectory_of
 from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory
 
 CPU = torch.device("cpu")
@@ -45,6 +45,27 @@ def test_read_only_arrays_are_copied(trajectory: Any) -> None:
 def test_a_rollout_of_another_version_is_refused(trajectory: Any) -> None:
     with pytest.raises(ValueError, match=r"actor 1 acted under version 4 where version 3 was asked for"):
         merge([rollout(trajectory(3), 0), rollout(trajectory(4), 1)], 3, CPU)
+
+
+def test_what_fits_is_written_into_the_memory_given_and_all_else_into_its_own(trajectory: Any) -> None:
+    part = trajectory(0)
+    rollouts = [rollout(as_numpy(part), i) for i in range(2)]
+    expected = merge(rollouts, 0, CPU).trajectory
+    exact, ample, small = torch.empty_like(expected.observation), torch.full((1000,), 7), torch.zeros(1)
+    places = [exact.data_ptr(), ample.data_ptr()]
+    batch = merge(rollouts, 0, CPU, [small, exact, ample])
+    found = batch.trajectory
+    assert [found.observation.data_ptr(), found.action.data_ptr()] == places
+    for name in Trajectory._fields[:-1]:
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert found.reward.data_ptr() != small.data_ptr()
+
+
+def test_only_large_fields_get_memory_for_another_batch() -> None:
+    large, small = torch.zeros(2, 2**18, dtype=torch.int32), torch.zeros(5)
+    (room,) = room_like([small, large])
+    assert (room.shape, room.dtype) == (large.shape, large.dtype)
+    assert room.data_ptr() != large.data_ptr()
 
 
 @pytest.mark.parametrize("convert", [lambda t: t, as_numpy])
