@@ -34,11 +34,18 @@ from metagrad.meta_parameters import (
 )
 from metagrad.networks import Network
 from metagrad.optimizers import Optimizer, OptimizerState, learnt_rate
+from metagrad.shares import Ranks, Shares
 from metagrad.surrogates import SURROGATES
 from metagrad.tape import recorded
 from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 from metagrad.unroll import InnerProblem, InnerUpdate, inner_update
+
+_PARTS = (
+    *("loss/inner", "loss/policy", "loss/value", "loss/outer_value", "loss/outer", "loss/matching"),
+    *("policy/entropy_nats", "policy/log_prob_gap_nats", "advantage/inner_mean", "advantage/outer_mean"),
+)
+"""Scalars of which each learner that has a share of the batch has its part of the mean."""
 
 
 class LearnerState(NamedTuple):
@@ -109,6 +116,10 @@ class ActorCritic:
             kl, _ = matching_loss(network, theta, start, trajectory, Matching(direction="online||target"))
             loss = loss + self.outer.kl_coefficient * kl
         return loss, advantage
+
+    def sharing(self, shares: Shares) -> "ActorCritic":
+        """Return the algorithm for one of several learners, which is given its share of each batch."""
+        return replace(self, problem=self.problem._replace(shares=shares))
 
     def inner_network(self, eta: Float[Tensor, "M"]) -> Network:
         """Return the network as the inner loss sees it, under γ(η) where its critic is told the discount."""
@@ -192,7 +203,10 @@ class ActorCritic:
         if not weight or self.meta.bootstrap.updates:
             return before._replace(gradients=(*before.gradients, None), last_batch=batch)
         outer = outer_gradient(
-            lambda x, trajectory: self.outer_loss(x, state.eta, trajectory, state.theta), theta, batch
+            lambda x, trajectory: self.outer_loss(x, state.eta, trajectory, state.theta),
+            theta,
+            batch,
+            self.problem.shares,
         )
         gradient = weight * outer.gradient
         terms = {"loss/outer": weight * outer.loss, "advantage/outer_mean": weight * outer.metrics}
@@ -230,6 +244,7 @@ class ActorCritic:
             lambda x, trajectory: matching_loss(network, x, target.theta, trajectory, bootstrap),
             last.theta,
             batch,
+            self.problem.shares,
         )
         clock.lap("outer")
         metrics = {
@@ -264,6 +279,8 @@ class ActorCritic:
         if inner.effective_sample_size is not None:
             tensors["policy/effective_sample_size"] = inner.effective_sample_size
         tensors |= outer
+        parts = {name: x for name, x in tensors.items() if name in _PARTS}
+        tensors |= zip(parts, self.problem.shares.total(*parts.values()), strict=True)
         components: tuple[str, ...] = ()
         if gradient is not None:
             # Of each learnt scalar; a vector counts in the norm alone.
@@ -276,7 +293,14 @@ class ActorCritic:
         scalars = finite_scalars(tensors, state.update)
         clock.lap("metrics")
         of_scalars = tuple(scalars[f"meta_gradient/{name}"] for name in components)
-        return UpdateMetrics(scalars | clock.scalars(), of_scalars, gradient)
+        return UpdateMetrics(scalars | clock.scalars() | self._sent(), of_scalars, gradient)
+
+    def _sent(self) -> dict[str, float]:
+        """Return what the sums over other processes' shares have cost, where there are others."""
+        if not isinstance(self.problem.shares, Ranks):
+            return {}
+        sent = self.problem.shares.take_sent()
+        return {"time/collectives_seconds": sent.seconds, "transport/collectives_bytes": sent.bytes}
 
     def estimate_meta_gradient(self, state: LearnerState, sample: Sample) -> Float[Tensor, "M"]:
         """Return one sample of ∂J/∂η at a state, before clipping: that of an update which is thrown away."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from metagrad.optimizers import learnt_rate as learnt_rate
     from metagrad.returns import lambda_returns as lambda_returns
     from metagrad.returns import vtrace as vtrace
+    from metagrad.shares import group_shares as group_shares
     from metagrad.surrogates import ad as ad
     from metagrad.surrogates import dice as dice
     from metagrad.surrogates import loaded_dice as loaded_dice
@@ -66,6 +67,7 @@ _NAMES = {
     "networks": ("ImpalaCnn", "Mlp", "NatureCnn", "NetworkSpec", "build_network"),
     "optimizers": ("Adam", "ClipByGlobalNorm", "OptimizerState", "RmsProp", "Sgd", "learnt_rate"),
     "returns": ("lambda_returns", "vtrace"),
+    "shares": ("group_shares",),
     "surrogates": ("ad", "dice", "loaded_dice", "lvc", "off_policy_dice"),
     "tape": ("recorded",),
     "types": ("Trajectory",),

@@ -37,14 +37,15 @@ from metagrad.losses import (
     Terms,
     actor_critic_loss,
     forward,
-    masked_mean,
     normalised,
     on_policy_estimates,
+    whole_mean,
     without_unused_rows,
 )
 from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter
 from metagrad.networks import Head, Network
 from metagrad.returns import vtrace
+from metagrad.shares import present
 from metagrad.surrogates import Surrogate
 from metagrad.types import Trajectory
 
@@ -283,8 +284,8 @@ class VtraceLoss(ActorCriticLoss):
         weight = advantage
         if self.is_advantage_centred:
             ratio = torch.minimum(torch.exp(torch.where(valid, log_ratio, 0.0)), hyper["rho_clip"])
-            mean_ratio = masked_mean(ratio, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
-            weight = advantage - ratio * masked_mean(advantage, valid) / mean_ratio
+            mean_ratio = whole_mean(ratio, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
+            weight = advantage - ratio * whole_mean(advantage, valid) / mean_ratio
         return Terms(target, advantage, hyper["policy_coefficient"] * weight, effective_sample_size=share)
 
     def outer_estimates(
@@ -332,8 +333,10 @@ def effective_sample_share(log_ratio: Float[Tensor, "T B"], valid: Bool[Tensor, 
     Source: Kong (1992), as `metagrad.diagnostics.effective_sample_size`; here of steps, not of whole trajectories.
     """
     log_weights = torch.where(valid, log_ratio, -torch.inf).flatten()
-    share = effective_sample_size(log_weights) / valid.sum()
-    return torch.where(valid.any(), share, 1.0)
+    shares = present()
+    count = shares.count(valid, log_ratio.dtype)
+    share = effective_sample_size(log_weights, shares.logsumexp) / count
+    return torch.where(count > 0, share, 1.0)
 
 
 def _log_ratio(policy: Distribution, trajectory: Trajectory) -> Tensor:

@@ -125,12 +125,12 @@ def bootstrap_target(  # noqa: PLR0913 (an inner update's arguments and what mak
     Source: debiasing paper §2, Figure 1b: "with respect to the inner loss for all but the last step".
     """
     require(updates >= 1, "bootstrap.updates", updates, "a target is at least one update away", "choose 1 or more")
-    inner = InnerProblem(problem.loss, problem.optimizer)
+    inner = InnerProblem(problem.loss, problem.optimizer, shares=problem.shares)
     for j in range(updates - 1):
         update = inner_update(inner, theta, state, eta, sampler(theta, j), keep_graph=False)
         theta, state = update.theta, update.state
     optimizer, state = last or LastUpdate(problem.optimizer, state)
-    outer = InnerProblem(_without_eta(outer_loss), optimizer)
+    outer = InnerProblem(_without_eta(outer_loss), optimizer, shares=problem.shares)
     update = inner_update(outer, theta, state, eta, sampler(theta, updates - 1), keep_graph=False)
     return BootstrapTarget(update.theta, update.state, update.loss, update.metrics)
 

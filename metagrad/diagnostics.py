@@ -4,6 +4,7 @@ Moments are a NamedTuple in and out. However many samples of a deep network's me
 kept: their mean and their summed squared deviations from it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -153,13 +154,16 @@ def _centred(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     return torch.where(is_constant, 0.0, x - x.mean(-1, keepdim=True))
 
 
-def effective_sample_size(log_weights: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
+def effective_sample_size(
+    log_weights: Float[Tensor, "*batch N"], logsumexp: Callable[[Tensor, int], Tensor] = torch.logsumexp
+) -> Float[Tensor, "*batch"]:
     """Return how many equally weighted samples N importance-weighted ones are worth, from 1 to N.
 
     Equation: ESS = (Σ w)²/Σ w², w = exp(log_weights), of whole trajectories: log w = Σ_t log π_t - log μ_t. In log
     space, so that products over long trajectories neither overflow nor vanish. nan where every weight is 0.
+    `logsumexp` is over all weights, also those of a batch that other processes hold (`metagrad.shares`).
 
     Source: Kong (1992), "A Note on Importance Sampling using Standardized Weights"; Owen (2013), "Monte Carlo theory,
     methods and examples", eq. 9.13.
     """
-    return (2.0 * torch.logsumexp(log_weights, -1) - torch.logsumexp(2.0 * log_weights, -1)).exp()
+    return (2.0 * logsumexp(log_weights, -1) - logsumexp(2.0 * log_weights, -1)).exp()

@@ -22,6 +22,7 @@ from metagrad.errors import require, require_one_of
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Head, Network
 from metagrad.returns import lambda_returns
+from metagrad.shares import present
 from metagrad.surrogates import Surrogate
 from metagrad.types import Trajectory
 
@@ -138,10 +139,18 @@ class Terms(NamedTuple):
 
 
 def masked_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
-    """Return the mean over valid steps, whatever the others hold; 0 where none is valid."""
+    """Return the mean over valid steps, whatever the others hold; 0 where none is valid.
+
+    Of a batch whose columns several processes share (`metagrad.shares`) it is this process's part of that mean.
+    """
     rule, remedy = f"is averaged over `valid` of shape {tuple(valid.shape)}", "give one number for each step"
     require(x.shape == valid.shape, "x.shape", tuple(x.shape), rule, remedy)
-    return torch.where(valid, x, 0.0).sum() / valid.to(x.dtype).sum().clamp(min=1.0)
+    return torch.where(valid, x, 0.0).sum() / present().count(valid, x.dtype).clamp(min=1.0)
+
+
+def whole_mean(x: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> Float[Tensor, ""]:
+    """Return the mean over valid steps of the whole batch, also where this process holds a share of it alone."""
+    return present().sum(masked_mean(x, valid))
 
 
 def without_unused_rows(trajectory: Trajectory) -> Trajectory:
@@ -178,8 +187,8 @@ def normalised(advantage: Float[Tensor, "T B"], valid: Bool[Tensor, "T B"]) -> F
 
     Source: debiasing paper, Appendix D, and its released code.
     """
-    mean = masked_mean(autodiff.stop_gradient(advantage), valid)
-    variance = masked_mean((autodiff.stop_gradient(advantage) - mean).square(), valid)
+    mean = whole_mean(autodiff.stop_gradient(advantage), valid)
+    variance = whole_mean((autodiff.stop_gradient(advantage) - mean).square(), valid)
     return (advantage - mean) * torch.rsqrt(variance + 1e-5)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from metagrad.errors import require, require_one_of
 from metagrad.optimizers import OptimizerState
+from metagrad.shares import WHOLE, Shares, evaluating
 from metagrad.tape import Tape, check_tape, whole_step
 from metagrad.unroll import InnerProblem, Product, TapeStep
 
@@ -70,18 +71,21 @@ def outer_weights(estimator: Estimator, n: int, kappa: float | None = None) -> t
 
 
 class OuterGradient(NamedTuple):
-    """Holds ∇θ L'(θ; τ'), the loss itself and what it wants logged."""
+    """Holds ∇θ L'(θ; τ') of the whole batch, and of this process's share the loss and what it wants logged."""
 
     gradient: Float[Tensor, "P"]
     loss: Float[Tensor, ""]
     metrics: Any
 
 
-def outer_gradient(outer_loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any) -> OuterGradient:
-    """Return the gradient of the outer loss at looked-ahead parameters."""
+def outer_gradient(
+    outer_loss: OuterLoss, theta: Float[Tensor, "P"], batch: Any, shares: Shares = WHOLE
+) -> OuterGradient:
+    """Return the gradient of the outer loss at looked-ahead parameters; `shares` are those of the inner problem."""
     theta = theta.detach().requires_grad_()
-    loss, metrics = outer_loss(theta, batch)
-    (gradient,) = torch.autograd.grad(loss, theta)
+    with evaluating(shares):
+        loss, metrics = outer_loss(theta, batch)
+    (gradient,) = shares.total(*torch.autograd.grad(loss, theta))
     return OuterGradient(gradient, loss.detach(), metrics)
 
 
@@ -133,7 +137,9 @@ def meta_gradient(
             a, b = trace * adjoint, tuple(trace * x for x in b)
         state_adjoint = None if i == constant_state else b
         adjoint = None  # consumed: nothing of size P stays that the product, the peak of memory, does not need
-        h, e = (_retained if product == "retain" else _recomputed)(problem, step, v, wants_h)
+        with evaluating(problem.shares):
+            h, e = (_retained if product == "retain" else _recomputed)(problem, step, v, wants_h)
+        h, e = problem.shares.total(h, e) if h is not None else (None, *problem.shares.total(e))
         d_eta = d_eta + e0 + e
         adjoint = a if trace is not None else a + h if h is not None else None
         outer = outer_gradients[i - 1] if i else None

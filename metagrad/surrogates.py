@@ -30,6 +30,7 @@ from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.errors import require
+from metagrad.shares import present
 
 SurrogateName = Literal["ad", "lvc", "loaded-dice"]
 Surrogate = Callable[[Float[Tensor, "T B"], Bool[Tensor, "T B"]], Float[Tensor, "T B"]]
@@ -137,7 +138,7 @@ def discounted_objective(
     """
     _check_rows(log_prob, advantage=advantage)
     is_last = torch.zeros_like(log_prob, dtype=torch.bool)
-    return (discounts(log_prob, gamma) * advantage * surrogate(log_prob, is_last)).sum(0).mean()
+    return present().mean((discounts(log_prob, gamma) * advantage * surrogate(log_prob, is_last)).sum(0))
 
 
 def dice(
@@ -195,4 +196,4 @@ def off_policy_dice(
     objective = (discount * torch.exp(ratio.cumsum(0)) * reward).sum(0)
     if value is not None:
         objective = objective + (discount * (1.0 - torch.exp(ratio)) * value).sum(0)
-    return objective.mean()
+    return present().mean(objective)

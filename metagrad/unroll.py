@@ -10,6 +10,7 @@ from torch import Tensor
 from metagrad import trees
 from metagrad.errors import require, require_one_of
 from metagrad.optimizers import Optimizer, OptimizerState
+from metagrad.shares import WHOLE, Shares, evaluating
 
 Product = Literal["retain", "recompute"]
 """How the second-order product of a step is taken: from the update's retained graph, or computed again."""
@@ -33,6 +34,7 @@ class InnerProblem(NamedTuple):
     loss: Loss
     optimizer: Optimizer
     derivative: Loss | None = None  # None: `loss` gives both
+    shares: Shares = WHOLE  # of the batches, where several processes make the update together
 
 
 def require_product(product: Product) -> None:
@@ -71,7 +73,7 @@ class TapeStep(NamedTuple):
 
 
 class InnerUpdate(NamedTuple):
-    """Holds the result of one inner update."""
+    """Holds the result of one inner update; loss and metrics are of this process's share of the batch."""
 
     theta: Float[Tensor, "P"]
     state: OptimizerState
@@ -96,11 +98,15 @@ def inner_update(
     theta = theta.detach().requires_grad_()
     eta = eta.detach().requires_grad_(keep_graph)
     fingerprint, random_state = trees.Fingerprint(batch), trees.random_state(theta.device)
-    loss, metrics = problem.loss(theta, eta, batch)
+    with evaluating(problem.shares):
+        loss, metrics = problem.loss(theta, eta, batch)
     is_random = trees.random_state(theta.device) != random_state
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=keep_graph and problem.derivative is None)
+    (gradient,) = problem.shares.total(gradient)
     if keep_graph and problem.derivative is not None:
-        (curvature,) = torch.autograd.grad(problem.derivative(theta, eta, batch)[0], theta, create_graph=True)
+        with evaluating(problem.shares):
+            of_derivative = problem.derivative(theta, eta, batch)[0]
+        (curvature,) = torch.autograd.grad(of_derivative, theta, create_graph=True)
         gradient = gradient + (curvature - curvature.detach())
     with torch.no_grad():
         new_theta, new_state = problem.optimizer.update(gradient.detach(), state, theta.detach(), eta.detach())
