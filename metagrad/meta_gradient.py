@@ -139,7 +139,10 @@ def meta_gradient(
         adjoint = None  # consumed: nothing of size P stays that the product, the peak of memory, does not need
         with evaluating(problem.shares):
             h, e = (_retained if product == "retain" else _recomputed)(problem, step, v, wants_h)
-        h, e = problem.shares.total(h, e) if h is not None else (None, *problem.shares.total(e))
+        if h is None:
+            (e,) = problem.shares.total(e)
+        else:
+            h, e = problem.shares.total(h, e)
         d_eta = d_eta + e0 + e
         adjoint = a if trace is not None else a + h if h is not None else None
         outer = outer_gradients[i - 1] if i else None
