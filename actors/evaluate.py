@@ -16,6 +16,7 @@ from metagrad.actors.envs.base import Environment, EnvironmentSpec, EnvironmentS
 from metagrad.actors.rollout import name_fault
 from metagrad.errors import require
 from metagrad.networks import Network
+from metagrad.recurrence import next_state
 
 MAX_ENVIRONMENTS = 512  # the papers' evaluation batch (Snake)
 STEPS_BETWEEN_CHECKS = 16  # reads back from the device once in so many steps
@@ -109,10 +110,16 @@ def evaluate(  # noqa: PLR0913 (a flat list of what is played; a structure for o
 
 
 class Player:
-    """A policy that has its own random stream and acts on the device of θ, wherever the environments live."""
+    """A policy that has its own random stream and acts on the device of θ, wherever the environments live.
+
+    A recurrent one remembers the episodes from step to step, of which it has to be told (`see`).
+    """
 
     def __init__(self, network: Network, theta: Float[Tensor, "P"], seed: int, is_greedy: bool) -> None:
-        self._network = network.at(theta)
+        self._at_theta = network.at(theta)
+        self._network = network
+        self._state: Tensor | None = None  # before the step, of a recurrent network
+        self._updated: Tensor | None = None  # after it
         self._device = theta.device
         self._generator = torch.Generator(theta.device).manual_seed(seed)
         self._is_greedy = is_greedy
@@ -120,9 +127,20 @@ class Player:
     def act(self, observation: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
         """Return B actions."""
         observation = observation.to(self._device)
+        if self._state is None:
+            self._state = self._network.fresh_state(len(observation), self._device)
         if self._is_greedy:
-            return policy.greedy(self._network, observation)
-        return policy.sample(self._network, observation, self._generator).action
+            decision = policy.greedy(self._at_theta, observation, self._state)
+        else:
+            decision = policy.sample(self._at_theta, observation, self._generator, self._state)
+        self._updated = decision.state
+        return decision.action
+
+    def see(self, step: EnvironmentStep) -> None:
+        """Take note of which episodes ended."""
+        if self._state is not None and self._updated is not None:
+            is_end, valid = (x.to(self._device) for x in (step.is_terminal | step.is_truncated, step.valid))
+            self._state = next_state(self._state, self._updated, is_end, valid)
 
 
 def _play_rounds(
@@ -146,6 +164,7 @@ def _play_rounds(
         is_finite = []
         for _ in range(STEPS_BETWEEN_CHECKS):
             step = environment.step(player.act(observation))
+            player.see(step)
             observation = step.observation
             row = finished.clamp(max=rounds)
             returns[row, index] += step.raw_reward

@@ -107,6 +107,7 @@ def _play_snake(config: SnakeConfig, player: Player, seed: int, max_steps: int) 
         yield _Frame(picture, 0.0, False, False)
         for _ in range(max_steps):
             step = environment.step(player.act(observation))
+            player.see(step)
             is_end = bool(step.is_episode_end)
             picture = picture if is_end else render(step.observation[0], scale)
             yield _Frame(picture, float(step.raw_reward), bool(step.valid), is_end)
@@ -128,6 +129,7 @@ def _play_atari(config: AtariConfig, player: Player, seed: int, max_steps: int) 
         for _ in range(max_steps):
             action = player.act(observation)
             step, shown = environment.step(action), view.step(action)
+            player.see(step)
             assert torch.equal(step.raw_reward, shown.raw_reward), "the twin environments play different games"
             is_end = bool(step.is_episode_end)
             yield _Frame(shown.observation[0].numpy(), float(step.raw_reward), bool(step.valid), is_end)

@@ -16,6 +16,7 @@ from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvi
 from metagrad.frame_stacks import FramePacker, unpacked
 from metagrad.networks import NetworkSpec, build_network
 from metagrad.precision import Precision
+from metagrad.recurrence import next_state
 from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory, WeightSnapshot
 
 LookaheadEnvironments = Literal["continue", "fork", "separate"]
@@ -46,7 +47,7 @@ class ActorSetup:
 
 
 class Pool:
-    """A batch of environments that has its own random streams and keeps count of the episodes in progress."""
+    """A batch of environments with random streams of its own, what is remembered of the episodes, and their counts."""
 
     def __init__(self, environment: Environment, seed: int):
         self.environment = environment
@@ -56,6 +57,7 @@ class Pool:
         self.episode_return = torch.zeros(spec.batch_size, device=spec.device)
         self.episode_length = torch.zeros(spec.batch_size, dtype=torch.int64, device=spec.device)
         self.steps_done = 0
+        self.recurrent_state: Tensor | None = None  # of a recurrent network, before the next step
 
     def state(self) -> ActorState:
         """Return all that a bitwise continuation needs; nothing where the environments cannot be snapshot."""
@@ -67,6 +69,8 @@ class Pool:
             "episode_length": self.episode_length.clone(),
             "steps_done": torch.tensor(self.steps_done),
         }
+        if self.recurrent_state is not None:
+            own["recurrent_state"] = self.recurrent_state.clone()
         return own | {f"environment/{name}": x for name, x in self.environment.snapshot().items()}
 
     def load_state(self, state: ActorState) -> None:
@@ -79,15 +83,18 @@ class Pool:
         self.episode_return = state["episode_return"].to(self.episode_return.device)
         self.episode_length = state["episode_length"].to(self.episode_length.device)
         self.steps_done = int(state["steps_done"])
+        if self.recurrent_state is not None:
+            self.recurrent_state = state["recurrent_state"].to(self.recurrent_state.device)
 
     def fork_from(self, other: "Pool") -> None:
-        """Take over the other pool's game states; this pool's random streams continue."""
+        """Take over the other pool's game states and what is remembered; this pool's random streams continue."""
         assert isinstance(self.environment, SnapshotEnvironment)
         assert isinstance(other.environment, SnapshotEnvironment)
         self.environment.restore({k: x for k, x in other.environment.snapshot().items() if k != "generator"})
         self.observation = self.environment.observe()
         self.episode_return = other.episode_return.clone()
         self.episode_length = other.episode_length.clone()
+        self.recurrent_state = other.recurrent_state
 
 
 class _WholeRows:
@@ -124,8 +131,10 @@ def collect(
     else:
         rows = _WholeRows(spec, pool.observation, length)
     columns: list[tuple[Tensor, ...]] = []
+    first_state = pool.recurrent_state
     for _ in range(length):
-        choice = act(pool.observation, pool.generator)
+        remembered = () if pool.recurrent_state is None else (pool.recurrent_state,)
+        choice = act(pool.observation, pool.generator, *remembered)
         step = pool.environment.step(choice.action)
         rows.add(step.observation)
         pool.observation = step.observation
@@ -133,12 +142,19 @@ def collect(
         pool.episode_return = pool.episode_return + step.raw_reward
         pool.episode_length = pool.episode_length + step.valid
         outcome = (step.reward, step.is_terminal, step.is_truncated, step.valid)
-        columns.append((*choice, *outcome, step.is_episode_end, pool.episode_return, pool.episode_length))
+        columns.append(
+            (choice.action, choice.log_prob, *outcome, step.is_episode_end, pool.episode_return, pool.episode_length)
+        )
         pool.episode_return = pool.episode_return.masked_fill(step.is_episode_end, 0.0)
         pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
+        if pool.recurrent_state is not None:
+            is_end = step.is_terminal | step.is_truncated
+            pool.recurrent_state = next_state(pool.recurrent_state, choice.state, is_end, step.valid)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
     action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
-    trajectory = rows.trajectory(action, reward, is_terminal, is_truncated, valid, log_prob, policy_version)
+    trajectory = rows.trajectory(
+        action, reward, is_terminal, is_truncated, valid, log_prob, policy_version, first_state
+    )
     is_end, returns, lengths, *is_finite = _on_host(is_end, returns, lengths, *_is_finite(spec, trajectory, returns))
     # The reward, and the observations where they have fractions: row t+1 of these is what step t returned.
     for what, finite_rows, before in zip(("reward", "observation"), is_finite, (0, 1), strict=False):
@@ -191,6 +207,8 @@ class Actor:
         sizes = (spec.observation_shape, spec.actions)
         self._network = build_network(setup.network, *sizes, setup.has_outer_critic, setup.precision)
         self._lookahead = self._real if setup.lookahead == "continue" else self._make_pool("lookahead")
+        for pool in (self._real, self._lookahead):
+            pool.recurrent_state = self._network.fresh_state(spec.batch_size, spec.device)
 
     def _make_pool(self, purpose: Literal["real", "lookahead"]) -> Pool:
         setup = self.setup

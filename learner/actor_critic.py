@@ -16,7 +16,7 @@ from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, matching_loss
 from metagrad.frame_stacks import packed, unpacked
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, fetched, finite_scalars
-from metagrad.learner.batch import trajectory_of
+from metagrad.learner.batch import trajectory_of, tree_of
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
 from metagrad.losses import LossMetrics, OuterObjective
@@ -322,7 +322,7 @@ class ActorCritic:
         tree: dict[str, Any] = state._asdict()
         for name in ("optimizer", "meta_optimizer", "target_optimizer"):
             tree[name] = {"count": tree[name].updates, "moments": list(tree[name].moments)}
-        tree["carry"] = None if state.carry is None else packed(state.carry)._asdict()
+        tree["carry"] = None if state.carry is None else tree_of(packed(state.carry))
         return tree
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> LearnerState:

@@ -56,18 +56,20 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
         if version is not None and found != version:
             raise ValueError(f"actor {rollout.actor} acted under version {found} where version {version} was asked for")
     trajectories = [rollout.trajectory for rollout in rollouts]
-    names = trajectories[0]._fields[:-1]
-    columns = zip(*(trajectory[:-1] for trajectory in _shifted(trajectories)), strict=True)
-    fields: list[Any] = []
+    parts = [trajectory._asdict() for trajectory in _shifted(trajectories)]
+    fields: dict[str, Any] = {}
     room = list(room)
-    for name, column in zip(names, columns, strict=True):
-        axis = 0 if name == "frames" else 1
+    for name in parts[0]:
+        column = [part[name] for part in parts]
+        if name == "policy_version" or column[0] is None:
+            continue
+        axis = 0 if name in ("frames", "first_state") else 1
         if isinstance(column[0], np.ndarray):
             field = _concatenated(column, axis, device, room)
         else:
             field = column[0] if len(column) == 1 else torch.cat(column, dim=axis)
-        fields.append(field.to(device, non_blocking=True))
-    return Batch(type(trajectories[0])._make([*fields, min(versions)]), versions)
+        fields[name] = field.to(device, non_blocking=True)
+    return Batch(type(trajectories[0])(**fields, policy_version=min(versions)), versions)
 
 
 def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device, room: list[Tensor]) -> Tensor:
@@ -98,6 +100,11 @@ def _shifted(
             frames += len(trajectory.frames)
         else:
             yield trajectory
+
+
+def tree_of(trajectory: Trajectory | PackedTrajectory) -> dict[str, Any]:
+    """Return the fields of a trajectory for a checkpoint; `first_state` only where there is one."""
+    return {name: x for name, x in trajectory._asdict().items() if x is not None}
 
 
 def trajectory_of(tree: dict[str, Any]) -> Trajectory | PackedTrajectory:

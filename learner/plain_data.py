@@ -10,7 +10,7 @@ from metagrad.types import PackedTrajectory, Trajectory
 
 _KINDS = (Trajectory, PackedTrajectory)
 _FLAGS = ("is_terminal", "is_truncated", "valid")
-_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action")
+_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action", "first_state")
 
 
 def is_like(found: Any, like: Any) -> bool:
@@ -52,7 +52,10 @@ def is_finite(found: Tensor) -> bool:
 
 def is_trajectory(found: Any) -> bool:
     """True for a trajectory of whatever length and environment, packed or not, as `_asdict` gives it."""
-    kind = next((kind for kind in _KINDS if isinstance(found, dict) and found.keys() == set(kind._fields)), None)
+    if not isinstance(found, dict):
+        return False
+    names = found.keys() | {"first_state"}  # which only a recurrent network's has
+    kind = next((kind for kind in _KINDS if names == set(kind._fields)), None)
     if kind is None:
         return False
     tensors = {name: x for name, x in found.items() if name != "policy_version"}
@@ -70,7 +73,12 @@ def is_trajectory(found: Any) -> bool:
         and (found["action"].dim() == 3 or (not found["action"].is_floating_point() and found["action"].dim() == 2))
         and found["reward"].is_floating_point()
         and found["behaviour_log_prob"].is_floating_point()
+        and ("first_state" not in found or _is_state(found["first_state"], shape[1]))
     )
+
+
+def _is_state(found: Tensor, batch: int) -> bool:
+    return found.dim() == 2 and len(found) == batch and found.is_floating_point()
 
 
 def _is_frame_index(found: Tensor, frames: Tensor) -> bool:

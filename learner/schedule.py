@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metagrad.learner.actors import Actors, ActorsElsewhere
 from metagrad.learner.ahead import Ahead, Direct, Feed
-from metagrad.learner.batch import Batch, merge, trajectory_of
+from metagrad.learner.batch import Batch, merge, trajectory_of, tree_of
 from metagrad.trees import map_tensors
 from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
@@ -182,7 +182,7 @@ class Peek:
     def to_tree(self) -> list[dict[str, Any]]:
         """Return the batches that the next updates will use."""
         held = list(self._window)[self._is_first_used :]
-        return [{"trajectory": x.sent._asdict(), "versions": list(x.versions)} for x in held]
+        return [{"trajectory": tree_of(x.sent), "versions": list(x.versions)} for x in held]
 
     def load_tree(self, tree: Sequence[dict[str, Any]]) -> None:
         """Continue from `to_tree()`."""

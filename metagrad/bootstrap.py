@@ -29,10 +29,11 @@ from torch import Tensor
 from metagrad import autodiff
 from metagrad.distributions import Categorical
 from metagrad.errors import require, require_one_of
-from metagrad.losses import masked_mean
+from metagrad.losses import masked_mean, without_unused_rows
 from metagrad.meta_gradient import OuterLoss
 from metagrad.networks import Head, Network
 from metagrad.optimizers import Optimizer, OptimizerState
+from metagrad.recurrence import memory_of
 from metagrad.types import Trajectory
 from metagrad.unroll import InnerProblem, Loss, inner_update
 
@@ -178,12 +179,15 @@ def matching_loss(
     matches_values = matching.value_coefficient != 0.0
     heads: tuple[Head, ...] = ("logits", "value") if matches_values else ("logits",)
     valid = trajectory.valid if matching.states == "all" else trajectory.valid[:1]
+    memory, whole = (), memory_of(trajectory)
+    if whole is not None:
+        memory, trajectory = (whole.until(len(valid)),), without_unused_rows(trajectory)
     observation = trajectory.observation[: len(valid)]
-    if observation.is_floating_point():  # a NaN in a row that is left out would enter the derivative as 0 · NaN
+    if observation.is_floating_point() and whole is None:  # a NaN in a row left out would enter as 0 · NaN
         observation = torch.where(valid.view(*valid.shape, *(1,) * (observation.ndim - 2)), observation, 0.0)
     observation = observation.flatten(0, 1)
-    online = network.apply(theta, observation, heads)
-    aim = network.apply(target, observation, heads)
+    online = network.apply(theta, observation, heads, *memory)
+    aim = network.apply(target, observation, heads, *memory)
 
     for outputs in (online, aim):
         outputs["logits"] = torch.where(valid.flatten().unsqueeze(-1), outputs["logits"], 0.0)

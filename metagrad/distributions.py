@@ -33,6 +33,7 @@ class Decision(NamedTuple):
 
     action: Shaped[Tensor, "*rows_and_action"]
     log_prob: Float[Tensor, "*rows"]
+    state: Float[Tensor, "*rows H"] | None = None  # what a recurrent network remembers after it
 
 
 class Distribution(ABC):

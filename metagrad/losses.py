@@ -21,6 +21,7 @@ from metagrad.distributions import Outputs, policy_of
 from metagrad.errors import require, require_one_of
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Head, Network
+from metagrad.recurrence import is_before_choice, is_zero, memory_of
 from metagrad.returns import lambda_returns
 from metagrad.shares import present
 from metagrad.surrogates import Surrogate
@@ -161,16 +162,15 @@ def without_unused_rows(trajectory: Trajectory) -> Trajectory:
     has the value of what was seen there. In the middle of an episode (a forced FIRE) reward and value count.
     """
     valid, is_last = trajectory.valid, trajectory.is_terminal | trajectory.is_truncated
-    chosen = valid.long().cumsum(0)
-    before = torch.where(is_last, chosen, 0).cummax(0).values  # chosen steps of all episodes that ended up to here
-    before = torch.cat([torch.zeros_like(before[:1]), before[:-1]])
-    is_unused = chosen == before  # no step of this episode has been chosen yet
+    state = trajectory.first_state  # of a network that has seen the first row, where it has begun to remember
+    begins = torch.ones_like(valid[0]) if state is None else is_zero(state)
+    is_unused = is_before_choice(valid, is_last, begins)
     observation = trajectory.observation
     if observation.is_floating_point():
-        begins = torch.cat([torch.ones_like(valid[:1]), trajectory.is_terminal])
+        starts = torch.cat([torch.ones_like(valid[:1]), trajectory.is_terminal])
         # Rows behind an unused one are reached through it alone: seen by nobody until a step is chosen.
         behind = torch.cat([torch.zeros_like(valid[:1]), is_unused])
-        unseen = torch.cat([is_unused, torch.ones_like(valid[:1])]) & (begins | behind)
+        unseen = torch.cat([is_unused, torch.ones_like(valid[:1])]) & (starts | behind)
         observation = torch.where(unseen.view(*unseen.shape, *(1,) * (observation.ndim - 2)), 0.0, observation)
     return trajectory._replace(
         observation=observation,
@@ -199,12 +199,17 @@ def forward(network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory,
     """
     observation = trajectory.observation
     steps, batch = trajectory.valid.shape
-    outputs = network.apply(theta, observation[:-1].flatten(0, 1), heads)
+    critics: tuple[Head, ...] = tuple(head for head in heads if head != "logits")
+    acted_on, memory, last = observation[:-1].flatten(0, 1), memory_of(trajectory), ()
+    if memory is None:
+        outputs = network.apply(theta, acted_on, heads)
+    else:
+        outputs = network.apply(theta, acted_on, (*heads, "state"), memory.until(steps))
+        last = (memory.after(outputs.pop("state")),)
     shaped = Outputs({head: x.unflatten(0, (steps, batch)) for head, x in outputs.items()}, network.distribution)
     if "logits" in shaped:  # all -∞ where a mask leaves no action, as in the last state of an episode
         shaped["logits"] = torch.where(trajectory.valid.unsqueeze(-1), shaped["logits"], 0.0)
-    critics: tuple[Head, ...] = tuple(head for head in heads if head != "logits")
-    bootstrap = network.apply(autodiff.stop_gradient(theta), observation[-1], critics)
+    bootstrap = network.apply(autodiff.stop_gradient(theta), observation[-1], critics, *last)
     for head in critics:
         shaped[head] = torch.cat([shaped[head], bootstrap[head].unsqueeze(0)])
     return shaped

@@ -24,6 +24,10 @@ class OrthogonalLinear(Linear):
         self.gain = gain
 
 
+class OrthogonalGates(Linear):
+    """Applies a linear layer with three outputs for each unit: orthogonal init of each third, zero bias."""
+
+
 class Conv(nn.Conv2d):
     """Convolves through `metagrad.convolution`, whose derivatives of derivatives are fast."""
 
@@ -92,6 +96,9 @@ def reset(module: nn.Module, generator: torch.Generator) -> None:
     match module:
         case OrthogonalLinear() | OrthogonalConv():
             nn.init.orthogonal_(module.weight, module.gain, generator=generator)
+        case OrthogonalGates():
+            for gate in module.weight.detach().chunk(3):
+                nn.init.orthogonal_(gate, generator=generator)
         case HaikuLinear() | HaikuConv():
             std = 1.0 / math.sqrt(module.weight[0].numel())
             nn.init.trunc_normal_(module.weight, std=std, a=-2.0 * std, b=2.0 * std, generator=generator)

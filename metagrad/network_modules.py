@@ -4,7 +4,7 @@ Every module's forward is (observation [N, …], heads) -> {head: tensor [N, …
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -18,12 +18,15 @@ from metagrad.network_layers import (
     HaikuLinear,
     Linear,
     OrthogonalConv,
+    OrthogonalGates,
     OrthogonalLinear,
     PixelConv,
     ToChannelsFirst,
 )
+from metagrad.recurrence import Gru, Memory, RecurrentNetwork
 
-Head = Literal["logits", "value", "outer_value"]
+Head = Literal["logits", "value", "outer_value", "state"]
+"""Outputs of a network; "state" is what a recurrent one remembers after each step."""
 _NO_OUTER = ("the network has no outer critic", "build it with has_outer_critic=True")
 
 
@@ -57,24 +60,41 @@ class ConditionedCritic(nn.Module):
 class SharedTorso(nn.Module):
     """Puts policy, inner-critic and outer-critic heads on the features of one torso."""
 
-    def __init__(self, torso: nn.Sequential, logits: nn.Module, value: nn.Module, outer_value: nn.Module | None):
+    def __init__(
+        self,
+        torso: nn.Sequential,
+        logits: nn.Module,
+        value: nn.Module,
+        outer_value: nn.Module | None,
+        core: Gru | None = None,
+    ):
         """Put together torso [N, …] -> [N, F], policy [N, F] -> [N, A] and critics [N, F] -> [N, 1].
 
-        The inner critic may be a `ConditionedCritic`.
+        The inner critic may be a `ConditionedCritic`. With a core, all of them are on what it makes of the features.
         """
         super().__init__()
         self.torso = torso
+        self.core = core
         self.logits = logits
         self.value = value
         self.outer_value = outer_value
+        self.state_size = 0 if core is None else core.units
 
     def forward(
-        self, observation: Tensor, heads: Collection[Head], discount: Float[Tensor, "1"] | float | None = None
+        self,
+        observation: Tensor,
+        heads: Collection[Head],
+        discount: Float[Tensor, "1"] | float | None = None,
+        memory: Memory | None = None,
     ) -> dict[Head, Tensor]:
         takes_bytes = isinstance(self.torso[0], PixelConv)
         features = observation if takes_bytes else observation.to(next(self.parameters()).dtype)
         features = self.torso(features)
         outputs: dict[Head, Tensor] = {}
+        if self.core is not None:
+            features = self.core(features, memory)
+            if "state" in heads:
+                outputs["state"] = features
         if "logits" in heads:
             outputs["logits"] = self.logits(features)
         if "value" in heads:
@@ -97,28 +117,44 @@ class SeparateNetworks(nn.Module):
         self.logits = logits
         self.value = value
         self.outer_value = outer_value
+        self._heads: tuple[Head, ...] = ("logits", "value") + (("outer_value",) if outer_value is not None else ())
+        networks = (getattr(self, head) for head in self._heads)
+        self.state_size = sum(network.core.units for network in networks if isinstance(network, RecurrentNetwork))
 
-    def forward(self, observation: Tensor, heads: Collection[Head]) -> dict[Head, Tensor]:
+    def forward(self, observation: Tensor, heads: Collection[Head], memory: Memory | None = None) -> dict[Head, Tensor]:
         board = observation.to(next(self.logits.parameters()).dtype)
+        require("outer_value" not in heads or self.outer_value is not None, "heads", heads, *_NO_OUTER)
+        memories = memory.split(len(self._heads)) if memory is not None else [None] * len(self._heads)
         outputs: dict[Head, Tensor] = {}
-        if "logits" in heads:
-            outputs["logits"] = self.logits(board)
-        if "value" in heads:
-            outputs["value"] = self.value(board).squeeze(-1)
-        if "outer_value" in heads:
-            require(self.outer_value is not None, "heads", heads, *_NO_OUTER)
-            assert self.outer_value is not None
-            outputs["outer_value"] = self.outer_value(board).squeeze(-1)
+        states = []
+        for head, own in zip(self._heads, memories, strict=True):
+            if head not in heads and "state" not in heads:
+                continue
+            network = getattr(self, head)
+            output, state = (network(board), None) if own is None else network(board, own)
+            states.append(state)
+            if head in heads:
+                outputs[head] = output if head == "logits" else output.squeeze(-1)
+        if "state" in heads:
+            outputs["state"] = torch.cat(states, -1)
         return outputs
 
 
 def with_linear_heads(
-    torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool, gamma_embedding: int | None
+    torso: nn.Sequential,
+    features: int,
+    num_actions: int,
+    has_outer_critic: bool,
+    gamma_embedding: int | None,
+    gru: int | None,
 ) -> SharedTorso:
     """Build linear heads, orthogonal with gain .01 for the policy and 1 for the critics, on a torso of `features`.
 
-    With a `gamma_embedding` the inner critic is a `ConditionedCritic`.
+    With a `gamma_embedding` the inner critic is a `ConditionedCritic`; with `gru`, the heads are on so many units of
+    one.
     """
+    core = None if gru is None else Gru(features, gru)
+    features = features if gru is None else gru
     return SharedTorso(
         torso,
         OrthogonalLinear(features, num_actions, gain=0.01),
@@ -126,18 +162,31 @@ def with_linear_heads(
         if gamma_embedding is None
         else ConditionedCritic(features, gamma_embedding),
         OrthogonalLinear(features, 1, gain=1.0) if has_outer_critic else None,
+        core,
     )
 
 
 def with_mlp_heads(
-    torso: nn.Sequential, features: int, hidden: int, num_actions: int, has_outer_critic: bool
+    torso: nn.Sequential, features: int, hidden: int, num_actions: int, has_outer_critic: bool, gru: int | None
 ) -> SharedTorso:
-    """Build heads with one hidden ReLU layer, Haiku's default init, on a torso of `features`."""
+    """Build heads with one hidden ReLU layer, Haiku's default init, on a torso of `features`, or on a `gru`'s units."""
+    core = None if gru is None else Gru(features, gru)
+    features = features if gru is None else gru
 
     def head(outputs: int) -> nn.Sequential:
         return nn.Sequential(HaikuLinear(features, hidden), nn.ReLU(), HaikuLinear(hidden, outputs))
 
-    return SharedTorso(torso, head(num_actions), head(1), head(1) if has_outer_critic else None)
+    return SharedTorso(torso, head(num_actions), head(1), head(1) if has_outer_critic else None, core)
+
+
+def with_last_layer(torso: nn.Sequential, features: int, gru: int | None, last: Callable[[int], Linear]) -> nn.Module:
+    """Build a network of its own for one head: the last layer on a torso of `features`, or on so many units of a GRU.
+
+    `last` makes the layer of the number of its inputs.
+    """
+    if gru is None:
+        return torso.append(last(features))
+    return RecurrentNetwork(torso, Gru(features, gru), last(gru))
 
 
 Activation = Literal["tanh", "relu", "elu"]
@@ -225,11 +274,13 @@ def impala_torso(observation_shape: tuple[int, ...], channels: tuple[int, ...], 
     return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), linear, nn.ReLU())
 
 
-def snake_network(observation_shape: tuple[int, ...], channels: int, hidden: int, outputs: int) -> nn.Sequential:
+def snake_network(
+    observation_shape: tuple[int, ...], channels: int, hidden: int, outputs: int, gru: int | None
+) -> nn.Module:
     """Build two 2x2 convolutions and an MLP of two hidden layers on boards [rows, columns, planes]."""
     rows, columns, planes = observation_shape
     cells = math.ceil(rows / 2) * math.ceil(columns / 2)
-    return nn.Sequential(
+    torso = nn.Sequential(
         ToChannelsFirst(),
         HaikuConv(planes, channels, 2, stride=2),
         nn.ReLU(),
@@ -240,8 +291,8 @@ def snake_network(observation_shape: tuple[int, ...], channels: int, hidden: int
         nn.ReLU(),
         HaikuLinear(hidden, hidden),
         nn.ReLU(),
-        HaikuLinear(hidden, outputs),
     )
+    return with_last_layer(torso, hidden, gru, lambda inputs: HaikuLinear(inputs, outputs))
 
 
 def pooled_snake_torso(observation_shape: tuple[int, ...], channels: int, features: int) -> nn.Sequential:
@@ -341,13 +392,14 @@ class TwoTables(nn.Module):
 def float32_parameters(module: nn.Module) -> frozenset[str]:
     """Name the parameters that stay float32 where layers compute in bfloat16: last layers, and critics told a discount.
 
-    Bfloat16 has 8 bits, which do not tell γ = .99 from .993, nor values of 30 from 30.1.
+    Bfloat16 has 8 bits, which do not tell γ = .99 from .993, nor values of 30 from 30.1. A recurrent core stays float32
+    too: its state is added to over whole episodes.
     """
-    kept: list[nn.Module] = []
+    kept = [layer for layer in module.modules() if isinstance(layer, OrthogonalGates)]
     for head in get_args(Head):
         of_head = getattr(module, head, None)
         layers = of_head.modules() if isinstance(of_head, nn.Module) else ()
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear) and layer not in kept]
         kept += linear if isinstance(of_head, ConditionedCritic) else linear[-1:]
     return frozenset(
         f"{prefix}.{name}"

@@ -29,6 +29,7 @@ from metagrad.network_layers import OrthogonalLinear, reset
 from metagrad.network_modules import Head as Head
 from metagrad.observations import Observations as Observations
 from metagrad.precision import Precision, layers_dtype
+from metagrad.recurrence import Memory, require_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +97,14 @@ class NatureCnn(NetworkSpec):
     gamma_embedding: int | None = None
     """Number of units that tell the inner critic its discount (γ in the inner loss, γ' in the outer one), before one
     more layer; the gradient-bias paper's release uses 16. None: it is not told."""
+    gru: int | None = None
+    """Units of a gated recurrent unit behind the hidden layers, which remembers the episode; None: nothing is
+    remembered."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.nature_torso(observation_shape, self.hidden)
-        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+        told = self.gamma_embedding
+        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, told, self.gru)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +128,8 @@ class ImpalaCnn(NetworkSpec):
     """Factor of all channels."""
     gamma_embedding: int | None = None
     """See `NatureCnn`."""
+    gru: int | None = None
+    """See `NatureCnn`."""
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -131,7 +138,8 @@ class ImpalaCnn(NetworkSpec):
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.impala_torso(observation_shape, self.channels, self.hidden)
-        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+        told = self.gamma_embedding
+        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, told, self.gru)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,10 +159,12 @@ class SnakeCnn(NetworkSpec):
     """Units of each hidden layer of the policy."""
     value_hidden: int = 128
     """Units of each hidden layer of a critic."""
+    gru: int | None = None
+    """See `NatureCnn`; each of the networks has one of its own."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         def network(hidden: int, outputs: int) -> nn.Module:
-            return modules.snake_network(observation_shape, self.channels, hidden, outputs)
+            return modules.snake_network(observation_shape, self.channels, hidden, outputs, self.gru)
 
         logits, value = network(self.policy_hidden, num_actions), network(self.value_hidden, 1)
         outer_value = network(self.value_hidden, 1) if has_outer_critic else None
@@ -182,10 +192,12 @@ class SnakeTorsoCnn(NetworkSpec):
     """Units of the linear layer behind the convolutions."""
     head_hidden: int = 30
     """Units of the hidden layer of each head."""
+    gru: int | None = None
+    """See `NatureCnn`."""
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.pooled_snake_torso(observation_shape, self.channels, self.features)
-        return modules.with_mlp_heads(torso, self.features, self.head_hidden, num_actions, has_outer_critic)
+        return modules.with_mlp_heads(torso, self.features, self.head_hidden, num_actions, has_outer_critic, self.gru)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,13 +214,16 @@ class Mlp(NetworkSpec):
     """Function after each hidden layer: tanh, relu or elu."""
     has_layer_norm: bool = False
     """True: each hidden layer is normalised before its activation (Ba et al. 2016)."""
+    gru: int | None = None
+    """See `NatureCnn`."""
 
     def __post_init__(self) -> None:
         require_one_of(self.activation, modules.Activation, "network.activation")
 
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         torso = modules.mlp_torso(observation_shape, self.hidden, self.layers, self.activation, self.has_layer_norm)
-        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, self.gamma_embedding)
+        told = self.gamma_embedding
+        return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, told, self.gru)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +245,8 @@ class AutoNetwork(NetworkSpec):
     """True: each hidden layer of an MLP is normalised before its activation (Ba et al. 2016)."""
     picture_hidden: int = 512
     """Units of the hidden layer behind convolutions."""
+    gru: int | None = None
+    """See `NatureCnn`; an MLP each for policy and critics means one for each of them."""
 
     def __post_init__(self) -> None:
         require_one_of(self.activation, modules.Activation, "network.activation")
@@ -245,15 +262,18 @@ class AutoNetwork(NetworkSpec):
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
         def mlp(outputs: int, gain: float) -> nn.Module:
             torso = modules.mlp_torso(observation_shape, self.hidden, self.layers, self.activation, self.has_layer_norm)
-            return torso.append(OrthogonalLinear(self.hidden, outputs, gain))
+            return modules.with_last_layer(
+                torso, self.hidden, self.gru, lambda inputs: OrthogonalLinear(inputs, outputs, gain)
+            )
 
         if len(observation_shape) == 1:
             outer_value = mlp(1, 1.0) if has_outer_critic else None
             return modules.SeparateNetworks(mlp(num_actions, 0.01), mlp(1, 1.0), outer_value)
         if NatureCnn.takes is not None and NatureCnn.takes.fit(observation_shape):
-            return NatureCnn(hidden=self.picture_hidden).module(observation_shape, num_actions, has_outer_critic)
+            nature = NatureCnn(hidden=self.picture_hidden, gru=self.gru)
+            return nature.module(observation_shape, num_actions, has_outer_critic)
         torso = modules.small_picture_torso(observation_shape, self.picture_hidden)
-        return modules.with_linear_heads(torso, self.picture_hidden, num_actions, has_outer_critic, None)
+        return modules.with_linear_heads(torso, self.picture_hidden, num_actions, has_outer_critic, None, self.gru)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,8 +325,8 @@ class MemoryOnePair(NetworkSpec):
 
 _MEMORY_ONE_SWAPPED = (0, 1, 3, 2, 4)  # 1 + 2 a + a' -> 1 + 2 a' + a
 
-NetworkAtTheta = Callable[[Shaped[Tensor, "..."], Collection[Head]], Outputs]
-"""(observation [N, …], names of heads) to the heads."""
+NetworkAtTheta = Callable[..., Outputs]
+"""(observation [N, …], names of heads) to the heads; of a recurrent network a `Memory` is the third argument."""
 
 
 class Network:
@@ -352,6 +372,15 @@ class Network:
         return other
 
     @property
+    def state_size(self) -> int:
+        """Count the numbers H that the network remembers of each environment; 0: it is not recurrent."""
+        return int(getattr(self._module, "state_size", 0))
+
+    def fresh_state(self, batch: int, device: torch.device | None = None) -> Float[Tensor, "B H"] | None:
+        """Return the state at the beginning of episodes; None of a network that remembers nothing."""
+        return torch.zeros(batch, self.state_size, device=device) if self.state_size else None
+
+    @property
     def is_conditioned(self) -> bool:
         """Return True where the inner critic is told the discount that its values are of, by `under`."""
         return isinstance(getattr(self._module, "value", None), modules.ConditionedCritic)
@@ -376,9 +405,18 @@ class Network:
                 parameter.copy_(value)
         return self._flat.theta()
 
-    def apply(self, theta: Float[Tensor, "P"], observation: Shaped[Tensor, "..."], heads: Collection[Head]) -> Outputs:
-        """Evaluate the named heads on observations [N, …]: logits [N, …], value [N], outer_value [N]."""
-        return self.at(theta)(observation, heads)
+    def apply(
+        self,
+        theta: Float[Tensor, "P"],
+        observation: Shaped[Tensor, "..."],
+        heads: Collection[Head],
+        memory: Memory | None = None,
+    ) -> Outputs:
+        """Evaluate the named heads on observations [N, …]: logits [N, …], value [N], outer_value [N].
+
+        A recurrent network needs a memory; N is then T B, step after step, and "state" the state after each, [N, H].
+        """
+        return self.at(theta)(observation, heads, memory)
 
     def at(self, theta: Float[Tensor, "P"]) -> NetworkAtTheta:
         """Return `apply` under one θ, which is taken apart once for all that it is called on."""
@@ -392,13 +430,17 @@ class Network:
             parameters[name] = autodiff.first_order(parameters[name])
         extra = (self._discount,) if self.is_conditioned else ()
 
-        def apply(observation: Tensor, heads: Collection[Head]) -> Outputs:
-            unknown = [head for head in heads if head not in get_args(Head)]
-            rule, remedy = f"the heads are {', '.join(get_args(Head))}", "name some of them, in a tuple"
-            require(not unknown and not isinstance(heads, str), "heads", heads, rule, remedy)
+        def apply(observation: Tensor, heads: Collection[Head], memory: Memory | None = None) -> Outputs:
+            known = [head for head in get_args(Head) if head != "state" or self.state_size]
+            rule, remedy = f"the heads are {', '.join(known)}", "name some of them, in a tuple"
+            require(set(heads) <= set(known) and not isinstance(heads, str), "heads", heads, rule, remedy)
+            require_memory(memory, self.state_size)
+            remembered = {} if memory is None else {"memory": memory}
             if observation.is_floating_point():
                 observation = observation.to(dtype)
-            outputs: dict[Head, Tensor] = self._flat.with_parameters(parameters, observation, heads, *extra)
+            outputs: dict[Head, Tensor] = self._flat.with_parameters(
+                parameters, observation, heads, *extra, **remembered
+            )
             return Outputs({head: x.to(theta.dtype) for head, x in outputs.items()}, self.distribution)
 
         return apply

@@ -9,6 +9,7 @@ Shape legend, used in every signature of the project:
     M  learnt meta-parameters, one flat unconstrained vector η
     K  finished episodes; of observations that are stacks, the frames of one
     N  frames of all stacks of a trajectory
+    H  numbers that a recurrent network remembers
 """
 
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class Trajectory(NamedTuple):
     valid: Bool[Tensor, "T B"]  # False: the policy did not choose (a reset, a forced FIRE)
     behaviour_log_prob: Float[Tensor, "T B"]  # log μ(action | observation) in nats
     policy_version: int  # version of the parameters that acted
+    first_state: Float[Tensor, "B H"] | None = None  # what a recurrent network remembered before row 0
 
 
 class PackedTrajectory(NamedTuple):
@@ -48,6 +50,7 @@ class PackedTrajectory(NamedTuple):
     valid: Bool[Tensor, "T B"]
     behaviour_log_prob: Float[Tensor, "T B"]
     policy_version: int
+    first_state: Float[Tensor, "B H"] | None = None
 
 
 class Episodes(NamedTuple):

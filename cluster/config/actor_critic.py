@@ -97,6 +97,9 @@ class Experiment(BaseExperiment):
             if spec is not self.network:
                 rule, is_told = "is for critics, and this network is none", False
             require(embedding is None or is_told, f"{field}.gamma_embedding", embedding, rule, "leave it out")
+            gru = getattr(spec, "gru", None)
+            rule = "remembers an episode, and this network is shown single steps"
+            require(gru is None or spec is self.network, f"{field}.gru", gru, rule, "leave it out")
         network, has_critics = type(self.network).__name__, self.network.has_critics
         require(
             has_critics or not self.meta_parameters.learns_critics,

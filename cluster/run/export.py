@@ -16,7 +16,7 @@ Format = Literal["torch", "onnx"]
 SIGNATURE = "signature.json"
 """Names the signature among the extra files of a .pt2 file and among the properties of an ONNX model."""
 _ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
-_INPUT, _OUTPUT, _BATCH = "observation", "log_probs", "batch"
+_INPUT, _OUTPUT, _STATE, _NEXT, _BATCH = "observation", "log_probs", "state", "next_state", "batch"
 
 
 def require_format(format: Format, output: str) -> None:
@@ -33,11 +33,18 @@ def require_format(format: Format, output: str) -> None:
 
 
 def signature(run: TrainedRun) -> dict[str, Any]:
-    """Return what goes into an exported policy and what comes out of it, as plain JSON."""
+    """Return what goes into an exported policy and what comes out of it, as plain JSON.
+
+    A recurrent one has its state among both: zeros first, and where an episode begins.
+    """
     dtype = str(run.spec.observation_dtype).removeprefix("torch.")
+    inputs = {_INPUT: {"dtype": dtype, "shape": [_BATCH, *run.spec.observation_shape]}}
+    outputs = {_OUTPUT: {"dtype": "float32", "shape": [_BATCH, run.spec.num_actions]}}
+    if size := run.network.state_size:
+        inputs[_STATE] = outputs[_NEXT] = {"dtype": "float32", "shape": [_BATCH, size]}
     return {
-        "inputs": {_INPUT: {"dtype": dtype, "shape": [_BATCH, *run.spec.observation_shape]}},
-        "outputs": {_OUTPUT: {"dtype": "float32", "shape": [_BATCH, run.spec.num_actions]}},
+        "inputs": inputs,
+        "outputs": outputs,
         "actions": list(run.spec.action_names),
         "environment": run.spec.name,
         "experiment": run.experiment.name,
@@ -51,10 +58,13 @@ def exported(run: TrainedRun, format: Format) -> bytes:
 
 
 def _program(run: TrainedRun) -> torch.export.ExportedProgram:
-    observation = torch.zeros(2, *run.spec.observation_shape, dtype=run.spec.observation_dtype)
+    given = [torch.zeros(2, *run.spec.observation_shape, dtype=run.spec.observation_dtype)]
+    if (state := run.network.fresh_state(2)) is not None:
+        given.append(state)
     batch = torch.export.Dim(_BATCH, min=1)
+    shapes = {name: {0: batch} for name, _ in zip((_INPUT, _STATE), given, strict=False)}
     with torch.no_grad():
-        return torch.export.export(run.policy, (observation,), dynamic_shapes={_INPUT: {0: batch}})
+        return torch.export.export(run.policy, tuple(given), dynamic_shapes=shapes)
 
 
 def _torch(run: TrainedRun) -> bytes:
@@ -67,9 +77,8 @@ def _onnx(run: TrainedRun) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here uses
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own, about itself
-        program = torch.onnx.export(
-            _program(run), dynamo=True, verbose=False, input_names=[_INPUT], output_names=[_OUTPUT]
-        )
+        names = {f"{kind}_names": list(signature(run)[f"{kind}s"]) for kind in ("input", "output")}
+        program = torch.onnx.export(_program(run), dynamo=True, verbose=False, **names)
     assert program is not None
     model = program.model_proto
     for value in (*model.graph.input, *model.graph.output):

@@ -20,12 +20,14 @@ from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
 from metagrad.learner.storage import Location
 from metagrad.networks import Head, Network
+from metagrad.recurrence import Memory
 
 
 class PolicyModule(nn.Module):
     """Computes log π_θ(a | s) [N, A] of observations [N, …], as the environment gives them; actions are discrete.
 
-    Whatever the network does with them first, such as scaling pixels, is part of it.
+    Whatever the network does with them first, such as scaling pixels, is part of it. A recurrent network takes the
+    states [N, H] before the step too, zeros where an episode begins, and also returns those after it.
     """
 
     theta: Tensor
@@ -35,19 +37,24 @@ class PolicyModule(nn.Module):
         self._network = network
         self.register_buffer("theta", theta.detach().clone())
 
-    def forward(self, observation: Tensor) -> Tensor:
-        chosen = self._network.at(self.theta)(observation, policy.POLICY).policy
+    def forward(self, observation: Tensor, state: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        if state is None:
+            outputs = self._network.at(self.theta)(observation, policy.POLICY)
+        else:
+            outputs = self._network.at(self.theta)(observation, policy.RECURRENT_POLICY, Memory(state))
+        chosen = outputs.policy
         rule, remedy = "has log-probabilities of discrete actions alone", "use the run's network and act()"
         require(isinstance(chosen, Categorical), "policy", type(chosen).__name__, rule, remedy)
         assert isinstance(chosen, Categorical)
-        return chosen.log_probs
+        return chosen.log_probs if state is None else (chosen.log_probs, outputs["state"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedRun:
     """Holds what a run has learnt so far; everything is on the CPU.
 
-    `run.act(observations)` plays, `run.policy(observations)` is log π, and `run.eta["gamma"]` what was learnt.
+    `run.act(observations)` plays, `run.policy(observations)` is log π, and `run.eta["gamma"]` what was learnt. A
+    recurrent network plays by `run.decide(observations, generator, state)`.
     """
 
     experiment: BaseExperiment
@@ -62,22 +69,39 @@ class TrainedRun:
     theta: Float[Tensor, "P"]
     policy: PolicyModule
 
-    @torch.no_grad()
     def act(
         self, observation: Shaped[Tensor, "N ..."], generator: torch.Generator | None = None
     ) -> Shaped[Tensor, "N ..."]:
         """Return actions as `metagrad eval` takes them: sampled with `generator`, or the most likely ones."""
+        return self.decide(observation, generator).action
+
+    def decide(
+        self,
+        observation: Shaped[Tensor, "N ..."],
+        generator: torch.Generator | None = None,
+        state: Float[Tensor, "N H"] | None = None,
+    ) -> policy.Decision:
+        """Return actions, their log-probabilities and, of a recurrent network, its `state` after the step.
+
+        Args:
+            observation: of the environments.
+            generator: as for `act`.
+            state: that a recurrent network had before the step; first, and where an episode begins, zeros
+                (`network.fresh_state(N)`).
+        """
         network = self.network.at(self.theta)
         if generator is None:
-            return policy.greedy(network, observation)
-        return policy.sample(network, observation, generator).action
+            return policy.greedy(network, observation, state)
+        return policy.sample(network, observation, generator, state)
 
     @torch.no_grad()
-    def critics(self, observation: Shaped[Tensor, "N ..."]) -> dict[Head, Float[Tensor, "N"]]:
+    def critics(
+        self, observation: Shaped[Tensor, "N ..."], state: Float[Tensor, "N H"] | None = None
+    ) -> dict[Head, Float[Tensor, "N"]]:
         """Return the values under each of the network's critics: "value", and "outer_value" where there is one."""
         heads: list[Head] = ["value"] if self.experiment.network.has_critics else []
         heads += ["outer_value"] if self.experiment.has_outer_critic else []
-        return self.network.apply(self.theta, observation, heads)
+        return self.network.apply(self.theta, observation, heads, None if state is None else Memory(state))
 
 
 def trained_run(run_dir: str | Location, update: int | None, say: Callable[[str], None]) -> TrainedRun:

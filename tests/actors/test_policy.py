@@ -76,7 +76,7 @@ def test_one_generator_state_gives_one_decision():
 
 def test_greedy_takes_the_likeliest_action():
     network, theta, observation = snake_policy()
-    action = policy.greedy(network.at(theta), observation)
+    action = policy.greedy(network.at(theta), observation).action
     assert torch.equal(action, network.apply(theta, observation, ("logits",))["logits"].argmax(-1))
     assert action.dtype == torch.int64
 

@@ -12,6 +12,7 @@ from metagrad.actors.rollout import probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.checkpoint_parts import misfit
+from metagrad.learner import batch
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.learner.training import CHECKPOINT_PARTS
 from metagrad.types import Trajectory
@@ -48,7 +49,7 @@ def window(steps: int, environments: int) -> list[dict[str, Any]]:
     rows, flags = torch.zeros(steps, environments), torch.zeros(steps, environments, dtype=torch.bool)
     observation, action = torch.zeros(steps + 1, environments, 3, 3, 5), rows.long()
     trajectory = Trajectory(observation, action, rows, flags, flags, flags, rows, policy_version=5)
-    return [{"trajectory": trajectory._asdict(), "versions": [5]}]
+    return [{"trajectory": batch.tree_of(trajectory), "versions": [5]}]
 
 
 CHANGES: list[tuple[str, Any, str]] = [

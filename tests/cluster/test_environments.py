@@ -21,7 +21,7 @@ from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.evaluation import evaluate_run
 from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError
-from metagrad.networks import Mlp, SnakeCnn
+from metagrad.networks import AutoNetwork, Mlp, SnakeCnn
 
 Tiny = Callable[..., Experiment]
 
@@ -100,3 +100,27 @@ def test_only_fitting_networks_are_taken(tiny: Tiny, env: Any) -> None:
 def test_colocated_it_lives_on_the_learners_device(tiny: Tiny, env: Any) -> None:
     experiment = tiny(env=env, network=Mlp(hidden=8))
     assert actor_setups(experiment, torch.device("cuda"), 0)[0].device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("env", "network", "lookahead", "schedule"),
+    [
+        ("mdp", Mlp(hidden=8, gru=4), "fork", "lockstep"),
+        ("chain", AutoNetwork(hidden=8, gru=4), "separate", "lockstep"),
+        ("mdp", Mlp(hidden=8, gru=4), "continue", "peek"),
+    ],
+)
+@pytest.mark.thinned(3)
+def test_a_recurrent_network_trains_resumes_bitwise_and_is_evaluated(
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, env: str, network: Any, lookahead: str, schedule: str
+) -> None:
+    changes = {"env": ENVIRONMENTS[env], "network": network, "lookahead": lookahead, "schedule": schedule}
+    changes |= {"meta": {"n": 2}} if lookahead == "fork" else {}
+    run(tiny(updates=5, **changes), tmp_path / "whole", False, console)
+    run(tiny(updates=3, **changes), tmp_path / "parts", False, console)
+    run(tiny(updates=5, **changes), tmp_path / "parts", True, console)
+    whole, parts = learner_of(tmp_path / "whole"), learner_of(tmp_path / "parts")
+    assert whole == parts
+    states = [x for name, x in whole.items() if name.endswith("real/recurrent_state")]
+    assert any(any(map(any, rows)) for _, rows in states)
+    evaluate_run(tmp_path / "whole", None, 3, 0, False, False)

@@ -23,6 +23,7 @@ from metagrad.cluster.run.trained import TrainedRun, trained_run
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.experiments.loading import load
+from metagrad.networks import SnakeCnn
 
 STEPS, GAMES = 125, 8  # 1,000 actions
 TORCH = """
@@ -122,6 +123,60 @@ def test_an_exported_policy_plays_the_same_actions_without_metagrad(
     assert equal == "True True 1 4"
     assert json.loads(text) == signature(trained)
     assert json.loads(text)["inputs"] == {"observation": {"dtype": "float32", "shape": ["batch", 3, 3, 5]}}
+
+
+RECURRENT = """
+import sys
+sys.modules["metagrad"] = None
+import torch
+given = torch.load(sys.argv[2], weights_only=True)
+policy = torch.export.load(sys.argv[1]).module()
+state, actions = torch.zeros_like(given["states"][0]), []
+for observation, ended in zip(given["observations"], given["ended"]):
+    with torch.no_grad():
+        log_probs, state = policy(observation, state)
+    state[ended] = 0.0
+    actions.append(log_probs.argmax(-1))
+print(torch.equal(torch.stack(actions), given["greedy"]), torch.equal(state, given["states"][-1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_recurrent_policy_leaves_with_its_state(tmp_path: Path, tiny: Callable[..., Any]) -> None:
+    run(
+        tiny(updates=2, network=SnakeCnn(channels=2, policy_hidden=6, value_hidden=6, gru=4)),
+        tmp_path / "run",
+        False,
+        Console(quiet=True),
+    )
+    trained = metagrad.load(tmp_path / "run")
+    player, cpu = Player(trained.network, trained.theta, 0, True), torch.device("cpu")
+    given: dict[str, list[torch.Tensor]] = {name: [] for name in ("observations", "ended", "states", "greedy")}
+    state = trained.network.fresh_state(GAMES)
+    assert state is not None
+    with closing(
+        trained.experiment.env.make(batch_size=GAMES, seed=1, device=cpu, threads=1, is_training=False)
+    ) as environment:
+        observation = environment.reset()
+        for _ in range(STEPS):
+            decision = trained.decide(observation, state=state)
+            action = player.act(observation)
+            assert torch.equal(decision.action, action)
+            assert trained.critics(observation, state)["value"].shape == (GAMES,)
+            step = environment.step(action)
+            player.see(step)
+            assert decision.state is not None
+            state = torch.where(step.is_terminal[:, None], 0.0, decision.state)
+            for name, x in zip(given, (observation, step.is_terminal, state, action), strict=True):
+                given[name].append(x)
+            observation = step.observation
+    torch.save({name: torch.stack(rows) for name, rows in given.items()}, tmp_path / "given.pt")
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "policy.pt2")]) == 0
+    assert fresh(RECURRENT, tmp_path / "policy.pt2", tmp_path / "given.pt") == ["True True"]
+    assert signature(trained)["inputs"]["state"] == {"dtype": "float32", "shape": ["batch", 12]}
+    assert list(signature(trained)["outputs"]) == ["log_probs", "next_state"]
+    if find_spec("onnxscript") is not None:
+        assert exported(trained, "onnx")
 
 
 @pytest.mark.slow

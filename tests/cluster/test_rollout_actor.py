@@ -81,7 +81,10 @@ def test_arrays_travel_as_numpy(setup: ActorSetup, fetched: list[Any]) -> None:
     actor = RolloutActor()
     actor.start(setup, Actor, None, versions())
     rollout = actor.rollout(published(0, 0), 0)
-    assert all(isinstance(x, np.ndarray) for x in (*rollout.trajectory[:-1], *rollout.episodes))
+    arrays = rollout.trajectory._asdict() | rollout.episodes._asdict()
+    assert arrays.pop("first_state") is None
+    assert arrays.pop("policy_version") == 0
+    assert all(isinstance(x, np.ndarray) for x in arrays.values())
 
 
 @pytest.mark.usefixtures("fetched")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metagrad.frame_stacks import packed
-from metagrad.learner.batch import merge, room_like, trajectory_of
+from metagrad.learner.batch import merge, room_like, trajectory_of, tree_of
 from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory
 
 CPU = torch.device("cpu")
@@ -17,18 +17,26 @@ def rollout(trajectory: Trajectory | PackedTrajectory, actor: int) -> Rollout:
 
 def as_numpy(trajectory: Trajectory | PackedTrajectory) -> Any:
     arrays = [x.numpy() if isinstance(x, torch.Tensor) else x for x in trajectory]
-    for array in arrays[:-1]:
-        array.setflags(write=False)
+    for array in arrays:
+        if isinstance(array, np.ndarray):
+            array.setflags(write=False)
     return type(trajectory)(*arrays)
 
 
 @pytest.mark.parametrize("convert", [lambda t: t, as_numpy])
-def test_environments_lie_side_by_side_in_the_order_of_the_actors(trajectory: Any, convert: Any) -> None:
+@pytest.mark.parametrize("is_recurrent", [False, True])
+def test_environments_lie_side_by_side_in_the_order_of_the_actors(
+    trajectory: Any, convert: Any, is_recurrent: bool
+) -> None:
     parts = [trajectory(7)._replace(policy_version=3), trajectory(8)._replace(policy_version=3)]
+    if is_recurrent:
+        batch = parts[0].reward.shape[1]
+        parts = [part._replace(first_state=torch.full((batch, 3), float(i))) for i, part in enumerate(parts)]
     merged = merge([rollout(convert(part), i) for i, part in enumerate(parts)], 3, CPU).trajectory
     assert merged.policy_version == 3
-    for name in Trajectory._fields[:-1]:
-        expected = torch.cat([getattr(part, name) for part in parts], dim=1)
+    assert (merged.first_state is not None) == is_recurrent
+    for name in (name for name in tree_of(merged) if name != "policy_version"):
+        expected = torch.cat([getattr(part, name) for part in parts], dim=0 if name == "first_state" else 1)
         found = getattr(merged, name)
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected), name
@@ -76,12 +84,16 @@ def test_packed_rollouts_are_merged_packed_and_rebuilt_as_whole_ones(pictures: A
     assert isinstance(batch.sent, PackedTrajectory)
     expected = merge([rollout(part, i) for i, part in enumerate(parts)], None, CPU).trajectory
     for name, found, other in zip(Trajectory._fields, batch.trajectory, expected, strict=True):
-        assert found == other if name == "policy_version" else torch.equal(found, other), name
+        is_equal = found == other if name in ("policy_version", "first_state") else torch.equal(found, other)
+        assert is_equal, name
     assert batch.trajectory.observation.dtype is torch.uint8
 
 
 def test_a_checkpoint_may_hold_stacks_whole_or_packed(pictures: Any) -> None:
-    for trajectory in (pictures(0), packed(pictures(0))):
-        found = trajectory_of(trajectory._asdict())
+    recurrent = pictures(0)._replace(first_state=torch.ones(1, 2))
+    for trajectory in (pictures(0), packed(pictures(0)), packed(recurrent)):
+        tree = tree_of(trajectory)
+        assert ("first_state" in tree) == (trajectory.first_state is not None)
+        found = trajectory_of(tree)
         assert type(found) is type(trajectory)
         assert all(x is y for x, y in zip(found, trajectory, strict=True))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metagrad.learner.batch import tree_of
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
 from metagrad.types import Trajectory
 
@@ -59,7 +60,7 @@ def trajectory(**changes: Tensor | int) -> dict[str, Any]:
         torch.zeros(3, 2),
         policy_version=1,
     )
-    return whole._asdict() | changes
+    return tree_of(whole) | changes
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,11 @@ def trajectory(**changes: Tensor | int) -> dict[str, Any]:
         ({"action": torch.zeros(3, 2)}, False),
         ({"reward": torch.zeros(3, 2, dtype=torch.int64)}, False),
         ({"policy_version": "1"}, False),
+        ({"first_state": torch.zeros(2, 7)}, True),
+        ({"first_state": torch.zeros(3, 7)}, False),
+        ({"first_state": torch.zeros(2)}, False),
+        ({"first_state": torch.zeros(2, 7, dtype=torch.int64)}, False),
+        ({"first_state": None}, False),
         ({"more": 1}, False),
     ],
     ids=str,

@@ -10,7 +10,7 @@ from metagrad.errors import ConfigurationError
 from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
-from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
+from metagrad.networks import AutoNetwork, Mlp, NatureCnn, SnakeCnn, build_network
 from metagrad.optimizers import Adam, ClipByGlobalNorm, OptimizerState, RmsProp, Sgd, constant, linear_annealing
 from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
@@ -28,6 +28,8 @@ NETWORKS = {
     "mlp": (Mlp(hidden=6), (3,)),
     "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 3, 5)),
     "nature": (NatureCnn(hidden=3), (1, 36, 36)),
+    "gru": (Mlp(hidden=4, gru=3), (3,)),
+    "gru-separate": (AutoNetwork(hidden=3, layers=1, gru=2), (3,)),
 }
 OPTIMIZERS = {
     "sgd": lambda rate: Sgd(learning_rate=rate(0.1)),
@@ -72,6 +74,10 @@ class Setting:
             self.optimizer,
         )
         self.batches = [make_trajectory(generator, 5, batch, shape, ACTIONS) for _ in range(n + 1)]
+        if size := self.network.state_size:
+            states = torch.randn(n + 1, batch, size, generator=generator, dtype=torch.float64)
+            states[:, 0] = 0.0  # an episode begins there
+            self.batches = [b._replace(first_state=x) for b, x in zip(self.batches, states, strict=True)]
         if network == "nature":
             self.batches = [b._replace(observation=b.observation * 255.0) for b in self.batches]
         # Wide initial weights: derivatives of every order matter, and no head is near zero.
@@ -129,7 +135,7 @@ class Setting:
 
 
 @pytest.mark.pairs(
-    network=("mlp", "snake"),
+    network=("mlp", "snake", "gru", "gru-separate"),
     uses_outer_critic=(True, False),
     n=(1, 2, 3, 5),
     optimizer=tuple(OPTIMIZERS),
