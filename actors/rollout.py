@@ -147,7 +147,7 @@ def collect(
         )
         pool.episode_return = pool.episode_return.masked_fill(step.is_episode_end, 0.0)
         pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
-        if pool.recurrent_state is not None:
+        if pool.recurrent_state is not None and choice.state is not None:
             is_end = step.is_terminal | step.is_truncated
             pool.recurrent_state = next_state(pool.recurrent_state, choice.state, is_end, step.valid)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]

@@ -33,7 +33,7 @@ from metagrad.losses import masked_mean, without_unused_rows
 from metagrad.meta_gradient import OuterLoss
 from metagrad.networks import Head, Network
 from metagrad.optimizers import Optimizer, OptimizerState
-from metagrad.recurrence import memory_of
+from metagrad.recurrence import Memory, memory_of
 from metagrad.types import Trajectory
 from metagrad.unroll import InnerProblem, Loss, inner_update
 
@@ -179,7 +179,8 @@ def matching_loss(
     matches_values = matching.value_coefficient != 0.0
     heads: tuple[Head, ...] = ("logits", "value") if matches_values else ("logits",)
     valid = trajectory.valid if matching.states == "all" else trajectory.valid[:1]
-    memory, whole = (), memory_of(trajectory)
+    whole = memory_of(trajectory)
+    memory: tuple[Memory, ...] = ()
     if whole is not None:
         memory, trajectory = (whole.until(len(valid)),), without_unused_rows(trajectory)
     observation = trajectory.observation[: len(valid)]

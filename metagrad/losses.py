@@ -21,7 +21,7 @@ from metagrad.distributions import Outputs, policy_of
 from metagrad.errors import require, require_one_of
 from metagrad.meta_parameters import Hyperparameters
 from metagrad.networks import Head, Network
-from metagrad.recurrence import is_before_choice, is_zero, memory_of
+from metagrad.recurrence import Memory, is_before_choice, is_zero, memory_of
 from metagrad.returns import lambda_returns
 from metagrad.shares import present
 from metagrad.surrogates import Surrogate
@@ -200,7 +200,8 @@ def forward(network: Network, theta: Float[Tensor, "P"], trajectory: Trajectory,
     observation = trajectory.observation
     steps, batch = trajectory.valid.shape
     critics: tuple[Head, ...] = tuple(head for head in heads if head != "logits")
-    acted_on, memory, last = observation[:-1].flatten(0, 1), memory_of(trajectory), ()
+    acted_on, memory = observation[:-1].flatten(0, 1), memory_of(trajectory)
+    last: tuple[Memory, ...] = ()
     if memory is None:
         outputs = network.apply(theta, acted_on, heads)
     else:

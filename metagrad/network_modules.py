@@ -126,13 +126,16 @@ class SeparateNetworks(nn.Module):
         require("outer_value" not in heads or self.outer_value is not None, "heads", heads, *_NO_OUTER)
         memories = memory.split(len(self._heads)) if memory is not None else [None] * len(self._heads)
         outputs: dict[Head, Tensor] = {}
-        states = []
+        states: list[Tensor] = []
         for head, own in zip(self._heads, memories, strict=True):
             if head not in heads and "state" not in heads:
                 continue
             network = getattr(self, head)
-            output, state = (network(board), None) if own is None else network(board, own)
-            states.append(state)
+            if own is None:
+                output = network(board)
+            else:
+                output, state = network(board, own)
+                states.append(state)
             if head in heads:
                 outputs[head] = output if head == "logits" else output.squeeze(-1)
         if "state" in heads:
@@ -395,7 +398,7 @@ def float32_parameters(module: nn.Module) -> frozenset[str]:
     Bfloat16 has 8 bits, which do not tell γ = .99 from .993, nor values of 30 from 30.1. A recurrent core stays float32
     too: its state is added to over whole episodes.
     """
-    kept = [layer for layer in module.modules() if isinstance(layer, OrthogonalGates)]
+    kept: list[nn.Module] = [layer for layer in module.modules() if isinstance(layer, OrthogonalGates)]
     for head in get_args(Head):
         of_head = getattr(module, head, None)
         layers = of_head.modules() if isinstance(of_head, nn.Module) else ()

@@ -62,7 +62,7 @@ class Gru(nn.Module):
         gates, state = self.of_features(features), memory.state.to(self.of_state.weight.dtype)
         if memory.begins is None:
             return self._step(gates, state)
-        states = []
+        states: list[Tensor] = []
         for row, begins in zip(gates.unflatten(0, memory.begins.shape), memory.begins.unsqueeze(-1), strict=True):
             state = self._step(row, torch.where(begins, 0.0, state) if states else state)
             states.append(state)

@@ -77,8 +77,8 @@ def _onnx(run: TrainedRun) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here uses
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's own, about itself
-        names = {f"{kind}_names": list(signature(run)[f"{kind}s"]) for kind in ("input", "output")}
-        program = torch.onnx.export(_program(run), dynamo=True, verbose=False, **names)
+        inputs, outputs = (list(signature(run)[kind]) for kind in ("inputs", "outputs"))
+        program = torch.onnx.export(_program(run), dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
     assert program is not None
     model = program.model_proto
     for value in (*model.graph.input, *model.graph.output):

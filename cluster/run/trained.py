@@ -14,7 +14,7 @@ from metagrad.actors.rollout import probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.checkpoint_parts import check_fits, restore
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.distributions import Categorical
+from metagrad.distributions import Categorical, Decision
 from metagrad.errors import refusal, refusing, require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths, update_of
@@ -80,7 +80,7 @@ class TrainedRun:
         observation: Shaped[Tensor, "N ..."],
         generator: torch.Generator | None = None,
         state: Float[Tensor, "N H"] | None = None,
-    ) -> policy.Decision:
+    ) -> Decision:
         """Return actions, their log-probabilities and, of a recurrent network, its `state` after the step.
 
         Args:
