@@ -11,6 +11,7 @@ from metagrad.bootstrap import Matching, matching_loss
 from metagrad.errors import ConfigurationError
 from metagrad.losses import OuterObjective, forward
 from metagrad.meta_parameters import MetaParameter
+from metagrad.network_functions import Network
 from metagrad.networks import (
     AutoNetwork,
     ImpalaCnn,
@@ -44,7 +45,7 @@ OUTER = OuterObjective(gamma=0.9, lambda_=0.8, critic="outer")
 HYPER = {name.rstrip("_"): torch.tensor([0.5], dtype=torch.float64) for name in RATES}
 
 
-def built(name):
+def built(name) -> tuple[Network, torch.Tensor]:
     """(network under γ = .9, wide θ in float64)."""
     spec, shape = NETWORKS[name]
     network = build_network(spec, shape, ACTIONS, True)
