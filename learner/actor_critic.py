@@ -96,6 +96,7 @@ class ActorCritic:
     weights: tuple[float, ...]  # w₁…wₙ
     meta: MetaGradientConfig
     meta_optimizer: Optimizer
+    reuse: int = 1
 
     def outer_loss(
         self,
@@ -145,7 +146,8 @@ class ActorCritic:
     def update(self, state: LearnerState, sample: Sample) -> tuple[LearnerState, UpdateMetrics]:
         """Make n inner updates, of which the strategy keeps the first or all, and one update of η.
 
-        With n = 0 there is one inner update and nothing to look ahead for.
+        With n = 0 there is one inner update and nothing to look ahead for. A batch that is used K times makes K real
+        updates: the first K - 1 of them are plain, and the look-ahead begins with the last one.
 
         Raises:
             NonFinite: names the quantity and the update.
@@ -155,7 +157,10 @@ class ActorCritic:
         keep_graph = self.meta.product == "retain" and n > 0 and state.eta.numel() > 0
         batch = sample(state.snapshot(), 0) if state.carry is None else state.carry
         clock.lap("sample")
-        first = last = inner_update(self.problem, state.theta, state.optimizer, state.eta, batch, keep_graph)
+        theta, optimizer = state.theta, state.optimizer
+        for _ in range(self.reuse - 1):
+            theta, optimizer, *_ = inner_update(self.problem, theta, optimizer, state.eta, batch, keep_graph=False)
+        first = last = inner_update(self.problem, theta, optimizer, state.eta, batch, keep_graph)
         clock.lap("inner")
         tape = recorded((), first.step)
         outer = _Outer((), {}, batch, state.target_optimizer)
@@ -388,6 +393,7 @@ def build_actor_critic(
         weights=outer_weights(config.meta.estimator, config.meta.n, config.meta.kappa),
         meta=config.meta,
         meta_optimizer=config.meta.optimizer,
+        reuse=config.reuse,
     )
 
 

@@ -121,3 +121,5 @@ class LearnerConfig:
     meta: MetaGradientConfig
     outer: OuterObjective
     meta_parameters: InnerLoss
+    reuse: int = 1
+    """Inner updates that each real batch is used for."""

@@ -89,8 +89,8 @@ class InnerLoss(ABC):
             ConfigurationError: it does not correct, and there is no other; or the bound is not for this loss.
         """
         name = type(self).__name__
-        rule = "has no losses that correct for rollouts of older policies, which --schedule peek needs"
-        remedy = "use --schedule lockstep"
+        rule = "has no losses that correct for rollouts of older policies, which --schedule peek and --reuse need"
+        remedy = "use --reuse 1 and --schedule lockstep"
         require(self.corrects_off_policy, "meta_parameters", name, rule, remedy)
         rule, remedy = f"is for losses without clips, and {name} has its own", "set those of meta_parameters"
         require(ratio_clip is None, "ratio_clip", ratio_clip, rule, remedy)
@@ -219,9 +219,6 @@ class A2cLoss(ActorCriticLoss):
         """
         if type(self) is not A2cLoss:
             return ActorCriticLoss.streamed(self, ratio_clip)
-        is_normalised = self.is_advantage_normalised
-        rule, remedy = "is not made for --schedule peek, whose advantages are V-trace's", "use --schedule lockstep"
-        require(not is_normalised, "meta_parameters.is_advantage_normalised", is_normalised, rule, remedy)
         rule, remedy = f"must lie in [1, {WHOLE:,.0f}]: less would scale fresh rollouts", "use 1, as IMPALA, or more"
         require(ratio_clip is None or 1 <= ratio_clip <= WHOLE, "ratio_clip", ratio_clip, rule, remedy)
         one = MetaParameter(initial=1.0, is_learnt=False)
@@ -236,6 +233,7 @@ class A2cLoss(ActorCriticLoss):
             rho_clip=clip,
             c_clip=clip,
             is_advantage_centred=ratio_clip is None,
+            is_advantage_normalised=self.is_advantage_normalised,
         )
 
 
@@ -264,9 +262,18 @@ class VtraceLoss(ActorCriticLoss):
     is_advantage_centred: bool = False
     """True: the policy's gradient is over advantages less their mean over the batch, weighted by min(ρ̄, π/μ): a
     baseline, which leaves the expected gradient (up to 1/N) but not its noise, nor what η does to all advantages."""
+    is_advantage_normalised: bool = False
+    """True: they are centred and divided by their root mean square, so that the policy's steps do not depend on the
+    size of rewards; on own rollouts they then have mean 0 and variance 1, as `A2cLoss`'s."""
+    policy_clip: float | None = None
+    """ε of PPO's clip: a step whose ratio has gone beyond 1 ± ε, to where its advantage drives it, drives no further;
+    for batches that are used several times. None: no step is left out."""
 
     def __post_init__(self) -> None:
         ActorCriticLoss.__post_init__(self)
+        epsilon, rule = self.policy_clip, "must lie in (0, 1)"
+        is_inside = epsilon is None or 0 < epsilon < 1
+        require(is_inside, "meta_parameters.policy_clip", epsilon, rule, "PPO has 0.1 to 0.2; None: no clip")
         for name, clip in (("rho_clip", self.rho_clip), ("c_clip", self.c_clip)):
             rule, remedy = "must be 0 or more: it bounds a ratio of probabilities", "raise it"
             require(clip.low >= 0, f"meta_parameters.{name}.low", clip.low, rule, remedy)
@@ -275,17 +282,27 @@ class VtraceLoss(ActorCriticLoss):
         """Return V-trace's targets v and weights c_p A, A with its factor ρ = min(ρ̄, π_⊥θ/μ).
 
         Centred, the weights are c_p (A - ρ ΣA/Σρ), with sums over valid steps, whose quotient is a function of η as A
-        is. Where the ratio is below ρ̄, A s of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
+        is. Normalised, they are divided by √(mean of their squares + 1e-5), a constant. Where the ratio is below ρ̄, A s
+        of the surrogate `lvc` is the unclipped π_θ/μ times the advantage.
+
+        Under `policy_clip` the weight w of a step is 0 where w > 0 and π/μ > 1 + ε, or w < 0 and π/μ < 1 - ε: what is
+        left is the gradient of min(x A, clip(x, 1 - ε, 1 + ε) A), x = π/μ ≤ ρ̄ and A the advantage without its ratio
+        (Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7).
         """
         rates = (hyper["gamma"], hyper["lambda"], hyper["rho_clip"], hyper["c_clip"])
         valid, log_ratio = trajectory.valid, _log_ratio(policy_of(outputs), trajectory)
         target, advantage = vtrace_estimates(log_ratio, outputs["value"], trajectory, *rates)
         share = effective_sample_share(log_ratio, valid)
-        weight = advantage
-        if self.is_advantage_centred:
-            ratio = torch.minimum(torch.exp(torch.where(valid, log_ratio, 0.0)), hyper["rho_clip"])
-            mean_ratio = whole_mean(ratio, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
-            weight = advantage - ratio * whole_mean(advantage, valid) / mean_ratio
+        weight, ratio = advantage, torch.exp(torch.where(valid, log_ratio, 0.0))
+        if self.is_advantage_centred or self.is_advantage_normalised:
+            clipped = torch.minimum(ratio, hyper["rho_clip"])
+            mean_ratio = whole_mean(clipped, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
+            weight = advantage - clipped * whole_mean(advantage, valid) / mean_ratio
+        if self.is_advantage_normalised:
+            weight = weight * torch.rsqrt(whole_mean(autodiff.stop_gradient(weight).square(), valid) + 1e-5)
+        if self.policy_clip is not None:
+            is_beyond = torch.where(weight > 0, ratio > 1.0 + self.policy_clip, ratio < 1.0 - self.policy_clip)
+            weight = torch.where(is_beyond, 0.0, weight)
         return Terms(target, advantage, hyper["policy_coefficient"] * weight, effective_sample_size=share)
 
     def outer_estimates(

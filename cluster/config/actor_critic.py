@@ -28,18 +28,22 @@ class Experiment(BaseExperiment):
     meta: MetaGradientConfig
     outer: OuterObjective
     meta_parameters: InnerLoss
+    reuse: int = 1
+    """Inner updates that each real batch is used for, one after the other, over all of its steps; from the second one
+    on the policy is no longer the one that acted, and V-trace corrects for it, as in peek. All of them count in
+    updates; a look-ahead begins with the last one."""
     ratio_clip: float | None = None
-    """With peek and A2C's losses, the bound on the importance ratios of V-trace, ρ̄ and c̄: 1 as in IMPALA, which biases
-    the meta-gradient once updates are large; None: ratios are left whole and inner advantages centred."""
+    """With peek or reuse and A2C's losses, the bound on the importance ratios of V-trace, ρ̄ and c̄: 1 as in IMPALA,
+    which biases the meta-gradient once updates are large; None: ratios are left whole and inner advantages centred."""
 
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
         self._check_combinations()
         self._check_network()
-        rule = "belongs to --schedule peek: in lockstep every rollout is the policy's own"
-        is_for_it = self.ratio_clip is None or self.schedule == "peek"
+        rule = "belongs to --schedule peek or --reuse: without them every rollout is the policy's own"
+        is_for_it = self.ratio_clip is None or self.is_off_policy
         require(is_for_it, "ratio_clip", self.ratio_clip, rule, "leave it out")
-        if self.schedule == "peek":
+        if self.is_off_policy:
             self.meta_parameters.streamed(self.ratio_clip)
 
     def _check_combinations(self) -> None:
@@ -74,6 +78,7 @@ class Experiment(BaseExperiment):
             f"--meta.strategy sequential makes meta.n = {n} updates at a time",
             f"use --updates {max(1, round(self.updates / max(1, n))) * n}",
         )
+        self._check_reuse()
         for field, value, only in (
             ("meta.strategy", self.meta.strategy, "discard"),
             ("lookahead", self.lookahead, "continue"),
@@ -87,6 +92,17 @@ class Experiment(BaseExperiment):
             f"this run looks ahead in no other environments (meta.n = {self.meta.n}, {self.meta.strategy})",
             "use --lookahead continue",
         )
+
+    def _check_reuse(self) -> None:
+        reuse = self.reuse
+        require(1 <= reuse <= 1_000, "reuse", reuse, "must lie in [1, 1000]", "1 uses every batch once")
+        rule, remedy = "does not go with --meta.strategy sequential, whose updates have a batch each", "use discard"
+        require(reuse == 1 or self.meta.strategy == "discard", "reuse", reuse, rule, remedy)
+        rule, remedy = (
+            f"reuse = {reuse} updates are made of each batch",
+            f"use --updates {-(-self.updates // reuse) * reuse}",
+        )
+        require(self.updates % reuse == 0, "updates", self.updates, rule, remedy)
 
     def _check_network(self) -> None:
         for field, spec in self._networks():
@@ -144,11 +160,23 @@ class Experiment(BaseExperiment):
 
     @property
     def learner(self) -> LearnerConfig:
-        """Return what the learner is told; in peek, losses that correct for the policies that acted."""
+        """Return what the learner is told; in peek and with reuse, losses that correct for the policies that acted."""
         loss = self.meta_parameters
-        if self.schedule == "peek":
+        if self.is_off_policy:
             loss = loss.streamed(self.ratio_clip)
-        return LearnerConfig(optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=loss)
+        return LearnerConfig(
+            optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=loss, reuse=self.reuse
+        )
+
+    @property
+    def is_off_policy(self) -> bool:
+        """True where updates see rollouts of other policies than the one that they improve."""
+        return self.schedule == "peek" or self.reuse > 1
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Count the real updates that are made of one batch; without reuse `sequential` has a batch for each."""
+        return self.reuse
 
     @property
     def takes_streamed_rollouts(self) -> bool:

@@ -223,6 +223,11 @@ class BaseExperiment(ABC):
         return 0
 
     @property
+    def updates_per_batch(self) -> int:
+        """Count the real updates that are made of one batch."""
+        return 1
+
+    @property
     def resolved_precision(self) -> Precision:
         """Return `precision`; auto, which a run settles for its device (`settled`), means this machine's CPU here."""
         return self.precision if self.precision != "auto" else self.settled(torch.device("cpu")).resolved_precision

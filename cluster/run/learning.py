@@ -112,7 +112,8 @@ def training_config(experiment: BaseExperiment) -> TrainingConfig:
 def _schedule(experiment: BaseExperiment, actors: Actors, device: torch.device, update: int) -> Schedule:
     if experiment.schedule == "lockstep":
         return Lockstep(actors, device)
-    return Peek(actors, device, 1 + experiment.look_ahead_batches, experiment.resolved_max_lag, update)
+    version = update // experiment.updates_per_batch
+    return Peek(actors, device, 1 + experiment.look_ahead_batches, experiment.resolved_max_lag, version)
 
 
 @contextmanager

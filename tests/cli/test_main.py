@@ -95,6 +95,11 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
             ("train", "lirpg-snake", "--schedule", "peek"),
             r"meta_parameters = 'IntrinsicRewardLoss': has no losses",
         ),
+        (
+            ("train", "lirpg-snake", "--reuse", "2"),
+            r"meta_parameters = 'IntrinsicRewardLoss': has no losses .* --reuse need; use --reuse 1",
+        ),
+        ((*SNAKE, "--reuse", "2", "--updates", "5"), r"updates = 5: reuse = 2 updates are made of each batch; .* 6"),
         ((*SNAKE, "--max-lag", "9"), r"max_lag = 9: belongs to --schedule peek"),
         ((*SNAKE, "--schedule", "peek", "--max-lag", "1"), r"max_lag = 1: .*; use 2 or more"),
         ((*SNAKE, "--ratio-clip", "1"), r"ratio_clip = 1.0: belongs to --schedule peek"),

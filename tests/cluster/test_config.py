@@ -70,6 +70,10 @@ PEEK = {"schedule": "peek"}
         (PEEK | {"environments_per_actor": 3}, "environments"),
         (PEEK | {"ratio_clip": 0.9}, "ratio_clip"),
         ({"ratio_clip": 1.0}, "ratio_clip"),
+        ({"reuse": 0}, "reuse"),
+        ({"reuse": 1_001}, "reuse"),
+        ({"reuse": 2, "updates": 7}, "updates"),
+        ({"reuse": 2, "meta": {"n": 3, "strategy": "sequential"}}, "reuse"),
     ],
 )
 def test_wrong_combinations_are_refused(tiny: Tiny, changes: dict[str, Any], field: str) -> None:
@@ -236,6 +240,8 @@ def test_a_streamed_learner_has_losses_that_correct_for_it(tiny: Tiny) -> None:
         losses = tiny(**PEEK, ratio_clip=clip).learner.meta_parameters
         assert isinstance(losses, VtraceLoss)
         assert (losses.rho_clip.initial, losses.c_clip.initial) == (expected, expected)
+    again = tiny(reuse=2, ratio_clip=1.0).learner
+    assert (again.reuse, again.meta_parameters) == (2, tiny(**PEEK, ratio_clip=1.0).learner.meta_parameters)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +254,14 @@ def test_a_rollout_may_be_as_old_as_the_window_makes_it(tiny: Tiny, meta: dict[s
 
 
 def test_losses_that_correct_for_nothing_are_not_streamed_to(tiny: Tiny) -> None:
-    normalised = replace(tiny().meta_parameters, is_advantage_normalised=True)
-    for losses, field in (
-        (normalised, "meta_parameters.is_advantage_normalised = True: is not made for --schedule peek"),
-        (with_reward_network(SnakeCnn()), "meta_parameters = 'IntrinsicRewardLoss': has no losses that correct"),
-    ):
-        assert tiny(meta_parameters=losses)
-        with pytest.raises(ConfigurationError, match=rf"^{field}.*; use --schedule lockstep$"):
-            tiny(**PEEK, meta_parameters=losses)
+    losses, rule = (
+        with_reward_network(SnakeCnn()),
+        "meta_parameters = 'IntrinsicRewardLoss': has no losses that correct",
+    )
+    assert tiny(meta_parameters=losses)
+    for changes in (PEEK, {"reuse": 2}):
+        with pytest.raises(ConfigurationError, match=rf"^{rule}.*; use --reuse 1 and --schedule lockstep$"):
+            tiny(**changes, meta_parameters=losses)
 
 
 def test_each_experiment_is_streamed_to_or_refused_in_one_line() -> None:
@@ -266,7 +272,7 @@ def test_each_experiment_is_streamed_to_or_refused_in_one_line() -> None:
             continue
         with pytest.raises(
             ConfigurationError,
-            match=r"^(schedule|meta_parameters|meta.strategy) = .*: .*; use (--schedule |discard or )?lockstep$",
+            match=r"^(schedule|meta_parameters|meta.strategy) = .*: .*; use (--reuse 1 and .* |discard or )?lockstep$",
         ):
             replace(make(), schedule="peek")
 

@@ -90,6 +90,7 @@ def test_a_seed_gives_the_same_bits_on_ray_and_colocated(
         {"meta": {"n": 3, "strategy": "sequential"}},
         {"meta": {"n": 0}},
         {"meta": {"n": 3, "estimator": "mix"}},
+        {"meta": {"n": 1}, "reuse": 2},
         {"lookahead": "fork", "meta": {"n": 2, "bootstrap": BootstrapConfig(updates=2)}},
     ],
     ids=str,

@@ -163,6 +163,27 @@ def test_a_stopped_window_continues_bitwise(
     assert (summary["frames_real"], summary["frames_lookahead"]) == (8 * 12 + held, 0)
 
 
+@pytest.mark.parametrize(("schedule", "n"), [("lockstep", 0), ("lockstep", 1), ("peek", 2)])
+def test_a_stopped_run_that_uses_batches_again_continues_bitwise(
+    tiny: Tiny,
+    console: Console,
+    tmp_path: Path,
+    learner_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: str,
+    n: int,
+) -> None:
+    """Eight updates of four batches: accounts and versions count batches, all else updates."""
+    experiment = tiny(meta={"n": n}, schedule=schedule, reuse=2, updates=8)
+    continues_bitwise(experiment, console, tmp_path, learner_of, monkeypatch)
+    summary, is_peek = summary_of(tmp_path / "parts"), schedule == "peek"
+    held = n * 12 if is_peek else 0
+    assert (summary["updates"], summary["dropped"], summary["in_flight"]) == (8, 0, held)
+    assert (summary["frames_real"], summary["frames_lookahead"]) == (4 * 12 + held, 0 if is_peek else 4 * n * 12)
+    versions = torch.load(checkpoint_path(tmp_path / "parts" / "checkpoints", 8))["window"]
+    assert [x["versions"] for x in versions] == ([[2] * 2, [3] * 2] if is_peek else [])
+
+
 def continues_bitwise(
     experiment: Experiment, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

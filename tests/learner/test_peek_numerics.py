@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.config import LearnerConfig
-from metagrad.learner.schedule import Peek
+from metagrad.learner.schedule import Lockstep, Peek
 from metagrad.networks import Mlp, Network, build_network
 from metagrad.optimizers import Sgd
 from metagrad.types import Trajectory, WeightSnapshot
@@ -141,11 +141,12 @@ class Slow:
 
 
 @pytest.mark.parametrize(
-    ("n", "estimator", "surrogate", "product", "ratio_clip"),
+    ("n", "estimator", "surrogate", "product", "ratio_clip", "reuse"),
     [
-        (1, "n-step", "ad", "recompute", 1.0),
-        (2, "n-step", "lvc", "retain", None),
-        (3, "mix", "lvc", "retain", 1.2),
+        (1, "n-step", "ad", "recompute", 1.0, 1),
+        (2, "n-step", "lvc", "retain", None, 1),
+        (3, "mix", "lvc", "retain", 1.2, 1),
+        (2, "n-step", "lvc", "recompute", 1.2, 3),
     ],
 )
 def test_an_update_on_stale_batches_is_vtraces(
@@ -158,11 +159,15 @@ def test_an_update_on_stale_batches_is_vtraces(
     surrogate: str,
     product: str,
     ratio_clip: float | None,
+    reuse: int,
 ) -> None:
-    """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did."""
+    """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did.
+
+    A batch that is used K times has moved θ by K - 1 plain updates before the look-ahead begins.
+    """
     learner = config(n=n, estimator=estimator, surrogate=surrogate, product=product)
     losses = learner.meta_parameters.streamed(ratio_clip)
-    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses)
+    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses, reuse=reuse)
     algorithm = build(learner)
     state = float64_state(algorithm)
     batches = [
@@ -181,11 +186,11 @@ def test_an_update_on_stale_batches_is_vtraces(
     new, metrics = algorithm.update(state, peek.sample)
 
     slow, window = Slow(algorithm, ratio_clip), batches[2:]
+    start = state.theta
+    for _ in range(reuse - 1):
+        start = start - RATE * slow.inner_gradient(start, start, state.eta, window[0])
     ratios = torch.cat(
-        [
-            (chosen(log_policy(algorithm.network, state.theta, x), x) - x.behaviour_log_prob).exp()[x.valid]
-            for x in window
-        ]
+        [(chosen(log_policy(algorithm.network, start, x), x) - x.behaviour_log_prob).exp()[x.valid] for x in window]
     )
     assert ratios.min() < 0.85
     assert ratios.max() > 1.2, "ratios on both sides of the clips"
@@ -196,7 +201,7 @@ def test_an_update_on_stale_batches_is_vtraces(
 
     def unrolled(eta: Tensor, bases: list[Tensor]) -> list[Tensor]:
         """θ₀…θₙ under η, constants as at `bases` or, beyond them, as at θ itself."""
-        thetas = [state.theta]
+        thetas = [start]
         for i in range(n):
             gradient = slow.inner_gradient(thetas[i], bases[i] if bases else thetas[i], eta, window[i])
             thetas.append(thetas[i] - RATE * gradient)
@@ -214,6 +219,7 @@ def test_an_update_on_stale_batches_is_vtraces(
         return sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros(()).double())
 
     torch.testing.assert_close(new.theta, path[1], rtol=1e-11, atol=1e-13)
+    assert (new.update, new.version) == (3 * reuse, 3 * (n + 1))
     expected = derivative(objective, state.eta, 1e-3)
     assert expected.abs().min() > 1e-7
     found = torch.tensor(metrics.meta_gradient, dtype=torch.float64)
@@ -222,6 +228,39 @@ def test_an_update_on_stale_batches_is_vtraces(
     assert peek.lag == (min(2, n),), (
         "a batch of the first window is of version 0, the later ones are as old as it is long"
     )
+
+
+def test_in_lockstep_a_batch_that_is_used_again_is_corrected_for(
+    config: MakeConfig, trajectory: MakeTrajectory, fake_actors: Any
+) -> None:
+    """Two batches of the policy's own, three updates each, without a look-ahead."""
+    learner, clip = config(n=0), 1.2
+    losses = learner.meta_parameters.streamed(clip)
+    algorithm = build(replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses, reuse=3))
+    state, asked = float64_state(algorithm), []
+
+    def own(published: WeightSnapshot, step: int) -> list[Trajectory]:
+        asked.append((published.version, step))
+        batch = acted_by(algorithm.network, published.theta, trajectory(published.version))
+        return [batch._replace(policy_version=published.version)]
+
+    slow, expected, gaps = Slow(algorithm, clip), state.theta, []
+    for k in range(2):
+        batch = acted_by(algorithm.network, expected, trajectory(k))
+        for _ in range(3):
+            gaps.append(
+                (chosen(log_policy(algorithm.network, expected, batch), batch) - batch.behaviour_log_prob).abs()
+            )
+            expected = expected - RATE * slow.inner_gradient(expected, expected, state.eta, batch)
+    schedule = Lockstep(fake_actors(own), CPU)
+    for _ in range(2):
+        state, metrics = algorithm.update(state, schedule.sample)
+    torch.testing.assert_close(state.theta, expected, rtol=1e-11, atol=1e-13)
+    assert asked == [(0, 0), (1, 0)], "one rollout for three updates"
+    assert (state.update, state.version) == (6, 2)
+    gap = metrics.scalars["policy/log_prob_gap_nats"]
+    assert gap == pytest.approx(gaps[-1][batch.valid].mean().item(), rel=1e-9), "shown are the last update's"
+    assert gap > 1e-3
 
 
 @pytest.mark.parametrize("critic", ["outer", "inner"])

@@ -195,8 +195,6 @@ def test_of_other_losses_only_those_that_correct_are_taken(config: Callable[...,
     losses = config(n=1).meta_parameters
     corrected = losses.streamed()
     assert corrected.streamed() is corrected
-    with pytest.raises(ConfigurationError, match=r"^meta_parameters.is_advantage_normalised = True: is not made for"):
-        replace(losses, is_advantage_normalised=True).streamed()
     scalars = {name: getattr(losses, name) for name in ("gamma", "lambda_", "value_coefficient", "entropy_coefficient")}
     one = MetaParameter(initial=1.0, high=2.0, is_learnt=False)
     reward = {"extrinsic_coefficient": one, "intrinsic_coefficient": one, "reward_network": Mlp()}

@@ -339,7 +339,7 @@ def test_the_off_policy_flag_is_honest(setting, name):
 def test_a_streamed_loss_corrects_off_policy_or_is_refused(name):
     loss = LOSSES[name].loss
     if name.startswith("intrinsic"):
-        with pytest.raises(ConfigurationError, match=r"which --schedule peek needs; use --schedule lockstep$"):
+        with pytest.raises(ConfigurationError, match=r"which --schedule peek and --reuse need; use --reuse 1 and"):
             loss.streamed()
     else:
         assert loss.streamed().corrects_off_policy

@@ -109,18 +109,31 @@ class Slow:
     def rows(self):
         return [(t, b) for t in range(STEPS) for b in range(BATCH) if self.trajectory.valid[t, b]]
 
-    def inner_loss(self, hyper, surrogate, outer, is_centred=False):
+    def weights(self, hyper, is_advantage_centred=False, is_advantage_normalised=False, policy_clip=None):
+        """Of the policy's gradient, by row."""
         rates = [hyper[name] for name in ("gamma", "lambda", "rho_clip", "c_clip")]
-        total = mean = 0.0
-        if is_centred:
-            ratios = sum(torch.minimum(hyper["rho_clip"], self.ratio(t, b)) for t, b in self.rows())
-            mean = sum(self.advantage("value", t, b, rates) for t, b in self.rows()) / ratios
+        ratio = {row: torch.minimum(hyper["rho_clip"], self.ratio(*row)) for row in self.rows()}
+        found = {row: self.advantage("value", *row, rates) for row in self.rows()}
+        if is_advantage_centred or is_advantage_normalised:
+            mean = sum(found.values()) / sum(ratio.values())
+            found = {row: x - ratio[row] * mean for row, x in found.items()}
+        if is_advantage_normalised:
+            square = sum(x.detach() ** 2 for x in found.values()) / len(found)
+            found = {row: x / (square + 1e-5) ** 0.5 for row, x in found.items()}
+        if policy_clip is not None:
+            for row, x in found.items():
+                pushed = self.ratio(*row) - 1.0  # where PPO's clip(π/μ, 1 - ε, 1 + ε) A is the smaller one
+                if (x > 0 and pushed > policy_clip) or (x < 0 and -pushed > policy_clip):
+                    found[row] = 0.0 * x
+        return found
+
+    def inner_loss(self, hyper, surrogate, outer, **options):
+        rates = [hyper[name] for name in ("gamma", "lambda", "rho_clip", "c_clip")]
+        total, weights = 0.0, self.weights(hyper, **options)
         for t, b in self.rows():
             log_pi = self.log_pi(t, b)
             score = log_pi if surrogate == "ad" else log_pi.exp() / log_pi.exp().detach()
-            ratio = torch.minimum(hyper["rho_clip"], self.ratio(t, b))
-            advantage = self.advantage("value", t, b, rates) - ratio * mean
-            total = total - hyper["policy_coefficient"] * advantage * score
+            total = total - hyper["policy_coefficient"] * weights[t, b] * score
             total = total + hyper["value_coefficient"] * self.squared_error("value", t, b, rates)
             log_probs = torch.log_softmax(self.head("logits", t, b), -1)
             total = total + hyper["entropy_coefficient"] * (log_probs.exp() * log_probs).sum()
@@ -143,24 +156,80 @@ def outer_rates(outer):
 
 @pytest.mark.parametrize("surrogate", ["ad", "lvc"])
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
-@pytest.mark.parametrize(("seed", "is_centred"), [(0, False), (1, True)])
-@pytest.mark.thinned(3)
-def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed, is_centred):
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [
+        (0, {}),
+        (1, {"is_advantage_centred": True}),
+        (2, {"is_advantage_normalised": True, "policy_clip": 0.3}),
+        (3, {"policy_clip": 0.1}),
+    ],
+    ids=str,
+)
+@pytest.mark.thinned(4)
+def test_inner_loss_row_by_row(make_problem, surrogate, uses_outer_critic, seed, options):
     network, theta, trajectory = make_problem(seed)
-    loss = replace(VTRACE_LOSS, is_advantage_centred=is_centred)
+    loss = replace(VTRACE_LOSS, **options)
     outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer" if uses_outer_critic else "inner")
 
     def ours(x, hyper):
         return loss.inner_loss(network, x, hyper, trajectory, SURROGATES[surrogate], outer)[0]
 
     def slow(x, hyper):
-        return Slow(network, x, trajectory).inner_loss(hyper, surrogate, outer, is_centred)
+        return Slow(network, x, trajectory).inner_loss(hyper, surrogate, outer, **options)
 
     torch.testing.assert_close(ours(theta, tensors(OFF_POLICY)), slow(theta, tensors(OFF_POLICY)))
     found = derivatives(ours, theta, OFF_POLICY)
     torch.testing.assert_close(found, derivatives(slow, theta, OFF_POLICY), rtol=1e-9, atol=1e-11)
     assert set(found) == {"gradient", "theta", *OFF_POLICY}
     assert all(x.abs().max() > 1e-6 for x in found.values())
+    if "policy_clip" in options:
+        weights = Slow(network, theta, trajectory).weights(tensors(OFF_POLICY), **options).values()
+        assert 0 < sum(bool(x == 0) for x in weights) < len(weights), "some steps drive no further, others do"
+
+
+def test_the_clipped_policys_gradient_is_that_of_ppos_objective(make_problem):
+    """∇ mean min(x A, clip(x, 1 - ε, 1 + ε) A) with A as it was when the update began."""
+    network, theta, trajectory = make_problem(4)
+    epsilon, clip = 0.2, 1e6
+    loss = replace(VTRACE_LOSS, policy_clip=epsilon)
+    hyper = tensors(OFF_POLICY | {"policy_coefficient": 1.0, "rho_clip": clip, "value_coefficient": 0.0})
+    hyper["entropy_coefficient"] = hyper["value_coefficient"]
+    slow = Slow(network, theta, trajectory)
+    rates = [hyper[name] for name in ("gamma", "lambda", "rho_clip", "c_clip")]
+    advantage = {row: (slow.advantage("value", *row, rates) / slow.ratio(*row)).detach() for row in slow.rows()}
+
+    def ppo(x):
+        moved, total = Slow(network, x, trajectory), 0.0
+        for (t, b), a in advantage.items():
+            ratio = (moved.log_pi(t, b) - trajectory.behaviour_log_prob[t, b]).exp()
+            total = total - torch.minimum(ratio * a, ratio.clamp(1 - epsilon, 1 + epsilon) * a)
+        return total.sum() / len(advantage)
+
+    outer = OuterObjective(gamma=0.95, lambda_=0.9, critic="inner")
+    x = theta.clone().requires_grad_()
+    found = torch.autograd.grad(loss.inner_loss(network, x, hyper, trajectory, SURROGATES["lvc"], outer)[0], x)
+    torch.testing.assert_close(found, torch.autograd.grad(ppo(x), x), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, float("nan")])
+def test_a_clip_that_leaves_no_ratio_is_refused(epsilon):
+    with pytest.raises(ConfigurationError, match=r"^meta_parameters.policy_clip = .*: must lie in \(0, 1\); "):
+        replace(VTRACE_LOSS, policy_clip=epsilon)
+
+
+def test_on_policy_normalised_advantages_are_a2cs(make_problem):
+    network, theta, trajectory = make_problem(5, is_on_policy=True)
+    a2c = replace(A2C_LOSS, is_advantage_normalised=True)
+    outer, hyper = OuterObjective(gamma=0.95, lambda_=0.9, critic="outer"), tensors(OFF_POLICY | A2C)
+    hyper |= tensors({"policy_coefficient": 1.0, "rho_clip": WHOLE, "c_clip": WHOLE})
+    found = [
+        torch.func.grad(
+            lambda x, loss=loss: loss.inner_loss(network, x, hyper, trajectory, SURROGATES["ad"], outer)[0]
+        )(theta)
+        for loss in (a2c, a2c.streamed())
+    ]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("uses_outer_critic", [True, False])
