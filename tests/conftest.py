@@ -41,13 +41,24 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 F = TypeVar("F", bound=Callable[..., object])
 
 
+CHECKS: dict[tuple[str, ...], Callable[..., object]] = {}
+
+
 def checked(function: F) -> F:
-    """beartype, for which an int is a float (as for mypy) and every protocol in a signature can be checked."""
+    """beartype, for which an int is a float (as for mypy) and every protocol in a signature can be checked.
+
+    jaxtyping hands over a function that has the signature and an empty body. A function within another is defined anew
+    at each call of that one, and to compile its check each time took a third of the tests' time: it is kept.
+    """
+    key = (function.__module__, function.__qualname__, *map(repr, function.__annotations__.items()))
+    if "<locals>" in function.__qualname__ and key in CHECKS:
+        return typing.cast("F", CHECKS[key])
     for annotation in function.__annotations__.values():
         for part in (annotation, *typing.get_args(annotation)):
             if isinstance(part, type) and typing_extensions.is_protocol(part):
                 typing.runtime_checkable(part)
-    return beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
+    CHECKS[key] = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
+    return typing.cast("F", CHECKS[key])
 
 
 # Every call of a function of the library checks types and shapes. Not typeguard 4: it cannot parse shape strings.

@@ -258,6 +258,7 @@ DAMAGED: dict[str, Mutation] = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("mutation", DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_damaged_checkpoint_is_found_and_the_one_before_it_used(
     original: Original, folder: Path, capsys: Capture, mutation: Mutation, monkeypatch: pytest.MonkeyPatch
@@ -337,6 +338,7 @@ WRONG: dict[str, Mutation] = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("mutation", WRONG.values(), ids=WRONG.keys())
 def test_a_checkpoint_that_no_run_wrote_is_refused(
     original: Original, folder: Path, capsys: Capture, mutation: Mutation
@@ -478,6 +480,7 @@ OTHERS: dict[str, tuple[Mutation, set[str]]] = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("mutation", "may_be"), OTHERS.values(), ids=OTHERS.keys())
 def test_other_files_are_replaced_or_left_alone(
     original: Original, folder: Path, capsys: Capture, mutation: Mutation, may_be: set[str]
@@ -521,6 +524,7 @@ EVENTS: dict[str, Mutation] = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("mutation", EVENTS.values(), ids=EVENTS.keys())
 def test_damaged_events_are_told_or_refused(
     original: Original, folder: Path, capsys: Capture, mutation: Mutation, monkeypatch: pytest.MonkeyPatch

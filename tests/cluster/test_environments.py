@@ -46,6 +46,7 @@ OPTION = {
 every_environment = pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("name", "lookahead"),
     # What a checkpoint holds of an environment is the same in every scheme, so one environment goes through all.

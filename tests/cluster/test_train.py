@@ -127,6 +127,7 @@ def test_a_stopped_run_continues_bitwise(
     continues_bitwise(tiny(meta=meta, updates=8), console, tmp_path, learner_of, monkeypatch)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
 def test_a_stopped_run_continues_bitwise_in_bfloat16_too(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, monkeypatch: pytest.MonkeyPatch, schedule: str

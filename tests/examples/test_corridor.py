@@ -33,6 +33,7 @@ def test_the_right_end_is_reached_by_going_right(load_example: Callable[[str], M
     assert steps[int(ends[0])].raw_reward[0].item() == pytest.approx(0.99)
 
 
+@pytest.mark.slow  # the same way as in test_catch
 def test_the_file_is_all_that_the_command_line_needs(tmp_path: Path) -> None:
     tiny = ("--updates", "2", "--environments", "4", "--topology", "colocated", "--learner-threads", "1")
     metagrad(tmp_path, "train", "corridor", *tiny, "--rollout-length", "8", "--run-dir", "run")

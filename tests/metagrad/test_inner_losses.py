@@ -156,7 +156,7 @@ class Setting:
 @pytest.mark.pairs(
     name=tuple(LOSSES), n=(1, 3), product=("retain", "recompute"), surrogate=tuple(SURROGATES), outer=tuple(OUTERS)
 )
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 def test_meta_gradient_against_finite_differences(
     setting, freeze, finite_differences, name, n, product, surrogate, outer, assert_relative
 ):
