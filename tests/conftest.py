@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -13,10 +14,10 @@ from typing import TypeVar
 
 import beartype
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 import typing_extensions
-from jaxtyping import install_import_hook
 
 # Processes that a test starts inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,6 +45,24 @@ F = TypeVar("F", bound=Callable[..., object])
 CHECKS: dict[tuple[str, ...], Callable[..., object]] = {}
 
 
+class CallsToCheck:
+    """Counts the calls that a test has checked, and switches checks off at a limit: by then a loop repeats itself."""
+
+    limit, seen = math.inf, 0
+
+    def count(self) -> None:
+        self.seen += 1
+        if self.seen > self.limit:
+            jaxtyping.config.update("jaxtyping_disable", True)
+
+    def restart(self) -> None:
+        self.seen = 0
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+CALLS = CallsToCheck()
+
+
 def checked(function: F) -> F:
     """beartype, for which an int is a float (as for mypy) and every protocol in a signature can be checked.
 
@@ -57,15 +76,22 @@ def checked(function: F) -> F:
         for part in (annotation, *typing.get_args(annotation)):
             if isinstance(part, type) and typing_extensions.is_protocol(part):
                 typing.runtime_checkable(part)
-    CHECKS[key] = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
-    return typing.cast("F", CHECKS[key])
+    check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(function)
+
+    @functools.wraps(function)
+    def counted(*arguments: object, **named: object) -> object:
+        CALLS.count()
+        return check(*arguments, **named)
+
+    CHECKS[key] = counted
+    return typing.cast("F", counted)
 
 
-# Every call of a function of the library checks types and shapes. Not typeguard 4: it cannot parse shape strings.
+# Calls of functions of the library check types and shapes. Not typeguard 4: it cannot parse shape strings.
 # The hook takes the checker as an expression, hence the detour.
 LIBRARY = [f"metagrad.{path.stem}" for path in (Path(__file__).parent.parent / "metagrad").glob("*.py")]
 CHECKED = [name for name in LIBRARY if name != "metagrad.__init__"] + ["metagrad.actors", "metagrad.learner"]
-install_import_hook(CHECKED, f"sys.modules[{__name__!r}].checked")
+jaxtyping.install_import_hook(CHECKED, f"sys.modules[{__name__!r}].checked")
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +112,14 @@ def load_example() -> Callable[[str], ModuleType]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`make test-all` tries more examples of every property."""
+    """`make test-all` tries more examples of every property, and checks every call."""
     hypothesis.settings.load_profile("fast" if config.getoption("markexpr") else "all")
+    CALLS.limit = 4_000 if config.getoption("markexpr") else math.inf
+
+
+@pytest.fixture(autouse=True)
+def _checks_of_its_own() -> None:
+    CALLS.restart()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects what is slow
