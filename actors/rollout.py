@@ -15,6 +15,7 @@ from metagrad.actors.envs import EnvironmentConfig
 from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
 from metagrad.frame_stacks import FramePacker, unpacked
 from metagrad.networks import NetworkSpec, build_network
+from metagrad.normalisation import next_return
 from metagrad.precision import Precision
 from metagrad.recurrence import next_state
 from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory, WeightSnapshot
@@ -44,6 +45,8 @@ class ActorSetup:
     device: str = "cpu"
     threads: int = 1
     precision: Precision = "float32"
+    is_observation_normalised: bool = False
+    return_discount: float | None = None  # of the returns by which the learner scales rewards; None: it scales none
 
 
 class Pool:
@@ -58,6 +61,7 @@ class Pool:
         self.episode_length = torch.zeros(spec.batch_size, dtype=torch.int64, device=spec.device)
         self.steps_done = 0
         self.recurrent_state: Tensor | None = None  # of a recurrent network, before the next step
+        self.discounted_return: Tensor | None = None  # of the episodes in progress, where rewards are scaled by it
 
     def state(self) -> ActorState:
         """Return all that a bitwise continuation needs; nothing where the environments cannot be snapshot."""
@@ -69,8 +73,9 @@ class Pool:
             "episode_length": self.episode_length.clone(),
             "steps_done": torch.tensor(self.steps_done),
         }
-        if self.recurrent_state is not None:
-            own["recurrent_state"] = self.recurrent_state.clone()
+        for name in ("recurrent_state", "discounted_return"):
+            if (carried := getattr(self, name)) is not None:
+                own[name] = carried.clone()
         return own | {f"environment/{name}": x for name, x in self.environment.snapshot().items()}
 
     def load_state(self, state: ActorState) -> None:
@@ -83,8 +88,9 @@ class Pool:
         self.episode_return = state["episode_return"].to(self.episode_return.device)
         self.episode_length = state["episode_length"].to(self.episode_length.device)
         self.steps_done = int(state["steps_done"])
-        if self.recurrent_state is not None:
-            self.recurrent_state = state["recurrent_state"].to(self.recurrent_state.device)
+        for name in ("recurrent_state", "discounted_return"):
+            if (carried := getattr(self, name)) is not None:
+                setattr(self, name, state[name].to(carried.device))
 
     def fork_from(self, other: "Pool") -> None:
         """Take over the other pool's game states and what is remembered; this pool's random streams continue."""
@@ -94,7 +100,7 @@ class Pool:
         self.observation = self.environment.observe()
         self.episode_return = other.episode_return.clone()
         self.episode_length = other.episode_length.clone()
-        self.recurrent_state = other.recurrent_state
+        self.recurrent_state, self.discounted_return = other.recurrent_state, other.discounted_return
 
 
 class _WholeRows:
@@ -115,7 +121,7 @@ class _WholeRows:
 
 
 def collect(
-    pool: Pool, act: policy.Policy, policy_version: int, length: int
+    pool: Pool, act: policy.Policy, policy_version: int, length: int, return_discount: float | None = None
 ) -> tuple[Trajectory | PackedTrajectory, Episodes]:
     """Step a pool T times under one policy; return the steps, and the full-life episodes that ended in them.
 
@@ -131,7 +137,7 @@ def collect(
     else:
         rows = _WholeRows(spec, pool.observation, length)
     columns: list[tuple[Tensor, ...]] = []
-    first_state = pool.recurrent_state
+    first = (pool.recurrent_state, pool.discounted_return)
     for _ in range(length):
         remembered = () if pool.recurrent_state is None else (pool.recurrent_state,)
         choice = act(pool.observation, pool.generator, *remembered)
@@ -147,14 +153,14 @@ def collect(
         )
         pool.episode_return = pool.episode_return.masked_fill(step.is_episode_end, 0.0)
         pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
+        is_end = step.is_terminal | step.is_truncated
+        if pool.discounted_return is not None and return_discount is not None:
+            pool.discounted_return = next_return(pool.discounted_return, step.reward, is_end, return_discount)
         if pool.recurrent_state is not None and choice.state is not None:
-            is_end = step.is_terminal | step.is_truncated
             pool.recurrent_state = next_state(pool.recurrent_state, choice.state, is_end, step.valid)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
     action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
-    trajectory = rows.trajectory(
-        action, reward, is_terminal, is_truncated, valid, log_prob, policy_version, first_state
-    )
+    trajectory = rows.trajectory(action, reward, is_terminal, is_truncated, valid, log_prob, policy_version, *first)
     is_end, returns, lengths, *is_finite = _on_host(is_end, returns, lengths, *_is_finite(spec, trajectory, returns))
     # The reward, and the observations where they have fractions: row t+1 of these is what step t returned.
     for what, finite_rows, before in zip(("reward", "observation"), is_finite, (0, 1), strict=False):
@@ -205,10 +211,14 @@ class Actor:
         self._real = self._make_pool("real")
         spec = self._real.environment.spec
         sizes = (spec.observation_shape, spec.actions)
-        self._network = build_network(setup.network, *sizes, setup.has_outer_critic, setup.precision)
+        self._network = build_network(
+            setup.network, *sizes, setup.has_outer_critic, setup.precision, setup.is_observation_normalised
+        )
         self._lookahead = self._real if setup.lookahead == "continue" else self._make_pool("lookahead")
         for pool in (self._real, self._lookahead):
             pool.recurrent_state = self._network.fresh_state(spec.batch_size, spec.device)
+            if setup.return_discount is not None:
+                pool.discounted_return = torch.zeros(spec.batch_size, device=spec.device)
 
     def _make_pool(self, purpose: Literal["real", "lookahead"]) -> Pool:
         setup = self.setup
@@ -229,7 +239,8 @@ class Actor:
         if lookahead_step == 1 and self.setup.lookahead == "fork":
             pool.fork_from(self._real)
         act = partial(policy.sample, self._network.at(snapshot.theta))
-        trajectory, episodes = collect(pool, act, snapshot.version, self.setup.rollout_length)
+        setup = self.setup
+        trajectory, episodes = collect(pool, act, snapshot.version, setup.rollout_length, setup.return_discount)
         if pool is not self._real:
             episodes = Episodes(episodes.returns[:0], episodes.lengths[:0])  # statistics are of the real stream
         return Rollout(trajectory, episodes, self.setup.index, lookahead_step > 0)

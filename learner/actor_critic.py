@@ -18,6 +18,8 @@ from metagrad.frame_stacks import packed, unpacked
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, fetched, finite_scalars
 from metagrad.learner.batch import trajectory_of, tree_of
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
+from metagrad.learner.normalised import Feed, RunStatistics
+from metagrad.learner.normalised import from_tree as statistics_from_tree
 from metagrad.learner.plain_data import is_finite, is_like, is_trajectory
 from metagrad.losses import LossMetrics, OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights
@@ -33,6 +35,7 @@ from metagrad.meta_parameters import (
     shown,
 )
 from metagrad.networks import Network
+from metagrad.normalisation import no_statistics
 from metagrad.optimizers import Optimizer, OptimizerState, learnt_rate
 from metagrad.shares import Ranks, Shares
 from metagrad.surrogates import SURROGATES
@@ -59,6 +62,7 @@ class LearnerState(NamedTuple):
     meta_optimizer: OptimizerState
     target_optimizer: OptimizerState  # of the last update of a bootstrapped target: it continues from target to target
     carry: Trajectory | None  # sequential: the outer batch, which is the next window's first inner batch
+    statistics: RunStatistics = RunStatistics()  # of all real batches, where something is normalised by them
 
     @property
     def held_batches(self) -> int:
@@ -97,6 +101,7 @@ class ActorCritic:
     meta: MetaGradientConfig
     meta_optimizer: Optimizer
     reuse: int = 1
+    is_reward_normalised: bool = False
 
     def outer_loss(
         self,
@@ -141,6 +146,9 @@ class ActorCritic:
             meta_optimizer=self.meta_optimizer.init(eta),
             target_optimizer=optimizer.init(theta[: theta.numel() if self.meta.bootstrap.updates else 0]),
             carry=None,
+            statistics=RunStatistics(
+                self.network.no_statistics(device), no_statistics(1, device) if self.is_reward_normalised else None
+            ),
         )
 
     def update(self, state: LearnerState, sample: Sample) -> tuple[LearnerState, UpdateMetrics]:
@@ -155,7 +163,8 @@ class ActorCritic:
         clock = Clock()
         n, is_sequential = len(self.weights), self.meta.strategy == "sequential"
         keep_graph = self.meta.product == "retain" and n > 0 and state.eta.numel() > 0
-        batch = sample(state.snapshot(), 0) if state.carry is None else state.carry
+        feed = Feed(sample, state.statistics.returns)
+        batch = feed(state.snapshot(), 0) if state.carry is None else feed.scaled(state.carry)
         clock.lap("sample")
         theta, optimizer = state.theta, state.optimizer
         for _ in range(self.reuse - 1):
@@ -169,11 +178,11 @@ class ActorCritic:
                 last = inner_update(self.problem, last.theta, last.state, state.eta, batch, keep_graph)
                 clock.lap("inner")
                 tape = recorded(tape, last.step)
-            batch = sample(WeightSnapshot(state.version + j, last.theta, state.eta), 0 if is_sequential else j)
+            batch = feed(WeightSnapshot(state.version + j, last.theta, state.eta), 0 if is_sequential else j)
             clock.lap("sample")
             outer = self._with_outer_loss(outer, weight, last.theta, state, batch, clock)
         if self.meta.bootstrap.updates:
-            outer = self._with_target(outer, last, state, sample, clock)
+            outer = self._with_target(outer, last, state, feed, clock)
         kept = last if is_sequential else first
         new = state._replace(
             update=kept.state.updates,
@@ -181,9 +190,12 @@ class ActorCritic:
             version=state.version + n + self.meta.bootstrap.updates + (0 if is_sequential else 1),
             theta=kept.theta,
             optimizer=kept.state,
-            carry=outer.last_batch if is_sequential else None,
+            carry=feed.real[-1] if is_sequential else None,
             target_optimizer=outer.target_optimizer,
         )
+        new = new._replace(statistics=state.statistics.with_batches(feed.real, self.outer.gamma, self.problem.shares))
+        if new.statistics.observations is not None:
+            new = new._replace(theta=self.network.with_statistics(new.theta, new.statistics.observations))
         gradient = None
         if n and state.eta.numel():
             gradient = meta_gradient(
@@ -328,7 +340,8 @@ class ActorCritic:
         for name in ("optimizer", "meta_optimizer", "target_optimizer"):
             tree[name] = {"count": tree[name].updates, "moments": list(tree[name].moments)}
         tree["carry"] = None if state.carry is None else tree_of(packed(state.carry))
-        return tree
+        statistics = tree.pop("statistics").to_tree()
+        return tree | {"statistics": statistics} if statistics else tree
 
     def from_tree(self, tree: dict[str, Any], device: torch.device) -> LearnerState:
         """Invert `to_tree`, on `device`."""
@@ -347,6 +360,7 @@ class ActorCritic:
             meta_optimizer=optimizer(tree["meta_optimizer"]),
             target_optimizer=optimizer(tree["target_optimizer"]),
             carry=None if carry is None else unpacked(trajectory_of(carry)),
+            statistics=statistics_from_tree(tree.get("statistics", {})),
         )
 
     def misfit(self, tree: Any) -> str | None:
@@ -394,6 +408,7 @@ def build_actor_critic(
         meta=config.meta,
         meta_optimizer=config.meta.optimizer,
         reuse=config.reuse,
+        is_reward_normalised=config.is_reward_normalised,
     )
 
 

@@ -63,7 +63,7 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
         column = [part[name] for part in parts]
         if name == "policy_version" or column[0] is None:
             continue
-        axis = 0 if name in ("frames", "first_state") else 1
+        axis = 0 if name in ("frames", "first_state", "first_return") else 1
         if isinstance(column[0], np.ndarray):
             field = _concatenated(column, axis, device, room)
         else:
@@ -103,7 +103,7 @@ def _shifted(
 
 
 def tree_of(trajectory: Trajectory | PackedTrajectory) -> dict[str, Any]:
-    """Return the fields of a trajectory for a checkpoint; `first_state` only where there is one."""
+    """Return the fields of a trajectory for a checkpoint; without those that are None."""
     return {name: x for name, x in trajectory._asdict().items() if x is not None}
 
 

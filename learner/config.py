@@ -123,3 +123,4 @@ class LearnerConfig:
     meta_parameters: InnerLoss
     reuse: int = 1
     """Inner updates that each real batch is used for."""
+    is_reward_normalised: bool = False

@@ -10,7 +10,9 @@ from metagrad.types import PackedTrajectory, Trajectory
 
 _KINDS = (Trajectory, PackedTrajectory)
 _FLAGS = ("is_terminal", "is_truncated", "valid")
-_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action", "first_state")
+_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action", "first_state", "first_return")
+
+_OPTIONAL = {"first_state", "first_return"}  # of recurrent networks and of scaled rewards
 
 
 def is_like(found: Any, like: Any) -> bool:
@@ -54,7 +56,7 @@ def is_trajectory(found: Any) -> bool:
     """True for a trajectory of whatever length and environment, packed or not, as `_asdict` gives it."""
     if not isinstance(found, dict):
         return False
-    names = found.keys() | {"first_state"}  # which only a recurrent network's has
+    names = found.keys() | _OPTIONAL
     kind = next((kind for kind in _KINDS if names == set(kind._fields)), None)
     if kind is None:
         return False
@@ -73,12 +75,13 @@ def is_trajectory(found: Any) -> bool:
         and (found["action"].dim() == 3 or (not found["action"].is_floating_point() and found["action"].dim() == 2))
         and found["reward"].is_floating_point()
         and found["behaviour_log_prob"].is_floating_point()
-        and ("first_state" not in found or _is_state(found["first_state"], shape[1]))
+        and ("first_state" not in found or _is_carried(found["first_state"], 2, shape[1]))
+        and ("first_return" not in found or _is_carried(found["first_return"], 1, shape[1]))
     )
 
 
-def _is_state(found: Tensor, batch: int) -> bool:
-    return found.dim() == 2 and len(found) == batch and found.is_floating_point()
+def _is_carried(found: Tensor, dim: int, batch: int) -> bool:
+    return found.dim() == dim and len(found) == batch and found.is_floating_point()
 
 
 def _is_frame_index(found: Tensor, frames: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Offers the module of an actor-critic as pure functions of one flat parameter vector θ."""
 
 import copy
+import math
 from collections.abc import Callable, Collection
 from typing import get_args
 
@@ -15,9 +16,11 @@ from metagrad.errors import require
 from metagrad.flat_module import FlatModule
 from metagrad.network_layers import reset
 from metagrad.network_modules import Head
+from metagrad.normalisation import Normaliser, Statistics, no_statistics, normalised_observation
 from metagrad.precision import Precision, layers_dtype
 from metagrad.recurrence import Memory, require_memory
 
+_MEAN, _SCALE = "normaliser.mean", "normaliser.scale"
 NetworkAtTheta = Callable[..., Outputs]
 """(observation [N, …], names of heads) to the heads; of a recurrent network a `Memory` is the third argument."""
 
@@ -31,6 +34,7 @@ class Network:
         first_order: Collection[str] = (),
         precision: Precision = "float32",
         distribution: DistributionOf = Categorical,
+        normalised_shape: tuple[int, ...] | None = None,
     ):
         """Wrap `module`, whose forward is (observation [N, …], heads) -> {head: tensor [N, …]}.
 
@@ -39,13 +43,16 @@ class Network:
             first_order: names of parameters whose gradients carry no derivative (`metagrad.autodiff.first_order`).
             precision: what the layers compute in; heads are of the type of θ in all of them.
             distribution: of actions, made of the numbers of the policy head.
+            normalised_shape: shape of one observation, if they are normalised by statistics in θ.
         """
         self._module = module
+        if normalised_shape is not None:
+            module.register_module("normaliser", Normaliser(normalised_shape))
         self._flat = FlatModule(module)
         self.layout = self._flat.layout
         self._first_order = frozenset(first_order)
         self._layers_dtype = layers_dtype(precision)
-        self._kept = modules.float32_parameters(module) if self._layers_dtype else frozenset()
+        self._kept = modules.float32_parameters(module) | {_MEAN, _SCALE} if self._layers_dtype else frozenset()
         self._discount: Tensor | float | None = None
         self.distribution = distribution
 
@@ -63,6 +70,23 @@ class Network:
         other = copy.copy(self)
         other._first_order = frozenset(names)
         return other
+
+    @property
+    def normalises(self) -> bool:
+        """Return True where θ holds statistics of observations, by which they are normalised."""
+        return _MEAN in self.layout.names
+
+    def no_statistics(self, device: torch.device | None = None) -> Statistics | None:
+        """Return the statistics of no observations; None where they are not normalised."""
+        shapes = dict(zip(self.layout.names, self.layout.shapes, strict=True))
+        return no_statistics(math.prod(shapes[_MEAN]), device) if self.normalises else None
+
+    def with_statistics(self, theta: Float[Tensor, "P"], statistics: Statistics) -> Float[Tensor, "P"]:
+        """Return θ with these statistics of observations, in a new vector."""
+        parts = self.layout.unflatten(theta.detach())
+        mean, scale = (x.to(theta.dtype) for x in (statistics.mean, statistics.inverse_deviation()))
+        parts |= {_MEAN: mean.view(parts[_MEAN].shape), _SCALE: scale.view(parts[_SCALE].shape)}
+        return self.layout.flatten(parts)
 
     @property
     def state_size(self) -> int:
@@ -129,6 +153,8 @@ class Network:
             require(set(heads) <= set(known) and not isinstance(heads, str), "heads", heads, rule, remedy)
             require_memory(memory, self.state_size)
             remembered = {} if memory is None else {"memory": memory}
+            if self.normalises:
+                observation = normalised_observation(observation, parameters[_MEAN], parameters[_SCALE])
             if observation.is_floating_point():
                 observation = observation.to(dtype)
             outputs: dict[Head, Tensor] = self._flat.with_parameters(

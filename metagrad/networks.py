@@ -328,6 +328,7 @@ def build_network(
     actions: ActionSpace | int,
     has_outer_critic: bool,
     precision: Precision = "float32",
+    is_observation_normalised: bool = False,
 ) -> Network:
     """Build the network that `spec` describes for one environment; a number means so many discrete actions.
 
@@ -343,4 +344,5 @@ def build_network(
     require(spec.has_hidden_layers or precision != "bf16-mixed", "precision", precision, rule, remedy)
     space = DiscreteActions(actions) if isinstance(actions, int) else actions
     module = spec.module(observation_shape, space.outputs, has_outer_critic)
-    return Network(module, precision=precision, distribution=space.policy)
+    normalised_shape = observation_shape if is_observation_normalised else None
+    return Network(module, precision=precision, distribution=space.policy, normalised_shape=normalised_shape)

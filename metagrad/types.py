@@ -33,6 +33,7 @@ class Trajectory(NamedTuple):
     behaviour_log_prob: Float[Tensor, "T B"]  # log μ(action | observation) in nats
     policy_version: int  # version of the parameters that acted
     first_state: Float[Tensor, "B H"] | None = None  # what a recurrent network remembered before row 0
+    first_return: Float[Tensor, "B"] | None = None  # discounted return of the episode before row 0, to scale rewards by
 
 
 class PackedTrajectory(NamedTuple):
@@ -51,6 +52,7 @@ class PackedTrajectory(NamedTuple):
     behaviour_log_prob: Float[Tensor, "T B"]
     policy_version: int
     first_state: Float[Tensor, "B H"] | None = None
+    first_return: Float[Tensor, "B"] | None = None
 
 
 class Episodes(NamedTuple):

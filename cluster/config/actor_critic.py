@@ -35,6 +35,12 @@ class Experiment(BaseExperiment):
     ratio_clip: float | None = None
     """With peek or reuse and A2C's losses, the bound on the importance ratios of V-trace, ρ̄ and c̄: 1 as in IMPALA,
     which biases the meta-gradient once updates are large; None: ratios are left whole and inner advantages centred."""
+    is_observation_normalised: bool = False
+    """True: networks see observations less their mean and divided by their deviation over the run so far, within ±10;
+    for observations that are numbers."""
+    is_reward_normalised: bool = False
+    """True: losses see rewards divided by the deviation of the discounted return (outer.gamma) over the run so far,
+    within ±10; returns that are shown stay raw."""
 
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
@@ -45,6 +51,14 @@ class Experiment(BaseExperiment):
         require(is_for_it, "ratio_clip", self.ratio_clip, rule, "leave it out")
         if self.is_off_policy:
             self.meta_parameters.streamed(self.ratio_clip)
+        is_sequential = self.meta.strategy == "sequential"
+        rule = "does not go with --meta.strategy sequential, whose first batch was sampled under the statistics before"
+        is_normalised = self.is_observation_normalised
+        require(not (is_normalised and is_sequential), "is_observation_normalised", is_normalised, rule, "leave it out")
+        is_scaled, kind = self.is_reward_normalised, type(self.meta_parameters).__name__
+        rule = f"is for losses that learn values, and {kind} has them from elsewhere, of rewards as they are"
+        can_be = self.meta_parameters.learns_critics or not is_scaled
+        require(can_be, "is_reward_normalised", is_scaled, rule, "leave it out")
 
     def _check_combinations(self) -> None:
         require(
@@ -155,8 +169,13 @@ class Experiment(BaseExperiment):
         require(is_taken, "meta_parameters", type(losses).__name__, rule, remedy)
         for field, network in self._networks():
             network.check_observations(spec.observation_shape, spec.observation_dtype, field)
+        is_normalised, dtype = self.is_observation_normalised, spec.observation_dtype
+        rule = f"is for observations that are fractions, and the environment gives {dtype}".replace("torch.", "")
+        can_be = dtype.is_floating_point or not is_normalised
+        require(can_be, "is_observation_normalised", is_normalised, rule, "leave it out")
         sizes = (spec.observation_shape, spec.actions)
-        return build_network(self.network, *sizes, self.has_outer_critic, self.resolved_precision)
+        precision = self.resolved_precision
+        return build_network(self.network, *sizes, self.has_outer_critic, precision, is_normalised)
 
     @property
     def learner(self) -> LearnerConfig:
@@ -165,7 +184,12 @@ class Experiment(BaseExperiment):
         if self.is_off_policy:
             loss = loss.streamed(self.ratio_clip)
         return LearnerConfig(
-            optimizer=self.optimizer, meta=self.meta, outer=self.outer, meta_parameters=loss, reuse=self.reuse
+            optimizer=self.optimizer,
+            meta=self.meta,
+            outer=self.outer,
+            meta_parameters=loss,
+            reuse=self.reuse,
+            is_reward_normalised=self.is_reward_normalised,
         )
 
     @property
@@ -177,6 +201,16 @@ class Experiment(BaseExperiment):
     def updates_per_batch(self) -> int:
         """Count the real updates that are made of one batch; without reuse `sequential` has a batch for each."""
         return self.reuse
+
+    @property
+    def normalises_observations(self) -> bool:
+        """Return `is_observation_normalised`."""
+        return self.is_observation_normalised
+
+    @property
+    def return_discount(self) -> float | None:
+        """Return γ' where rewards are scaled."""
+        return self.outer.gamma if self.is_reward_normalised else None
 
     @property
     def takes_streamed_rollouts(self) -> bool:

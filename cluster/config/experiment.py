@@ -213,6 +213,16 @@ class BaseExperiment(ABC):
         return False
 
     @property
+    def normalises_observations(self) -> bool:
+        """True where the network normalises observations by statistics of the run."""
+        return False
+
+    @property
+    def return_discount(self) -> float | None:
+        """Return γ' of the returns by whose deviation rewards are scaled; None: they are not scaled."""
+        return None
+
+    @property
     def takes_streamed_rollouts(self) -> bool:
         """True where the algorithm learns from rollouts of older policies, as --schedule peek has them."""
         return False

@@ -79,6 +79,8 @@ def actor_setups(
             device=str(device) if is_on_device else "cpu",
             threads=experiment.actor_threads,
             precision=experiment.resolved_precision,
+            is_observation_normalised=experiment.normalises_observations,
+            return_discount=experiment.return_discount,
         )
         for index in range(experiment.actors)
     ]

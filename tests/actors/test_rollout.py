@@ -126,7 +126,7 @@ def assert_equal(first, second):
     assert type(first) is type(second)
     assert first.policy_version == second.policy_version
     for name, a, b in zip(first._fields, first, second, strict=True):
-        assert name in ("policy_version", "first_state") or torch.equal(a, b), name
+        assert name in ("policy_version", "first_state", "first_return") or torch.equal(a, b), name
     assert first.first_state is second.first_state is None
 
 

@@ -31,12 +31,15 @@ def test_environments_lie_side_by_side_in_the_order_of_the_actors(
     parts = [trajectory(7)._replace(policy_version=3), trajectory(8)._replace(policy_version=3)]
     if is_recurrent:
         batch = parts[0].reward.shape[1]
-        parts = [part._replace(first_state=torch.full((batch, 3), float(i))) for i, part in enumerate(parts)]
+        first = [
+            {"first_state": torch.full((batch, 3), i), "first_return": torch.full((batch,), i)} for i in (0.0, 1.0)
+        ]
+        parts = [part._replace(**each) for part, each in zip(parts, first, strict=True)]
     merged = merge([rollout(convert(part), i) for i, part in enumerate(parts)], 3, CPU).trajectory
     assert merged.policy_version == 3
     assert (merged.first_state is not None) == is_recurrent
     for name in (name for name in tree_of(merged) if name != "policy_version"):
-        expected = torch.cat([getattr(part, name) for part in parts], dim=0 if name == "first_state" else 1)
+        expected = torch.cat([getattr(part, name) for part in parts], dim=0 if "first" in name else 1)
         found = getattr(merged, name)
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected), name
@@ -84,7 +87,7 @@ def test_packed_rollouts_are_merged_packed_and_rebuilt_as_whole_ones(pictures: A
     assert isinstance(batch.sent, PackedTrajectory)
     expected = merge([rollout(part, i) for i, part in enumerate(parts)], None, CPU).trajectory
     for name, found, other in zip(Trajectory._fields, batch.trajectory, expected, strict=True):
-        is_equal = found == other if name in ("policy_version", "first_state") else torch.equal(found, other)
+        is_equal = found == other if isinstance(other, int | None) else torch.equal(found, other)
         assert is_equal, name
     assert batch.trajectory.observation.dtype is torch.uint8
 

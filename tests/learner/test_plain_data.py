@@ -78,6 +78,8 @@ def trajectory(**changes: Tensor | int) -> dict[str, Any]:
         ({"first_state": torch.zeros(2)}, False),
         ({"first_state": torch.zeros(2, 7, dtype=torch.int64)}, False),
         ({"first_state": None}, False),
+        ({"first_return": torch.zeros(2)}, True),
+        ({"first_return": torch.zeros(2, 1)}, False),
         ({"more": 1}, False),
     ],
     ids=str,
