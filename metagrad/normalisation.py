@@ -29,14 +29,14 @@ _EPSILON = 1e-8
 class Statistics(NamedTuple):
     """Holds moments of rows of D numbers, in float64; of no rows at first."""
 
-    count: Float[Tensor, ""]
+    rows: Float[Tensor, ""]
     mean: Float[Tensor, "D"]
     m2: Float[Tensor, "D"]  # Σ (x - mean)²
 
     def inverse_deviation(self) -> Float[Tensor, "D"]:
-        """Return 1/√(variance + 1e-8), the variance being m2/count; 1 of no rows."""
-        scale = torch.rsqrt(self.m2 / self.count.clamp(min=1.0) + _EPSILON)
-        return torch.where(self.count > 0.0, scale, 1.0)
+        """Return 1/√(variance + 1e-8), the variance being m2/rows; 1 of no rows."""
+        scale = torch.rsqrt(self.m2 / self.rows.clamp(min=1.0) + _EPSILON)
+        return torch.where(self.rows > 0.0, scale, 1.0)
 
 
 def no_statistics(size: int, device: torch.device | None = None) -> Statistics:
@@ -56,7 +56,7 @@ def with_rows(
     own = torch.cat([valid.sum().to(distance).reshape(1), distance.sum(0), distance.square().sum(0)])
     (whole,) = shares.total(own)
     added, first, second = whole.split((1, len(statistics.mean), len(statistics.mean)))
-    count = statistics.count + added.squeeze()
+    count = statistics.rows + added.squeeze()
     shift = first / count.clamp(min=1.0)
     return Statistics(count, statistics.mean + shift, statistics.m2 + second - shift.square() * count)
 

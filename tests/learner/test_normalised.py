@@ -71,7 +71,7 @@ def test_statistics_are_of_the_whole_real_stream(lookahead: str) -> None:
         assert not torch.equal(acted_under[-4:], state.theta[-4:])
     seen = np.concatenate([batch.observation[:-1][batch.valid].double().numpy() for batch in real])
     found = state.statistics.observations
-    assert found.count == len(seen) < 8 * 20  # rows that only reset do not count
+    assert found.rows == len(seen) < 8 * 20  # rows that only reset do not count
     np.testing.assert_allclose(found.mean, seen.mean(0), rtol=1e-9)
     np.testing.assert_allclose(found.m2 / len(seen), seen.var(0), rtol=1e-9)
     parts = algorithm.network.layout.unflatten(state.theta)
@@ -101,7 +101,7 @@ def test_a_run_resumes_bitwise(tmp_path: Path, schedule: str, lookahead: str) ->
         run(normalised(**changes, updates=updates), tmp_path / name, is_resumed, Console(quiet=True))
     whole, parts = (restore_newest(tmp_path / name / "checkpoints").tree for name in ("whole", "parts"))
     for tree in (whole, parts):
-        assert tree["learner"]["statistics"]["observations"]["count"] == 100.0
+        assert tree["learner"]["statistics"]["observations"]["rows"] == 100.0
         assert "real/discounted_return" in tree["actors"][0]
     for first, second in zip(*(torch.utils._pytree.tree_leaves(x["learner"]) for x in (whole, parts)), strict=True):
         assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
@@ -126,7 +126,7 @@ def test_losses_see_scaled_rewards_and_statistics_raw_ones(make_algorithm: Calla
     assert RunStatistics().to_tree() == {}
     raw, snapshot = trajectory(0), WeightSnapshot(0, torch.zeros(1), torch.zeros(1))
     raw = raw._replace(reward=torch.ones_like(raw.reward))
-    returns = no_statistics(1)._replace(count=torch.tensor(1.0).double(), m2=torch.tensor([4.0]).double())
+    returns = no_statistics(1)._replace(rows=torch.tensor(1.0).double(), m2=torch.tensor([4.0]).double())
     for statistics, expected in ((None, 1.0), (returns, 0.5)):
         feed = Feed(lambda snapshot, step: raw, statistics)
         for step in (0, 1):

@@ -28,7 +28,7 @@ def test_statistics_are_numpys_over_all_valid_rows():
         statistics = with_rows(statistics, torch.where(valid[:, None], x, torch.nan), valid)
         kept.append(x[valid].double().numpy())
     stream = np.concatenate(kept)
-    assert statistics.count == len(stream)
+    assert statistics.rows == len(stream)
     np.testing.assert_allclose(statistics.mean, stream.mean(0), rtol=1e-12)
     np.testing.assert_allclose(statistics.m2 / len(stream), stream.var(0), rtol=1e-9)
     np.testing.assert_allclose(statistics.inverse_deviation(), 1.0 / np.sqrt(stream.var(0) + 1e-8), rtol=1e-9)
@@ -76,7 +76,7 @@ def test_theta_holds_what_observations_are_normalised_by(make_trajectory, spec):
     before = forward(network, theta, trajectory, heads)
     moved = trajectory._replace(observation=5.0 + 3.0 * trajectory.observation)
     statistics = network.no_statistics()._replace(
-        count=torch.tensor(4.0).double(), mean=torch.full((3,), 5.0).double(), m2=torch.full((3,), 36.0).double()
+        rows=torch.tensor(4.0).double(), mean=torch.full((3,), 5.0).double(), m2=torch.full((3,), 36.0).double()
     )
     after = forward(network, network.with_statistics(theta, statistics), moved, heads)
     own = forward(plain, theta[: plain.layout.size], trajectory, heads)

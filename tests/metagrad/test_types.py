@@ -6,13 +6,13 @@ from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
 
 def test_trajectory_is_a_torch_pytree(make_trajectory):
     trajectory = make_trajectory(torch.Generator().manual_seed(0), steps=4, batch=3)
-    trajectory = trajectory._replace(first_state=torch.ones(3, 2))
+    trajectory = trajectory._replace(first_state=torch.ones(3, 2), first_return=torch.ones(3))
     doubled = pytree.tree_map(lambda leaf: leaf * 2, trajectory)
     assert isinstance(doubled, Trajectory)
     assert torch.equal(doubled.reward, 2 * trajectory.reward)
     per_environment = torch.func.vmap(
         lambda trajectory: (trajectory.reward * trajectory.valid).sum(),
-        in_dims=(Trajectory(1, 1, 1, 1, 1, 1, 1, None, 0),),
+        in_dims=(Trajectory(1, 1, 1, 1, 1, 1, 1, None, 0, 0),),
     )(trajectory)
     torch.testing.assert_close(per_environment, (trajectory.reward * trajectory.valid).sum(0))
 
