@@ -7,6 +7,7 @@ import torch
 
 from metagrad.actors.envs.envpool import EnvPoolConfig
 from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
 from metagrad.actors.evaluate import Player, evaluate
 from metagrad.actors.rollout import Actor, ActorSetup, probe
 from metagrad.frame_stacks import unpacked
@@ -90,7 +91,8 @@ def test_pools_of_look_ahead_remember_as_their_games_do(lookahead):
 
 @pytest.mark.parametrize("lookahead", ["fork", "separate"])
 def test_an_actor_continues_with_what_it_remembered(lookahead):
-    setup = replace(SETUP, lookahead=lookahead)
+    mdp = TabularMdpConfig(states=6, actions=3, concentration=0.5, horizon=10)
+    setup = replace(SETUP, environment=mdp, lookahead=lookahead, return_discount=0.9)
     whole, _, theta = prepared(setup)
     for step in (0, 1, 0):
         rolled(whole, theta, step)
@@ -99,6 +101,7 @@ def test_an_actor_continues_with_what_it_remembered(lookahead):
     for step in (0, 1):
         first, second = (rolled(actor, theta, step) for actor in (whole, resumed))
         assert (first.first_state != 0.0).any()
+        assert (first.first_return != 0.0).any()
         for name in (x for x in first._fields if x != "policy_version"):
             assert torch.equal(getattr(first, name), getattr(second, name)), name
 
