@@ -1,6 +1,6 @@
-"""Makes Atari games for actors and for the eye, on EnvPool (default) or ale-py's AtariVectorEnv.
+"""Makes Atari games for actors and for the eye, on EnvPool (default), ale-py's AtariVectorEnv or its scalar emulators.
 
-A game is the same in training and in evaluation, and in both backends up to the table below; only what is called
+A game is the same in training and in evaluation, and in all backends up to the table below; only what is called
 terminal differs:
 
 * Whole games are stepped. With `episodic_life`, in training, a lost life is terminal for the learner and the game
@@ -12,8 +12,9 @@ terminal differs:
   so returns of whole games sum `raw_reward` over all steps, valid or not, up to `is_episode_end`.
 * The screens before a lost life stay in the stack (Baselines clears it; the game's state does not change either).
 
-The two backends step B games on their own threads with NEXT_STEP autoreset; both are asked for whole games and raw
-scores. They differ in:
+The backends are `envpool`, `ale` (AtariVectorEnv) and `ale-snapshots` (`atari_consoles.py`), which plays what `ale`
+plays, bit for bit, and whose games can be copied out and put back. All step B games on their own threads with NEXT_STEP
+autoreset and are asked for whole games and raw scores. The first two differ in:
 
 | | EnvPool 1.2 | ale-py 0.12 AtariVectorEnv |
 |-|-|-|
@@ -27,7 +28,7 @@ scores. They differ in:
 | seeds | when made | at reset |
 | threads end with | the object, not `close()` | the object, not `close()` |
 
-Neither hands out the same buffer twice: an observation stays what it was for as long as it is held. The backends are
+None hands out the same buffer twice: an observation stays what it was for as long as it is held. The backends are
 imported when games are made, so that a configuration can be checked without them.
 """
 
@@ -40,19 +41,21 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from metagrad.actors.envs.atari_games import GAMES, close_games
+from metagrad.actors.envs.atari_consoles import ConsoleGames, ConsoleRules
+from metagrad.actors.envs.atari_games import GAMES, GAMES_WITHOUT_EXACT_COPIES, close_games
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec, EnvironmentStep
 from metagrad.actors.envs.envpool import distinct_seeds, import_envpool
+from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.errors import require
 
-AtariBackend = Literal["envpool", "ale"]
+AtariBackend = Literal["envpool", "ale", "ale-snapshots"]
 
 SCREEN_HEIGHT, SCREEN_WIDTH = 210, 160  # pixels of a colour view
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AtariConfig(EnvironmentConfig):
-    """Describes one Atari game and its preprocessing; both backends honour every value.
+    """Describes one Atari game and its preprocessing; all backends honour every value.
 
     Source: Mnih et al. 2015 (Nature 518), Methods and Extended Data Table 1, as completed by the wrappers of OpenAI
     Baselines (`atari_wrappers.py`), which the meta-gradient A2C experiments use.
@@ -83,6 +86,9 @@ class AtariConfig(EnvironmentConfig):
             require(False, "env.game", self.game, f"none of the {len(GAMES)} Atari games", remedy)
         backends = get_args(AtariBackend)
         require(self.backend in backends, "env.backend", self.backend, f"one of {backends}", "envpool is the default")
+        is_exact = not (self.has_snapshots and self.game in GAMES_WITHOUT_EXACT_COPIES)
+        rule = f"ale-py's copies of {self.game} do not go on as the game does"
+        require(is_exact, "env.backend", self.backend, rule, "use envpool or ale")
         # The backends count in 32 bits and give screens of 210 x 160 pixels.
         for name, low, high, remedy in (
             ("no_op_max", 1, 1_000, "1 is the shortest random start"),
@@ -99,6 +105,11 @@ class AtariConfig(EnvironmentConfig):
     def rom_name(self) -> str:
         """Return the name of the game's ROM, which is the same in both backends."""
         return GAMES[self.game]
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Return whether the state of the games can be copied out and put back."""
+        return self.backend == "ale-snapshots"
 
     def make(
         self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
@@ -206,11 +217,47 @@ class AleGames:
         return observation[:, 0] if self._is_colour_view else observation
 
 
-BACKENDS: dict[AtariBackend, type[EnvPoolGames] | type[AleGames]] = {"envpool": EnvPoolGames, "ale": AleGames}
+class AleSnapshotGames:
+    """Steps games on ale-py's scalar emulators, which can be copied."""
+
+    def __init__(self, config: AtariConfig, seeds: np.ndarray, *, threads: int, is_colour_view: bool) -> None:
+        rules = ConsoleRules(
+            rom_name=config.rom_name,
+            no_op_max=config.no_op_max,
+            frame_skip=config.frame_skip,
+            fire_on_reset=config.fire_on_reset,
+            height=SCREEN_HEIGHT if is_colour_view else config.frame_size,
+            width=SCREEN_WIDTH if is_colour_view else config.frame_size,
+            stack_size=1 if is_colour_view else config.stack_size,
+            is_grey=not is_colour_view,
+            sticky_action_probability=config.sticky_action_probability,
+            full_action_space=config.full_action_space,
+            max_episode_frames=config.max_episode_steps * config.frame_skip,
+        )
+        self._is_colour_view = is_colour_view
+        self.consoles = ConsoleGames(rules, seeds, threads)
+
+    def reset(self) -> tuple[np.ndarray, np.ndarray]:
+        observation, lives = self.consoles.reset()
+        return self.frames(observation), lives
+
+    def step(self, action: np.ndarray) -> RawStep:
+        observation, *rest = self.consoles.step(action)
+        return RawStep(self.frames(observation), *rest)
+
+    def frames(self, observation: np.ndarray) -> np.ndarray:
+        return observation[:, 0] if self._is_colour_view else observation
+
+
+BACKENDS: dict[AtariBackend, type[EnvPoolGames] | type[AleGames] | type[AleSnapshotGames]] = {
+    "envpool": EnvPoolGames,
+    "ale": AleGames,
+    "ale-snapshots": AleSnapshotGames,
+}
 
 
 def action_names(config: AtariConfig) -> tuple[str, ...]:
-    """Return the actions' names in both backends' order, e.g. ("NOOP", "FIRE", ...); EnvPool only counts them."""
+    """Return the actions' names in all backends' order, e.g. ("NOOP", "FIRE", ...); EnvPool only counts them."""
     return _action_names(config.rom_name, config.full_action_space)
 
 
@@ -275,13 +322,45 @@ class AtariEnvironment:
         )
 
     def close(self) -> None:
-        """Let the games go, and with them their threads (both backends tie them to the object, not to `close()`)."""
+        """Let the games go, and with them their threads (all backends tie them to the object, not to `close()`)."""
         self._games = None
 
     def _running(self) -> RawGames:
         if self._games is None:
             raise RuntimeError("the Atari environment was closed")
         return self._games
+
+
+class AtariSnapshotEnvironment(AtariEnvironment):
+    """B games whose state can be copied out and put back (a `SnapshotEnvironment`)."""
+
+    def observe(self) -> UInt8[Tensor, "B ..."]:
+        """Return the observation of the present states, without stepping."""
+        games = self._copyable()
+        return torch.from_numpy(games.frames(games.consoles.observe()))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copy the state by name; "generator" is the state of the random numbers."""
+        copied = self._copyable().consoles.snapshot() | self._own()
+        return {name: torch.from_numpy(value) for name, value in copied.items()}
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put a copy of a snapshot back; without a "generator" in it, the own one continues (a fork)."""
+        consoles = self._copyable().consoles
+        expected = {name: torch.from_numpy(value.copy()) for name, value in (consoles.like() | self._own()).items()}
+        fields = {name: x.numpy() for name, x in checked_fields(snapshot, expected, self.spec.name).items()}
+        generator = snapshot.get("generator")
+        consoles.restore(fields, None if generator is None else generator.cpu().numpy())
+        self._lives, self._fires_next, self._resets_next = (fields[name] for name in self._own())
+
+    def _own(self) -> dict[str, np.ndarray]:
+        own = {"lives": self._lives, "fires_next": self._fires_next, "resets_next": self._resets_next}
+        return {name: value.copy() for name, value in own.items()}
+
+    def _copyable(self) -> AleSnapshotGames:
+        games = self._running()
+        assert isinstance(games, AleSnapshotGames)
+        return games
 
 
 def make_atari(
@@ -316,4 +395,5 @@ def make_atari(
         name=config.game,
         is_frame_stack=not is_colour_view and config.stack_size > 1,
     )
-    return AtariEnvironment(games, spec, config, is_training=is_training)
+    kind: Any = AtariSnapshotEnvironment if config.has_snapshots else AtariEnvironment
+    return kind(games, spec, config, is_training=is_training)

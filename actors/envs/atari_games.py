@@ -24,6 +24,9 @@ wizard_of_wor word_zapper yars_revenge zaxxon
 # "MsPacman" -> "ms_pacman"
 GAMES: dict[str, str] = {"".join(part.capitalize() for part in rom.split("_")): rom for rom in _ROM_NAMES}
 
+# ale-py's copies of these go on differently: its states lack part of what their screens are drawn from.
+GAMES_WITHOUT_EXACT_COPIES = frozenset({"Qbert", "Tetris", "TicTacToe3d"})
+
 
 def close_games(name: str, count: int = 3) -> list[str]:
     """Return the games named nearest to `name`, best first; ALE/Pong-v5, ms_pacman and the like are understood."""

@@ -120,7 +120,7 @@ class Environment(Protocol):
 
 @runtime_checkable
 class SnapshotEnvironment(Environment, Protocol):
-    """An environment whose state can be copied out and put back (device environments; not EnvPool or ALE)."""
+    """An environment whose state can be copied out and put back (device environments, Atari on `ale-snapshots`)."""
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the state by name; "generator" is the state of the random numbers, where any are drawn."""
@@ -224,6 +224,11 @@ class EnvironmentConfig(ABC):
     has_threads: ClassVar[bool] = False
     """True: a batch steps in as many threads of its own as it is given, so that one process keeps many cores busy."""
 
+    @property
+    def has_snapshots(self) -> bool:
+        """Return whether what `make` makes is a `SnapshotEnvironment`."""
+        return False
+
     @abstractmethod
     def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Environment:
         """Make B environments.
@@ -252,6 +257,11 @@ class EnvironmentConfig(ABC):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceEnvironmentConfig(EnvironmentConfig):
     """Describes environments that are tensor operations on any torch device, and whose state can be copied."""
+
+    @property
+    def has_snapshots(self) -> bool:
+        """Return True: all their state is tensors."""
+        return True
 
     @abstractmethod
     def make(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from metagrad.actor_critic import InnerLoss
-from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentSpec
+from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_possible
 from metagrad.distributions import DiscreteActions
@@ -62,11 +62,11 @@ class Experiment(BaseExperiment):
 
     def _check_combinations(self) -> None:
         require(
-            self.lookahead != "fork" or isinstance(self.env, DeviceEnvironmentConfig),
+            self.lookahead != "fork" or self.env.has_snapshots,
             "lookahead",
             self.lookahead,
-            "needs environments whose state can be copied; EnvPool and ALE cannot",
-            "use --lookahead continue or separate",
+            "needs environments whose state can be copied; EnvPool, Gymnasium and AtariVectorEnv cannot",
+            "use --lookahead continue or separate, or for Atari --env.backend ale-snapshots",
         )
         rate = self.optimizer.learning_rate
         rule, remedy = "a run keeps its configuration as numbers, no function", "give a number or a MetaParameter"

@@ -150,12 +150,14 @@ def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
     if not isinstance(found, list) or len(found) != experiment.actors:
         return False
     are_plain = all(isinstance(state, dict) and all(map(is_tensor, state.values())) for state in found)
-    if not are_plain or not isinstance(experiment.env, DeviceEnvironmentConfig):
+    if not are_plain or not experiment.env.has_snapshots:
         return are_plain
     actor = Actor(actor_setups(experiment, torch.device("cpu"), 0)[0])
     fresh = actor.state()
     actor.close()
-    streams = {name for name in fresh if name.endswith("generator")}
+    # Environments on the host may keep random numbers of another kind, whose form is all that can be checked.
+    suffix = "generator" if isinstance(experiment.env, DeviceEnvironmentConfig) else "policy_generator"
+    streams = {name for name in fresh if name.endswith(suffix)}
     games = {name: x for name, x in fresh.items() if name not in streams}
     return all(
         not state  # of an actor that was away

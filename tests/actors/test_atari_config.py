@@ -54,12 +54,13 @@ def test_a_configuration_needs_no_backend_and_refuses_an_unknown_one():
         "import sys\n"
         "from metagrad.actors.envs.atari import AtariConfig\n"
         "AtariConfig(game='Breakout')\n"
-        "assert not {'envpool', 'ale_py', 'gymnasium'} & set(sys.modules)\n"
+        "assert not {'envpool', 'ale_py', 'cv2', 'gymnasium'} & set(sys.modules)\n"
         "AtariConfig(backend='gym')"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stderr.splitlines()[-1] == (
-        "metagrad.errors.ConfigurationError: env.backend = 'gym': one of ('envpool', 'ale'); envpool is the default"
+        "metagrad.errors.ConfigurationError: env.backend = 'gym': "
+        "one of ('envpool', 'ale', 'ale-snapshots'); envpool is the default"
     )
 
 

@@ -68,7 +68,7 @@ def play(config, steps):
     return watched.counts
 
 
-@pytest.mark.parametrize("backend", ["envpool", "ale"])
+@pytest.mark.parametrize("backend", ["envpool", "ale", "ale-snapshots"])
 def test_rebuilt_stacks_are_the_pools_own(backend):
     counts = play(AtariConfig(game="Breakout", backend=backend, max_episode_steps=50), 400)
     assert counts["begun"] >= 4

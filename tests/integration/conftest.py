@@ -41,9 +41,9 @@ class Command:
         """Return what it has printed so far."""
         return self._output.read_text()
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = 100.0) -> int:
         """Exit code."""
-        return self.process.wait(timeout=100)
+        return self.process.wait(timeout=seconds)
 
     def wait_until(self, is_so: Callable[[], object]) -> None:
         """Until it is so; fails where the run ends without it."""
@@ -129,4 +129,14 @@ def tiny_words() -> tuple[str, ...]:
         *("train", "snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4"),
         *("--rollout-length", "3", "--updates", "999999", "--learner-threads", "1", "--log-every", "5"),
         *("--checkpoint.every", "5", "--run-dir", "run"),
+    )
+
+
+@pytest.fixture
+def pong_words() -> tuple[str, ...]:
+    """A small run of Pong whose games can be copied, with two actors; options given later win."""
+    return (
+        *("train", "atari", "--env.game", "Pong", "--env.backend", "ale-snapshots", "--lookahead", "fork"),
+        *("--env.sticky-action-probability", "0.25", "--network.hidden", "32", "--meta.n", "1"),
+        *("--environments", "4", "--actors", "2", "--learner-threads", "1", "--run-dir", "run"),
     )

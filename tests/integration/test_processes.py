@@ -1,7 +1,9 @@
 """Real processes, real signals: what a run leaves on disk and in the process table when it is stopped or killed."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -100,6 +102,35 @@ def test_a_colocated_run_that_was_killed_continues_bitwise_from_its_last_checkpo
     killed_at = update_of(paths(tmp_path / "run" / "checkpoints")[-1])
     assert f"at update {killed_at}" in here(*resumed(tiny_words, killed_at + 5))
     assert content(tmp_path / "run") == content(whole(here, tiny_words, killed_at + 5, tmp_path))
+
+
+def test_atari_continues_bitwise_where_its_games_can_be_copied(here: Here, pong_words: Words, tmp_path: Path) -> None:
+    words = (*pong_words, "--env.max-episode-steps", "12", "--rollout-length", "3", "--topology", "colocated")
+    here(*words, "--updates", "3")
+    here(*resumed(words, 6))
+    assert content(tmp_path / "run") == content(whole(here, words, 6, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+def test_pong_on_ray_that_is_killed_at_a_random_moment_continues_bitwise(
+    metagrad: Metagrad, here: Here, pong_words: Words, tmp_path: Path
+) -> None:
+    words = (*pong_words, "--updates", "200", "--checkpoint.every", "10")
+    moment = random.Random(1)
+    first = metagrad(*words)
+    first.wait_for(checkpoint_path(tmp_path / "run" / "checkpoints", 10 * moment.randrange(1, 18)))
+    time.sleep(2 * moment.random())
+    for pid in first.relatives():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL, first.output
+    killed_at = update_of(paths(tmp_path / "run" / "checkpoints")[-1])
+    assert 0 < killed_at < 200
+    second = metagrad(*resumed(words, 200))
+    assert second.wait(1_500) == 0, second.output
+    assert f"at update {killed_at}" in second.output
+    assert content(tmp_path / "run") == content(whole(here, words, 200, tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
