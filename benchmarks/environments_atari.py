@@ -74,7 +74,8 @@ class BarePool:
     """Steps an Atari pool with our settings, without our code around its `step`."""
 
     def __init__(self, config: AtariConfig, actions: Tensor):
-        games = BACKENDS[config.backend](config, distinct_seeds(0, actions.shape[1]), threads=1, is_colour_view=False)
+        seeds = distinct_seeds(0, actions.shape[1])
+        games: Any = BACKENDS[config.backend](config, seeds, threads=1, is_colour_view=False)
         self.observation = games.reset()[0]
         self._pool, self._actions = games._pool, actions.to(torch.int32).numpy()
 

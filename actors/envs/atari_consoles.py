@@ -61,7 +61,8 @@ class ConsoleRules(NamedTuple):
 def mersenne_twister(seed: int) -> np.random.MT19937:
     """Return the stream of C++'s `std::mt19937` with this seed, which only numpy's older interface seeds alike."""
     stream = np.random.MT19937()
-    stream.state = np.random.RandomState(seed).get_state(legacy=False)
+    state: Any = np.random.RandomState(seed).get_state(legacy=False)
+    stream.state = state
     return stream
 
 
@@ -89,6 +90,7 @@ class Console:
         self._state_from: Callable[[bytes], Any] = ale_py.ALEState
         self._resize, self._area = cv2.resize, cv2.INTER_AREA
         self._rules = rules
+        self._size = (rules.width, rules.height)
         self._emulator: Any = ale_py.ALEInterface()
         self._emulator.setFloat("repeat_action_probability", 0.0)
         self._emulator.setInt("random_seed", seed)
@@ -152,9 +154,11 @@ class Console:
         if self.is_game_over or self.is_time_limit:
             self.reset()
             return
-        emulator, chosen, reward = self._emulator, self._actions[action], 0
+        emulator, act, chosen, reward = self._emulator, self._act, self._actions[action], 0
+        if not self._repeats_below:
+            act, self._pressed = emulator.act, chosen
         for left in range(self._rules.frame_skip - 1, -1, -1):
-            reward += self._act(chosen)
+            reward += act(chosen)
             self.frames += 1
             self.is_game_over = emulator.game_over()
             if self.is_game_over or self.frames >= self._rules.max_episode_frames:
@@ -171,7 +175,7 @@ class Console:
         if screen.shape == stack.shape[1:]:
             stack[-1] = screen
         else:
-            self._resize(screen, (self._rules.width, self._rules.height), dst=stack[-1], interpolation=self._area)
+            self._resize(screen, self._size, dst=stack[-1], interpolation=self._area)
 
     def copy(self) -> dict[str, Any]:
         """Copy the game, without its random numbers."""
@@ -213,7 +217,7 @@ class Console:
         self._pressed = int(game["pressed"])
         if streams is not None:
             for stream, words in zip(self._streams.values(), streams.view(np.uint32).reshape(2, -1), strict=True):
-                inner = {"key": words[:-1], "pos": int(words[-1])}
+                inner: Any = {"key": words[:-1], "pos": int(words[-1])}
                 stream.state = {"bit_generator": "MT19937", "state": inner}
 
 
