@@ -139,7 +139,7 @@ class Console:
         self.frames, self.raw_reward, self.is_game_over = 0, 0, False
 
     def _act(self, action: int) -> int:
-        """Emulate one frame; return its reward."""
+        """Step one frame; return its reward."""
         if self._repeats_below:
             stream = self._streams["sticky"]
             if stream.random_raw() >= self._repeats_below:
@@ -225,7 +225,7 @@ class ConsoleGames:
     """Steps B consoles with NEXT_STEP autoreset, in threads that each keep some of them."""
 
     def __init__(self, rules: ConsoleRules, seeds: np.ndarray, threads: int) -> None:
-        """Boot the consoles.
+        """Make the consoles.
 
         Raises:
             ConfigurationError: OpenCV is not installed.
