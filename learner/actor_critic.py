@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metagrad.actor_critic import InnerLoss
 from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, matching_loss
+from metagrad.errors import require
 from metagrad.frame_stacks import packed, unpacked
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, fetched, finite_scalars
 from metagrad.learner.batch import trajectory_of, tree_of
@@ -170,6 +171,7 @@ class ActorCritic:
         for _ in range(self.reuse - 1):
             theta, optimizer, *_ = inner_update(self.problem, theta, optimizer, state.eta, batch, keep_graph=False)
         first = last = inner_update(self.problem, theta, optimizer, state.eta, batch, keep_graph)
+        self._check_shared()
         clock.lap("inner")
         tape = recorded((), first.step)
         outer = _Outer((), {}, batch, state.target_optimizer)
@@ -212,6 +214,18 @@ class ActorCritic:
         if n:
             clock.lap("meta")
         return new, self._metrics(new, first, outer.metrics, gradient, clock)
+
+    def _check_shared(self) -> None:
+        """Refuse a loss that takes its share of a batch for the whole one; learners would descend N times as steeply.
+
+        Raises:
+            ConfigurationError: it never asked for a count or sum of the whole batch.
+        """
+        shares, loss = self.problem.shares, type(self.losses).__name__
+        rule = f"{loss} divides by no count of the whole batch (metagrad.losses.masked_mean), of which each has a share"
+        is_shared = not isinstance(shares, Ranks) or shares.is_asked
+        size = shares.size if isinstance(shares, Ranks) else 1
+        require(is_shared, "learners", size, rule, "use masked_mean in the loss, or one learner")
 
     def _with_outer_loss(
         self, before: _Outer, weight: float, theta: Tensor, state: LearnerState, batch: Trajectory, clock: Clock

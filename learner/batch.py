@@ -55,21 +55,31 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
     for rollout, found in zip(rollouts, versions, strict=True):
         if version is not None and found != version:
             raise ValueError(f"actor {rollout.actor} acted under version {found} where version {version} was asked for")
-    trajectories = [rollout.trajectory for rollout in rollouts]
+    return Batch(joined([rollout.trajectory for rollout in rollouts], device, room), versions)
+
+
+def joined(
+    trajectories: Sequence[Trajectory | PackedTrajectory], device: torch.device, room: Sequence[Tensor] = ()
+) -> Trajectory | PackedTrajectory:
+    """Put trajectories of one kind side by side, in the order given, on `device`; the oldest version is that of all.
+
+    `room` is memory that becomes the batch's, where its fields fit.
+    """
     parts = [trajectory._asdict() for trajectory in _shifted(trajectories)]
     fields: dict[str, Any] = {}
-    room = list(room)
+    rooms = list(room)
     for name in parts[0]:
         column = [part[name] for part in parts]
         if name == "policy_version" or column[0] is None:
             continue
         axis = 0 if name in ("frames", "first_state", "first_return") else 1
         if isinstance(column[0], np.ndarray):
-            field = _concatenated(column, axis, device, room)
+            field = _concatenated(column, axis, device, rooms)
         else:
             field = column[0] if len(column) == 1 else torch.cat(column, dim=axis)
         fields[name] = field.to(device, non_blocking=True)
-    return Batch(type(trajectories[0])(**fields, policy_version=min(versions)), versions)
+    oldest = min(trajectory.policy_version for trajectory in trajectories)
+    return type(trajectories[0])(**fields, policy_version=oldest)
 
 
 def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device, room: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ experiments, processes or files.
 
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,15 +15,10 @@ from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.reports import Candidate, Checkpoint, Lags, Reporter, Row, Standing, Summary
 from metagrad.learner.schedule import Schedule
 from metagrad.learner.tally import Tally
+from metagrad.learner.team import ALONE, Stop, Team
 from metagrad.precision import Precision
 
 CHECKPOINT_PARTS = ("device", "learner", "actors", "counters", "account", "episodes", "window")
-
-
-class Stop(Protocol):
-    """Says whether the run should end."""
-
-    signal_name: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +41,8 @@ class TrainingConfig:
     """Updates between evaluations; 0: none."""
     precision: Precision = "float32"
     """For checkpoints and the summary."""
+    own_steps_per_batch: int | None = None
+    """Of a batch's steps those that this learner takes; None: all of them."""
 
 
 class Training:
@@ -59,7 +56,9 @@ class Training:
         actors: Actors,
         schedule: Schedule,
         report: Reporter,
+        team: Team = ALONE,
     ):
+        """Train as one of a team of learners, all of which make the same calls."""
         self.config = config
         self.algorithm = algorithm
         self.state = state
@@ -67,15 +66,20 @@ class Training:
         self.schedule = schedule
         self.tally = Tally()
         self._report = report
+        self._team = team
+        self._account = actors.account  # of all learners, as of the last row or checkpoint
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Continue from a checkpoint's content; the states of learner and actors in it went to those already."""
         self.schedule.load_tree(checkpoint["window"])
-        _load(checkpoint, self.config, self.tally, self.actors.account, self._held_batches())
+        held = self._held_batches() if self._team.rank == 0 else 0  # the first learner goes on with all accounts
+        _load(checkpoint, self.config, self.tally, self.actors.account, held)
 
     def run(self, stop: Stop) -> None:
         """Train until done or asked to stop; end on a checkpoint of the last whole update."""
         config, tally, since = self.config, self.tally, time.monotonic()
+        own_steps = config.steps_per_batch if config.own_steps_per_batch is None else config.own_steps_per_batch
+        stop = self._team.agreeing(stop)
         is_taken_back = tally.evaluation == "done" and tally.is_row_partial  # with the row, all of whose update goes
         if (tally.evaluation == "due" or is_taken_back) and self.state.update < config.updates:
             self._evaluate(stop)
@@ -84,8 +88,8 @@ class Training:
             self.state, metrics = self.algorithm.update(self.state, self.schedule.sample)
             received = self.schedule.take_received()
             used = held + len(received) - self._held_batches()
-            self.actors.account.consume(used * config.steps_per_batch)
-            tally.count(received, self.schedule.lag, metrics)
+            self.actors.account.consume(used * own_steps)
+            tally.count(*self._team.exchange(received, self.schedule.lag), metrics)
             now = time.monotonic()
             tally.count_seconds(now - since)
             since = now
@@ -127,7 +131,8 @@ class Training:
 
     def _log(self) -> None:
         update = self.state.update
-        self._report(Row(self.tally.row(self.actors.account), update))
+        self._account = self._team.account(self.actors.account)
+        self._report(Row(self.tally.row(self._account), update))
         self._report(Lags(self.tally.lags, update))
         self._report_standing()
         self._report(Summary(self.summary()))
@@ -139,19 +144,21 @@ class Training:
 
     def save(self) -> None:
         """Have a checkpoint of the present state written."""
-        tree = {
+        self._account = self._team.account(self.actors.account)
+        own = {
             "device": self.state.theta.device.type,
             "precision": self.config.precision,
             "learner": self.algorithm.to_tree(self.state),
             "actors": self.actors.states(),
-            "account": self.actors.account.to_tree(),
+            "account": self._account.to_tree(),
             "window": self.schedule.to_tree(),
         }
+        tree = self._team.checkpoint(own)
         self._report(Checkpoint(self.state.update, tree | self.tally.to_tree()))
 
     def summary(self) -> dict[str, Any]:
         """Return the content of summary.json as of now."""
-        return _summary(self.config, self.algorithm, self.state, self.tally, self.actors.account)
+        return _summary(self.config, self.algorithm, self.state, self.tally, self._account)
 
 
 def summary_before(

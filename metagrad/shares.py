@@ -111,6 +111,7 @@ class Ranks:
         self.size = size
         self._all_reduce = all_reduce
         self._sent = Sent(0.0, 0.0, 0)
+        self.is_asked = False  # True: a loss has divided by a count of the whole batch, or asked for a sum
         self._counted: tuple[Tensor, torch.dtype, Tensor] | None = None
 
     def sum(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -119,6 +120,7 @@ class Ranks:
         Raises:
             RankLost: another process is gone.
         """
+        self.is_asked = True
         y: Tensor = _Sum.apply(x, self)
         return y
 
@@ -141,6 +143,7 @@ class Ranks:
         Raises:
             RankLost: another process is gone.
         """
+        self.is_asked = True
         if self._counted is None or self._counted[0] is not valid or self._counted[1] is not dtype:
             self._counted = valid, dtype, self.added(valid.to(dtype).sum())
         return self._counted[2]
@@ -151,6 +154,7 @@ class Ranks:
         Raises:
             RankLost: another process is gone.
         """
+        self.is_asked = True
         elements = torch.full((), float(x.numel()), dtype=x.dtype, device=x.device)
         return x.sum() / self.added(elements)
 

@@ -218,6 +218,11 @@ class Experiment(BaseExperiment):
         return True
 
     @property
+    def shares_batches(self) -> bool:
+        """Return True: every sum over a batch goes through `metagrad.shares`."""
+        return True
+
+    @property
     def look_ahead_batches(self) -> int:
         """Count inner batches of virtual updates and the outer one; with a bootstrapped target, its batches too."""
         return self.meta.n + self.meta.bootstrap.updates

@@ -132,8 +132,11 @@ class BaseExperiment(ABC):
     log: tuple[LogName, ...] = ()
     """Tools that are given the rows of TensorBoard too, once a checkpoint covers them: wandb (Weights & Biases, of the
     extra of that name). One that fails says so once, and the run goes on."""
+    learners: int = 1
+    """Number of learners (topology ray): each has a share of the actors and of every batch, on a GPU of its own where
+    the cluster has one for each; together they make exactly the update of one learner with the whole batch."""
     learner_cpus: int = 1
-    """CPUs of the cluster reserved for the learner's process (topology ray)."""
+    """CPUs of the cluster reserved for each learner's process (topology ray)."""
     learner_restarts: int = 0
     """How often a learner that died is restarted from the newest checkpoint with the same actors (topology ray)."""
     wait_for_resources: float | None = None
@@ -195,9 +198,24 @@ class BaseExperiment(ABC):
         restarts = self.learner_restarts
         require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
         check_wait_for_resources(self.wait_for_resources, self.topology)
-        for field, value, default in (("learner_cpus", self.learner_cpus, 1), ("learner_restarts", restarts, 0)):
+        self._check_learners()
+        for field, value, default in (
+            ("learners", self.learners, 1),
+            ("learner_cpus", self.learner_cpus, 1),
+            ("learner_restarts", restarts, 0),
+        ):
             rule = "has no effect with --topology colocated"
             require(value == default or self.topology == "ray", field, value, rule, "use --topology ray")
+
+    def _check_learners(self) -> None:
+        """Refuse learners that would have nothing to do, and several of an algorithm that only one can run."""
+        learners, rule = self.learners, "a run needs at least one learner"
+        require(learners >= 1, "learners", learners, rule, "use --learners 1 or more")
+        rule = "this algorithm has no sums over shares of a batch"
+        require(learners == 1 or self.shares_batches, "learners", learners, rule, "leave it out")
+        for name, count in (("actors", self.actors), ("rollouts of a batch", self.rollouts_per_batch)):
+            rule = f"each learner has actors and rollouts of its own, and there are {count} {name}"
+            require(learners <= count, "learners", learners, rule, f"use --learners {count}, or more actors")
 
     @abstractmethod
     def algorithm(self, spec: EnvironmentSpec) -> Algorithm[Any]:
@@ -225,6 +243,11 @@ class BaseExperiment(ABC):
     @property
     def takes_streamed_rollouts(self) -> bool:
         """True where the algorithm learns from rollouts of older policies, as --schedule peek has them."""
+        return False
+
+    @property
+    def shares_batches(self) -> bool:
+        """True where several learners can make an update together, each with a share of the batch."""
         return False
 
     @property
@@ -287,8 +310,17 @@ def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "co
 
 OPERATIONAL_FIELDS = frozenset(
     (
-        *("updates", "topology", "device", "actor_threads", "learner_threads", "learner_cpus", "learner_restarts"),
-        *("precision", "wait_for_resources", "log_every", "log", "checkpoint", "evaluation", "faults"),
+        *("updates", "topology", "device", "actor_threads", "learner_threads", "learners", "learner_cpus"),
+        *(
+            "learner_restarts",
+            "precision",
+            "wait_for_resources",
+            "log_every",
+            "log",
+            "checkpoint",
+            "evaluation",
+            "faults",
+        ),
     )
 )
 """How and how long a run is run, not what it computes: these may change when it is resumed."""

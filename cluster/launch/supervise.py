@@ -9,7 +9,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -18,12 +17,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.launch.crew import Crew
 from metagrad.cluster.launch.driver_reports import DriverReports, start_at
 from metagrad.cluster.launch.open_run import OpenRun
 from metagrad.cluster.on_ray import session
 from metagrad.cluster.on_ray import watch as ray_watch
 from metagrad.cluster.on_ray.evaluator import RayEvaluator
-from metagrad.cluster.on_ray.faults import first_line, original_traceback
+from metagrad.cluster.on_ray.faults import first_line
 from metagrad.cluster.on_ray.learner_process import LEARNERS_BUNDLE, start_learner
 from metagrad.cluster.on_ray.metrics import RayMetrics
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, create
@@ -31,7 +31,8 @@ from metagrad.cluster.on_ray.session import Demand, free_resources
 from metagrad.cluster.plan.placement import own_cpus
 from metagrad.cluster.run.learning import Assignment
 from metagrad.errors import RunLost, require
-from metagrad.learner.training import Stop
+from metagrad.learner.team import Stop, share_of
+from metagrad.shares import RankLost
 
 _SECONDS_TO_PLACE = 5.0  # where there is room
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -39,7 +40,6 @@ _SECONDS_TO_FINISH = 35.0  # without the cluster's head, before Ray aborts
 _SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
 _SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: its caller does not wait for ever
 _SECONDS_UNTIL_SAID = 5.0
-_SECONDS_OF_A_LOOK = 0.5
 
 
 class LearnerLost(RunLost):
@@ -47,11 +47,11 @@ class LearnerLost(RunLost):
 
 
 def demand(experiment: BaseExperiment) -> Demand:
-    """Return what a run needs at the same time: in lockstep all of its actors, in peek at least one."""
+    """Return what a run needs at the same time: in lockstep all of its actors, in peek at least one for a learner."""
     own = own_cpus(experiment)
     wanted = own + experiment.actors * experiment.actor_threads
-    least = wanted if experiment.schedule == "lockstep" else own + experiment.actor_threads
-    gpus = 1 if experiment.device.startswith("cuda") else 0
+    least = wanted if experiment.schedule == "lockstep" else own + experiment.learners * experiment.actor_threads
+    gpus = experiment.learners if experiment.device.startswith("cuda") else 0
     needs = f"with {experiment.actor_threads} threads each, and {own} CPUs for learner and evaluation"
     return Demand(least, wanted, gpus, experiment.actors, needs)
 
@@ -112,13 +112,21 @@ class Supervisor:
         self._spec = spec
         self._say = say
         self._stop = stop
-        has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        has_gpu = ray.cluster_resources().get("GPU", 0) >= experiment.learners
         self._gpus = 1 if experiment.device.startswith("cuda") or (experiment.device == "auto" and has_gpu) else 0
         self._group = self._reserve()
-        self.handles = create(experiment.actors, experiment.actor_threads, self._group)
+        # Each learner's first actor has a bundle too, in front of its learner's.
+        firsts = {share_of(experiment.actors, i, experiment.learners).start: b - 1 for i, b in self._bundles()}
+        self.handles = create(experiment.actors, experiment.actor_threads, self._group, firsts)
+
+    def _bundles(self) -> Iterator[tuple[int, int]]:
+        """Yield each learner with the number of its bundle: behind the first one is that of the evaluator, if any."""
+        behind = LEARNERS_BUNDLE + (2 if self._experiment.evaluation.every else 1)
+        for rank in range(self._experiment.learners):
+            yield rank, LEARNERS_BUNDLE if rank == 0 else behind + 2 * rank - 1
 
     def _reserve(self) -> PlacementGroup:
-        """Reserve room for one actor and for learner and evaluator, which no other actor takes, not even when they die.
+        """Reserve room for learners, evaluator and an actor for each learner, which nobody takes, even when they die.
 
         All at once: of two runs that wait, none holds what the other one needs.
         """
@@ -126,12 +134,15 @@ class Supervisor:
         bundles: list[dict[str, float]] = [{"CPU": experiment.actor_threads}, {"CPU": experiment.learner_cpus}]
         if self._gpus:
             bundles[LEARNERS_BUNDLE]["GPU"] = 1
+        of_learner = [dict(bundle) for bundle in bundles]
         if experiment.evaluation.every:
             bundles.append({"CPU": 1})
+        for _ in range(1, experiment.learners):
+            bundles += map(dict, of_learner)
         group = placement_group(bundles, strategy="PACK")
         if not group.wait(_SECONDS_TO_PLACE):
             try:
-                self._wait(group, needs_of(bundles))
+                self._wait(group, needs_of(bundles, experiment.learners))
             except BaseException:
                 remove_placement_group(group)
                 raise
@@ -169,14 +180,17 @@ class Supervisor:
         remove_placement_group(self._group)  # and with it learner and evaluator
 
     @contextmanager
-    def learner(self) -> Iterator[Any]:
-        """Start a learner process, and kill it at the end."""
-        learner = start_learner(self._group, self._experiment.learner_cpus, self._gpus)
+    def learners(self, assignment: Assignment, make: MakeActor) -> Iterator[Crew]:
+        """Start the learners of a life on their work, and kill them at the end."""
+        of_each = (self._group, self._experiment.learner_cpus, self._gpus)
+        learners = [start_learner(*of_each, rank, bundle) for rank, bundle in self._bundles()]
         try:
-            yield learner
+            others = [x.run.remote(assignment, self.handles, make, learners[0]) for x in learners[1:]]
+            yield Crew(learners, [learners[0].run.remote(assignment, self.handles, make), *others])
         finally:
             if ray_watch.lost() is None:
-                ray.kill(learner)
+                for learner in learners:
+                    ray.kill(learner)
 
     def patience(self) -> _Patience:
         """Begin to wait for an answer of the learner."""
@@ -193,7 +207,7 @@ class Supervisor:
         """
         try:
             yield
-        except (RayActorError, _NoAnswer) as error:
+        except (RayActorError, RankLost, _NoAnswer) as error:
             if (lost := ray_watch.lost()) is not None:
                 raise lost from error
             reason = first_line(error)
@@ -204,7 +218,7 @@ class Supervisor:
                 ) from error
             reports.learner_restarted(reason)
 
-    def require_cluster(self, learner: Any, running: Any, reports: DriverReports) -> None:
+    def require_cluster(self, crew: Crew, reports: DriverReports) -> None:
         """End the run where Ray has ended, with a checkpoint of the current update where that is still possible.
 
         Raises:
@@ -214,26 +228,21 @@ class Supervisor:
         if lost is None:
             return
         if lost.lets_processes_finish:
-            self._save_what_can_be(learner, running, reports, lost)
+            self._save_what_can_be(crew, reports, lost)
         raise lost
 
-    def _save_what_can_be(
-        self, learner: Any, running: Any, reports: DriverReports, lost: ray_watch.ClusterLost
-    ) -> None:
+    def _save_what_can_be(self, crew: Crew, reports: DriverReports, lost: ray_watch.ClusterLost) -> None:
         """Write a checkpoint of the current update, while learner and driver can still talk to each other."""
         reports.say(f"{lost.what}: the run ends, with a checkpoint where that is still possible")
-        learner.stop.remote("the end of the cluster")
+        crew.stop("the end of the cluster")
         deadline = time.monotonic() + _SECONDS_TO_FINISH
         try:
             is_over = False
             while not is_over and (left := deadline - time.monotonic()) > 0:
-                is_over = bool(ray.wait([running], timeout=0)[0])  # then what it says next is its last
-                said, patience = learner.fetch.remote(0.5), _Patience(left, self._stop, self._say)
-                while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
-                    patience.spend()
-                for report in ray.get(said):
+                is_over = crew.is_over()
+                for report in crew.reports(0.5, _Patience(left, self._stop, self._say).spend):
                     reports(report)
-        except (RayError, _NoAnswer) as error:
+        except (RayError, RankLost, _NoAnswer) as error:
             reports.say(f"the learner cannot be reached either ({first_line(error)})")
 
 
@@ -261,35 +270,32 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
                 with (
                     this_run.reports(start_at(checkpoint), evaluator, metrics) as reports,
                     supervisor.forgiven(life, reports),
-                    supervisor.learner() as learner,
+                    supervisor.learners(assignment, make) as crew,
                 ):
-                    running = learner.run.remote(assignment, supervisor.handles, make)
                     is_told = is_over = False
                     while not is_over:
-                        is_over = bool(ray.wait([running], timeout=0)[0])  # then what it says next is its last
+                        is_over = crew.is_over()
                         if stop.signal_name is not None and not (is_told or is_over):
-                            learner.stop.remote(stop.signal_name)
+                            crew.stop(stop.signal_name)
                             is_told = True
                             reports.say(f"{stop.signal_name}: the run ends after the update at hand, with a checkpoint")
-                        # As in `_save_what_can_be`; a function for both would be a ninth frame on the way to an update.
-                        said, patience = learner.fetch.remote(0.0 if is_over else 0.5), supervisor.patience()
-                        while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
-                            patience.spend()
-                        for report in ray.get(said):
+                        for report in crew.reports(0.0 if is_over else 0.5, supervisor.patience().spend):
                             reports(report)
                         if not is_over:
                             reports.write_evaluations()
-                            supervisor.require_cluster(learner, running, reports)
-                    with original_traceback():
-                        ray.get(running)
+                            supervisor.require_cluster(crew, reports)
+                    crew.require_success()
                     is_done = True
                 if is_done:
                     break
             this_run.finish_evaluations(evaluator)
 
 
-def needs_of(bundles: list[dict[str, float]]) -> str:
+def needs_of(bundles: list[dict[str, float]], learners: int = 1) -> str:
     """Return in words the resources that must be free together."""
+    if learners > 1:
+        cpus, gpus = (sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU"))
+        return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "") + f" ({learners} learners with an actor each)"
     cpus = " + ".join(f"{bundle['CPU']:g}" for bundle in bundles)
     has_gpu = any(bundle.get("GPU") for bundle in bundles)
     return f"{cpus} CPUs (an actor, the learner{', the evaluator' if len(bundles) > 2 else ''})" + (

@@ -93,7 +93,7 @@ class RayActors:
                 if order.version == published.version and order.shard not in done:
                     done[order.shard] = rollout
                 else:  # somebody else stood in
-                    self.account.drop(self._slots[rollout.actor].steps, "came too late")
+                    self.account.drop(self._slots[0].steps, "came too late")
         return [done[shard] for shard in range(len(self._slots))]
 
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
@@ -141,7 +141,7 @@ class RayActors:
             if rollout.trajectory.policy_version >= oldest:
                 self._arrived.append(rollout)
             else:
-                self.account.drop(self._slots[rollout.actor].steps, "too old")
+                self.account.drop(self._slots[0].steps, "too old")
 
     def _order_ahead(self, oldest: int, is_starved: bool) -> None:
         published = self._published

@@ -14,7 +14,7 @@ from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.evaluate import EvaluationStopped, evaluate
 from metagrad.actors.record import record
 from metagrad.cluster.config.experiment import BaseExperiment
-from metagrad.learner.training import Stop
+from metagrad.learner.team import Stop
 
 Scores = dict[str, float]
 _SHOWN_STEPS = 500  # of an episode that is shown: of Atari 33 seconds, some 2 MiB

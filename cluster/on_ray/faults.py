@@ -12,7 +12,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from metagrad.errors import ConfigurationError
+from metagrad.errors import ConfigurationError, RunLost
 
 
 class NotStarted(RuntimeError):
@@ -41,6 +41,6 @@ def original_traceback() -> Iterator[None]:
     except RayTaskError as error:
         while isinstance(error.cause, RayTaskError):
             error = error.cause
-        if isinstance(error.cause, ConfigurationError):  # one line for people, not a traceback
+        if isinstance(error.cause, ConfigurationError | RunLost):  # one line for people, not a traceback
             raise error.cause from None
         raise error.as_instanceof_cause() from None

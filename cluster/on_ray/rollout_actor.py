@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -138,23 +138,30 @@ def address_and_pid() -> tuple[str, int]:
     return ray.util.get_node_ip_address(), os.getpid()
 
 
-def create(count: int, threads: int, group: PlacementGroup | None = None) -> list[Any]:
+def create(
+    count: int, threads: int, group: PlacementGroup | None = None, reserved: Mapping[int, int] | None = None
+) -> list[Any]:
     """Start so many actor processes, spread over the nodes, and return their handles.
 
     Ray restarts a lost one where there is room.
 
     They belong to the process that calls this: they outlive a learner, and end with the driver. The first one has its
-    place in the run's placement group, so that a run which has found room has an actor.
+    place in the run's placement group, so that a run which has found room has an actor; `reserved` says so of others,
+    with the bundle of each.
     """
     grouped: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
-    reserved = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0) if group else "SPREAD"
+    bundles = {} if group is None else {0: 0} | dict(reserved or {})
+    places = {
+        actor: PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        for actor, bundle in bundles.items()
+    }
     return [
         grouped(RolloutActor)
         .options(
             num_cpus=threads,
             max_restarts=-1,
             max_task_retries=0,
-            scheduling_strategy="SPREAD" if index else reserved,
+            scheduling_strategy=places.get(index, "SPREAD"),
         )
         .remote()
         for index in range(count)

@@ -104,8 +104,8 @@ def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
 
 
 def own_cpus(experiment: BaseExperiment) -> int:
-    """Count the CPUs of the learner, and of the evaluator where there is one."""
-    return experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
+    """Count the CPUs of the learners, and of the evaluator where there is one."""
+    return experiment.learners * experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
 
 
 def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:

@@ -75,6 +75,7 @@ def misfit(tree: dict[str, Any], update: int, experiment: BaseExperiment, algori
         "episodes": _are_episodes(tree["episodes"]),
         "window": _is_window(tree["window"], (experiment.rollout_length, experiment.environments)),
         "actors": _are_actors(tree, experiment),
+        "learners": "learners" not in tree or is_count(tree["learners"]),  # one learner writes none
         "interval": "interval" not in tree or _is_interval(tree["interval"]),  # older versions have none
     }
     return next((part for part, fits in checks.items() if not fits), None)

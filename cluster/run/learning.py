@@ -14,10 +14,12 @@ from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.cores import default_threads
 from metagrad.errors import ConfigurationError, require
+from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.actors import Actors
 from metagrad.learner.reports import Message, Reporter, Summary
 from metagrad.learner.schedule import Lockstep, Peek, Schedule
-from metagrad.learner.training import Stop, Training, TrainingConfig
+from metagrad.learner.team import ALONE, LearnersShare, Stop, Team, own_part, share_of
+from metagrad.learner.training import Training, TrainingConfig
 from metagrad.precision import Precision, multiplies_bfloat16
 
 OpenActors = Callable[[list[ActorSetup], Sequence[ActorState] | None], AbstractContextManager[Actors]]
@@ -87,18 +89,27 @@ def actor_setups(
 
 
 def learner_threads(experiment: BaseExperiment, available: int) -> int:
-    """Return how many threads the learner takes: all, since actors rest while it works or are ahead of it.
+    """Return how many threads a learner takes: all, since actors rest while it works or are ahead of it.
 
-    In peek without a look-ahead neither is so, and it takes its share. What the experiment says comes first.
+    Several learners, which may be on one node, share them. In peek without a look-ahead neither is so, and it takes its
+    share. What the experiment says comes first.
     """
     if experiment.learner_threads is not None:
         return experiment.learner_threads
+    available = max(1, available // experiment.learners)
     is_shared = experiment.topology == "ray" and experiment.schedule == "peek" and experiment.look_ahead_batches == 0
     return min(experiment.learner_cpus, available) if is_shared else available
 
 
-def training_config(experiment: BaseExperiment) -> TrainingConfig:
-    """Return what the loop has to know of an experiment."""
+def share_of_learner(experiment: BaseExperiment, rank: int, size: int) -> LearnersShare:
+    """Return what one of `size` learners has of a run: some of its actors, and of each batch as many rollouts."""
+    rollouts, environments = share_of(experiment.rollouts_per_batch, rank, size), experiment.environments_of_an_actor
+    columns = range(rollouts.start * environments, rollouts.stop * environments)
+    return LearnersShare(share_of(experiment.actors, rank, size), rollouts, columns)
+
+
+def training_config(experiment: BaseExperiment, share: LearnersShare | None = None) -> TrainingConfig:
+    """Return what the loop has to know of an experiment; None: it is that of the only learner."""
     return TrainingConfig(
         name=experiment.name,
         seed=experiment.seed,
@@ -108,6 +119,7 @@ def training_config(experiment: BaseExperiment) -> TrainingConfig:
         checkpoint_every=experiment.checkpoint.every,
         evaluation_every=experiment.evaluation.every,
         precision=experiment.resolved_precision,
+        own_steps_per_batch=None if share is None else len(share.columns) * experiment.rollout_length,
     )
 
 
@@ -120,9 +132,16 @@ def _schedule(experiment: BaseExperiment, actors: Actors, device: torch.device, 
 
 @contextmanager
 def prepared_training(
-    assignment: Assignment, open_actors: OpenActors, report: Reporter, stop: Stop, threads: int | None = None
+    assignment: Assignment,
+    open_actors: OpenActors,
+    report: Reporter,
+    stop: Stop,
+    threads: int | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Training]:
     """Make algorithm, state and actors, and report the summary at the end, also of a run that fails.
+
+    Of several learners each has a share of the actors, and of every batch the columns that they bring.
 
     `threads` are those that this process may have, `default_threads` where nobody says.
 
@@ -137,22 +156,29 @@ def prepared_training(
         report(Message(f"precision bf16-mixed: this {device.type} has no units for it and is slower than in float32"))
     keep_freed_memory()
     torch.set_num_threads(learner_threads(experiment, threads or default_threads()))
-    algorithm = experiment.algorithm(assignment.spec)
+    algorithm, share = experiment.algorithm(assignment.spec), share_of_learner(experiment, team.rank, team.size)
+    if team.size > 1:
+        assert isinstance(algorithm, ActorCritic), "only actor-critics are shared (BaseExperiment.shares_batches)"
+        algorithm = algorithm.sharing(team.shares)
+        checkpoint = None if checkpoint is None else own_part(checkpoint, share)
     if checkpoint is None:
         state, states = algorithm.init(experiment.seed, device), None
     else:
         state, states = algorithm.from_tree(checkpoint["learner"], device), checkpoint["actors"]
-    setups = actor_setups(experiment, device, state.update, assignment.life)
+    setups = [actor_setups(experiment, device, state.update, assignment.life)[i] for i in share.actors]
     with (
         open_actors(setups, states) as actors,
         closing(_schedule(experiment, actors, device, state.update)) as schedule,
     ):
-        training = Training(training_config(experiment), algorithm, state, actors, schedule, report)
+        training = Training(training_config(experiment, share), algorithm, state, actors, schedule, report, team)
         if checkpoint is not None:
             training.load(checkpoint)
             if checkpoint["device"] != device.type:
                 text = f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
                 report(Message(text + "there start afresh"))
+            if (before := checkpoint.get("learners", 1)) != team.size:
+                text = f"{team.size} learners now, {before} before: sums over a batch are added up in another order"
+                report(Message(text))
             if (before := checkpoint.get("precision", "float32")) != precision:  # older versions had no other
                 report(Message(f"precision {precision} now, {before} before: the run continues in other arithmetic"))
         try:
