@@ -15,7 +15,7 @@ from torch import Tensor
 from metagrad.errors import RunLost
 from metagrad.frame_stacks import unpacked
 from metagrad.learner.actors import Account
-from metagrad.learner.batch import joined, trajectory_of
+from metagrad.learner.batch import joined, trajectory_of, tree_of
 from metagrad.learner.schedule import Received
 from metagrad.shares import WHOLE, RankLost, Shares, group_shares
 from metagrad.trees import map_tensors, tensors
@@ -221,15 +221,15 @@ def own_part(checkpoint: dict[str, Any], share: LearnersShare) -> dict[str, Any]
 
 
 def _columns(fields: dict[str, Any], columns: range) -> dict[str, Any]:
-    """Cut columns out of a trajectory, with the frames that they show."""
-    trajectory = trajectory_of(fields)
-    cut: dict[str, Any] = {
-        name: x[:, columns.start : columns.stop] if isinstance(x, Tensor) and name != "frames" else x
-        for name, x in trajectory._asdict().items()
-    }
-    if isinstance(trajectory, PackedTrajectory):
+    """Cut columns out of a trajectory's fields, with the frames that they show."""
+    own = slice(columns.start, columns.stop)
+    of_rows = {name: x[:, own] for name, x in fields.items() if isinstance(x, Tensor) and name != "frames"}
+    cut = fields | of_rows
+    if "first_state" in fields:
+        cut["first_state"] = fields["first_state"][own]
+    if "frames" in fields:
         used, index = torch.unique(cut["frame_index"], return_inverse=True)
-        cut |= {"frames": trajectory.frames[used], "frame_index": index.to(trajectory.frame_index.dtype)}
+        cut |= {"frames": fields["frames"][used], "frame_index": index.to(fields["frame_index"].dtype)}
     return cut
 
 
@@ -242,7 +242,7 @@ def _joined_fields(shares: Sequence[dict[str, Any] | None]) -> dict[str, Any] | 
     if shares[0] is None:
         return None
     found = [trajectory_of(share) for share in shares if share is not None]
-    return joined(list(_alike(found)), torch.device("cpu"))._asdict()
+    return tree_of(joined(list(_alike(found)), torch.device("cpu")))
 
 
 def _alike(

@@ -3,20 +3,24 @@
 import functools
 import importlib.util
 import math
+import multiprocessing
 import os
 import signal
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import beartype
 import hypothesis
 import jaxtyping
 import pytest
 import torch
+import torch.distributed as dist
 import typing_extensions
 
 # Processes that a test starts inherit these.
@@ -152,3 +156,38 @@ def signal_handlers_put_back() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def _in_group(rank: int, size: int, folder: Path, work: Callable[[], Any]) -> None:
+    """Work as one rank of a gloo group on loopback, and leave what comes of it in a file."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        store = dist.FileStore(str(folder / "store"), size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+        torch.save(work(), folder / f"{rank}.pt")
+        dist.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # nothing of pytest's is to run twice
+
+
+@pytest.fixture
+def in_group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Callable[[], Any]], list[Any]]:
+    """(size, work) -> what `work()` returns in each of so many forks of this process, a gloo group."""
+
+    def run(size: int, work: Callable[[], Any]) -> list[Any]:
+        folder = tmp_path_factory.mktemp("group")
+        context = multiprocessing.get_context("fork")
+        forks = [context.Process(target=_in_group, args=(rank, size, folder, work)) for rank in range(size)]
+        for fork in forks:
+            fork.start()
+        for fork in forks:
+            fork.join(90)
+            if fork.is_alive():
+                fork.kill()
+        assert [fork.exitcode for fork in forks] == [0] * size
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+    return run

@@ -1,17 +1,10 @@
 """A small learner: a network of a hundred parameters, and a sampler that records what it is asked for."""
 
-import multiprocessing
-import os
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from metagrad.actor_critic import A2cLoss
@@ -170,38 +163,3 @@ def derivative() -> Callable[[Callable[[Tensor], Tensor], Tensor, float], Tensor
         return torch.tensor([along(each) for each in torch.eye(len(point), dtype=point.dtype)], dtype=point.dtype)
 
     return differences
-
-
-def _in_group(rank: int, size: int, folder: Path, work: Callable[[], Any]) -> None:
-    """Work as one rank of a gloo group on loopback, and leave what comes of it in a file."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        store = dist.FileStore(str(folder / "store"), size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-        torch.save(work(), folder / f"{rank}.pt")
-        dist.destroy_process_group()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)  # nothing of pytest's is to run twice
-
-
-@pytest.fixture
-def in_group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Callable[[], Any]], list[Any]]:
-    """(size, work) -> what `work()` returns in each of so many forks of this process, a gloo group."""
-
-    def run(size: int, work: Callable[[], Any]) -> list[Any]:
-        folder = tmp_path_factory.mktemp("group")
-        context = multiprocessing.get_context("fork")
-        forks = [context.Process(target=_in_group, args=(rank, size, folder, work)) for rank in range(size)]
-        for fork in forks:
-            fork.start()
-        for fork in forks:
-            fork.join(90)
-            if fork.is_alive():
-                fork.kill()
-        assert [fork.exitcode for fork in forks] == [0] * size
-        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
-
-    return run
