@@ -223,6 +223,14 @@ class Experiment(BaseExperiment):
         return True
 
     @property
+    def vectors_added_up(self) -> int:
+        """Count inner and outer gradients, and the products of the adjoint pass."""
+        n, target = self.meta.n, self.meta.bootstrap.updates
+        outers = n if self.meta.estimator == "mix" else min(n, 1)
+        products = 0 if self.meta.estimator == "trace" else max(n - 1, 0)
+        return max(n, 1) + outers + target + products
+
+    @property
     def look_ahead_batches(self) -> int:
         """Count inner batches of virtual updates and the outer one; with a bootstrapped target, its batches too."""
         return self.meta.n + self.meta.bootstrap.updates

@@ -251,6 +251,11 @@ class BaseExperiment(ABC):
         return False
 
     @property
+    def vectors_added_up(self) -> int:
+        """Count the vectors of the size of θ that several learners add up for a meta-update."""
+        return 0
+
+    @property
     def look_ahead_batches(self) -> int:
         """Count the batches beyond the real one that an update looks into."""
         return 0

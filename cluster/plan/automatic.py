@@ -36,6 +36,8 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
     require(experiment.topology == "ray", "actors", "auto", rule, "give a number, or leave it out")
     rule, remedy = "is chosen by --actors auto", "leave it out, or give the number of actors too"
     require(experiment.actor_threads == 1, "actor_threads", experiment.actor_threads, rule, remedy)
+    learners, rule = experiment.learners, "have actors of their own, and --actors auto chooses those of one learner"
+    require(learners == 1, "learners", learners, rule, "give the number of actors")
     own = experiment.environments_per_actor
     require(own is None, "environments_per_actor", own, rule, remedy)
     free = _free(replace(experiment, actors=1), nodes, is_alone)

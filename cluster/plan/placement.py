@@ -39,6 +39,7 @@ class Share(NamedTuple):
     node: Node
     actors: int
     has_learner: bool
+    learners: int
     has_evaluator: bool
     rollout_bytes_per_second: float
     weight_bytes_per_second: float
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     shares: tuple[Share, ...]
     waiting_actors: int  # for whom there is no place
     updates_per_second: float
+    learner_bytes: int  # that each of several learners sends to the others for an update
     rollout_bytes: int  # of one batch
     weight_bytes: int  # of one version
     batches_per_update: float
@@ -109,19 +111,19 @@ def own_cpus(experiment: BaseExperiment) -> int:
 
 
 def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:
-    """Place actors, spread evenly over the nodes, and the learner, on a node with a GPU where there is one.
+    """Place actors, spread evenly over the nodes, and the learners, on nodes with GPUs where there are enough.
 
-    The learner, and the evaluator beside it, come first; None: no node has room for them. Colocated, all are one
-    process on the first node.
+    The learners, and the evaluator beside the first one, come first; None: there is no room for them. Colocated, all
+    are one process on the first node.
     """
     if experiment.topology == "colocated":
         return [experiment.actors, *(0 for _ in nodes[1:])], 0
-    own = own_cpus(experiment)
     free = [node.cpus - node.used_cpus for node in nodes]
-    fitting = [i for i, node in enumerate(nodes) if free[i] >= own and (node.gpus or not wants_gpu(experiment, nodes))]
-    learner = max(fitting, key=lambda i: free[i], default=None)
-    if learner is not None:
-        free[learner] -= own
+    learners, first = place_learners(experiment, nodes)
+    if first is not None:
+        for i, count in enumerate(learners):
+            free[i] -= count * experiment.learner_cpus
+        free[first] -= own_cpus(experiment) - experiment.learners * experiment.learner_cpus
     actors = [0] * len(nodes)
     for _ in range(experiment.actors):
         roomy = [i for i in range(len(nodes)) if free[i] >= experiment.actor_threads]
@@ -130,12 +132,37 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
         chosen = min(roomy, key=lambda i: (actors[i], -free[i]))
         free[chosen] -= experiment.actor_threads
         actors[chosen] += 1
-    return actors, learner
+    return actors, first
+
+
+def place_learners(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:
+    """Return how many learners each node has, and the node of the first one; None: not all find a place.
+
+    As many as fit are on one node, each on a GPU of its own where there are enough.
+    """
+    counts, first = [0] * len(nodes), None
+    if experiment.topology == "colocated":
+        return [1, *counts[1:]], 0
+    free, has_gpus = [node.cpus - node.used_cpus for node in nodes], wants_gpu(experiment, nodes)
+    for rank in range(experiment.learners):
+        # The evaluator is beside the first one.
+        needed = experiment.learner_cpus + (own_cpus(experiment) - experiment.learners * experiment.learner_cpus) * (
+            rank == 0
+        )
+        fitting = [i for i, x in enumerate(nodes) if free[i] >= needed and (x.gpus > counts[i] or not has_gpus)]
+        chosen = max(fitting, key=lambda i: (counts[i], free[i]), default=None)
+        if chosen is None:
+            return [0] * len(nodes), None
+        free[chosen] -= needed
+        counts[chosen] += 1
+        first = chosen if first is None else first
+    return counts, first
 
 
 def wants_gpu(experiment: BaseExperiment, nodes: Sequence[Node]) -> bool:
-    """True where the learner has to have a GPU, or may have one and there is one."""
-    return experiment.device.startswith("cuda") or (experiment.device == "auto" and any(node.gpus for node in nodes))
+    """True where learners have to have GPUs, or may have them and there is one for each."""
+    has_enough = sum(node.gpus for node in nodes) >= experiment.learners
+    return experiment.device.startswith("cuda") or (experiment.device == "auto" and has_enough)
 
 
 def make_plan(
@@ -151,29 +178,33 @@ def make_plan(
         rates: measured ones.
     """
     actors, learner = place(experiment, nodes)
+    learners, _ = place_learners(experiment, nodes)
     placed = sum(actors)
     seconds = update_seconds(experiment, rates, placed)
     batch = rollout_bytes(spec, experiment.environments, experiment.rollout_length)
     weights = 4 * parameters
     shares = []
     for i, (node, count) in enumerate(zip(nodes, actors, strict=True)):
-        is_remote = i != learner and count > 0
+        is_remote = not learners[i] and count > 0
+        copies = min(count, experiment.learners)  # of the weights: each learner has actors of its own
         part = count / max(1, placed)
         shares.append(
             Share(
                 node=node,
                 actors=count,
-                has_learner=i == learner,
+                has_learner=learners[i] > 0,
+                learners=learners[i],
                 has_evaluator=i == learner and bool(experiment.evaluation.every),
                 rollout_bytes_per_second=is_remote * part * rates.batches * batch / seconds,
-                weight_bytes_per_second=is_remote * rates.batches * weights / seconds,
+                weight_bytes_per_second=is_remote * copies * rates.batches * weights / seconds,
             )
         )
-    must_run = experiment.actors if experiment.schedule == "lockstep" else 1
+    must_run = experiment.actors if experiment.schedule == "lockstep" else experiment.learners
     return Plan(
         shares=tuple(shares),
         waiting_actors=experiment.actors - placed,
         updates_per_second=1 / seconds,
+        learner_bytes=learner_bytes(experiment, weights),
         rollout_bytes=batch,
         weight_bytes=weights,
         batches_per_update=rates.batches,
@@ -181,6 +212,12 @@ def make_plan(
         object_store_bytes=object_store_bytes(experiment, batch, weights),
         is_possible=learner is not None and placed >= must_run,
     )
+
+
+def learner_bytes(experiment: BaseExperiment, vector_bytes: int) -> int:
+    """Return what each learner sends to the others for one meta-update: 2 (N - 1)/N of each vector, on a ring."""
+    learners = experiment.learners
+    return round(2 * (learners - 1) / learners * experiment.vectors_added_up * vector_bytes)
 
 
 def object_store_bytes(experiment: BaseExperiment, batch: int, weights: int) -> int:
@@ -202,6 +239,9 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
     placed = experiment.actors - waiting
     if learner is None:
         needs = f"{own} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
+        if experiment.learners > 1:
+            needs = f"{experiment.learner_cpus} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
+            needs += f" for each of {experiment.learners} learners"
         remedy = "lower --learner-cpus, use --device cpu" if wants_gpu(experiment, nodes) else "lower --learner-cpus"
         lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
     more = f"add nodes with {waiting * threads} CPUs, {threads} on one node for each"

@@ -19,6 +19,7 @@ from metagrad.cluster.plan.placement import Node, Plan, Rates, make_plan, own_cp
 from metagrad.cluster.run.learning import actor_setups, learner_threads, resolve_device
 from metagrad.cores import default_threads, usable_cores
 from metagrad.learner.batch import merge
+from metagrad.learner.team import share_of
 from metagrad.types import Rollout, Trajectory, WeightSnapshot
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, i
     asked: list[WeightSnapshot] = []
     brought: list[Trajectory] = []
     setup = actor_setups(experiment, device, 0)[0]
-    rollouts = experiment.environments // setup.batch_size
+    rollouts = len(share_of(experiment.rollouts_per_batch, 0, experiment.learners))  # of one learner
     torch.set_num_threads(experiment.actor_threads)
 
     def sample(snapshot: WeightSnapshot, _: int) -> Trajectory:
@@ -165,6 +166,7 @@ def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) 
         f"{experiment.schedule}",
         f"speed             about {found.updates_per_second:.1f} updates/s, "
         f"{found.updates_per_second * experiment.steps_per_rollout:,.0f} real frames/s",
+        *_between_learners(experiment, found),
         f"one batch         {_bytes(found.rollout_bytes)}; one version of the weights {_bytes(found.weight_bytes)}",
     ]
     if experiment.topology == "ray":
@@ -190,6 +192,15 @@ def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) 
     return "\n".join(lines)
 
 
+def _between_learners(experiment: BaseExperiment, found: Plan) -> Iterator[str]:
+    if experiment.learners > 1:
+        share = len(share_of(experiment.rollouts_per_batch, 0, experiment.learners))
+        yield (
+            f"learners          {experiment.learners}, each with up to {share} of {experiment.rollouts_per_batch} "
+            f"rollouts of a batch; each sends {_bytes(found.learner_bytes)} to the others for a meta-update"
+        )
+
+
 def _saturation(experiment: BaseExperiment, found: Plan, rates: Rates) -> str:
     if found.saturating_actors is None:
         single = 1_000 * rates.batches * rates.rollout_seconds(1)
@@ -204,7 +215,7 @@ def _table(found: Plan) -> Iterator[str]:
     for share in found.shares:
         node, roles = share.node, []
         if share.has_learner:
-            roles.append("learner")
+            roles.append("learner" if share.learners == 1 else f"{share.learners} learners")
         if share.has_evaluator:
             roles.append("evaluation")
         if share.actors:
