@@ -103,9 +103,10 @@ class Learners:
     """Stands for the learners of a run, one of which this process is, in the default group of torch.distributed."""
 
     def __init__(self) -> None:
-        self.shares = group_shares()
-        self.rank = self.shares.rank
-        self.size = self.shares.size
+        shares = group_shares()
+        self.shares: Shares = shares
+        self.rank = shares.rank
+        self.size = shares.size
         self._own: Stop = _Agreed()
         self._agreed = _Agreed()
 
@@ -177,7 +178,7 @@ def digest(learner: dict[str, Any]) -> str:
     """Return a digest of all that learners must hold to the same bit, of a state's tree: all of it but the carry."""
     total = hashlib.sha256()
     for x in tensors({name: entry for name, entry in learner.items() if name != "carry"}):
-        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        total.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

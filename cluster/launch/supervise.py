@@ -294,8 +294,9 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
 def needs_of(bundles: list[dict[str, float]], learners: int = 1) -> str:
     """Return in words the resources that must be free together."""
     if learners > 1:
-        cpus, gpus = (sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU"))
-        return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "") + f" ({learners} learners with an actor each)"
+        all_cpus, all_gpus = (sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU"))
+        gpus = f" and {all_gpus:g} GPUs" if all_gpus else ""
+        return f"{all_cpus:g} CPUs{gpus} ({learners} learners with an actor each)"
     cpus = " + ".join(f"{bundle['CPU']:g}" for bundle in bundles)
     has_gpu = any(bundle.get("GPU") for bundle in bundles)
     return f"{cpus} CPUs (an actor, the learner{', the evaluator' if len(bundles) > 2 else ''})" + (

@@ -79,7 +79,7 @@ class Learner:
         if size == 1:
             yield ALONE
             return
-        meeting = self.meeting() if self._rank == 0 else ray.get(first.meeting.remote(), timeout=_SECONDS_TO_MEET)
+        meeting = self._listen() if self._rank == 0 else ray.get(first.meeting.remote(), timeout=_SECONDS_TO_MEET)
         limit = seconds_of_a_collective(experiment.faults)
         with joined(self._rank, size, Meeting(*meeting), self._listener, host, limit) as team:
             yield team
@@ -87,6 +87,9 @@ class Learner:
     @ray.method(concurrency_group="control")
     def meeting(self) -> tuple[str, int]:
         """Return where the first learner listens for the others."""
+        return self._listen()
+
+    def _listen(self) -> tuple[str, int]:
         with self._listening:
             if self._listener is None:
                 self._listener = listen(address_and_pid()[0])

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -80,7 +80,8 @@ def joined(
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with environment_variables(dict.fromkeys(names, interface)):
         fd = None if listener is None else listener.detach()
-        store = dist.TCPStore(*meeting, size, is_master=rank == 0, timeout=limit, master_listen_fd=fd)
+        kind: Any = vars(dist)["TCPStore"]  # which its stubs leave out
+        store = kind(*meeting, size, is_master=rank == 0, timeout=limit, master_listen_fd=fd)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         try:
             yield Learners()

@@ -150,11 +150,10 @@ def create(
     with the bundle of each.
     """
     grouped: Any = ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
-    bundles = {} if group is None else {0: 0} | dict(reserved or {})
-    places = {
-        actor: PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        for actor, bundle in bundles.items()
-    }
+    places: dict[int, PlacementGroupSchedulingStrategy] = {}
+    if group is not None:
+        for actor, bundle in (reserved or {0: 0}).items():
+            places[actor] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
     return [
         grouped(RolloutActor)
         .options(

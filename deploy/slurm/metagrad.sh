@@ -2,6 +2,7 @@
 # Train on a Slurm allocation: start a Ray head on its first node and a worker on each other node, and run on all of them.
 #
 #   sbatch deploy/slurm/metagrad.sh RUN_DIR EXPERIMENT [--field value …]
+#   sbatch --gpus-per-node 4 deploy/slurm/metagrad.sh RUN_DIR EXPERIMENT --learners 12   # a learner for each GPU
 #   METAGRAD_BIN=/opt/metagrad/bin sbatch --nodes 5 --cpus-per-task 32 metagrad.sh /scratch/me/pong-0 atari --env.game Pong …
 #
 # RUN_DIR must be on storage that all nodes share, or a URL. You may copy this file anywhere; it needs only an installed metagrad.

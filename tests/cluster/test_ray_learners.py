@@ -126,12 +126,22 @@ def test_a_killed_learner_costs_a_life_and_the_run_goes_on(
 def test_a_frozen_learner_is_replaced_with_the_others(
     tiny: Tiny, console: Console, tmp_path: Path, started: Started, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervise.Supervisor, "patience", lambda self: supervise._Patience(15.0, self._stop, self._say))
-    experiment = several(tiny, updates=60, learner_restarts=1, checkpoint=CheckpointConfig(every=2, keep=3))
-    thread = started.once_there_is(4, tmp_path / "run", lambda found: os.kill(found[which], signal.SIGSTOP))
+    seconds = [120.0]
+    patience = lambda self: supervise._Patience(seconds[0], self._stop, self._say)  # noqa: E731
+    monkeypatch.setattr(supervise.Supervisor, "patience", patience)
+
+    def freeze(found: list[int]) -> None:
+        seconds[0] = 10.0
+        time.sleep(3)  # the answer that is waited for now has the former patience
+        os.kill(found[which], signal.SIGSTOP)
+        time.sleep(15)
+        seconds[0] = 120.0  # for the next life to start
+
+    experiment = several(tiny, updates=200, learner_restarts=1, checkpoint=CheckpointConfig(every=2, keep=3))
+    thread = started.once_there_is(4, tmp_path / "run", freeze)
     summary = run(experiment, tmp_path / "run", False, console)
     thread.join()
-    assert (summary["updates"], account_holds(summary)) == (60, True)
+    assert (summary["updates"], account_holds(summary)) == (200, True)
     assert "learner: lost (no answer for 1" in text(console)
 
 

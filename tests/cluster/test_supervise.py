@@ -14,6 +14,7 @@ from metagrad.actors.rollout import Actor
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import EvaluationConfig
 from metagrad.cluster.launch import supervise
+from metagrad.cluster.launch.crew import Crew
 from metagrad.cluster.launch.driver_reports import Start
 from metagrad.cluster.launch.supervise import LearnerLost, Supervisor, demand
 from metagrad.cluster.on_ray import watch as ray_watch
@@ -165,7 +166,7 @@ class Room:
         monkeypatch.setattr(supervise.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(supervise, "placement_group", self.reserve)
         monkeypatch.setattr(supervise, "remove_placement_group", self.removed.append)
-        monkeypatch.setattr(supervise, "create", lambda count, threads, group: self.groups.append(group))
+        monkeypatch.setattr(supervise, "create", lambda count, threads, group, _: self.groups.append(group))
 
     def reserve(self, bundles: list[dict[str, float]], strategy: str) -> Any:
         self.bundles = bundles
@@ -193,6 +194,19 @@ def test_a_run_with_room_says_nothing_of_it(tiny: Tiny, monkeypatch: pytest.Monk
     wait_for(room, tiny(topology="ray", actor_threads=2, learner_cpus=3, evaluation=evaluated), RUNNING)
     assert room.bundles == [{"CPU": 2}, {"CPU": 3, "GPU": 1}, {"CPU": 1}]
     assert (room.said, room.removed, room.groups) == ([], [], [room])
+
+
+def test_each_learner_has_room_beside_one_of_its_actors(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, looks=0)
+    reserved: list[dict[int, int]] = []
+    monkeypatch.setattr(supervise, "create", lambda count, threads, group, bundles: reserved.append(bundles))
+    evaluated = EvaluationConfig(every=1)
+    three = tiny(topology="ray", learners=3, actors=4, learner_cpus=2, evaluation=evaluated)
+    assert demand(three)[:3] == (11, 11, 0)
+    supervisor = Supervisor(three, None, room.said.append, RUNNING)  # type: ignore[arg-type]
+    assert room.bundles == [{"CPU": 1}, {"CPU": 2}, {"CPU": 1}, {"CPU": 1}, {"CPU": 2}, {"CPU": 1}, {"CPU": 2}]
+    assert list(supervisor._bundles()) == [(0, 1), (1, 4), (2, 6)]
+    assert reserved == [{0: 0, 2: 3, 3: 5}], "the first actor of each"
 
 
 def test_a_run_waits_for_room_that_others_have_and_says_for_what(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +291,7 @@ def test_without_the_head_the_learner_is_asked_for_a_last_checkpoint(
             written.append(report.update)
 
     with pytest.raises(ClusterLost):
-        supervisor.require_cluster(learner, "running", Reports())  # type: ignore[arg-type]
+        supervisor.require_cluster(Crew([learner], ["running"]), Reports())  # type: ignore[arg-type]
     assert learner.asked == ["the end of the cluster"]
     assert written == ([] if is_gone else [7])
     assert said[0].startswith("the head of the Ray cluster (GCS) no longer answers at 10.0.0.1:6379: the run ends")
