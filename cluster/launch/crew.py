@@ -1,4 +1,4 @@
-"""The learners of one life of a run: started together, heard together, and lost together."""
+"""Keeps the learners of one life of a run together: they are heard, stopped and lost together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ _SECONDS_OF_A_LOOK = 0.5
 
 
 class Crew:
-    """Talks to all learners of one life; where one ends before its time, all of them have."""
+    """Holds all learners of one life; where one of them is lost, all are."""
 
     def __init__(self, learners: Sequence[Any], running: Sequence[Any]):
         """Take processes, and the references to what each of them is running."""
