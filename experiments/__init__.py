@@ -28,6 +28,7 @@ from metagrad.experiments.one_step_at_a_time import (
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from metagrad.experiments.tasks.any_task import envpool, gym
+from metagrad.experiments.tasks.pong import pong
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "demo": demo,
@@ -41,6 +42,7 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "lirpg-snake": lirpg_snake,
     "discounting-chain": discounting_chain,
     "ipd": ipd,
+    "pong": pong,
     "envpool": envpool,
     "gym": gym,
 }

@@ -84,6 +84,22 @@ class PixelConv(OrthogonalConv):
         return self.convolve(pixels.permute(0, 3, 1, 2), self.weight / 255.0, self.padding)
 
 
+class StandardisedPixelConv(PixelConv):
+    """Convolves pictures [N, channels, height, width] whose pixels have mean 0 and variance 1 over each picture.
+
+    Equation: conv((x - mean x) / √(var x + 1), w), x in 0..255, mean and variance over all pixels of all channels.
+
+    Where little of a picture changes, as in Pong, what all pictures share is nearly all that a layer sees of x / 255,
+    and its first updates, which learn the mean return from that, leave most units dead.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1).contiguous().to(torch.promote_types(self.weight.dtype, torch.float32))
+        variance, mean = torch.var_mean(pixels, (1, 2, 3), correction=0, keepdim=True)
+        standardised = ((pixels - mean) * torch.rsqrt(variance + 1.0)).to(self.weight.dtype)
+        return self.convolve(standardised.permute(0, 3, 1, 2), self.weight, self.padding)
+
+
 def reset(module: nn.Module, generator: torch.Generator) -> None:
     """Draw the parameters of one module, not of its children, again from `generator`.
 

@@ -21,6 +21,7 @@ from metagrad.network_layers import (
     OrthogonalGates,
     OrthogonalLinear,
     PixelConv,
+    StandardisedPixelConv,
     ToChannelsFirst,
 )
 from metagrad.recurrence import Gru, Memory, RecurrentNetwork
@@ -226,13 +227,13 @@ def small_picture_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.S
     )
 
 
-def nature_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:
+def nature_torso(observation_shape: tuple[int, ...], hidden: int, is_standardised: bool = False) -> nn.Sequential:
     """Build three convolutions and one hidden layer on pictures [channels, height, width] (Mnih et al. 2015)."""
     channels, height, width = observation_shape
     for kernel, stride in ((8, 4), (4, 2), (3, 1)):
         height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
     return nn.Sequential(
-        PixelConv(channels, 32, 8, stride=4),
+        (StandardisedPixelConv if is_standardised else PixelConv)(channels, 32, 8, stride=4),
         nn.ReLU(),
         OrthogonalConv(32, 64, 4, stride=2),
         nn.ReLU(),

@@ -97,8 +97,11 @@ class NatureCnn(NetworkSpec):
     """Units of a gated recurrent unit behind the hidden layers, which remembers the episode; None: nothing is
     remembered."""
 
+    is_standardised: bool = False
+    """True: the pixels of each observation are brought to mean 0 and variance 1; False: divided by 255."""
+
     def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
-        torso = modules.nature_torso(observation_shape, self.hidden)
+        torso = modules.nature_torso(observation_shape, self.hidden, self.is_standardised)
         told = self.gamma_embedding
         return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, told, self.gru)
 

@@ -11,6 +11,7 @@ from metagrad.network_layers import (
     OrthogonalConv,
     OrthogonalLinear,
     PixelConv,
+    StandardisedPixelConv,
     ToChannelsFirst,
     reset,
 )
@@ -69,6 +70,35 @@ def test_pixels_count_as_0_to_1(stride, padding, dtype):
     assert layer(pixels).is_contiguous(memory_format=torch.channels_last)
     copies = torch.func.vmap(layer)(torch.stack([pixels, pixels]))
     torch.testing.assert_close(copies, torch.stack([expected, expected]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_standardised_pixels_have_mean_0_and_variance_1(dtype):
+    generator = torch.Generator().manual_seed(0)
+    layer = StandardisedPixelConv(3, 5, 3, stride=2).double()
+    nn.init.normal_(layer.bias, generator=generator)
+    pixels = torch.randint(256, (3, 3, 11, 9), generator=generator).to(dtype)
+    pixels[2] = 87  # nothing to see
+    flat = pixels.double().flatten(1)
+    centred = flat - flat.mean(1, keepdim=True)
+    standardised = (centred / (centred.square().mean(1, keepdim=True) + 1.0).sqrt()).view(pixels.shape)
+    expected = nn.functional.conv2d(standardised, layer.weight, layer.bias, 2)
+    torch.testing.assert_close(layer(pixels), expected)
+    torch.testing.assert_close(layer(pixels)[2], layer.bias.view(5, 1, 1).expand(5, 5, 4))
+    copies = torch.func.vmap(layer)(torch.stack([pixels, pixels]))
+    torch.testing.assert_close(copies, torch.stack([expected, expected]))
+
+
+def test_in_bfloat16_standardised_pixels_keep_what_is_small_beside_the_background():
+    """Few pixels move before a background of 87: rounded before it is taken off, they would drown in it."""
+    layer = StandardisedPixelConv(1, 4, 8, stride=4)
+    reset(layer, torch.Generator().manual_seed(0))
+    pixels = torch.full((2, 1, 36, 36), 87, dtype=torch.uint8)
+    pixels[:, :, :, 0], pixels[0, 0, 10, 10:12], pixels[1, 0, 20, 20:22] = 250, 236, 236
+    expected = layer(pixels).detach()
+    rounded = layer.to(torch.bfloat16)(pixels).detach().float()
+    error, moved = (rounded - expected).norm(), (expected[0] - expected[1]).norm()
+    assert error < 0.02 * moved
 
 
 @pytest.mark.parametrize("make", [lambda: HaikuLinear(400, 50), lambda: HaikuConv(40, 50, 3)])

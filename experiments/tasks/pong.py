@@ -1,0 +1,58 @@
+"""Defines Pong as it is learnt in hours on two cores: standardised pictures, and each batch used several times."""
+
+from metagrad.actor_critic import VtraceLoss
+from metagrad.actors.envs.atari import AtariConfig
+from metagrad.cluster.config.actor_critic import Experiment
+from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.learner.config import MetaGradientConfig
+from metagrad.losses import OuterObjective
+from metagrad.meta_parameters import MetaParameter
+from metagrad.networks import NatureCnn
+from metagrad.optimizers import Adam
+
+_REUSE = 4
+_UPDATES = 9_750 * _REUSE  # 4,992,000 decisions
+
+
+def _fixed(value: float) -> MetaParameter:
+    return MetaParameter(initial=value, is_learnt=False)
+
+
+def pong() -> Experiment:
+    """Return an actor-critic with V-trace and PPO's clip, which tunes nothing (n = 0) unless it is told to.
+
+    With `--meta.n 1` it tunes γ, λ, value and entropy coefficients as `atari` does.
+
+    Its values are ours: those that PPO has for Atari (Schulman et al. (2017), "Proximal Policy Optimization
+    Algorithms", Table 5), with whole batches of 512 steps in place of minibatches, V-trace in place of advantages that
+    are computed once for each batch, and no clip of the critic. Pictures are small and standardised: divided by 255,
+    as is usual, they are alike in all but a thousandth, and most units die of the first updates.
+    """
+    return Experiment(
+        name="pong",
+        description="Pong, learnt in hours on two cores: V-trace, PPO's clip, each batch used 4 times; n = 0",
+        env=AtariConfig(game="Pong", frame_size=42),
+        network=NatureCnn(hidden=256, is_standardised=True),
+        optimizer=Adam(learning_rate=4e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),
+        meta=MetaGradientConfig(n=0, optimizer=Adam(learning_rate=1e-3)),
+        outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="inner"),
+        meta_parameters=VtraceLoss(
+            gamma=MetaParameter(initial=0.99),
+            lambda_=MetaParameter(initial=0.95),
+            policy_coefficient=_fixed(1.0),
+            value_coefficient=MetaParameter(initial=0.25),
+            entropy_coefficient=MetaParameter(initial=0.01),
+            rho_clip=_fixed(1.0),
+            c_clip=_fixed(1.0),
+            is_advantage_normalised=True,
+            policy_clip=0.1,
+        ),
+        environments=16,
+        rollout_length=32,
+        reuse=_REUSE,
+        updates=_UPDATES,
+        actors=1,
+        topology="colocated",
+        log_every=20 * _REUSE,
+        checkpoint=CheckpointConfig(every=100 * _REUSE),
+    )
