@@ -125,12 +125,13 @@ class Lockstep:
 class Peek:
     """Holds a window of n+1 streamed batches: the real update uses the oldest, the look-ahead those that follow it.
 
-    Equation: update k at version k uses batches k, …, k+n of the stream: k for θ₀ → θ₁, k+j for θⱼ → θⱼ₊₁, k+n for the
-    outer loss at θₙ. Then the window slides by one: a look-ahead costs no frames, and actors never wait for one.
+    Equation: update k at version k uses batches k, …, k+n of the stream: k for θ₀ → θ₁ (all its uses, if it has more
+    than one), k+j for θⱼ → θⱼ₊₁, k+n for the outer loss at θₙ. Then the window slides by one: a look-ahead costs no
+    frames, and actors never wait for one.
 
     The policies that acted are older than those that are trained, or, for the later batches of the window, others: the
     losses correct for it with ratios against the recorded behaviour policy (V-trace). Only real parameters are
-    published, so versions count real updates.
+    published, so versions count real updates, or batches where those are used several times.
 
     Source: answers §4.2 of "One Step at a Time"; with n = 1 it is the scheme of Xu et al. (2018), "Meta-Gradient
     Reinforcement Learning".
@@ -144,7 +145,7 @@ class Peek:
             device: where the learner computes.
             batches: length of the window.
             max_lag: versions that may lie between a rollout's policy and θ₀ of the real update that uses it.
-            version: of the next snapshot, the real updates done so far.
+            version: of the next snapshot, the real batches used so far.
         """
         self._intake = _Intake(device)
         self.take_received = self._intake.take

@@ -108,8 +108,9 @@ class BaseExperiment(ABC):
     """lockstep: every rollout is sampled under exactly the parameters it is used for; peek: look-ahead uses rollouts
     that were streamed under recent parameters, with V-trace corrections, and needs no frames of its own."""
     max_lag: int | None = None
-    """With peek, the most real updates between the parameters that sampled a rollout and those of the real update that
-    uses it; older rollouts are dropped and counted. None: 4 more than the length of the look-ahead."""
+    """With peek, the most real updates (with reuse, batches) between the parameters that sampled a rollout and those of
+    the real update that uses it; older rollouts are dropped and counted. None: 4 more than the length of the
+    look-ahead."""
     environments_per_actor: int | None = None
     """With peek, environments of one actor. A batch then takes the rollouts that come first, and the number of actors
     is free; --actors is an upper bound. None: environments / actors."""
