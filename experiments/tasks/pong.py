@@ -10,7 +10,7 @@ from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import NatureCnn
 from metagrad.optimizers import Adam
 
-_REUSE = 4
+_REUSE = 3
 _UPDATES = 9_750 * _REUSE  # 4,992,000 decisions
 
 
@@ -26,15 +26,15 @@ def pong() -> Experiment:
     Its values are ours, near to those that PPO has for Atari (Schulman et al. (2017), "Proximal Policy Optimization
     Algorithms", Table 5): whole batches of 512 steps in place of minibatches, with a larger step size; V-trace, which
     looks at the newest critic at each use of a batch, in place of advantages that are computed once; no clip of the
-    critic. Pictures are small and standardised: divided by 255, as is usual, they are all but the same, and the first
-    updates, which learn the mean return from what they share, leave most units dead (docs/results.md).
+    critic. Pictures are standardised: divided by 255, as is usual, they are all but the same, and the first updates,
+    which learn the mean return from what they share, leave most units dead (docs/results.md).
     """
     return Experiment(
         name="pong",
-        description="Pong, learnt in hours on two cores: V-trace, PPO's clip, each batch used 4 times; n = 0",
-        env=AtariConfig(game="Pong", frame_size=42),
+        description="Pong, learnt in hours on two cores: V-trace, PPO's clip, each batch used 3 times; n = 0",
+        env=AtariConfig(game="Pong"),
         network=NatureCnn(hidden=256, is_standardised=True),
-        optimizer=Adam(learning_rate=8e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),
+        optimizer=Adam(learning_rate=5e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),
         meta=MetaGradientConfig(n=0, optimizer=Adam(learning_rate=1e-3)),
         outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="inner"),
         meta_parameters=VtraceLoss(
@@ -54,6 +54,7 @@ def pong() -> Experiment:
         updates=_UPDATES,
         actors=1,
         topology="colocated",
+        precision="auto",
         log_every=20 * _REUSE,
         checkpoint=CheckpointConfig(every=100 * _REUSE),
     )
