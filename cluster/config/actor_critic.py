@@ -228,7 +228,7 @@ class Experiment(BaseExperiment):
         n, target = self.meta.n, self.meta.bootstrap.updates
         outers = n if self.meta.estimator == "mix" else min(n, 1)
         products = 0 if self.meta.estimator == "trace" else max(n - 1, 0)
-        return max(n, 1) + outers + target + products
+        return max(n, 1) + self.reuse - 1 + outers + target + products
 
     @property
     def look_ahead_batches(self) -> int:
