@@ -14,6 +14,10 @@ from metagrad.types import PackedTrajectory, Rollout, Trajectory
 _BYTES_WORTH_A_ROOM = 2**20
 
 
+OF_COLUMNS = ("first_state", "first_return")
+"""Fields of trajectories that have a row for each environment, and none for each step."""
+
+
 class Batch(NamedTuple):
     """Holds one trajectory of all environments, and the versions under which its parts were sampled."""
 
@@ -72,7 +76,7 @@ def joined(
         column = [part[name] for part in parts]
         if name == "policy_version" or column[0] is None:
             continue
-        axis = 0 if name in ("frames", "first_state", "first_return") else 1
+        axis = 0 if name in ("frames", *OF_COLUMNS) else 1
         if isinstance(column[0], np.ndarray):
             field = _concatenated(column, axis, device, rooms)
         else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from metagrad.errors import RunLost
 from metagrad.frame_stacks import unpacked
 from metagrad.learner.actors import Account
-from metagrad.learner.batch import joined, trajectory_of, tree_of
+from metagrad.learner.batch import OF_COLUMNS, joined, trajectory_of, tree_of
 from metagrad.learner.schedule import Received
 from metagrad.shares import WHOLE, RankLost, Shares, group_shares
 from metagrad.trees import map_tensors, tensors
@@ -156,7 +156,7 @@ class Learners:
         return own | {
             "actors": [state for part in parts for state in part["actors"]],
             "window": [_joined_entry(entries) for entries in windows],
-            "learner": own["learner"] | {"carry": _joined_fields([part["carry"] for part in parts])},
+            "learner": own["learner"] | {"carry": joined_fields([part["carry"] for part in parts])},
             "learners": self.size,
         }
 
@@ -224,10 +224,8 @@ def own_part(checkpoint: dict[str, Any], share: LearnersShare) -> dict[str, Any]
 def _columns(fields: dict[str, Any], columns: range) -> dict[str, Any]:
     """Cut columns out of a trajectory's fields, with the frames that they show."""
     own = slice(columns.start, columns.stop)
-    of_rows = {name: x[:, own] for name, x in fields.items() if isinstance(x, Tensor) and name != "frames"}
-    cut = fields | of_rows
-    if "first_state" in fields:
-        cut["first_state"] = fields["first_state"][own]
+    cut = {name: x[:, own] if isinstance(x, Tensor) and x.dim() > 1 else x for name, x in fields.items()}
+    cut |= {name: fields[name][own] for name in OF_COLUMNS if name in fields}
     if "frames" in fields:
         used, index = torch.unique(cut["frame_index"], return_inverse=True)
         cut |= {"frames": fields["frames"][used], "frame_index": index.to(fields["frame_index"].dtype)}
@@ -236,10 +234,11 @@ def _columns(fields: dict[str, Any], columns: range) -> dict[str, Any]:
 
 def _joined_entry(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     versions = [version for entry in entries for version in entry["versions"]]
-    return {"trajectory": _joined_fields([entry["trajectory"] for entry in entries]), "versions": versions}
+    return {"trajectory": joined_fields([entry["trajectory"] for entry in entries]), "versions": versions}
 
 
-def _joined_fields(shares: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+def joined_fields(shares: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the fields of a trajectory whose columns learners share; None where none holds one."""
     if shares[0] is None:
         return None
     found = [trajectory_of(share) for share in shares if share is not None]

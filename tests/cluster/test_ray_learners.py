@@ -127,15 +127,21 @@ def test_a_frozen_learner_is_replaced_with_the_others(
     tiny: Tiny, console: Console, tmp_path: Path, started: Started, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [120.0]
-    patience = lambda self: supervise._Patience(seconds[0], self._stop, self._say)  # noqa: E731
-    monkeypatch.setattr(supervise.Supervisor, "patience", patience)
+
+    class Impatient(supervise._Patience):
+        def spend(self) -> None:
+            try:
+                super().spend()
+            except supervise._NoAnswer:
+                seconds[0] = 120.0  # the next life has to start
+                raise
+
+    monkeypatch.setattr(supervise.Supervisor, "patience", lambda self: Impatient(seconds[0], self._stop, self._say))
 
     def freeze(found: list[int]) -> None:
         seconds[0] = 10.0
         time.sleep(3)  # the answer that is waited for now has the former patience
         os.kill(found[which], signal.SIGSTOP)
-        time.sleep(15)
-        seconds[0] = 120.0  # for the next life to start
 
     experiment = several(tiny, updates=200, learner_restarts=1, checkpoint=CheckpointConfig(every=2, keep=3))
     thread = started.once_there_is(4, tmp_path / "run", freeze)

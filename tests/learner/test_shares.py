@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metagrad.actor_critic import VtraceLoss
+from metagrad.distributions import DiscreteActions
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.algorithm import UpdateMetrics
+from metagrad.learner.batch import OF_COLUMNS
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
@@ -21,7 +23,7 @@ from metagrad.shares import WHOLE, Ranks, evaluating, group_shares, present
 from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 
-T, COLUMNS, FEATURES, ACTIONS = 4, 7, 5, 3
+T, COLUMNS, FEATURES, ACTIONS, UNITS = 4, 7, 5, 3, 4
 CPU = torch.device("cpu")
 
 
@@ -45,13 +47,17 @@ def trajectory_at(version: int) -> Trajectory:
         valid=uniform() < torch.linspace(0.2, 1.0, COLUMNS),
         behaviour_log_prob=-0.5 - uniform(),
         policy_version=version,
+        first_state=uniform()[:1, :].T.expand(-1, UNITS).contiguous(),
+        first_return=uniform()[0],
     )
 
 
 def columns(trajectory: Trajectory, first: int, end: int) -> Trajectory:
     """Cut a share out of a batch."""
-    fields = [x[:, first:end] if isinstance(x, Tensor) else x for x in trajectory]
-    return Trajectory(*fields)
+    whole = trajectory._asdict().items()
+    fields = {name: x[:, first:end] if isinstance(x, Tensor) and x.dim() > 1 else x for name, x in whole}
+    fields |= {name: x[first:end] for name, x in whole if name in OF_COLUMNS and x is not None}
+    return Trajectory(**fields)
 
 
 def updates(
@@ -60,7 +66,8 @@ def updates(
     """Make so many updates in float64 on a share of batches that are functions of their version."""
 
     def sample(snapshot: WeightSnapshot, step: int) -> Trajectory:
-        return share(trajectory_at(100 * snapshot.version + step))
+        batch = trajectory_at(100 * snapshot.version + step)
+        return share(batch if algorithm.reuse > 1 else batch._replace(first_state=None))
 
     state: Any = algorithm.init(0, CPU)
     state = LearnerState(*map_tensors(lambda x: x.double(), tuple(state)))
@@ -184,12 +191,17 @@ CASES: dict[str, Callable[[LearnerConfig], LearnerConfig]] = {
     "intrinsic-reward": _intrinsic,
     "rmsprop": lambda config: replace(config, optimizer=RmsProp(learning_rate=0.01, max_gradient_norm=0.5)),
     "learnt-rate": lambda config: replace(config, optimizer=Sgd(learning_rate=_learnt(0.1))),
+    "reused-recurrent": lambda config: replace(config, meta_parameters=_vtrace(is_centred=True), reuse=2),
+    "normalised-by-the-run": lambda config: replace(config, is_reward_normalised=True),
     "unclipped": lambda config: replace(config, optimizer=Adam(learning_rate=0.01, eps=1e-3)),
 }
 
 
 def algorithm_of(config: LearnerConfig) -> ActorCritic:
-    network = build_network(Mlp(hidden=6), (FEATURES,), ACTIONS, has_outer_critic=config.outer.uses_outer_critic)
+    """A recurrent network where each batch is used twice, and one that normalises where rewards are scaled."""
+    spec = Mlp(hidden=6, gru=UNITS if config.reuse > 1 else None)
+    sizes = ((FEATURES,), DiscreteActions(ACTIONS), config.outer.uses_outer_critic)
+    network = build_network(spec, *sizes, is_observation_normalised=config.is_reward_normalised)
     return build_actor_critic(config, network, (FEATURES,), ACTIONS)
 
 
