@@ -9,7 +9,7 @@ from torch import nn
 from metagrad.actor_critic import A2cLoss, VtraceLoss
 from metagrad.bootstrap import Matching, matching_loss
 from metagrad.errors import ConfigurationError
-from metagrad.losses import OuterObjective, forward
+from metagrad.losses import OuterObjective, forward, without_unused_rows
 from metagrad.meta_parameters import MetaParameter
 from metagrad.network_functions import Network
 from metagrad.networks import (
@@ -116,6 +116,15 @@ def test_the_learner_sees_what_the_actor_saw(make_trajectory, name):
                 has_begun = False
             state = row["state"] if has_begun else torch.zeros_like(state)
     assert seen > 40
+
+
+def test_a_loss_sees_the_forced_rows_of_an_episode_that_goes_on(make_trajectory):
+    """Column 3 begins with one: what the actor remembers of it, the learner does too."""
+    network, theta, trajectory = rollout(make_trajectory, "mlp")
+    whole, cleaned = (forward(network, theta, x, HEADS) for x in (trajectory, without_unused_rows(trajectory)))
+    valid = trajectory.valid
+    assert torch.equal(whole["logits"][valid], cleaned["logits"][valid])
+    assert torch.equal(whole["value"][:-1][valid], cleaned["value"][:-1][valid])
 
 
 @pytest.mark.parametrize("name", ["mlp", "auto-vector"])
