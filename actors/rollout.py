@@ -44,9 +44,15 @@ class ActorSetup:
     seed: tuple[int, ...]  # distinct for every run, actor and restart
     device: str = "cpu"
     threads: int = 1
+    processes: int = 1  # that share the environments, with so many threads each
     precision: Precision = "float32"
     is_observation_normalised: bool = False
     return_discount: float | None = None  # of the returns by which the learner scales rewards; None: it scales none
+
+    @property
+    def cpus(self) -> int:
+        """Count the CPUs that it keeps busy."""
+        return self.processes * self.threads
 
 
 class Pool:

@@ -22,8 +22,9 @@ from metagrad.learner.reports import Report
 from metagrad.networks import Mlp
 
 SCHEDULES: tuple[ScheduleName, ...] = ("peek", "lockstep")
-BATCHES = ((64, 5, 1), (64, 5, 2), (64, 20, 2), (512, 20, 2), (64, 5, 8))  # environments, steps, actors
-QUICK_BATCHES = ((16, 5, 2),)
+# Environments, steps, actors, processes of each.
+BATCHES = ((64, 5, 1, 1), (64, 5, 2, 1), (64, 20, 2, 1), (512, 20, 2, 1), (64, 5, 8, 1), (64, 5, 1, 8))
+QUICK_BATCHES = ((16, 5, 2, 1), (16, 5, 1, 2))
 DECISIONS = 40_000  # of a run, that count
 MOST_BATCHES, LEAST_BATCHES = 120, 8
 WARM_UP = 6  # batches; in peek also what was ordered of the run before
@@ -36,10 +37,12 @@ class Case(NamedTuple):
     environments: int
     length: int
     actors: int
+    processes: int = 1
 
     @property
     def label(self) -> str:
-        return f"{self.schedule}, {self.environments} x {self.length}, {self.actors} actors"
+        processes = f" of {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.schedule}, {self.environments} x {self.length}, {self.actors} actors{processes}"
 
     def experiment(self, is_quick: bool) -> TakingExperiment:
         """Configure a run of so many batches."""
@@ -52,6 +55,7 @@ class Case(NamedTuple):
             environments=self.environments,
             rollout_length=self.length,
             actors=self.actors,
+            actor_processes=self.processes,
             schedule=self.schedule,
             updates=WARM_UP + (2 if is_quick else batches) + 1,
             warm_up=WARM_UP,

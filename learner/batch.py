@@ -1,21 +1,17 @@
 """Merges the actors' rollouts into the learner's batch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.frame_stacks import unpacked
+from metagrad.frame_stacks import side_by_side, unpacked
 from metagrad.types import PackedTrajectory, Rollout, Trajectory
 
 _BYTES_WORTH_A_ROOM = 2**20
-
-
-OF_COLUMNS = ("first_state", "first_return")
-"""Fields of trajectories that have a row for each environment, and none for each step."""
 
 
 class Batch(NamedTuple):
@@ -69,21 +65,16 @@ def joined(
 
     `room` is memory that becomes the batch's, where its fields fit.
     """
-    parts = [trajectory._asdict() for trajectory in _shifted(trajectories)]
-    fields: dict[str, Any] = {}
     rooms = list(room)
-    for name in parts[0]:
-        column = [part[name] for part in parts]
-        if name == "policy_version" or column[0] is None:
-            continue
-        axis = 0 if name in ("frames", *OF_COLUMNS) else 1
+
+    def concatenate(column: Sequence[Any], axis: int) -> Tensor:
         if isinstance(column[0], np.ndarray):
             field = _concatenated(column, axis, device, rooms)
         else:
-            field = column[0] if len(column) == 1 else torch.cat(column, dim=axis)
-        fields[name] = field.to(device, non_blocking=True)
-    oldest = min(trajectory.policy_version for trajectory in trajectories)
-    return type(trajectories[0])(**fields, policy_version=oldest)
+            field = column[0] if len(column) == 1 else torch.cat(tuple(column), dim=axis)
+        return field.to(device, non_blocking=True)
+
+    return side_by_side(trajectories, concatenate)
 
 
 def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device, room: list[Tensor]) -> Tensor:
@@ -101,19 +92,6 @@ def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device,
         joined = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     np.concatenate(arrays, axis=axis, out=joined.numpy())
     return joined
-
-
-def _shifted(
-    trajectories: Sequence[Trajectory | PackedTrajectory],
-) -> Iterator[Trajectory | PackedTrajectory]:
-    """Shift what packed trajectories say about their frames, which come to lie behind those of the ones before."""
-    frames = 0
-    for trajectory in trajectories:
-        if isinstance(trajectory, PackedTrajectory):
-            yield trajectory._replace(frame_index=trajectory.frame_index + frames)
-            frames += len(trajectory.frames)
-        else:
-            yield trajectory
 
 
 def tree_of(trajectory: Trajectory | PackedTrajectory) -> dict[str, Any]:

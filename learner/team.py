@@ -15,11 +15,11 @@ from torch import Tensor
 from metagrad.errors import RunLost
 from metagrad.frame_stacks import unpacked
 from metagrad.learner.actors import Account
-from metagrad.learner.batch import OF_COLUMNS, joined, trajectory_of, tree_of
+from metagrad.learner.batch import joined, trajectory_of, tree_of
 from metagrad.learner.schedule import Received
 from metagrad.shares import WHOLE, RankLost, Shares, group_shares
 from metagrad.trees import map_tensors, tensors
-from metagrad.types import PackedTrajectory, Trajectory
+from metagrad.types import OF_COLUMNS, PackedTrajectory, Trajectory
 
 T = TypeVar("T")
 

@@ -11,13 +11,14 @@ addition. So whatever the sequence is, it is rebuilt exactly; one that is not of
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Integer, Shaped
 from torch import Tensor
 
-from metagrad.types import PackedTrajectory, Trajectory
+from metagrad.types import OF_COLUMNS, PackedTrajectory, Trajectory
 
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}  # by their bytes
 
@@ -104,3 +105,40 @@ def unpacked(trajectory: Trajectory | PackedTrajectory) -> Trajectory:
     index = trajectory.frame_index
     steps: tuple[Any, ...] = trajectory[2:]
     return Trajectory(trajectory.frames.index_select(0, index.flatten()).unflatten(0, index.shape), *steps)
+
+
+def _concatenated(column: Sequence[Tensor], axis: int) -> Tensor:
+    return torch.cat(tuple(column), axis)
+
+
+def side_by_side(
+    trajectories: Sequence[Trajectory | PackedTrajectory],
+    concatenate: Callable[[Sequence[Any], int], Any] = _concatenated,
+) -> Trajectory | PackedTrajectory:
+    """Join trajectories of as many steps, the environments of one behind those of the one before.
+
+    Args:
+        trajectories: all packed, or none.
+        concatenate: joins the arrays of one field along an axis.
+
+    Returns:
+        A trajectory of the same kind under the oldest of their policy versions.
+    """
+    parts = [trajectory._asdict() for trajectory in _shifted(trajectories)]
+    fields: dict[str, Any] = {}
+    for name, first in parts[0].items():
+        if name != "policy_version" and first is not None:
+            axis = 0 if name in ("frames", *OF_COLUMNS) else 1
+            fields[name] = concatenate([part[name] for part in parts], axis)
+    return type(trajectories[0])(**fields, policy_version=min(part["policy_version"] for part in parts))
+
+
+def _shifted(trajectories: Sequence[Trajectory | PackedTrajectory]) -> Iterator[Trajectory | PackedTrajectory]:
+    """Shift what packed trajectories say about their frames, which come to lie behind those of the ones before."""
+    frames = 0
+    for trajectory in trajectories:
+        if isinstance(trajectory, PackedTrajectory):
+            yield trajectory._replace(frame_index=trajectory.frame_index + frames)
+            frames += len(trajectory.frames)
+        else:
+            yield trajectory

@@ -55,6 +55,10 @@ class PackedTrajectory(NamedTuple):
     first_return: Float[Tensor, "B"] | None = None
 
 
+OF_COLUMNS = ("first_state", "first_return")
+"""Fields of trajectories that have a row for each environment, and none for each step."""
+
+
 class Episodes(NamedTuple):
     """Holds the full-life episodes that ended during a rollout, in raw rewards of the game."""
 

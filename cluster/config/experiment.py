@@ -104,6 +104,9 @@ class BaseExperiment(ABC):
     threads and their environments for the cluster that is there."""
     actor_threads: int = 1
     """CPU threads of each actor (policy inference and C++ environment pools)."""
+    actor_processes: int = 1
+    """Processes of each actor on Ray, with its CPU threads each: they step equal shares of its environments, and their
+    rollouts go to the learner as one. For environments in Python; those of C++ have threads."""
     schedule: ScheduleName = "lockstep"
     """lockstep: every rollout is sampled under exactly the parameters it is used for; peek: look-ahead uses rollouts
     that were streamed under recent parameters, with V-trace corrections, and needs no frames of its own."""
@@ -165,8 +168,12 @@ class BaseExperiment(ABC):
         is_shown, rule = self.evaluation.is_shown, f"{type(self.env).__name__} has no pictures"
         can_be = not is_shown or has_pictures(self.env)
         require(can_be, "evaluation.is_shown", is_shown, rule, "leave it out")
-        for name, threads in (("actor_threads", self.actor_threads), ("learner_threads", self.learner_threads)):
-            require(threads is None or 1 <= threads <= 1_024, name, threads, "must lie in [1, 1024]", "change it")
+        for name, count in (
+            ("actor_threads", self.actor_threads),
+            ("actor_processes", self.actor_processes),
+            ("learner_threads", self.learner_threads),
+        ):
+            require(count is None or 1 <= count <= 1_024, name, count, "must lie in [1, 1024]", "change it")
 
     def _check_shares(self) -> None:
         """Refuse a batch that is not made of whole rollouts."""
@@ -184,6 +191,7 @@ class BaseExperiment(ABC):
         for field, value in (("max_lag", self.max_lag), ("environments_per_actor", own)):
             rule = "belongs to --schedule peek: in lockstep every actor brings its share under the newest parameters"
             require(value is None or self.schedule == "peek", field, value, rule, "leave it out")
+        self._check_processes()
         waits = self.look_ahead_batches
         rule, least = (
             f"a batch waits for {waits} updates in the window and is one update old when it arrives",
@@ -191,6 +199,19 @@ class BaseExperiment(ABC):
         )
         is_enough = self.max_lag is None or self.max_lag >= least
         require(is_enough, "max_lag", self.max_lag, rule, f"use {least} or more")
+
+    def _check_processes(self) -> None:
+        """Refuse processes of actors that would have unequal shares or are no help."""
+        processes, share = self.actor_processes, self.environments_of_an_actor
+        if processes == 1:
+            return
+        rule, remedy = "has no effect with --topology colocated", "use --topology ray"
+        require(self.topology == "ray", "actor_processes", processes, rule, remedy)
+        rule = f"{type(self.env).__name__} steps in threads of its own"
+        require(not self.env.has_threads, "actor_processes", processes, rule, "use --actor-threads")
+        rule, remedy = f"must divide the {share} environments of an actor", "change it, or the environments"
+        is_even = processes < 1 or share % processes == 0
+        require(is_even, "actor_processes", processes, rule, remedy)
 
     def _check_where(self) -> None:
         """Refuse options that only a cluster has."""
@@ -294,6 +315,11 @@ class BaseExperiment(ABC):
     def environments_of_an_actor(self) -> int:
         """Return the number of environments that one actor steps together."""
         return self.environments_per_actor or self.environments // self.actors
+
+    @property
+    def cpus_of_an_actor(self) -> int:
+        """Return the number of CPUs that one actor keeps busy."""
+        return self.actor_threads * self.actor_processes
 
     @property
     def rollouts_per_batch(self) -> int:

@@ -49,10 +49,10 @@ class LearnerLost(RunLost):
 def demand(experiment: BaseExperiment) -> Demand:
     """Return what a run needs at the same time: in lockstep all of its actors, in peek at least one for a learner."""
     own = own_cpus(experiment)
-    wanted = own + experiment.actors * experiment.actor_threads
-    least = wanted if experiment.schedule == "lockstep" else own + experiment.learners * experiment.actor_threads
+    wanted = own + experiment.actors * experiment.cpus_of_an_actor
+    least = wanted if experiment.schedule == "lockstep" else own + experiment.learners * experiment.cpus_of_an_actor
     gpus = experiment.learners if experiment.device.startswith("cuda") else 0
-    needs = f"with {experiment.actor_threads} threads each, and {own} CPUs for learner and evaluation"
+    needs = f"with {experiment.cpus_of_an_actor} threads each, and {own} CPUs for learner and evaluation"
     return Demand(least, wanted, gpus, experiment.actors, needs)
 
 
@@ -117,7 +117,7 @@ class Supervisor:
         self._group = self._reserve()
         # Each learner's first actor has a bundle too, in front of its learner's.
         firsts = {share_of(experiment.actors, i, experiment.learners).start: b - 1 for i, b in self._bundles()}
-        self.handles = create(experiment.actors, experiment.actor_threads, self._group, firsts)
+        self.handles = create(experiment.actors, experiment.cpus_of_an_actor, self._group, firsts)
 
     def _bundles(self) -> Iterator[tuple[int, int]]:
         """Yield each learner with the number of its bundle: behind the first one is that of the evaluator, if any."""
@@ -131,7 +131,7 @@ class Supervisor:
         All at once: of two runs that wait, none holds what the other one needs.
         """
         experiment = self._experiment
-        bundles: list[dict[str, float]] = [{"CPU": experiment.actor_threads}, {"CPU": experiment.learner_cpus}]
+        bundles: list[dict[str, float]] = [{"CPU": experiment.cpus_of_an_actor}, {"CPU": experiment.learner_cpus}]
         if self._gpus:
             bundles[LEARNERS_BUNDLE]["GPU"] = 1
         of_learner = [dict(bundle) for bundle in bundles]

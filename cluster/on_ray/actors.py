@@ -299,9 +299,9 @@ class RayActors:
         waited = min(time.monotonic() - slot.away_since for slot in alive)
         is_placeless = all(slot.phase in (Phase.PLACING, Phase.RESTING) for slot in alive)
         if is_placeless and waited > max(_SECONDS_WITHOUT_A_PLACE, self._faults.rollout_seconds):
-            free, threads = ray.available_resources().get("CPU", 0), alive[0].setup.threads
+            free, cpus = ray.available_resources().get("CPU", 0), alive[0].setup.cpus
             raise ActorsLost(
-                f"no actor has found a place for {waited:.0f} s: each needs {threads} CPUs of one node, and {free:g} "
+                f"no actor has found a place for {waited:.0f} s: each needs {cpus} CPUs of one node, and {free:g} "
                 "are free on the whole cluster; add nodes, and continue with --resume"
             )
 

@@ -16,9 +16,9 @@ from metagrad.errors import ConfigurationError, RunLost
 
 
 class NotStarted(RuntimeError):
-    """Says that an actor process has not been started.
+    """Says that an actor process has no environments.
 
-    Ray brought it up in place of one that died with nothing to do.
+    Ray brought it up in place of one that died, or one of the processes that it had for them has died.
     """
 
 

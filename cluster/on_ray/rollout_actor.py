@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -14,13 +15,14 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from metagrad.actors.rollout import Actor, ActorSetup, ActorState
+from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.on_ray.faults import NotStarted
+from metagrad.cluster.run.actor_group import ActorGroup, AnyActor, MemberLost
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 
-MakeActor = Callable[[ActorSetup], Actor]
+MakeActor = Callable[[ActorSetup], AnyActor]
 Weights = tuple[np.ndarray, np.ndarray]  # θ, η
 
 
@@ -56,7 +58,7 @@ class RolloutActor:
     """Rolls out in one process. Its constructor does nothing, so that a failed start is an error and no death."""
 
     def __init__(self) -> None:
-        self._actor: Actor | None = None
+        self._actor: AnyActor | None = None
         self._newest: Published | None = None
         self._weights: tuple[int, WeightSnapshot] | None = None  # of which learner, what was fetched last
 
@@ -85,14 +87,15 @@ class RolloutActor:
         keep_freed_memory()
         torch.set_num_threads(setup.threads)
         try:
-            self._actor = make(setup)
+            with self._ending_with_its_processes():
+                self._actor = make(setup) if setup.processes == 1 else ActorGroup(setup, make)
+                if state:
+                    self._actor.load_state(state)
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"node = {node!r}: cannot make {type(setup.environment).__name__} there ({error}); install the same "
                 "packages on all nodes (pip install -c constraints.txt .)"
             ) from error
-        if state:
-            self._actor.load_state(state)
 
     def rollout(self, order: tuple[Any, ...], lookahead_step: int) -> Rollout:
         """Roll out T steps under the ordered weights, or newer ones of the same learner that were published since.
@@ -103,7 +106,7 @@ class RolloutActor:
         actor, ordered, newest = self._started(), Published(*order), self._newest
         if newest is not None and newest.learner == ordered.learner and newest.version > ordered.version:
             ordered = newest
-        with torch.no_grad():
+        with torch.no_grad(), self._ending_with_its_processes():
             result = actor.rollout(self._snapshot(ordered), lookahead_step)
         return _map_arrays(result, lambda x: x.numpy() if isinstance(x, Tensor) else x)
 
@@ -118,9 +121,22 @@ class RolloutActor:
         return held[1]
 
     def state(self) -> ActorState:
-        return self._started().state()
+        actor = self._started()
+        with self._ending_with_its_processes():
+            return actor.state()
 
-    def _started(self) -> Actor:
+    @contextmanager
+    def _ending_with_its_processes(self) -> Iterator[None]:
+        """Forget an actor of several processes of which one has died: it is lost as one that was alone would be."""
+        try:
+            yield
+        except MemberLost as error:
+            actor, self._actor = self._actor, None
+            if actor is not None:
+                actor.close()
+            raise NotStarted(f"{ProcessPlace(*address_and_pid(), False)}: {error}") from error
+
+    def _started(self) -> AnyActor:
         if self._actor is None:
             raise NotStarted(f"{ProcessPlace(*address_and_pid(), False)}, has taken the place of one that died")
         return self._actor
@@ -139,7 +155,7 @@ def address_and_pid() -> tuple[str, int]:
 
 
 def create(
-    count: int, threads: int, group: PlacementGroup | None = None, reserved: Mapping[int, int] | None = None
+    count: int, cpus: int, group: PlacementGroup | None = None, reserved: Mapping[int, int] | None = None
 ) -> list[Any]:
     """Start so many actor processes, spread over the nodes, and return their handles.
 
@@ -157,7 +173,7 @@ def create(
     return [
         grouped(RolloutActor)
         .options(
-            num_cpus=threads,
+            num_cpus=cpus,
             max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy=places.get(index, "SPREAD"),

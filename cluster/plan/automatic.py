@@ -8,6 +8,8 @@ from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.plan.placement import Node, own_cpus, place
 from metagrad.errors import require
 
+_ENOUGH = 0.8  # of the CPUs that could be busy, where the last ones would need many small actors
+
 
 class Choice(NamedTuple):
     """Holds an experiment with the actors that were chosen for it."""
@@ -19,9 +21,10 @@ class Choice(NamedTuple):
 def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: bool) -> Choice:
     """Choose the actors that keep most CPUs busy with the fewest rollouts to a batch, which is what costs the learner.
 
-    Environments that step in threads of their own have one actor per node, with as many threads as CPUs are free on
-    each of these nodes; all others one actor per CPU. Lockstep needs a number that divides the environments; in peek
-    the actors' environments do, and their number is free.
+    Environments that step in threads of their own have one actor per node with as many threads as CPUs are free on each
+    of these nodes. All others have processes that share an actor's environments equally: the fewest actors that keep at
+    least four fifths of the CPUs busy that could be. Lockstep needs a number of actors that divides the environments;
+    in peek the actors' environments do, and their number is free.
 
     Args:
         experiment: the run; its own number of actors counts for nothing.
@@ -35,33 +38,42 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
     rule = "chooses among the processes of a cluster, and colocated actors are no processes"
     require(experiment.topology == "ray", "actors", "auto", rule, "give a number, or leave it out")
     rule, remedy = "is chosen by --actors auto", "leave it out, or give the number of actors too"
-    require(experiment.actor_threads == 1, "actor_threads", experiment.actor_threads, rule, remedy)
-    learners, rule = experiment.learners, "have actors of their own, and --actors auto chooses those of one learner"
-    require(learners == 1, "learners", learners, rule, "give the number of actors")
+    for field in ("actor_threads", "actor_processes"):
+        require(getattr(experiment, field) == 1, field, getattr(experiment, field), rule, remedy)
     own = experiment.environments_per_actor
     require(own is None, "environments_per_actor", own, rule, remedy)
+    learners, rule = experiment.learners, "have actors of their own, and --actors auto chooses those of one learner"
+    require(learners == 1, "learners", learners, rule, "give the number of actors")
     free = _free(replace(experiment, actors=1), nodes, is_alone)
-    has_threads = experiment.env.has_threads
-    rooms = sorted(free, reverse=True) if has_threads else [1] * sum(free)
-    environments, is_peek = experiment.environments, experiment.schedule == "peek"
-    best = (0, 0, 1, environments)  # CPUs busy, fewer actors, their number, environments of each
-    for actors in range(1, min(len(rooms), environments) + 1):
-        divisor = max(k for k in range(1, actors + 1) if environments % k == 0)
-        if divisor < actors and not is_peek:
-            continue
-        share = environments // divisor
-        best = max(best, (actors * min(share, rooms[actors - 1]), -actors, actors, share))
-    _, _, actors, share = best
-    threads = min(share, rooms[actors - 1]) if has_threads and rooms else 1
-    is_uneven = environments % actors != 0
+    has_threads, is_peek = experiment.env.has_threads, experiment.schedule == "peek"
+    environments = experiment.environments
+    found = [(1, 1, environments)]  # actors, CPUs and environments of each
+    for cpus in range(1, max(free, default=0) + 1):
+        places = sum(room >= cpus if has_threads else room // cpus for room in free)
+        share = environments
+        for actors in range(1, min(places, environments) + 1):
+            divides = environments % actors == 0
+            share = environments // actors if divides else share
+            is_even = share >= cpus and (has_threads or share % cpus == 0)
+            if is_even and (divides or is_peek):
+                found.append((actors, cpus, share))
+    most = max(actors * cpus for actors, cpus, _ in found)
+    enough = most if has_threads else _ENOUGH * most
+    good = [each for each in found if each[0] * each[1] >= enough]
+    actors, cpus, share = max(good, key=lambda each: (-each[0], each[1]))
     chosen = replace(
-        experiment, actors=actors, actor_threads=threads, environments_per_actor=share if is_uneven else None
+        experiment,
+        actors=actors,
+        actor_threads=cpus if has_threads else 1,
+        actor_processes=1 if has_threads else cpus,
+        environments_per_actor=share if environments % actors else None,
     )
-    why = "environments that step in threads of their own: one process per node" if has_threads else "one per CPU"
+    kind = "threads" if has_threads else "processes"
+    why = f"environments in {kind} of an actor: few of them, with all CPUs of a node"
     left = (
         "all CPUs, since actors and learner take turns" if is_alone and not is_peek else "CPUs that the learner leaves"
     )
-    return Choice(chosen, f"{actors} actors, {share} environments and {threads} CPUs each ({why}; {left}: {sum(free)})")
+    return Choice(chosen, f"{actors} actors, {share} environments and {cpus} CPUs each ({why}; {left}: {sum(free)})")
 
 
 def _free(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: bool) -> list[int]:

@@ -28,8 +28,8 @@ class Rates(NamedTuple):
     update: float  # of the learner for a real update, its rollouts given
     batches: float  # rollouts of all environments for a real update
 
-    def rollout_seconds(self, environments: int) -> float:
-        """Return the seconds of a rollout of an actor with so many environments."""
+    def rollout_seconds(self, environments: float) -> float:
+        """Return the seconds of a rollout of a process with so many environments."""
         return self.rollout + environments * self.environment
 
 
@@ -76,13 +76,13 @@ def sampling_seconds(experiment: BaseExperiment, rates: Rates, actors: int, plac
 
     Equation: a batch is R = B / b rollouts of b environments, r + b c seconds each. Lockstep, in which those that have
     a place cover the others: m ⌈R / k⌉ (r + b c), m batches, k actors. Peek, in which the next one to be idle is
-    asked: m R (r + b c) / k. Colocated, one after another: m R (r + b c).
+    asked: m R (r + b c) / k. Colocated, one after another: m R (r + b c). An actor of p processes takes r + b c / p.
     """
     share = experiment.environments_per_actor or experiment.environments // actors
     rollouts = experiment.environments // share
     at_once: float = 1 if experiment.topology == "colocated" else max(1, placed)
     rounds = rollouts / at_once if experiment.schedule == "peek" else math.ceil(rollouts / at_once)
-    return rates.batches * rounds * rates.rollout_seconds(share)
+    return rates.batches * rounds * rates.rollout_seconds(share / experiment.actor_processes)
 
 
 def update_seconds(experiment: BaseExperiment, rates: Rates, placed: int) -> float:
@@ -126,11 +126,11 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
         free[first] -= own_cpus(experiment) - experiment.learners * experiment.learner_cpus
     actors = [0] * len(nodes)
     for _ in range(experiment.actors):
-        roomy = [i for i in range(len(nodes)) if free[i] >= experiment.actor_threads]
+        roomy = [i for i in range(len(nodes)) if free[i] >= experiment.cpus_of_an_actor]
         if not roomy:
             break
         chosen = min(roomy, key=lambda i: (actors[i], -free[i]))
-        free[chosen] -= experiment.actor_threads
+        free[chosen] -= experiment.cpus_of_an_actor
         actors[chosen] += 1
     return actors, first
 
@@ -235,7 +235,7 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
     lines = []
     nodes = [share.node for share in found.shares]
     learner = next((share.node for share in found.shares if share.has_learner), None)
-    own, threads, waiting = own_cpus(experiment), experiment.actor_threads, found.waiting_actors
+    own, cpus, waiting = own_cpus(experiment), experiment.cpus_of_an_actor, found.waiting_actors
     placed = experiment.actors - waiting
     if learner is None:
         needs = f"{own} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
@@ -244,13 +244,14 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
             needs += f" for each of {experiment.learners} learners"
         remedy = "lower --learner-cpus, use --device cpu" if wants_gpu(experiment, nodes) else "lower --learner-cpus"
         lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
-    more = f"add nodes with {waiting * threads} CPUs, {threads} on one node for each"
+    more = f"add nodes with {waiting * cpus} CPUs, {cpus} on one node for each"
     if waiting and experiment.schedule == "lockstep":
         fewer = [k for k in range(1, placed + 1) if experiment.environments % k == 0]
         use = f"use --actors {fewer[-1]}, or " if fewer else ""
         lines.append(f"actors: {waiting} of {experiment.actors} have no place, and lockstep needs all; {use}{more}")
     elif waiting and not placed:
-        lines.append(f"actors: none has a place; lower --actor-threads, or {more}")
+        option = "--actor-threads" if experiment.actor_processes == 1 else "--actor-processes"
+        lines.append(f"actors: none has a place; lower {option}, or {more}")
     elif waiting:
         lines.append(f"actors: {waiting} of {experiment.actors} wait, and the run continues without them; {more}")
     store = learner.object_store_bytes if learner else 0

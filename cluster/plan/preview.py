@@ -63,7 +63,7 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
     if address is None:
         from metagrad.cluster.on_ray.session import OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
 
-        wanted = own_cpus(experiment) + experiment.actors * experiment.actor_threads
+        wanted = own_cpus(experiment) + experiment.actors * experiment.cpus_of_an_actor
         shared = f" for {wanted} CPUs: processes share them, and take longer than below" if wanted > cores else ""
         where = f"this machine alone (RAY_ADDRESS is not set), which has {cores} cores{shared}"
         return [here._replace(cpus=max(wanted, cores), object_store_bytes=OBJECT_STORE_BYTES)], where
@@ -154,14 +154,14 @@ def _quickest(work: Callable[[], T]) -> tuple[float, T]:
 def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) -> str:
     """Describe a plan on one screen."""
     share = experiment.environments_of_an_actor
-    threads = f" and {experiment.actor_threads} CPUs" if experiment.topology == "ray" else ""
+    threads = f" and {experiment.cpus_of_an_actor} CPUs" if experiment.topology == "ray" else ""
     lines = [
         f"{experiment.name} on {where}",
         "",
         *_table(found),
         "",
         f"actors            {experiment.actors}, {share} environments{threads} each; "
-        f"a rollout takes one of them {1_000 * rates.rollout_seconds(share):.1f} ms",
+        f"a rollout takes one of them {1_000 * rates.rollout_seconds(share / experiment.actor_processes):.1f} ms",
         f"learner           {1_000 * rates.update:.1f} ms for an update, {found.batches_per_update:g} batches each, "
         f"{experiment.schedule}",
         f"speed             about {found.updates_per_second:.1f} updates/s, "

@@ -1,6 +1,7 @@
 """Check that a checkpoint holds what a run writes; its algorithm checks its own part."""
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, get_args
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from metagrad.actors.envs import DeviceEnvironmentConfig
 from metagrad.actors.rollout import Actor
 from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.run.actor_group import joined_states, setups_of
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.learning import actor_setups
 from metagrad.errors import ConfigurationError, require
@@ -153,9 +155,10 @@ def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
     are_plain = all(isinstance(state, dict) and all(map(is_tensor, state.values())) for state in found)
     if not are_plain or not experiment.env.has_snapshots:
         return are_plain
-    actor = Actor(actor_setups(experiment, torch.device("cpu"), 0)[0])
-    fresh = actor.state()
-    actor.close()
+    setups = setups_of(actor_setups(experiment, torch.device("cpu"), 0)[0])
+    with closing(Actor(setups[0])) as actor:
+        own = actor.state()
+    fresh = own if len(setups) == 1 else joined_states([own] * len(setups))
     # Environments on the host may keep random numbers of another kind, whose form is all that can be checked.
     suffix = "generator" if isinstance(experiment.env, DeviceEnvironmentConfig) else "policy_generator"
     streams = {name for name in fresh if name.endswith(suffix)}

@@ -80,6 +80,7 @@ def actor_setups(
             seed=(experiment.seed, start_update, life << 20),  # the last one also counts the actor's restarts
             device=str(device) if is_on_device else "cpu",
             threads=experiment.actor_threads,
+            processes=experiment.actor_processes,
             precision=experiment.resolved_precision,
             is_observation_normalised=experiment.normalises_observations,
             return_discount=experiment.return_discount,

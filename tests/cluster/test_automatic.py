@@ -17,12 +17,13 @@ Tiny = Callable[..., Experiment]
 
 
 def actors(experiment: Experiment, *cpus: int, is_alone: bool = False) -> tuple[int, int, int]:
-    """Number, threads and environments of the actors chosen for nodes with so many CPUs."""
+    """Number, threads or processes, and environments of the actors chosen for nodes with so many CPUs."""
     nodes = [Node(f"10.0.0.{i}", count, 0) for i, count in enumerate(cpus)]
     chosen = choose_actors(experiment, nodes, is_alone)
     made = chosen.experiment
     assert chosen.reason.startswith(f"{made.actors} actors, {made.environments_of_an_actor} environments and ")
-    return made.actors, made.actor_threads, made.environments_of_an_actor
+    assert (made.actor_processes if made.env.has_threads else made.actor_threads) == 1
+    return made.actors, made.cpus_of_an_actor, made.environments_of_an_actor
 
 
 @pytest.fixture
@@ -47,35 +48,39 @@ def test_a_pool_has_one_process_per_node_with_the_cpus_that_the_learner_leaves(a
     assert actors(replace(atari, environments=4), 16) == (1, 4, 4), "a game keeps one thread busy"
 
 
-def test_others_have_one_process_per_cpu(snake: Experiment) -> None:
-    assert actors(snake, 9) == (8, 1, 8)
-    assert actors(snake, 6) == (4, 1, 16)
-    assert actors(snake, 4, 6) == (8, 1, 8), "the learner's CPU, and one that divides nothing"
+def test_others_have_processes_in_few_actors_that_keep_as_many_cpus_busy(snake: Experiment) -> None:
+    assert actors(snake, 9) == (1, 8, 64)
+    assert actors(snake, 6) == (1, 4, 64), "five would have unequal shares"
+    assert actors(snake, 5, 4) == (2, 4, 32), "one on each node"
+    assert actors(snake, 4, 6) == (2, 4, 32), "the learner's CPU, and one that divides nothing"
     peek = replace(snake, schedule="peek", meta=replace(snake.meta, n=1))
-    assert actors(peek, 4, 6) == (9, 1, 8)
+    assert actors(peek, 4, 6) == (2, 4, 32), "not nine of one process, for the sake of one CPU"
+    assert actors(peek, 6, 4, 4) == (3, 4, 32)
+    assert actors(peek, 16, 16, 16) == (5, 8, 16), "40 CPUs of 47"
     evaluated = replace(snake, evaluation=EvaluationConfig(every=5))
-    assert actors(evaluated, 10) == (8, 1, 8), "the evaluator has a CPU too"
+    assert actors(evaluated, 10) == (1, 8, 64), "the evaluator has a CPU too"
 
 
 def test_on_a_machine_alone_lockstep_has_all_cores_and_peek_what_the_learner_leaves(
     atari: Experiment, snake: Experiment
 ) -> None:
     assert actors(atari, 2, is_alone=True) == (1, 2, 64)
-    assert actors(snake, 2, is_alone=True) == (2, 1, 32)
+    assert actors(snake, 2, is_alone=True) == (1, 2, 64)
     assert actors(replace(atari, schedule="peek"), 4, is_alone=True) == (1, 3, 64)
     assert actors(replace(atari, schedule="peek"), 1, is_alone=True) == (1, 1, 64)
 
 
 def test_cpus_of_others_are_left_to_them(snake: Experiment) -> None:
     chosen = choose_actors(snake, [Node("a", 16, 0, used_cpus=11)], False).experiment
-    assert (chosen.actors, chosen.environments_of_an_actor) == (4, 16)
+    assert (chosen.actors, chosen.actor_processes) == (1, 4)
     full = choose_actors(snake, [Node("a", 4, 0, used_cpus=4)], False).experiment
-    assert (full.actors, full.actor_threads) == (1, 1), "which the cluster refuses, or has it wait for"
+    assert (full.actors, full.cpus_of_an_actor) == (1, 1), "which the cluster refuses, or has it wait for"
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [({"topology": "colocated"}, "actors = 'auto'"), ({"actor_threads": 2}, "actor_threads = 2"),
+     ({"actor_processes": 2}, "actor_processes = 2"),
      ({"schedule": "peek", "environments_per_actor": 4}, "environments_per_actor = 4")],
 )  # fmt: skip
 def test_what_leaves_nothing_to_choose_is_refused(tiny: Tiny, changes: dict[str, object], field: str) -> None:

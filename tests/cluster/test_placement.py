@@ -39,6 +39,7 @@ RATES = Rates(rollout=0.002, environment=0.001, update=0.1, batches=2)  # 4 envi
         ({"actors": 1}, 1, 4, 4 * 0.006 + 0.1),
         ({"actors": 4}, 4, 4, 4 * 0.003 + 0.1),
         ({"actors": 4}, 3, 4, 4 * 2 * 0.003 + 0.1),  # one of the three stands in for the fourth
+        ({"actors": 2, "environments": 400, "actor_processes": 4}, 2, 1, 0.002 + 50 * 0.001 + 0.1),
         ({"actors": 1, "schedule": "peek"}, 1, 1, 0.1),
         ({"actors": 2, "environments": 400, "schedule": "peek"}, 2, 1, 0.202),
         ({"actors": 2, "environments": 400, "schedule": "peek"}, 1, 1, 0.404),
@@ -112,6 +113,8 @@ def test_the_learner_goes_to_the_gpu_and_actors_spread(tiny: Tiny) -> None:
     assert place(tiny(actors=4, topology="ray", device="auto"), nodes) == ([2, 1, 1], 1)
     assert place(tiny(actors=4, topology="ray", device="cpu"), nodes) == ([2, 1, 1], 0)
     assert place(tiny(actors=4, topology="ray", actor_threads=3, device="cpu"), nodes) == ([2, 0, 1], 0)
+    in_processes = tiny(actors=4, environments=12, topology="ray", actor_processes=3, device="cpu")
+    assert place(in_processes, nodes) == ([2, 0, 1], 0)
     evaluated = tiny(actors=2, topology="ray", device="auto", evaluation=EvaluationConfig(every=1))
     assert place(evaluated, nodes) == ([1, 0, 1], 1), "learner and evaluator fill the node with the GPU"
     assert place(tiny(topology="ray", learner_cpus=9), nodes)[1] is None
@@ -163,6 +166,11 @@ def test_the_object_store_holds_batches_and_two_versions(tiny: Tiny) -> None:
             {"actors": 1, "schedule": "peek"},
             [Node("a", 1, 0)],
             ["actors: none has a place; lower --actor-threads, or add nodes with 1 CPUs, 1 on one node for each"],
+        ),
+        (
+            {"actors": 1, "actor_processes": 4, "schedule": "peek"},
+            [Node("a", 4, 0)],
+            ["actors: none has a place; lower --actor-processes, or add nodes with 4 CPUs, 4 on one node for each"],
         ),
         (
             {"actors": 1, "learner_cpus": 4},

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from metagrad.actors.envs import AtariConfig
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.cluster.config.actor_critic import Experiment
@@ -53,6 +54,20 @@ class ToyPlainExperiment(BaseExperiment):
         ({"log_every": 0}, "log_every = 0: "),
         ({"actor_threads": 0}, "actor_threads = 0: "),
         ({"actor_threads": 1_025}, "actor_threads = 1025: "),
+        ({"actor_processes": 0, "topology": "ray"}, "actor_processes = 0: "),
+        ({"actor_processes": 1_025, "topology": "ray", "environments": 2_050}, "actor_processes = 1025: "),
+        (
+            {"actor_processes": 4, "topology": "ray", "environments": 12},
+            "actor_processes = 4: must divide the 6 environments of an actor; ",
+        ),
+        (
+            {"actor_processes": 2, "topology": "colocated"},
+            "actor_processes = 2: has no effect with --topology colocated; use --topology ray",
+        ),
+        (
+            {"actor_processes": 2, "topology": "ray", "env": AtariConfig(game="Pong")},
+            "actor_processes = 2: AtariConfig steps in threads of its own; use --actor-threads",
+        ),
         ({"learner_threads": 0}, "learner_threads = 0: "),
         ({"learner_threads": 1_025}, "learner_threads = 1025: "),
         ({"wait_for_resources": 0.5}, "wait_for_resources = 0.5: must lie in"),

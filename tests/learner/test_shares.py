@@ -14,14 +14,13 @@ from metagrad.distributions import DiscreteActions
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
 from metagrad.learner.algorithm import UpdateMetrics
-from metagrad.learner.batch import OF_COLUMNS
 from metagrad.learner.config import BootstrapConfig, LearnerConfig
 from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import Mlp, build_network
 from metagrad.optimizers import Adam, RmsProp, Sgd
 from metagrad.shares import WHOLE, Ranks, evaluating, group_shares, present
 from metagrad.trees import map_tensors
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.types import OF_COLUMNS, Trajectory, WeightSnapshot
 
 T, COLUMNS, FEATURES, ACTIONS, UNITS = 4, 7, 5, 3, 4
 CPU = torch.device("cpu")

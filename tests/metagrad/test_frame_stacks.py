@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metagrad.frame_stacks import FramePacker, packed, unpacked
+from metagrad.frame_stacks import FramePacker, packed, side_by_side, unpacked
 from metagrad.types import PackedTrajectory, Trajectory
 
 KINDS_OF_START = ("repeated", "zeros", "shown elsewhere", "older frames", "all new")
@@ -166,3 +166,14 @@ def test_a_trajectory_of_atari_is_so_much_smaller(length: int, share: float) -> 
     stacks[2, 3], stacks[4, 7, :3] = stacks[2, 3, -1:].clone(), 0  # a game of EnvPool begins, and one of ALE
     whole = Trajectory(stacks, *steps(length, 64))
     assert size(pack(stacks)) <= share * size(whole)
+
+
+def test_trajectories_side_by_side_are_those_of_all_games_packed_or_whole() -> None:
+    stacks = [play(seed, 4, 2, 3, (2, 2), list(KINDS_OF_START)) for seed in (1, 2)]
+    parts = [pack(x)._replace(policy_version=version) for x, version in zip(stacks, (5, 4), strict=True)]
+    joined = side_by_side(parts)
+    assert isinstance(joined, PackedTrajectory)
+    assert_same_bits(unpacked(joined).observation, torch.cat(stacks, 1))
+    whole = side_by_side([unpacked(part) for part in parts])
+    for name, x, y in zip(Trajectory._fields, unpacked(joined), whole, strict=True):
+        assert x == y == 4 if name == "policy_version" else torch.equal(x, y), name
