@@ -69,7 +69,7 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
         environments_per_actor=share if environments % actors else None,
     )
     kind = "threads" if has_threads else "processes"
-    why = f"environments in {kind} of an actor: few of them, with all CPUs of a node"
+    why = f"environments that step in {kind} of their actor: as few actors as keep the CPUs busy"
     left = (
         "all CPUs, since actors and learner take turns" if is_alone and not is_peek else "CPUs that the learner leaves"
     )
