@@ -40,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "stacx": {"network": NatureCnn(hidden=8)},
     "stacx-impala": {"network": ImpalaCnn(hidden=8)},
     "lirpg-atari": {"network": NatureCnn(hidden=8)},
+    "pong": {"network": NatureCnn(hidden=8, is_standardised=True), "precision": "float32"},
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
     "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
 }
@@ -54,7 +55,7 @@ def small(name: str, topology: str, schedule: str, product: str) -> BaseExperime
     changes: dict[str, Any] = {"topology": topology, "schedule": schedule}
     if isinstance(experiment, Experiment):
         changes["meta"] = replace(experiment.meta, product=product)
-    updates = UPDATES * (experiment.meta.n if _is_sequential(experiment) else 1)
+    updates = UPDATES * (experiment.meta.n if _is_sequential(experiment) else experiment.updates_per_batch)
     short = {"environments": 2, "rollout_length": 2, "actors": 1, "updates": updates, "learner_threads": 1}
     return replace(experiment, **short | {"log_every": 1_000} | SMALL.get(name, {}) | changes)
 

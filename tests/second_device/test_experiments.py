@@ -14,7 +14,7 @@ from device_runs import WITHOUT_PEEK, budget, require_equal, small, train
 from metagrad.experiments import EXPERIMENTS
 
 # Only their first form is fast: in the second one a smaller experiment shows the same.
-LARGE = ("demo", "atari-released", "stacx", "stacx-impala", "lirpg-atari")
+LARGE = ("demo", "atari-released", "stacx", "stacx-impala", "lirpg-atari", "pong")
 
 
 def _cases() -> Iterator[Any]:
