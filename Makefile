@@ -16,7 +16,7 @@ MAKEFLAGS += --no-builtin-rules
 pip := .venv/bin/python -m pip --disable-pip-version-check
 # The folders that metagrad/ links to.
 packages := $(shell find metagrad -maxdepth 1 -type l -exec basename {} \;)
-extras := ale-snapshots,aws,azure,gcs,onnx,s3,tune,wandb
+extras := ale-snapshots,aws,azure,gcs,onnx,s3,trackio,tune,wandb
 image = metagrad:$(version)-$(ACCELERATOR)
 version := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 

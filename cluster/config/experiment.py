@@ -17,7 +17,7 @@ from metagrad.networks import NetworkSpec
 from metagrad.precision import Precision, PrecisionChoice, resolved
 
 ScheduleName = Literal["lockstep", "peek"]
-LogName = Literal["wandb"]
+LogName = Literal["trackio", "wandb"]
 SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told otherwise
 
 
@@ -134,8 +134,8 @@ class BaseExperiment(ABC):
     log_every: int = 10
     """Updates between two rows of scalars."""
     log: tuple[LogName, ...] = ()
-    """Tools that are given the rows of TensorBoard too, once a checkpoint covers them: wandb (Weights & Biases, of the
-    extra of that name). One that fails says so once, and the run goes on."""
+    """Tools that are given the rows of TensorBoard too, once a checkpoint covers them: wandb (Weights & Biases) and
+    trackio, of the extras of these names. One that fails says so once, and the run goes on."""
     learners: int = 1
     """Number of learners (topology ray): each has a share of the actors and of every batch, on a GPU of its own where
     the cluster has one for each; together they make exactly the update of one learner with the whole batch."""

@@ -115,5 +115,10 @@ def openers(names: Sequence[LogName], facts: Callable[[], RunFacts]) -> dict[str
 
         return WandbLog(facts())
 
-    known: dict[LogName, Callable[[], RunLog]] = {"wandb": wandb}
+    def trackio() -> RunLog:
+        from metagrad.cluster.run.trackio_log import TrackioLog  # imports what is not always installed
+
+        return TrackioLog(facts())
+
+    known: dict[LogName, Callable[[], RunLog]] = {"trackio": trackio, "wandb": wandb}
     return {name: known[name] for name in names}

@@ -145,7 +145,7 @@ def test_a_tool_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_tools_have_names_and_pictures_need_some(tiny: Tiny) -> None:
-    with pytest.raises(ConfigurationError, match=r"^log = 'mlflow': must be one of wandb;"):
+    with pytest.raises(ConfigurationError, match=r"^log = 'mlflow': must be one of trackio, wandb;"):
         tiny(log=("mlflow",))
     with pytest.raises(ConfigurationError, match=r"^log = .*: names a tool twice"):
         tiny(log=("wandb", "wandb"))
