@@ -19,11 +19,16 @@ def require_key() -> None:
     """Refuse a run that W&B would ask for a key, in the middle of its output.
 
     Raises:
-        ConfigurationError: nobody has logged in here, and W&B is to be online.
+        ConfigurationError: W&B is to be online, and nobody has logged in here or it does not take the key.
     """
     is_online = wandb.setup().settings.mode in ("online", "shared")
     remedy = "run wandb login, or set WANDB_MODE=offline and upload with wandb sync"
-    require(not is_online or wandb.login(prompt=False), "log", "wandb", "W&B has no API key here", remedy)
+    rule = "W&B has no API key here"
+    try:
+        has_key = not is_online or wandb.login(prompt=False)
+    except wandb.errors.Error as error:
+        has_key, rule = False, f"W&B does not take the API key ({' '.join(str(error).split())[:200]})"
+    require(has_key, "log", "wandb", rule, remedy)
 
 
 class WandbLog:

@@ -89,6 +89,23 @@ def test_it_holds_what_the_event_files_hold(tiny: Callable[..., Any], console: C
 
 
 @pytest.mark.usefixtures("_offline")
+def test_a_key_that_is_not_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def login(**arguments: Any) -> bool:
+        raise wandb.errors.AuthenticationError("Failed to authenticate:\nno route to host")
+
+    monkeypatch.setattr(wandb, "login", login)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    wandb.teardown()  # it reads the variables once
+    line = (
+        r"^log = 'wandb': W&B does not take the API key \(Failed to authenticate: no route to host\); run wandb login"
+    )
+    with pytest.raises(ConfigurationError, match=line):
+        require_key()
+
+
+@pytest.mark.usefixtures("_offline")
 def test_a_run_that_nobody_has_logged_in_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require_key()
     monkeypatch.setenv("WANDB_MODE", "online")
