@@ -11,6 +11,7 @@ from rich.console import Console
 
 pytest.importorskip("wandb")
 
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from metagrad.cluster.config.experiment import CheckpointConfig, EvaluationConfig
@@ -29,6 +30,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()  # it reads the variables once
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -90,14 +92,12 @@ def test_it_holds_what_the_event_files_hold(tiny: Callable[..., Any], console: C
 
 @pytest.mark.usefixtures("_offline")
 def test_a_key_that_is_not_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
-
     def login(**arguments: Any) -> bool:
         raise wandb.errors.AuthenticationError("Failed to authenticate:\nno route to host")
 
     monkeypatch.setattr(wandb, "login", login)
     monkeypatch.setenv("WANDB_MODE", "online")
-    wandb.teardown()  # it reads the variables once
+    wandb.teardown()
     line = (
         r"^log = 'wandb': W&B does not take the API key \(Failed to authenticate: no route to host\); run wandb login"
     )
@@ -109,6 +109,6 @@ def test_a_key_that_is_not_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_run_that_nobody_has_logged_in_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require_key()
     monkeypatch.setenv("WANDB_MODE", "online")
-    __import__("wandb").teardown()  # it reads the variables once
+    wandb.teardown()
     with pytest.raises(ConfigurationError, match=r"^log = 'wandb': W&B has no API key here; run wandb login"):
         require_key()
