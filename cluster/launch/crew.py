@@ -5,12 +5,14 @@ from typing import Any, NoReturn
 
 import ray
 
+from metagrad.cluster.on_ray import watch as ray_watch
 from metagrad.cluster.on_ray.faults import original_traceback
 from metagrad.learner.reports import Report
 from metagrad.shares import RankLost
 
 _SECONDS_TO_END = 5.0  # of the others, once one has: what ended it is what has to be told
 _SECONDS_OF_A_LOOK = 0.5
+_SECONDS_TO_HEAR = 2.0  # that the others are lost to them too
 
 
 class Crew:
@@ -40,6 +42,14 @@ class Crew:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=_SECONDS_TO_END)
             self.require_success()
         return False
+
+    def close(self) -> None:
+        """Take note of what has ended several; of an error that nobody takes Ray prints the traceback."""
+        if len(self._running) == 1 or ray_watch.lost() is not None:
+            return
+        ray.wait(list(self._running), num_returns=len(self._running), timeout=_SECONDS_TO_HEAR)
+        for reference in self._running:
+            _error(reference)
 
     def reports(self, seconds: float, spend: Callable[[], None]) -> Iterator[Report]:
         """Yield what they have to report, after waiting so long for the first report; `spend` limits the patience."""

@@ -186,7 +186,8 @@ class Supervisor:
         learners = [start_learner(*of_each, rank, bundle) for rank, bundle in self._bundles()]
         try:
             others = [x.run.remote(assignment, self.handles, make, learners[0]) for x in learners[1:]]
-            yield Crew(learners, [learners[0].run.remote(assignment, self.handles, make), *others])
+            with closing(Crew(learners, [learners[0].run.remote(assignment, self.handles, make), *others])) as crew:
+                yield crew
         finally:
             if ray_watch.lost() is None:
                 for learner in learners:

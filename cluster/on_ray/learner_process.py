@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -24,6 +25,7 @@ from metagrad.cores import default_threads, usable_cores
 from metagrad.learner.actors import Actors
 from metagrad.learner.reports import Message, Report
 from metagrad.learner.team import ALONE, Team, share_of
+from metagrad.shares import RankLost
 
 LEARNERS_BUNDLE = 1  # of a run's placement group; the first one is an actor's
 _SECONDS_TO_MEET = 120.0
@@ -79,7 +81,10 @@ class Learner:
         if size == 1:
             yield ALONE
             return
-        meeting = self._listen() if self._rank == 0 else ray.get(first.meeting.remote(), timeout=_SECONDS_TO_MEET)
+        try:
+            meeting = self._listen() if self._rank == 0 else ray.get(first.meeting.remote(), timeout=_SECONDS_TO_MEET)
+        except GetTimeoutError as error:
+            raise RankLost(f"the first learner has not answered for {_SECONDS_TO_MEET:g} s") from error
         limit = seconds_of_a_collective(experiment.faults)
         with joined(self._rank, size, Meeting(*meeting), self._listener, host, limit) as team:
             yield team

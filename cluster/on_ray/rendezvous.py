@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from metagrad.cluster.run.variables import environment_variables
-from metagrad.errors import require
+from metagrad.errors import reason, require
 from metagrad.learner.team import Learners
+from metagrad.shares import RankLost
 
 
 class Meeting(NamedTuple):
@@ -73,6 +74,7 @@ def joined(
 
     Raises:
         ConfigurationError: the node has no interface of that address.
+        RankLost: the others are not there.
     """
     names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if not os.environ.get(name)]
     interface = interface_of(host) if names else ""
@@ -81,8 +83,11 @@ def joined(
     with environment_variables(dict.fromkeys(names, interface)):
         fd = None if listener is None else listener.detach()
         kind: Any = vars(dist)["TCPStore"]  # which its stubs leave out
-        store = kind(*meeting, size, is_master=rank == 0, timeout=limit, master_listen_fd=fd)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        try:
+            store = kind(*meeting, size, is_master=rank == 0, timeout=limit, master_listen_fd=fd)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        except RuntimeError as error:
+            raise RankLost(f"learner {rank} does not reach the others ({reason(error)})") from error
         try:
             yield Learners()
         finally:

@@ -64,6 +64,13 @@ def test_what_ended_one_is_told_rather_than_that_others_lost_it(running: list[An
         crew.is_over() and crew.require_success()
 
 
+def test_every_end_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(ray, "get", heard.append)
+    Crew([], [LOST, RUNS, WELL]).close()
+    assert heard == [LOST, WELL]
+
+
 def test_a_difference_is_one_line() -> None:
     with pytest.raises(RunLost) as lost:
         Crew([], [ended(LearnersDiffer("they differ"))]).require_success()

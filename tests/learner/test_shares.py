@@ -204,7 +204,7 @@ def algorithm_of(config: LearnerConfig) -> ActorCritic:
     return build_actor_critic(config, network, (FEATURES,), ACTIONS)
 
 
-FAST = ("a2c", "outer-normalised", "vtrace-recompute")
+FAST = ("outer-normalised", "vtrace-recompute")
 
 
 @pytest.mark.parametrize(
