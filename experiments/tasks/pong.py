@@ -53,6 +53,7 @@ def pong() -> Experiment:
         reuse=_REUSE,
         updates=_UPDATES,
         actors=1,
+        actor_threads=2,
         topology="colocated",
         precision="auto",
         log_every=20 * _REUSE,
