@@ -1,4 +1,4 @@
-"""Defines Pong as it is learnt in hours on two cores: standardised pictures, and each batch used several times."""
+"""Defines Pong for few cores: standardised pictures, and each batch used several times."""
 
 from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.envs.atari import AtariConfig
@@ -31,7 +31,7 @@ def pong() -> Experiment:
     """
     return Experiment(
         name="pong",
-        description="Pong, learnt in hours on two cores: V-trace, PPO's clip, each batch used 3 times; n = 0",
+        description="Pong for few cores: V-trace, PPO's clip, standardised pictures, each batch used 3 times; n = 0",
         env=AtariConfig(game="Pong"),
         network=NatureCnn(hidden=256, is_standardised=True),
         optimizer=Adam(learning_rate=5e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),
