@@ -246,10 +246,11 @@ def test_no_sum_can_be_left_out(in_group: InGroup, config: Any) -> None:
 
 
 @pytest.mark.slow
-# Of a batch that is used again, the scalars of all uses but the last are thrown away.
-@pytest.mark.parametrize("case", [case for case in CASES if case != "reused"])
-def test_no_sum_of_any_loss_can_be_left_out(in_group: InGroup, config: Any, case: str) -> None:
-    assert min(_without_one(in_group, CASES[case](config()))) > 1e-9
+@pytest.mark.parametrize("case", ["a2c", "inner-normalised", "outer-normalised", "target", "mix-recompute"])
+def test_no_sum_of_these_losses_can_be_left_out(in_group: InGroup, config: Any, case: str) -> None:
+    """By plain descent: a clip and Adam's quotient undo a gradient's scale, which is all that some counts change."""
+    learner = replace(CASES[case](config()), optimizer=Sgd(learning_rate=0.1))
+    assert min(_without_one(in_group, learner)) > 1e-9
 
 
 def test_one_learner_sends_nothing(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
