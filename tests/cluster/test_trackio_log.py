@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from metagrad.cluster.run.plot import logged_scalars
-
 pytest.importorskip("trackio")
+
+from metagrad.cluster.run.plot import logged_scalars
+from metagrad.cluster.run.trackio_log import PROJECT
 
 TINY = (
     *("train", "snake-6x6", "--env.rows", "3", "--env.columns", "3", "--environments", "4", "--rollout-length", "3"),
@@ -63,18 +64,18 @@ def test_it_holds_what_the_event_files_hold(tmp_path: Path) -> None:
     printed = metagrad(tmp_path, *TINY, "--updates", "4", "--log", "trackio")
     printed += metagrad(tmp_path, "train", "snake-6x6", "--run-dir", "run", "--resume", "--updates", "6")
     assert "trackio" not in printed.lower(), "neither advice nor warnings"
-    (name,) = asked(tmp_path, "list", "runs", "--project", "metagrad")["runs"]
+    (name,) = asked(tmp_path, "list", "runs", "--project", PROJECT)["runs"]
     assert re.fullmatch(r"run-[0-9a-f]{16}", name)
-    config = asked(tmp_path, "get", "run", "--project", "metagrad", "--run", name)["config"]
+    config = asked(tmp_path, "get", "run", "--project", PROJECT, "--run", name)["config"]
     assert config["environments"] == 4
     logged = logged_scalars(tmp_path / "run")
     assert len(logged) > 20
     for scalar in ("eta/gamma", "loss/inner", "evaluation/return_mean"):
         steps, values = logged[scalar]
-        words = ("get", "metric", "--project", "metagrad", "--run", name, "--metric", scalar)
+        words = ("get", "metric", "--project", PROJECT, "--run", name, "--metric", scalar)
         found = {row["step"]: row["value"] for row in asked(tmp_path, *words)["values"]}
         assert found == pytest.approx(dict(zip(steps.tolist(), values.tolist(), strict=True)), rel=1e-6)
-    metrics = asked(tmp_path, "list", "metrics", "--project", "metagrad", "--run", name)["metrics"]
+    metrics = asked(tmp_path, "list", "metrics", "--project", PROJECT, "--run", name)["metrics"]
     assert set(logged) <= set(metrics)
     assert [path.read_bytes()[:4] for path in (tmp_path / "kept").rglob("*.gif")] == [b"GIF8"] * 2
 
