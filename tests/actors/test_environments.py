@@ -47,6 +47,7 @@ ROWS = [
     Row(IteratedPrisonersDilemmaConfig, {"steps": 7}, is_random=False),
     Row(("catch", "CatchConfig"), {"rows": 4}),
     Row(("pixels", "WallsConfig"), {"walls": 2}),
+    Row(("t_maze", "TMazeConfig"), {"length": 2, "time_limit": 5}),
     Row(AtariConfig, {"backend": "envpool", "max_episode_steps": 9}, is_on_device=False),
     Row(AtariConfig, {"backend": "ale", "max_episode_steps": 9}, is_on_device=False),
     Row(
