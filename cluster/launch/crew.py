@@ -1,17 +1,15 @@
 """Keeps the learners of one life of a run together: they are heard, stopped and lost together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import ray
 
 from metagrad.cluster.on_ray import watch as ray_watch
 from metagrad.cluster.on_ray.faults import original_traceback
-from metagrad.learner.reports import Report
 from metagrad.shares import RankLost
 
 _SECONDS_TO_END = 5.0  # of the others, once one has: what ended it is what has to be told
-_SECONDS_OF_A_LOOK = 0.5
 _SECONDS_TO_HEAR = 2.0  # that the others are lost to them too
 
 
@@ -51,13 +49,9 @@ class Crew:
         for reference in self._running:
             _error(reference)
 
-    def reports(self, seconds: float, spend: Callable[[], None]) -> Iterator[Report]:
-        """Yield what they have to report, after waiting so long for the first report; `spend` limits the patience."""
-        asked = [learner.fetch.remote(seconds) for learner in self._learners]
-        for said in asked:
-            while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
-                spend()
-            yield from ray.get(said)
+    def asked(self, seconds: float) -> list[Any]:
+        """Ask all for what they have to report, once there is something or so many seconds are over."""
+        return [learner.fetch.remote(seconds) for learner in self._learners]
 
     def require_success(self) -> None:
         """Raise what ended them, if anything did: rather than a loss what another one met itself.

@@ -40,6 +40,7 @@ _SECONDS_TO_FINISH = 35.0  # without the cluster's head, before Ray aborts
 _SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
 _SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: its caller does not wait for ever
 _SECONDS_UNTIL_SAID = 5.0
+_SECONDS_OF_A_LOOK = 0.5
 
 
 class LearnerLost(RunLost):
@@ -198,6 +199,15 @@ class Supervisor:
         seconds = max(_SECONDS_OF_SILENCE, self._experiment.faults.rollout_seconds)
         return _Patience(seconds, self._stop, self._say)
 
+    def asks_to_end(self, crew: Crew, reports: DriverReports) -> bool:
+        """Have the learners end once a signal has come; return True if it has."""
+        name = self._stop.signal_name
+        if name is None:
+            return False
+        crew.stop(name)
+        reports.say(f"{name}: the run ends after the update at hand, with a checkpoint")
+        return True
+
     @contextmanager
     def forgiven(self, life: int, reports: DriverReports) -> Iterator[None]:
         """Swallow the loss of a learner where another one is to follow.
@@ -241,8 +251,12 @@ class Supervisor:
             is_over = False
             while not is_over and (left := deadline - time.monotonic()) > 0:
                 is_over = crew.is_over()
-                for report in crew.reports(0.5, _Patience(left, self._stop, self._say).spend):
-                    reports(report)
+                patience = _Patience(left, self._stop, self._say)
+                for said in crew.asked(0.5):
+                    while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
+                        patience.spend()
+                    for report in ray.get(said):
+                        reports(report)
         except (RayError, RankLost, _NoAnswer) as error:
             reports.say(f"the learner cannot be reached either ({first_line(error)})")
 
@@ -276,12 +290,13 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
                     is_told = is_over = False
                     while not is_over:
                         is_over = crew.is_over()
-                        if stop.signal_name is not None and not (is_told or is_over):
-                            crew.stop(stop.signal_name)
-                            is_told = True
-                            reports.say(f"{stop.signal_name}: the run ends after the update at hand, with a checkpoint")
-                        for report in crew.reports(0.0 if is_over else 0.5, supervisor.patience().spend):
-                            reports(report)
+                        is_told = is_told or is_over or supervisor.asks_to_end(crew, reports)
+                        patience = supervisor.patience()
+                        for said in crew.asked(0.0 if is_over else 0.5):
+                            while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
+                                patience.spend()
+                            for report in ray.get(said):
+                                reports(report)
                         if not is_over:
                             reports.write_evaluations()
                             supervisor.require_cluster(crew, reports)

@@ -47,6 +47,7 @@ METRICS: dict[str, Declared] = {
     "metagrad_lag_mean_versions": Declared("gauge", "Versions between a rollout's policy and the updated one."),
     "metagrad_lag_max_versions": Declared("gauge", "The largest of them since the last row."),
     "metagrad_in_flight_steps": Declared("gauge", "Environment steps ordered or held, and not yet used."),
+    "metagrad_collectives_bytes": Declared("gauge", "Bytes that the first of several learners sends per meta-update."),
     "metagrad_phase_seconds": Declared("gauge", "Time of one meta-update, by phase.", "phase"),
     "metagrad_scalar": Declared("gauge", "Any other scalar of the algorithm, under its TensorBoard name.", "name"),
     "metagrad_lag_versions": Declared("histogram", "Versions between a rollout's policy and the updated one."),
@@ -76,6 +77,7 @@ _PLACES: dict[str, tuple[str, str | None]] = {
     "transport/lag_versions": ("metagrad_lag_mean_versions", None),
     "transport/lag_max_versions": ("metagrad_lag_max_versions", None),
     "transport/in_flight_steps": ("metagrad_in_flight_steps", None),
+    "transport/collectives_bytes": ("metagrad_collectives_bytes", None),
 }
 _AREAS = {
     "eta": "metagrad_eta",

@@ -85,6 +85,6 @@ def test_all_are_heard_and_all_are_stopped() -> None:
         return SimpleNamespace(fetch=fetch, stop=SimpleNamespace(remote=lambda why: asked.append((name, why))))
 
     crew = Crew([learner("first"), learner("second")], [RUNS, RUNS])
-    assert list(crew.reports(0.5, lambda: None)) == [Message("first"), Message("second")]
+    assert crew.asked(0.5) == [[Message("first")], [Message("second")]]
     crew.stop("SIGTERM")
     assert asked == [("first", "SIGTERM"), ("second", "SIGTERM")]

@@ -26,7 +26,8 @@ SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes, or small ne
 def test_two_tiny_updates(name: str, tmp_path: Path) -> None:
     experiment = EXPERIMENTS[name]()
     is_sequential = isinstance(experiment, Experiment) and experiment.meta.strategy == "sequential"
-    updates = 3 if is_sequential else 2
+    reuse = experiment.reuse if isinstance(experiment, Experiment) else 1
+    updates = 3 if is_sequential else 2 * reuse
     experiment = replace(
         experiment,
         environments=2,
@@ -38,7 +39,9 @@ def test_two_tiny_updates(name: str, tmp_path: Path) -> None:
     )
     summary = run(experiment, tmp_path, False, Console(file=StringIO()))
     assert (summary["experiment"], summary["updates"]) == (name, updates)
-    assert summary["frames_real"] == 4 * (updates + is_sequential)  # the batch after the last update is real there
+    assert summary["frames_real"] == 4 * (
+        updates // reuse + is_sequential
+    )  # the batch after the last update is real there
     looked_ahead = experiment.meta.n if isinstance(experiment, Experiment) else 2  # `ipd`: one for each player
     looked_ahead *= not is_sequential
     assert summary["frames_lookahead"] == looked_ahead * 8

@@ -107,7 +107,7 @@ def test_samples_follow_their_density(space):
     """The mean of -log π(a) over samples is the entropy, and shares are the probabilities."""
     rows = 40_000
     policy = space.policy(drawn(space.outputs).expand(rows, -1))
-    action, log_prob = policy.sample(torch.Generator().manual_seed(5))
+    action, log_prob, _ = policy.sample(torch.Generator().manual_seed(5))
     assert action.shape == (rows, *space.shape)
     assert torch.equal(log_prob, policy.log_prob(action))
     error = (-log_prob).std() / math.sqrt(rows)
@@ -179,7 +179,7 @@ def test_meta_gradients_are_finite_differences(
     def batch():
         trajectory = make_trajectory(generator, STEPS, BATCH, (3,), 2)
         policy = forward(network, start, trajectory, ("logits",)).policy
-        action, log_prob = policy.sample(generator)
+        action, log_prob, _ = policy.sample(generator)
         noise = 0.5 * torch.randn(log_prob.shape, generator=generator, dtype=torch.float64)
         is_off_policy = loss.corrects_off_policy
         return trajectory._replace(action=action, behaviour_log_prob=log_prob + noise * is_off_policy)
