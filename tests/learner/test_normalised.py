@@ -146,7 +146,9 @@ def test_statistics_come_back_from_a_checkpoint() -> None:
 
 def test_what_makes_no_sense_is_refused_in_one_line() -> None:
     base = normalised()
-    with pytest.raises(ConfigurationError, match=r"^is_observation_normalised = True: does not go with --meta.strat"):
+    with pytest.raises(
+        ConfigurationError, match=r"^is_observation_normalised = True: does not go with --meta.strategy"
+    ):
         replace(base, meta=replace(base.meta, strategy="sequential"))
     with pytest.raises(ConfigurationError, match=r"^is_reward_normalised = True: is for losses that learn values"):
         replace(EXPERIMENTS["discounting-chain"](), is_reward_normalised=True)
