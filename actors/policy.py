@@ -31,7 +31,7 @@ def sample(
 
     Nothing is read back from the device. A NaN in the observation raises nothing here: the rollout's check names it.
     """
-    outputs = _outputs(network, observation, state)
+    outputs = outputs_of(network, observation, state)
     return outputs.policy.sample(generator)._replace(state=outputs.get("state"))
 
 
@@ -40,12 +40,15 @@ def greedy(
     network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."], state: Float[Tensor, "B H"] | None = None
 ) -> Decision:
     """Return argmax_a π_θ(a | s), or of π_θ(a | s, h)."""
-    outputs = _outputs(network, observation, state)
+    outputs = outputs_of(network, observation, state)
     action = outputs.policy.mode()
     return Decision(action, outputs.policy.log_prob(action), outputs.get("state"))
 
 
-def _outputs(network: NetworkAtTheta, observation: Tensor, state: Tensor | None) -> Outputs:
+def outputs_of(
+    network: NetworkAtTheta, observation: Shaped[Tensor, "B ..."], state: Float[Tensor, "B H"] | None
+) -> Outputs:
+    """Return what a network says of the policy; of a recurrent one with its state after the step."""
     if state is None:
         return network(observation, POLICY)
     return network(observation, RECURRENT_POLICY, Memory(state))

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from metagrad.actors import policy
 from metagrad.actors.envs import EnvironmentConfig
-from metagrad.actors.envs.base import Environment, EnvironmentSpec, SnapshotEnvironment, continue_stream
+from metagrad.actors.envs.base import (
+    Environment,
+    EnvironmentSpec,
+    EnvironmentStep,
+    SnapshotEnvironment,
+    continue_stream,
+)
 from metagrad.frame_stacks import FramePacker, unpacked
 from metagrad.networks import NetworkSpec, build_network
 from metagrad.normalisation import next_return
@@ -98,6 +104,16 @@ class Pool:
             if (carried := getattr(self, name)) is not None:
                 setattr(self, name, state[name].to(carried.device))
 
+    def remember(self, step: EnvironmentStep, state: Tensor | None, return_discount: float | None) -> None:
+        """Carry what is remembered over a step, after which a recurrent network's state is `state`."""
+        if self.discounted_return is None and self.recurrent_state is None:
+            return
+        is_end = step.is_terminal | step.is_truncated
+        if self.discounted_return is not None and return_discount is not None:
+            self.discounted_return = next_return(self.discounted_return, step.reward, is_end, return_discount)
+        if self.recurrent_state is not None and state is not None:
+            self.recurrent_state = next_state(self.recurrent_state, state, is_end, step.valid)
+
     def fork_from(self, other: "Pool") -> None:
         """Take over the other pool's game states and what is remembered; this pool's random streams continue."""
         assert isinstance(self.environment, SnapshotEnvironment)
@@ -159,11 +175,7 @@ def collect(
         )
         pool.episode_return = pool.episode_return.masked_fill(step.is_episode_end, 0.0)
         pool.episode_length = pool.episode_length.masked_fill(step.is_episode_end, 0)
-        is_end = step.is_terminal | step.is_truncated
-        if pool.discounted_return is not None and return_discount is not None:
-            pool.discounted_return = next_return(pool.discounted_return, step.reward, is_end, return_discount)
-        if pool.recurrent_state is not None and choice.state is not None:
-            pool.recurrent_state = next_state(pool.recurrent_state, choice.state, is_end, step.valid)
+        pool.remember(step, choice.state, return_discount)
     stacked = [torch.stack(column) for column in zip(*columns, strict=True)]
     action, log_prob, reward, is_terminal, is_truncated, valid, is_end, returns, lengths = stacked
     trajectory = rows.trajectory(action, reward, is_terminal, is_truncated, valid, log_prob, policy_version, *first)

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad.types import PackedTrajectory, Trajectory
+from metagrad.types import OF_COLUMNS, PackedTrajectory, Trajectory
 
 _KINDS = (Trajectory, PackedTrajectory)
 _FLAGS = ("is_terminal", "is_truncated", "valid")
-_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action", "first_state", "first_return")
-
-_OPTIONAL = {"first_state", "first_return"}  # of recurrent networks and of scaled rewards
+_OF_OTHER_SHAPE = ("observation", "frames", "frame_index", "action", *OF_COLUMNS)
 
 
 def is_like(found: Any, like: Any) -> bool:
@@ -56,7 +54,7 @@ def is_trajectory(found: Any) -> bool:
     """True for a trajectory of whatever length and environment, packed or not, as `_asdict` gives it."""
     if not isinstance(found, dict):
         return False
-    names = found.keys() | _OPTIONAL
+    names = found.keys() | set(OF_COLUMNS)  # which are optional
     kind = next((kind for kind in _KINDS if names == set(kind._fields)), None)
     if kind is None:
         return False

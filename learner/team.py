@@ -17,7 +17,7 @@ from metagrad.frame_stacks import unpacked
 from metagrad.learner.actors import Account
 from metagrad.learner.batch import joined, trajectory_of, tree_of
 from metagrad.learner.schedule import Received
-from metagrad.shares import WHOLE, RankLost, Shares, group_shares
+from metagrad.shares import WHOLE, Shares, group_shares, losing_others
 from metagrad.trees import map_tensors, tensors
 from metagrad.types import OF_COLUMNS, PackedTrajectory, Trajectory
 
@@ -138,10 +138,8 @@ class Learners:
         found: list[Any] | None = [None] * self.size if self.rank == 0 else None
         part = {name: own[name] for name in ("actors", "window")} | {"carry": own["learner"]["carry"]}
         content = (map_tensors(lambda x: x.detach().cpu(), part), digest(own["learner"]))
-        try:
+        with losing_others():
             dist.gather_object(content, found)
-        except RuntimeError as error:
-            raise RankLost(f"another learner is gone, or did not answer in time ({error})") from error
         if found is None:
             return own
         for rank, (_, other) in enumerate(found):
@@ -162,10 +160,8 @@ class Learners:
 
     def _gathered(self, own: T) -> list[T]:
         found: list[Any] = [None] * self.size
-        try:
+        with losing_others():
             dist.all_gather_object(found, own)
-        except RuntimeError as error:
-            raise RankLost(f"another learner is gone, or did not answer in time ({error})") from error
         return found
 
 

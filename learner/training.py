@@ -42,7 +42,7 @@ class TrainingConfig:
     precision: Precision = "float32"
     """For checkpoints and the summary."""
     own_steps_per_batch: int | None = None
-    """Of a batch's steps those that this learner takes; None: all of them."""
+    """Says how many steps of a batch this learner takes; None: all of them."""
 
 
 class Training:

@@ -293,9 +293,23 @@ class VtraceLoss(ActorCriticLoss):
         valid, log_ratio = trajectory.valid, _log_ratio(policy_of(outputs), trajectory)
         target, advantage = vtrace_estimates(log_ratio, outputs["value"], trajectory, *rates)
         share = effective_sample_share(log_ratio, valid)
+        weight = self._weight(advantage, log_ratio, valid, hyper["rho_clip"])
+        return Terms(target, advantage, hyper["policy_coefficient"] * weight, effective_sample_size=share)
+
+    def _weight(
+        self,
+        advantage: Float[Tensor, "T B"],
+        log_ratio: Float[Tensor, "T B"],
+        valid: Bool[Tensor, "T B"],
+        rho_clip: Float[Tensor, "1"],
+    ) -> Float[Tensor, "T B"]:
+        """Return the weight of each step in the policy's gradient, but for its coefficient: see `terms`."""
+        is_centred = self.is_advantage_centred or self.is_advantage_normalised
+        if not is_centred and self.policy_clip is None:
+            return advantage
         weight, ratio = advantage, torch.exp(torch.where(valid, log_ratio, 0.0))
-        if self.is_advantage_centred or self.is_advantage_normalised:
-            clipped = torch.minimum(ratio, hyper["rho_clip"])
+        if is_centred:
+            clipped = torch.minimum(ratio, rho_clip)
             mean_ratio = whole_mean(clipped, valid).clamp(min=torch.finfo(ratio.dtype).tiny)  # 0 where ρ̄ is
             weight = advantage - clipped * whole_mean(advantage, valid) / mean_ratio
         if self.is_advantage_normalised:
@@ -303,7 +317,7 @@ class VtraceLoss(ActorCriticLoss):
         if self.policy_clip is not None:
             is_beyond = torch.where(weight > 0, ratio > 1.0 + self.policy_clip, ratio < 1.0 - self.policy_clip)
             weight = torch.where(is_beyond, 0.0, weight)
-        return Terms(target, advantage, hyper["policy_coefficient"] * weight, effective_sample_size=share)
+        return weight
 
     def outer_estimates(
         self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, hyper: Hyperparameters, outer: OuterObjective

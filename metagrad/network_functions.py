@@ -146,9 +146,9 @@ class Network:
         for name in self._first_order:
             parameters[name] = autodiff.first_order(parameters[name])
         extra = (self._discount,) if self.is_conditioned else ()
+        known = [head for head in get_args(Head) if head != "state" or self.state_size]
 
         def apply(observation: Tensor, heads: Collection[Head], memory: Memory | None = None) -> Outputs:
-            known = [head for head in get_args(Head) if head != "state" or self.state_size]
             rule, remedy = f"the heads are {', '.join(known)}", "name some of them, in a tuple"
             require(set(heads) <= set(known) and not isinstance(heads, str), "heads", heads, rule, remedy)
             require_memory(memory, self.state_size)

@@ -1,8 +1,8 @@
 """Normalises observations and rewards by statistics of all that a run has trained on.
 
 Observations: x ← clip((x - mean) / deviation), where mean and deviation of each component are part of θ without a
-derivative. Whoever has a θ, be it an actor, an evaluation or an exported policy, acts by the statistics that belong to
-it; an optimizer leaves them alone, because their gradient is 0. Only the learner moves them (`with_statistics`).
+derivative. So an actor, an evaluation or an exported policy acts by the statistics that belong to its θ. An optimizer
+leaves them alone, because their gradient is 0; only the learner moves them (`with_statistics`).
 
 Rewards: r ← clip(r / deviation), the deviation being that of the running discounted return R ← γ' R + r of each
 environment, 0 after an end (`discounted_returns`).

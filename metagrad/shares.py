@@ -28,7 +28,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from metagrad.errors import require
+from metagrad.errors import reason, require
 
 
 @runtime_checkable
@@ -85,6 +85,15 @@ WHOLE = Whole()
 
 class RankLost(RuntimeError):
     """Says that another process of the group is gone, or did not come to a collective in time."""
+
+
+@contextmanager
+def losing_others() -> Iterator[None]:
+    """Turn the failure of a collective of `torch.distributed` into `RankLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(f"another learner is gone, or did not answer in time ({reason(error)})") from error
 
 
 AllReduce = Callable[[Tensor], None]
@@ -176,10 +185,8 @@ class Ranks:
         """
         since = time.perf_counter()
         y = x.detach().clone(memory_format=torch.contiguous_format)
-        try:
+        with losing_others():
             self._all_reduce(y)
-        except RuntimeError as error:
-            raise RankLost(f"another learner is gone, or did not answer in time ({_first_line(error)})") from error
         share = 2.0 * (self.size - 1) / self.size
         sent = self._sent
         seconds = sent.seconds + time.perf_counter() - since
@@ -201,10 +208,6 @@ def group_shares(group: dist.ProcessGroup | None = None) -> Ranks:
 
 def _all_reduce(x: Tensor, group: dist.ProcessGroup | None) -> None:
     dist.all_reduce(x, group=group)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Sum(torch.autograd.Function):

@@ -395,5 +395,5 @@ def make_atari(
         name=config.game,
         is_frame_stack=not is_colour_view and config.stack_size > 1,
     )
-    kind: Any = AtariSnapshotEnvironment if config.has_snapshots else AtariEnvironment
+    kind = AtariSnapshotEnvironment if config.has_snapshots else AtariEnvironment
     return kind(games, spec, config, is_training=is_training)

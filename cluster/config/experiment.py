@@ -343,16 +343,8 @@ def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "co
 OPERATIONAL_FIELDS = frozenset(
     (
         *("updates", "topology", "device", "actor_threads", "learner_threads", "learners", "learner_cpus"),
-        *(
-            "learner_restarts",
-            "precision",
-            "wait_for_resources",
-            "log_every",
-            "log",
-            "checkpoint",
-            "evaluation",
-            "faults",
-        ),
+        *("learner_restarts", "precision", "wait_for_resources", "log_every", "log"),
+        *("checkpoint", "evaluation", "faults"),
     )
 )
 """How and how long a run is run, not what it computes: these may change when it is resumed."""

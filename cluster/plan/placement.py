@@ -107,7 +107,11 @@ def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
 
 def own_cpus(experiment: BaseExperiment) -> int:
     """Count the CPUs of the learners, and of the evaluator where there is one."""
-    return experiment.learners * experiment.learner_cpus + (1 if experiment.evaluation.every else 0)
+    return experiment.learners * experiment.learner_cpus + _evaluators_cpus(experiment)
+
+
+def _evaluators_cpus(experiment: BaseExperiment) -> int:
+    return 1 if experiment.evaluation.every else 0
 
 
 def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int], int | None]:
@@ -123,7 +127,7 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
     if first is not None:
         for i, count in enumerate(learners):
             free[i] -= count * experiment.learner_cpus
-        free[first] -= own_cpus(experiment) - experiment.learners * experiment.learner_cpus
+        free[first] -= _evaluators_cpus(experiment)
     actors = [0] * len(nodes)
     for _ in range(experiment.actors):
         roomy = [i for i in range(len(nodes)) if free[i] >= experiment.cpus_of_an_actor]
@@ -145,10 +149,8 @@ def place_learners(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[l
         return [1, *counts[1:]], 0
     free, has_gpus = [node.cpus - node.used_cpus for node in nodes], wants_gpu(experiment, nodes)
     for rank in range(experiment.learners):
-        # The evaluator is beside the first one.
-        needed = experiment.learner_cpus + (own_cpus(experiment) - experiment.learners * experiment.learner_cpus) * (
-            rank == 0
-        )
+        beside = _evaluators_cpus(experiment) if rank == 0 else 0  # the evaluator is beside the first learner
+        needed = experiment.learner_cpus + beside
         fitting = [i for i, x in enumerate(nodes) if free[i] >= needed and (x.gpus > counts[i] or not has_gpus)]
         chosen = max(fitting, key=lambda i: (counts[i], free[i]), default=None)
         if chosen is None:

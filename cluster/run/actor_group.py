@@ -267,7 +267,7 @@ def _result_of(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[
         told = f"In process {os.getpid()}:\n{traceback.format_exc()}"
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # whatever an exception of somebody else's raises that cannot be sent
+        except Exception:  # pickling an exception of somebody else's may raise anything
             error = RuntimeError(f"{type(error).__name__}: {error}")
         error.add_note(told)
         return False, error
@@ -285,7 +285,7 @@ def _receive(connection: Connection) -> Any:
 def _serve(connection: Connection) -> None:
     """Answer the process that has started this one until it is gone."""
     _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who has started this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     try:
         known, asker = _receive(connection)
         extensions.learn(known)

@@ -38,10 +38,7 @@ class PolicyModule(nn.Module):
         self.register_buffer("theta", theta.detach().clone())
 
     def forward(self, observation: Tensor, state: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        if state is None:
-            outputs = self._network.at(self.theta)(observation, policy.POLICY)
-        else:
-            outputs = self._network.at(self.theta)(observation, policy.RECURRENT_POLICY, Memory(state))
+        outputs = policy.outputs_of(self._network.at(self.theta), observation, state)
         chosen = outputs.policy
         rule, remedy = "has log-probabilities of discrete actions alone", "use the run's network and act()"
         require(isinstance(chosen, Categorical), "policy", type(chosen).__name__, rule, remedy)

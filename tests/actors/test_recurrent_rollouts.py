@@ -1,4 +1,4 @@
-"""What actors remember: from rollout to rollout, in forks and separate pools, in their checkpoints."""
+"""Actors carry a recurrent state from rollout to rollout, into forks and separate pools, and into checkpoints."""
 
 from dataclasses import replace
 

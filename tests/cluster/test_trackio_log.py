@@ -55,7 +55,7 @@ def metagrad(folder: Path, *words: str, **place: str) -> str:
 
 
 def asked(folder: Path, *words: str) -> Any:
-    """What `trackio WORDS --json` prints."""
+    """Return what `trackio WORDS --json` prints."""
     return json.loads(run(folder, *words, "--json", prelude="from trackio.cli import main; main()"))
 
 

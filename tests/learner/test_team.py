@@ -1,4 +1,4 @@
-"""What learners of a run have of it, and what it is put together from again."""
+"""Learners have shares of a run, and its checkpoint is put together from them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -129,7 +129,7 @@ def test_a_loss_sees_the_forced_rows_of_an_episode_that_goes_on(make_trajectory)
 
 @pytest.mark.parametrize("name", ["mlp", "auto-vector"])
 def test_episode_ends_isolate(make_trajectory, name):
-    """What was seen and remembered before an end changes nothing after it, and without an end it does."""
+    """An end isolates: what was seen and remembered before it changes nothing after; without an end it does."""
     network, theta, trajectory = rollout(make_trajectory, name)
     for end in ("is_terminal", "is_truncated", None):
         flags = torch.zeros(3, 7, 4, dtype=torch.bool)

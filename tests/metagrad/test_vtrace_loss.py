@@ -110,7 +110,7 @@ class Slow:
         return [(t, b) for t in range(STEPS) for b in range(BATCH) if self.trajectory.valid[t, b]]
 
     def weights(self, hyper, is_advantage_centred=False, is_advantage_normalised=False, policy_clip=None):
-        """Of the policy's gradient, by row."""
+        """Return the weights of the policy's gradient, row by row."""
         rates = [hyper[name] for name in ("gamma", "lambda", "rho_clip", "c_clip")]
         ratio = {row: torch.minimum(hyper["rho_clip"], self.ratio(*row)) for row in self.rows()}
         found = {row: self.advantage("value", *row, rates) for row in self.rows()}
