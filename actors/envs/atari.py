@@ -50,6 +50,7 @@ from metagrad.errors import require
 
 AtariBackend = Literal["envpool", "ale", "ale-snapshots"]
 
+FRAMES_PER_SECOND = 60  # of the console
 SCREEN_HEIGHT, SCREEN_WIDTH = 210, 160  # pixels of a colour view
 
 
@@ -110,6 +111,15 @@ class AtariConfig(EnvironmentConfig):
     def has_snapshots(self) -> bool:
         """Return whether the state of the games can be copied out and put back."""
         return self.backend == "ale-snapshots"
+
+    @property
+    def has_pictures(self) -> bool:
+        """Return True: every game has a screen."""
+        return True
+
+    def make_pictured(self, seed: int) -> "PicturedAtari":
+        """Make one game with its screen in colours."""
+        return PicturedAtari(self, seed)
 
     def make(
         self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool
@@ -397,3 +407,35 @@ def make_atari(
     )
     kind = AtariSnapshotEnvironment if config.has_snapshots else AtariEnvironment
     return kind(games, spec, config, is_training=is_training)
+
+
+class PicturedAtari:
+    """Plays one game twice: one twin returns what the policy was trained on, the other has colours for a person."""
+
+    def __init__(self, config: AtariConfig, seed: int) -> None:
+        cpu = torch.device("cpu")
+        self._game = config.make(batch_size=1, seed=seed, device=cpu, threads=1, is_training=False)
+        self._view = make_atari(config, batch_size=1, seed=seed, threads=1, is_training=False, is_colour_view=True)
+        self.spec = self._game.spec
+        self.milliseconds = 10 * round(100 * config.frame_skip / FRAMES_PER_SECOND)
+
+    def reset(self) -> UInt8[Tensor, "1 ..."]:
+        """Start the game."""
+        self._screen = self._view.reset()
+        return self._game.reset()
+
+    def step(self, action: Int[Tensor, "1"]) -> EnvironmentStep:
+        """Step both twins."""
+        step, shown = self._game.step(action), self._view.step(action)
+        assert torch.equal(step.raw_reward, shown.raw_reward), "the twin environments play different games"
+        self._screen = shown.observation
+        return step
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the screen."""
+        return self._screen[0].numpy()
+
+    def close(self) -> None:
+        """Close both twins."""
+        self._game.close()
+        self._view.close()

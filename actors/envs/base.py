@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.distributions import ActionSpace, DiscreteActions
-from metagrad.errors import require
+from metagrad.errors import ConfigurationError, require
 
 MAX_STEPS = torch.iinfo(torch.int32).max  # environments count the steps of an episode in int32
 
@@ -135,6 +135,19 @@ class SnapshotEnvironment(Environment, Protocol):
         ...
 
 
+class PicturedEnvironment(Environment, Protocol):
+    """One environment whose episodes a person can watch."""
+
+    @property
+    def milliseconds(self) -> int:
+        """Return how long a picture is shown in real time: a multiple of 10, in which GIFs count."""
+        ...
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the picture of the present state in RGB; after an episode's last step it is still of that episode."""
+        ...
+
+
 S = TypeVar("S", bound=tuple[Tensor, ...])  # a NamedTuple of tensors; run-time type checks know no such bound
 
 
@@ -229,6 +242,11 @@ class EnvironmentConfig(ABC):
         """Return whether what `make` makes is a `SnapshotEnvironment`."""
         return False
 
+    @property
+    def has_pictures(self) -> bool:
+        """Return whether `make_pictured` has something to show, as far as is known before it is made."""
+        return False
+
     @abstractmethod
     def make(self, *, batch_size: int, seed: int, device: torch.device, threads: int, is_training: bool) -> Environment:
         """Make B environments.
@@ -240,6 +258,15 @@ class EnvironmentConfig(ABC):
             threads: threads of a C++ backend.
             is_training: False plays full lives (evaluation).
         """
+
+    def make_pictured(self, seed: int) -> PicturedEnvironment:
+        """Make one environment for evaluation on the host that can be watched.
+
+        Raises:
+            ConfigurationError: it has no pictures, or they cannot be drawn on this machine.
+        """
+        name, rule = type(self).__name__, "has no pictures that could be recorded"
+        raise ConfigurationError(f"env = {name!r}: {rule}; evaluate it without pictures")
 
     def require_reward_scale(self, scale: float) -> None:
         """Raise `ConfigurationError` unless what the learner's reward is multiplied with is positive and finite."""

@@ -5,6 +5,8 @@ again after its end, ignores the action and returns the first observation of the
 """
 
 import importlib
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentStep
@@ -52,6 +54,33 @@ class EnvPoolConfig(EnvironmentConfig):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1", "give the number of environments")
         return EnvPoolEnvironment(self, batch_size, seed, threads)
 
+    @property
+    def has_pictures(self) -> bool:
+        """Return True: EnvPool draws its tasks, where `make_pictured` finds what that needs."""
+        return True
+
+    def make_pictured(self, seed: int) -> "EnvPoolEnvironment":
+        """Make one instance that EnvPool draws.
+
+        A process of its own tries it first: without OpenGL, MuJoCo ends the process that draws.
+        """
+        command = [sys.executable, "-c", _DRAW, self.task]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = " ".join((tried.stderr.strip() or tried.stdout.strip()).splitlines()[-1:])[:200]
+        rule = f"EnvPool cannot draw it on this machine ({said or f'status {tried.returncode}'})"
+        require(tried.returncode == 0, "env.task", self.task, rule, "evaluate it without pictures")
+        return EnvPoolEnvironment(self, 1, seed, 1, is_drawn=True)
+
+
+_DRAW = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import envpool
+task = envpool.make_gymnasium(sys.argv[1], num_envs=1, seed=1, render_mode="rgb_array")
+task.reset()
+sys.exit(0 if task.render() is not None else "it returned no picture")
+"""
+
 
 def import_envpool() -> Any:
     """Import EnvPool on a call stack of its own, when games are made, since it takes a second.
@@ -70,7 +99,7 @@ def distinct_seeds(seed: int, batch_size: int) -> np.ndarray:
     return 1 + generator.choice(2**31 - 2, size=batch_size, replace=False)
 
 
-def _made(config: EnvPoolConfig, seeds: np.ndarray, threads: int) -> Any:
+def _made(config: EnvPoolConfig, seeds: np.ndarray, threads: int, is_drawn: bool) -> Any:
     """Make EnvPool's own object.
 
     Raises:
@@ -80,11 +109,15 @@ def _made(config: EnvPoolConfig, seeds: np.ndarray, threads: int) -> Any:
     known = envpool.list_all_envs()
     near = " or ".join(get_close_matches(task, known, n=2)) or "CartPole-v1, say"
     require(task in known, "env.task", task, f"none of EnvPool's {len(known)} tasks", f"did you mean {near}?")
-    limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
+    options: dict[str, Any] = {"num_envs": len(seeds), "num_threads": threads, "seed": seeds.tolist()}
+    if is_drawn:
+        options["render_mode"] = "rgb_array"
+    if config.max_episode_steps is not None:
+        options["max_episode_steps"] = config.max_episode_steps
     try:
         players = envpool.make_spec(task).config.max_num_players
         if players == 1:
-            return envpool.make_gymnasium(task, num_envs=len(seeds), num_threads=threads, seed=seeds.tolist(), **limit)
+            return envpool.make_gymnasium(task, **options)
     except (ImportError, RuntimeError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         rule = f"EnvPool cannot make it here: {said}"
@@ -96,10 +129,14 @@ def _made(config: EnvPoolConfig, seeds: np.ndarray, threads: int) -> Any:
 class EnvPoolEnvironment:
     """B instances of one task that behave as an `Environment` (NEXT_STEP autoreset, CPU tensors)."""
 
-    def __init__(self, config: EnvPoolConfig, batch_size: int, seed: int, threads: int) -> None:
+    milliseconds = 40  # EnvPool does not say how fast a task is; most have 20 to 50 steps a second
+
+    def __init__(
+        self, config: EnvPoolConfig, batch_size: int, seed: int, threads: int, *, is_drawn: bool = False
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bounds of float64 spaces lose digits in float32
-            self._pool: Any = _made(config, distinct_seeds(seed, batch_size), threads)
+            self._pool: Any = _made(config, distinct_seeds(seed, batch_size), threads, is_drawn)
             self._observations = observations(self._pool.observation_space, config.task, "env.task")
             self._actions = actions(self._pool.action_space, config.task, "env.task")
         self._reward_scale = config.reward_scale
@@ -118,6 +155,11 @@ class EnvPoolEnvironment:
         encoded, resets = self._observations.encode(observation), self._resets_next
         self._resets_next = (is_terminal | is_truncated) & ~resets
         return EnvironmentStep.next_step(encoded, reward, is_terminal, is_truncated, resets, self._reward_scale)
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return what EnvPool draws of the first instance."""
+        drawn: np.ndarray = self._running().render()[0]
+        return drawn
 
     def close(self) -> None:
         """Let the instances go, and with them their threads, which EnvPool ties to the object."""

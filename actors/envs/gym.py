@@ -14,13 +14,14 @@ Gymnasium is imported when environments are made, so that a configuration can be
 
 import importlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from metagrad.actors.envs.base import MAX_STEPS, EnvironmentConfig, EnvironmentStep
@@ -70,8 +71,31 @@ class GymConfig(EnvironmentConfig):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1", "give the number of environments")
         return GymEnvironment(self, batch_size, seed, self.autoreset if is_training else "next-step")
 
+    @property
+    def has_pictures(self) -> bool:
+        """Return True: whether an environment draws itself is known once it is made."""
+        return True
 
-def _maker(config: GymConfig) -> Callable[[], Any]:
+    def make_pictured(self, seed: int) -> "GymEnvironment":
+        """Make one environment that draws itself (Gymnasium's `rgb_array`)."""
+        with ExitStack() as undo:
+            try:
+                environment = GymEnvironment(self, 1, seed, "next-step", render_mode="rgb_array")
+                undo.callback(environment.close)
+                environment.reset()
+                environment.picture()
+            except ConfigurationError:
+                raise
+            except Exception as error:  # of any kind: drawing is the environment's own
+                said = " ".join(str(error).split())[:200] or type(error).__name__
+                remedy = "install what it needs, or evaluate it without pictures"
+                text = f"env.id = {self.id!r}: it cannot be drawn here: {said}; {remedy}"
+                raise ConfigurationError(text) from error
+            undo.pop_all()
+        return environment
+
+
+def _maker(config: GymConfig, render_mode: str | None) -> Callable[[], Any]:
     """Return what makes one environment.
 
     Raises:
@@ -86,7 +110,10 @@ def _maker(config: GymConfig) -> Callable[[], Any]:
             spec = gymnasium.envs.registration.EnvSpec(f"{name}-v0", entry_point=config.id)
         else:
             spec = gymnasium.spec(name)
-        maker = partial(gymnasium.make, spec, max_episode_steps=config.max_episode_steps, disable_env_checker=True)
+        options: dict[str, Any] = {"max_episode_steps": config.max_episode_steps}
+        if render_mode is not None:  # an environment need not know the argument
+            options["render_mode"] = render_mode
+        maker = partial(gymnasium.make, spec, disable_env_checker=True, **options)
         maker().close()
     except (ImportError, gymnasium.error.Error) as error:
         said = " ".join(str(error).split())[:300]
@@ -98,10 +125,12 @@ def _maker(config: GymConfig) -> Callable[[], Any]:
 class GymEnvironment:
     """B environments of one kind that behave as an `Environment` (CPU tensors)."""
 
-    def __init__(self, config: GymConfig, batch_size: int, seed: int, autoreset: Autoreset) -> None:
+    def __init__(
+        self, config: GymConfig, batch_size: int, seed: int, autoreset: Autoreset, render_mode: str | None = None
+    ) -> None:
         from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-        maker = _maker(config)
+        maker = _maker(config, render_mode)
         mode = AutoresetMode.NEXT_STEP if autoreset == "next-step" else AutoresetMode.SAME_STEP
         kind = SyncVectorEnv if config.vectorisation == "sync" else AsyncVectorEnv
         self._environments: Any = kind([maker] * batch_size, autoreset_mode=mode)
@@ -139,6 +168,22 @@ class GymEnvironment:
             encoded, reward, is_terminal, is_truncated, np.zeros_like(is_lost), self._reward_scale
         )
         return step._replace(valid=torch.from_numpy(~is_lost))
+
+    @property
+    def milliseconds(self) -> int:
+        """Return for how long a picture is shown: as the environment says, else 40."""
+        return 10 * max(1, round(100 / self._running().metadata.get("render_fps", 25)))
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return what the first environment draws.
+
+        Raises:
+            TypeError: it draws no picture.
+        """
+        drawn = self._running().render()[0]
+        if not isinstance(drawn, np.ndarray):
+            raise TypeError(f"render() of rgb_array returned {type(drawn).__name__}")
+        return drawn
 
     def close(self) -> None:
         """Close the environments, and end their processes."""

@@ -12,15 +12,18 @@ bits and searches those boards alone that need a new snake or fruit, which are f
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int16, Int32, Int64
+from jaxtyping import Bool, Float, Int, Int16, Int32, Int64, UInt8
 from torch import Tensor
 
 from metagrad.actors.envs.base import MAX_STEPS, DeviceEnvironment, DeviceEnvironmentConfig, EnvironmentStep
+from metagrad.actors.envs.snake_render import render
 from metagrad.errors import require
 
 ACTION_NAMES = ("up", "right", "down", "left")
 MAX_CELLS = torch.iinfo(torch.int16).max  # `body_state` counts up to the snake's length in int16
+PICTURE_SIZE = 400  # pixels, roughly, of a drawn board's longer side
 CACHED_BYTES = 3 * 2**19  # of observations written at a time on the host: a second-level cache of 2 MiB keeps them
 
 
@@ -48,6 +51,15 @@ class SnakeConfig(DeviceEnvironmentConfig):
         """Make B environments on `device`; neither threads nor training matter."""
         del threads, is_training
         return Snake(self, batch_size, seed, device)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Return True: boards are drawn."""
+        return True
+
+    def make_pictured(self, seed: int) -> "PicturedSnake":
+        """Make one game whose board is drawn."""
+        return PicturedSnake(self, seed)
 
 
 class SnakeState(NamedTuple):
@@ -259,3 +271,31 @@ class Snake(DeviceEnvironment[SnakeState]):
         # As many draws whatever happens on the boards: the stream depends on the number of steps alone.
         shape = (2, self.spec.batch_size)
         return torch.rand(shape, generator=self._generator, dtype=torch.float32, device=self.spec.device)
+
+
+class PicturedSnake:
+    """Draws one game. Its last picture is the one before the last move: the next board is already a new episode's."""
+
+    milliseconds = 120
+
+    def __init__(self, config: SnakeConfig, seed: int) -> None:
+        cpu = torch.device("cpu")
+        self._game = config.make(batch_size=1, seed=seed, device=cpu, threads=1, is_training=False)
+        self.spec, self.close = self._game.spec, self._game.close
+        self._scale = max(8, 2 * round(PICTURE_SIZE / max(config.rows, config.columns) / 2))  # pixels a cell
+
+    def reset(self) -> Float[Tensor, "1 rows columns 5"]:
+        """Start the episode."""
+        self._board = self._game.reset()
+        return self._board
+
+    def step(self, action: Int[Tensor, "1"]) -> EnvironmentStep:
+        """Move once."""
+        step = self._game.step(action)
+        if not step.is_episode_end:
+            self._board = step.observation
+        return step
+
+    def picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Draw the board."""
+        return render(self._board[0], self._scale)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from metagrad.actors.record import has_pictures
 from metagrad.cli.lookup import experiment_first, stored_experiment
 from metagrad.cli.options import AllFields, parse, resumed, without_auto_actors
 from metagrad.cli.shell import print_lines, quoted, sibling
@@ -44,7 +43,7 @@ def run(words: Sequence[str]) -> None:
     experiment = _with_actors(options) if is_auto else options.experiment
     run_dir = options.run_dir or str(default_run_dir(experiment))
     summary = train(experiment, run_dir, options.resume, Console(stderr=False))
-    recorded = " --record" if has_pictures(experiment.env) else ""
+    recorded = " --record" if experiment.env.has_pictures else ""
     lines = (
         f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",

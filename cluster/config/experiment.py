@@ -9,7 +9,6 @@ import tyro
 
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS
-from metagrad.actors.record import has_pictures
 from metagrad.actors.rollout import LookaheadEnvironments
 from metagrad.errors import require, require_one_of
 from metagrad.learner.algorithm import Algorithm
@@ -166,7 +165,7 @@ class BaseExperiment(ABC):
             require_one_of(tool, LogName, "log")
         require(len(set(self.log)) == len(self.log), "log", self.log, "names a tool twice", "name it once")
         is_shown, rule = self.evaluation.is_shown, f"{type(self.env).__name__} has no pictures"
-        can_be = not is_shown or has_pictures(self.env)
+        can_be = not is_shown or self.env.has_pictures
         require(can_be, "evaluation.is_shown", is_shown, rule, "leave it out")
         for name, count in (
             ("actor_threads", self.actor_threads),

@@ -132,6 +132,8 @@ def opened_run(
     asked, experiment = experiment.precision, _on_its_device(experiment)
     require_logs(experiment.log)
     spec = probe(experiment.env)
+    if experiment.evaluation.is_shown:
+        experiment.env.make_pictured(experiment.seed).close()
     if _is_here(experiment):
         require_room_here(experiment, spec, experiment.parameters(spec))
     algorithm = experiment.algorithm(spec)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS, evaluate
-from metagrad.actors.record import pictured, record
+from metagrad.actors.record import record
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.trained import trained_in
 from metagrad.cores import default_threads
@@ -37,7 +37,7 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
     folder = RunFolder(run_dir)
     experiment = folder.experiment()
     if wants_recording:
-        pictured(experiment.env)  # refused before anything is played
+        experiment.env.make_pictured(seed).close()  # refused before anything is played
     places = _places(folder, output)
     trained = trained_in(folder, experiment, update, print)
     threads = experiment.learner_threads or default_threads()

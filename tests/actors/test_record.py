@@ -1,5 +1,7 @@
 from io import BytesIO
+from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ from PIL import Image
 
 from metagrad.actors.envs import AtariConfig, SnakeConfig
 from metagrad.actors.envs.atari import make_atari
+from metagrad.actors.envs.envpool import EnvPoolConfig
+from metagrad.actors.envs.gym import GymConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.envs.snake import PicturedSnake
 from metagrad.actors.envs.snake_render import render
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
-from metagrad.actors.record import LAST_MILLISECONDS, SNAKE_MILLISECONDS, has_pictures, record
+from metagrad.actors.record import LAST_MILLISECONDS, record
 from metagrad.actors.rollout import probe
 from metagrad.errors import ConfigurationError
 from metagrad.networks import Mlp, NatureCnn, SnakeCnn, build_network
@@ -77,7 +82,8 @@ def test_snake_recording_shows_the_episode(snake_policy, played, is_greedy):
     pictures, milliseconds, loop = read(episode.gif)
     assert loop == 0
     # The picture of the end is the one before it, shown for longer.
-    assert milliseconds == [SNAKE_MILLISECONDS] * (len(steps) - 1) + [SNAKE_MILLISECONDS + LAST_MILLISECONDS]
+    a_step = PicturedSnake.milliseconds
+    assert milliseconds == [a_step] * (len(steps) - 1) + [a_step + LAST_MILLISECONDS]
     boards = [played[0][1], *(step.observation for step in steps[:-1])]
     for picture, board in zip(pictures, boards, strict=True):
         expected = render(board[0], 80).astype(float)
@@ -143,9 +149,96 @@ def test_wrong_values_are_refused_before_anything_is_played(snake_policy, played
 
 @pytest.mark.parametrize("config", [TabularMdpConfig(), MarkovRewardProcessConfig()])
 def test_environment_without_pictures_is_refused_before_anything_is_played(played, config):
-    assert not has_pictures(config)
-    assert has_pictures(SnakeConfig())
+    assert not config.has_pictures
+    assert SnakeConfig().has_pictures
     network, theta = policy_for(config, Mlp(hidden=4))
     with pytest.raises(ConfigurationError, match=r"^env = '\w+Config': has no pictures that could be recorded; "):
         record(network, theta, config, 0, False)
     assert not played
+
+
+def test_envpool_task_is_drawn_as_it_is_played():
+    config = EnvPoolConfig(task="CartPole-v1")
+    network, theta = policy_for(config, Mlp(hidden=4))
+    episode = record(network, theta, config, 3, False)
+    pictures, milliseconds, _ = read(episode.gif)
+    assert episode.is_complete
+    assert pictures.shape[1:] == (400, 600, 3)
+    assert sum(milliseconds) == 40 * episode.length + LAST_MILLISECONDS
+    assert episode.episode_return == episode.length
+    # It falls: the pole is upright in the first picture and elsewhere in the last one.
+    assert np.abs(pictures[0].astype(float) - pictures[-1]).max() > 100
+
+
+def test_drawn_envpool_task_is_the_one_that_is_evaluated():
+    config, cpu = EnvPoolConfig(task="CartPole-v1"), torch.device("cpu")
+    drawn = config.make_pictured(7)
+    plain = config.make(batch_size=1, seed=7, device=cpu, threads=1, is_training=False)
+    assert torch.equal(drawn.reset(), plain.reset())
+    for _ in range(30):
+        action = torch.ones(1, dtype=torch.int64)
+        assert all(torch.equal(x, y) for x, y in zip(drawn.step(action), plain.step(action), strict=True))
+
+
+def test_task_that_envpool_cannot_draw_is_refused():
+    config = EnvPoolConfig(task="InvertedPendulum-v4")  # drawn with OpenGL, which ends a process that has none
+    try:
+        config.make_pictured(0).close()
+    except ConfigurationError as error:
+        assert str(error).startswith("env.task = 'InvertedPendulum-v4': EnvPool cannot draw it on this machine (")  # noqa: PT017
+    else:
+        pytest.skip("this machine has OpenGL")
+
+
+class Drawn(gymnasium.Env):
+    """Ends after 5 steps; its picture is as bright as the step."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self._steps = render_mode, 0
+
+    def reset(self, *, seed=None, options=None):
+        self._steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self._steps += 1
+        return np.zeros(2, np.float32), 1.0, self._steps == 5, False, {}
+
+    def render(self):
+        return np.full((20, 30, 3), 40 * self._steps, np.uint8)
+
+
+class Undrawn(Drawn):
+    """Takes no render mode."""
+
+    def __init__(self):
+        super().__init__()
+
+
+class Broken(Drawn):
+    """Fails to draw."""
+
+    def render(self):
+        raise RuntimeError("no screen")
+
+
+def test_gymnasium_environment_is_drawn():
+    config = GymConfig(id=f"{__name__}:Drawn")
+    network, theta = policy_for(config, Mlp(hidden=4))
+    episode = record(network, theta, config, 0, False)
+    pictures, milliseconds, _ = read(episode.gif)
+    assert (episode.length, episode.episode_return, episode.is_complete) == (5, 5.0, True)
+    assert milliseconds == [100] * 5 + [LAST_MILLISECONDS]
+    assert [int(picture[0, 0, 0]) for picture in pictures] == [0, 40, 80, 120, 160, 200]
+    assert pictures.shape[1:] == (20 * 13, 30 * 13, 3)  # small pictures are magnified
+
+
+@pytest.mark.parametrize(("name", "said"), [("Undrawn", "render_mode"), ("Broken", "no screen")])
+def test_gymnasium_environment_without_pictures_is_refused(name, said):
+    config = GymConfig(id=f"{__name__}:{name}")
+    with pytest.raises(ConfigurationError, match=rf"^env.id = '.*:{name}': it cannot be drawn here: .*{said}.*; "):
+        config.make_pictured(0)

@@ -75,7 +75,7 @@ def test_evaluation_plays_whole_episodes_and_refuses_a_recording(
     assert lengths == [EPISODE_LENGTH[type(env)]] * 3
     path.unlink()
     name = type(env).__name__
-    with pytest.raises(ConfigurationError, match=f"^env = '{name}': has no pictures .*; evaluate it without --record$"):
+    with pytest.raises(ConfigurationError, match=f"^env = '{name}': has no pictures .*; evaluate it without pictures$"):
         evaluate_run(tmp_path, None, 3, 0, False, True)
     assert not list(tmp_path.glob("evaluation-*.json"))  # refused before anything was played
 
