@@ -162,7 +162,7 @@ class DiscoRule:
     def initial_state(self) -> DiscoState:
         """Return averages of nothing and an LSTM at zero."""
         average, zeros = MovingAverage.initial(), torch.zeros(self.meta_hidden)
-        return DiscoState(*average, *average, zeros, zeros)
+        return DiscoState._make((*average, *average, zeros, zeros))
 
     def targets(
         self,
