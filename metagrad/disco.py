@@ -184,7 +184,7 @@ class DiscoRule:
             "q_error": seen.values.q_error,
             "target_logits": autodiff.stop_gradient(target_outputs["logits"][:-1]),
         }
-        return targets, DiscoState(*averages, hidden, cell)
+        return targets, DiscoState._make((*averages, hidden, cell))
 
     def see(
         self,
