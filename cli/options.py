@@ -20,6 +20,7 @@ T = TypeVar("T")
 AllFields = Annotated[BaseExperiment, tyro.conf.arg(name="")]
 """An experiment in a command's options: its fields are options of the command, without a prefix."""
 _CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+_CHOSEN = ("--actors", "--learners")  # which may be auto
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
@@ -97,19 +98,23 @@ def resumed(words: Sequence[str]) -> Resumed:
         return Resumed()
 
 
-def without_auto_actors(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the words without `--actors auto`, which is no number, and True where it was among them.
+def without_auto(words: Sequence[str]) -> tuple[list[str], frozenset[str]]:
+    """Return the words without `--actors auto` and `--learners auto`, which are no numbers, and which fields these are.
 
-    >>> without_auto_actors(["--seed", "1", "--actors", "auto"])
-    (['--seed', '1'], True)
+    >>> without_auto(["--seed", "1", "--actors", "auto"])
+    (['--seed', '1'], frozenset({'actors'}))
     """
     kept: list[str] = []
+    found: set[str] = set()
     for word in words:
-        if word == "auto" and kept and kept[-1] == "--actors":
-            kept.pop()
-        elif word != "--actors=auto":
+        option, _, value = word.partition("=")
+        if word == "auto" and kept and kept[-1] in _CHOSEN:
+            found.add(kept.pop())
+        elif value == "auto" and option in _CHOSEN:
+            found.add(option)
+        else:
             kept.append(word)
-    return kept, len(kept) < len(words)
+    return kept, frozenset(option.removeprefix("--") for option in found)
 
 
 def _tyro(kind: type[T], words: Sequence[str], default: T | None, program: str) -> T:

@@ -54,6 +54,16 @@ def reason(error: BaseException) -> str:
     return lines[0][:200]
 
 
+def counted(count: float, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, whose plural is regular unless given.
+
+    >>> counted(1, "CPU"), counted(2.0, "CPU"), counted(0.5, "batch", "batches")
+    ('1 CPU', '2 CPUs', '0.5 batches')
+    """
+    number = count if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun if count == 1 else plural or noun + 's'}"
+
+
 class RunLost(RuntimeError):
     """Says in one line that something a run depends on has ended; what was written before stands."""
 

@@ -184,7 +184,7 @@ def in_group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Callabl
         for fork in forks:
             fork.start()
         for fork in forks:
-            fork.join(90)
+            fork.join(300)
             if fork.is_alive():
                 fork.kill()
         assert [fork.exitcode for fork in forks] == [0] * size

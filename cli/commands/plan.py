@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from metagrad.cli.lookup import experiment_first
-from metagrad.cli.options import AllFields, parse, without_auto_actors
+from metagrad.cli.options import AllFields, parse, without_auto
 from metagrad.cli.shell import print_lines
-from metagrad.cluster.plan.preview import plan, with_chosen_actors
+from metagrad.cluster.plan.preview import plan, with_chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,12 +21,9 @@ class PlanOptions:
 def run(words: Sequence[str]) -> None:
     """Print how a run would be laid out."""
     experiment, rest = experiment_first(words, "plan")
-    rest, is_auto = without_auto_actors(rest)
+    rest, chosen_fields = without_auto(rest)
     options = parse(PlanOptions, rest, PlanOptions(experiment=experiment), f"metagrad plan {experiment.name}")
-    if not is_auto:
-        plan(options.experiment, options.json)
-        return
-    chosen = with_chosen_actors(options.experiment)
+    chosen = with_chosen(options.experiment, chosen_fields)
     if not options.json:  # where the numbers alone stand
-        print_lines([f"chosen: {chosen.reason}"])
+        print_lines([f"chosen: {reason}" for reason in chosen.reasons])
     plan(chosen.experiment, options.json)

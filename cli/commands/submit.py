@@ -14,7 +14,7 @@ import tyro
 from metagrad.actors.rollout import probe
 from metagrad.cli.commands.logs import follow_job
 from metagrad.cli.lookup import NoRun, experiment_first, stored_experiment
-from metagrad.cli.options import AllFields, ClusterOptions, parse, resumed, without_auto_actors
+from metagrad.cli.options import AllFields, ClusterOptions, parse, resumed, without_auto
 from metagrad.cli.shell import job_command, print_lines
 from metagrad.cluster.config.extensions import extensions, files_of
 from metagrad.cluster.jobs import client as job_client
@@ -65,7 +65,7 @@ class SubmitOptions(ClusterOptions):
 def run(words: Sequence[str]) -> int:
     """Train one experiment as a job of a Ray cluster."""
     experiment, rest = experiment_first(words, "submit")
-    continued, (parsed, _) = resumed(rest), without_auto_actors(rest)  # which the job chooses, on the cluster
+    continued, (parsed, _) = resumed(rest), without_auto(rest)  # which the job chooses, on the cluster
     if continued.resume and continued.run_dir is not None:
         try:
             experiment = stored_experiment(continued.run_dir, experiment.name)

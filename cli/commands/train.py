@@ -1,17 +1,17 @@
 """Train, or continue a run, and say where the results are: `metagrad train EXPERIMENT`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from rich.console import Console
 
 from metagrad.cli.lookup import experiment_first, stored_experiment
-from metagrad.cli.options import AllFields, parse, resumed, without_auto_actors
+from metagrad.cli.options import AllFields, parse, resumed, without_auto
 from metagrad.cli.shell import print_lines, quoted, sibling
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.launch.launch import default_run_dir
 from metagrad.cluster.launch.launch import run as train
-from metagrad.errors import require
+from metagrad.errors import counted, require
 from metagrad.learner.storage import lasting
 
 
@@ -29,7 +29,7 @@ class TrainOptions:
 def run(words: Sequence[str]) -> None:
     """Train one experiment."""
     experiment, rest = experiment_first(words, "train")
-    rest, is_auto = without_auto_actors(rest)
+    rest, chosen_fields = without_auto(rest)
     program = f"metagrad train {experiment.name}"
     continued = resumed(rest)
     if continued.run_dir is not None:
@@ -40,12 +40,13 @@ def run(words: Sequence[str]) -> None:
         assert run_dir is not None
         experiment = stored_experiment(run_dir, experiment.name)
     options = parse(TrainOptions, rest, TrainOptions(experiment=experiment), program)
-    experiment = _with_actors(options) if is_auto else options.experiment
+    experiment = _with_chosen(options, chosen_fields) if chosen_fields else options.experiment
     run_dir = options.run_dir or str(default_run_dir(experiment))
     summary = train(experiment, run_dir, options.resume, Console(stderr=False))
+    updates = counted(summary["updates"], "update")
     recorded = " --record" if experiment.env.has_pictures else ""
     lines = (
-        f"{summary['updates']} updates, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
+        f"{updates}, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
         f"look at it: {quoted(sibling('tensorboard'))} --logdir {quoted(run_dir)}",
         f"play it:    {quoted(sibling('metagrad'))} eval {quoted(run_dir)}{recorded}",
@@ -53,12 +54,12 @@ def run(words: Sequence[str]) -> None:
     print_lines(lines if summary["updates"] else lines[:2])  # else there is nothing to look at
 
 
-def _with_actors(options: TrainOptions) -> BaseExperiment:
-    """Choose the actors of a run that begins, and say which."""
+def _with_chosen(options: TrainOptions, fields: Set[str]) -> BaseExperiment:
+    """Choose learners, and actors of a run that begins, and say which."""
     rule = "chooses for a run that begins, and this one keeps the actors that it has"
-    require(not options.resume, "actors", "auto", rule, "leave it out")
-    from metagrad.cluster.plan.preview import with_chosen_actors  # loads torch
+    require(not options.resume or "actors" not in fields, "actors", "auto", rule, "leave it out")
+    from metagrad.cluster.plan.preview import with_chosen  # loads torch
 
-    chosen = with_chosen_actors(options.experiment)
-    print_lines([f"chosen: {chosen.reason}"])
+    chosen = with_chosen(options.experiment, fields)
+    print_lines([f"chosen: {reason}" for reason in chosen.reasons])
     return chosen.experiment

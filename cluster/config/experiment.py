@@ -137,7 +137,8 @@ class BaseExperiment(ABC):
     trackio, of the extras of these names. One that fails says so once, and the run goes on."""
     learners: int = 1
     """Number of learners (topology ray): each has a share of the actors and of every batch, on a GPU of its own where
-    the cluster has one for each; together they make exactly the update of one learner with the whole batch."""
+    the cluster has one for each; together they make exactly the update of one learner with the whole batch. train,
+    plan and submit also take auto: one for each GPU of the cluster."""
     learner_cpus: int = 1
     """CPUs of the cluster reserved for each learner's process (topology ray)."""
     learner_restarts: int = 0

@@ -27,7 +27,7 @@ from metagrad.cluster.run.progress import Progress
 from metagrad.cluster.run.run_log import run_facts
 from metagrad.cluster.run.run_logs import RunLogs, openers, require_logs
 from metagrad.cluster.run.stop import StopRequest
-from metagrad.errors import ConfigurationError, RunLost, require
+from metagrad.errors import ConfigurationError, RunLost, counted, require
 from metagrad.learner.algorithm import Algorithm
 from metagrad.learner.checkpoint import Restored
 from metagrad.learner.storage import CannotWrite, Location
@@ -146,7 +146,7 @@ def opened_run(
         progress.say(f"run folder: {run_dir}")
         if asked == "auto":
             progress.say(f"precision: {experiment.precision}, chosen for this machine")
-        progress.begin(f"starting {experiment.actors} actors ({experiment.topology})")
+        progress.begin(f"starting {counted(experiment.actors, 'actor')} ({experiment.topology})")
         if restored is not None:
             progress.say(f"resumed from {restored.path} at update {restored.tree['learner']['update']}")
         elif is_resumed:

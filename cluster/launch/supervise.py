@@ -30,7 +30,7 @@ from metagrad.cluster.on_ray.rollout_actor import MakeActor, create
 from metagrad.cluster.on_ray.session import Demand, free_resources
 from metagrad.cluster.plan.placement import own_cpus
 from metagrad.cluster.run.learning import Assignment
-from metagrad.errors import RunLost, require
+from metagrad.errors import RunLost, counted, require
 from metagrad.learner.team import Stop, share_of
 from metagrad.shares import RankLost
 
@@ -53,7 +53,8 @@ def demand(experiment: BaseExperiment) -> Demand:
     wanted = own + experiment.actors * experiment.cpus_of_an_actor
     least = wanted if experiment.schedule == "lockstep" else own + experiment.learners * experiment.cpus_of_an_actor
     gpus = experiment.learners if experiment.device.startswith("cuda") else 0
-    needs = f"with {experiment.cpus_of_an_actor} threads each, and {own} CPUs for learner and evaluation"
+    threads = counted(experiment.cpus_of_an_actor, "thread")
+    needs = f"with {threads} each, and {counted(own, 'CPU')} for learner and evaluation"
     return Demand(least, wanted, gpus, experiment.actors, needs)
 
 
@@ -311,8 +312,8 @@ def needs_of(bundles: list[dict[str, float]], learners: int = 1) -> str:
     """Return in words the resources that must be free together."""
     if learners > 1:
         all_cpus, all_gpus = (sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU"))
-        gpus = f" and {all_gpus:g} GPUs" if all_gpus else ""
-        return f"{all_cpus:g} CPUs{gpus} ({learners} learners with an actor each)"
+        gpus = f" and {counted(all_gpus, 'GPU')}" if all_gpus else ""
+        return f"{counted(all_cpus, 'CPU')}{gpus} ({learners} learners with an actor each)"
     cpus = " + ".join(f"{bundle['CPU']:g}" for bundle in bundles)
     has_gpu = any(bundle.get("GPU") for bundle in bundles)
     return f"{cpus} CPUs (an actor, the learner{', the evaluator' if len(bundles) > 2 else ''})" + (

@@ -15,7 +15,7 @@ from metagrad.cluster.config.experiment import FaultConfig
 from metagrad.cluster.on_ray.faults import LOST_ACTOR, first_line
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, Published, versions
 from metagrad.cluster.on_ray.slots import Order, Phase, Slot, rest_seconds, states_of, whom_to_ask
-from metagrad.errors import ConfigurationError
+from metagrad.errors import ConfigurationError, counted
 from metagrad.learner.actors import Account, StreamEnded
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -301,8 +301,8 @@ class RayActors:
         if is_placeless and waited > max(_SECONDS_WITHOUT_A_PLACE, self._faults.rollout_seconds):
             free, cpus = ray.available_resources().get("CPU", 0), alive[0].setup.cpus
             raise ActorsLost(
-                f"no actor has found a place for {waited:.0f} s: each needs {cpus} CPUs of one node, and {free:g} "
-                "are free on the whole cluster; add nodes, and continue with --resume"
+                f"no actor has found a place for {waited:.0f} s: each needs {counted(cpus, 'CPU')} of one node, and "
+                f"{free:g} are free on the whole cluster; add nodes, and continue with --resume"
             )
 
     def states(self) -> list[ActorState]:

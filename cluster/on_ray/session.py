@@ -22,7 +22,7 @@ from metagrad.cluster.on_ray.worker_prints import WorkerPrints
 from metagrad.cluster.run.stop import children_left_alone, sigterm_kept
 from metagrad.cluster.run.variables import environment_variables
 from metagrad.cores import usable_cores
-from metagrad.errors import refusal, refusing, require
+from metagrad.errors import counted, refusal, refusing, require
 
 OBJECT_STORE_BYTES = 2**30  # rollouts in flight are tens of megabytes; Ray's default takes a third of the memory
 _LOG_BYTES, _LOG_BACKUPS = 2**24, 1  # of one process in an embedded Ray's folder; Ray's default is half a gigabyte
@@ -174,7 +174,7 @@ def _connected(address: str) -> Iterator[None]:
 def _check_room(demand: Demand) -> None:
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
-    rule = f"{demand.needs}, {demand.least} CPUs are needed, and the cluster has {cpus}"
+    rule = f"{demand.needs}, the run needs {counted(demand.least, 'CPU')}, and the cluster has {cpus}"
     require(demand.least <= cpus, "actors", demand.actors, rule, "use fewer actors or add nodes")
     require(demand.gpus <= gpus, "device", "cuda", "no node of this cluster has a GPU", "use --device auto or cpu")
 

@@ -1,4 +1,7 @@
-"""Choose number, threads and environments of actors for the nodes that are there: `--actors auto`."""
+"""Choose for the nodes that are there: number, threads and environments of actors, and the number of learners.
+
+So do `--actors auto` and `--learners auto`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,16 +9,40 @@ from typing import NamedTuple
 
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.plan.placement import Node, own_cpus, place
-from metagrad.errors import require
+from metagrad.errors import counted, require
 
 _ENOUGH = 0.8  # of the CPUs that could be busy, where the last ones would need many small actors
 
 
 class Choice(NamedTuple):
-    """Holds an experiment with the actors that were chosen for it."""
+    """Holds an experiment with what was chosen for it, and why."""
 
     experiment: BaseExperiment
-    reason: str
+    reasons: tuple[str, ...]
+
+
+def choose_learners(experiment: BaseExperiment, nodes: Sequence[Node]) -> Choice:
+    """Choose a learner for each GPU; one where there is none, or where the run stays off them.
+
+    Each has actors and rollouts of its own, so there are at most as many as of these.
+
+    Args:
+        experiment: the run; its own number of learners counts for nothing.
+        nodes: of the cluster, or this machine.
+
+    Raises:
+        ConfigurationError: a run without processes for learners, or whose algorithm only one learner can run.
+    """
+    rule = "chooses among the processes of a cluster, and a colocated run has one learner"
+    require(experiment.topology == "ray", "learners", "auto", rule, "leave it out")
+    gpus = sum(node.gpus for node in nodes) if experiment.device != "cpu" else 0
+    why = f"one for each of {counted(gpus, 'GPU')}" if gpus else "no GPUs to share a batch among"
+    most = min(experiment.actors, experiment.rollouts_per_batch)
+    if gpus > most:
+        of = f"{counted(experiment.actors, 'actor')} and {counted(experiment.rollouts_per_batch, 'rollout')} of a batch"
+        why = f"of {counted(gpus, 'GPU')}, since each has some of the {of}"
+    chosen = replace(experiment, learners=max(1, min(gpus, most)))
+    return Choice(chosen, (f"{counted(chosen.learners, 'learner')} ({why})",))
 
 
 def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: bool) -> Choice:
@@ -73,7 +100,8 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
     left = (
         "all CPUs, since actors and learner take turns" if is_alone and not is_peek else "CPUs that the learner leaves"
     )
-    return Choice(chosen, f"{actors} actors, {share} environments and {cpus} CPUs each ({why}; {left}: {sum(free)})")
+    each = f"{counted(actors, 'actor')}, {counted(share, 'environment')} and {counted(cpus, 'CPU')} each"
+    return Choice(chosen, (f"{each} ({why}; {left}: {sum(free)})",))
 
 
 def _free(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: bool) -> list[int]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import rollout_bytes
+from metagrad.errors import counted
 
 
 class Node(NamedTuple):
@@ -240,13 +241,13 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
     own, cpus, waiting = own_cpus(experiment), experiment.cpus_of_an_actor, found.waiting_actors
     placed = experiment.actors - waiting
     if learner is None:
-        needs = f"{own} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
+        needs = counted(own, "CPU") + (" and a GPU" if wants_gpu(experiment, nodes) else "")
         if experiment.learners > 1:
-            needs = f"{experiment.learner_cpus} CPUs" + (" and a GPU" if wants_gpu(experiment, nodes) else "")
+            needs = counted(experiment.learner_cpus, "CPU") + (" and a GPU" if wants_gpu(experiment, nodes) else "")
             needs += f" for each of {experiment.learners} learners"
         remedy = "lower --learner-cpus, use --device cpu" if wants_gpu(experiment, nodes) else "lower --learner-cpus"
         lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
-    more = f"add nodes with {waiting * cpus} CPUs, {cpus} on one node for each"
+    more = f"add nodes with {counted(waiting * cpus, 'CPU')}, {cpus} on one node for each"
     if waiting and experiment.schedule == "lockstep":
         fewer = [k for k in range(1, placed + 1) if experiment.environments % k == 0]
         use = f"use --actors {fewer[-1]}, or " if fewer else ""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -14,10 +14,11 @@ from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import Actor, ActorSetup, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.on_ray.address import cluster_address
-from metagrad.cluster.plan.automatic import Choice, choose_actors
+from metagrad.cluster.plan.automatic import Choice, choose_actors, choose_learners
 from metagrad.cluster.plan.placement import Node, Plan, Rates, make_plan, own_cpus, problems
 from metagrad.cluster.run.learning import actor_setups, learner_threads, resolve_device
 from metagrad.cores import default_threads, usable_cores
+from metagrad.errors import counted
 from metagrad.learner.batch import merge
 from metagrad.learner.team import share_of
 from metagrad.types import Rollout, Trajectory, WeightSnapshot
@@ -27,10 +28,18 @@ _REPETITIONS = 3
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def with_chosen_actors(experiment: BaseExperiment) -> Choice:
-    """Choose the actors for the cluster at RAY_ADDRESS, or for this machine: `--actors auto`."""
-    nodes, _ = find_nodes(dataclasses.replace(experiment, actors=1))
-    return choose_actors(experiment, nodes, cluster_address() is None)
+def with_chosen(experiment: BaseExperiment, fields: Set[str]) -> Choice:
+    """Choose "learners" and "actors", where they are asked for, for the cluster at RAY_ADDRESS, or for this machine."""
+    if not fields:
+        return Choice(experiment, ())
+    nodes, _ = find_nodes(dataclasses.replace(experiment, actors=1, learners=1))
+    reasons: tuple[str, ...] = ()
+    if "learners" in fields:
+        experiment, reasons = choose_learners(experiment, nodes)
+    if "actors" in fields:
+        chosen = choose_actors(experiment, nodes, cluster_address() is None)
+        experiment, reasons = chosen.experiment, reasons + chosen.reasons
+    return Choice(experiment, reasons)
 
 
 def plan(experiment: BaseExperiment, is_json: bool) -> None:
@@ -64,8 +73,10 @@ def find_nodes(experiment: BaseExperiment) -> tuple[list[Node], str]:
         from metagrad.cluster.on_ray.session import OBJECT_STORE_BYTES  # of the Ray that a run starts for itself
 
         wanted = own_cpus(experiment) + experiment.actors * experiment.cpus_of_an_actor
-        shared = f" for {wanted} CPUs: processes share them, and take longer than below" if wanted > cores else ""
-        where = f"this machine alone (RAY_ADDRESS is not set), which has {cores} cores{shared}"
+        shared = (
+            f" for {counted(wanted, 'CPU')}: processes share them, and take longer than below" if wanted > cores else ""
+        )
+        where = f"this machine alone (RAY_ADDRESS is not set), which has {counted(cores, 'core')}{shared}"
         return [here._replace(cpus=max(wanted, cores), object_store_bytes=OBJECT_STORE_BYTES)], where
     import ray
 
@@ -154,15 +165,16 @@ def _quickest(work: Callable[[], T]) -> tuple[float, T]:
 def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) -> str:
     """Describe a plan on one screen."""
     share = experiment.environments_of_an_actor
-    threads = f" and {experiment.cpus_of_an_actor} CPUs" if experiment.topology == "ray" else ""
+    threads = f" and {counted(experiment.cpus_of_an_actor, 'CPU')}" if experiment.topology == "ray" else ""
     lines = [
         f"{experiment.name} on {where}",
         "",
         *_table(found),
         "",
-        f"actors            {experiment.actors}, {share} environments{threads} each; "
+        f"actors            {experiment.actors}, {counted(share, 'environment')}{threads} each; "
         f"a rollout takes one of them {1_000 * rates.rollout_seconds(share / experiment.actor_processes):.1f} ms",
-        f"learner           {1_000 * rates.update:.1f} ms for an update, {found.batches_per_update:g} batches each, "
+        f"learner           {1_000 * rates.update:.1f} ms for an update, "
+        f"{counted(found.batches_per_update, 'batch', 'batches')} each, "
         f"{experiment.schedule}",
         f"speed             about {found.updates_per_second:.1f} updates/s, "
         f"{found.updates_per_second * experiment.steps_per_rollout:,.0f} real frames/s",
@@ -207,7 +219,7 @@ def _saturation(experiment: BaseExperiment, found: Plan, rates: Rates) -> str:
         return (
             f"with no number of actors: one environment each, they still take {single:.1f} ms for an update's rollouts"
         )
-    return f"from {found.saturating_actors} actors on the learner is the bottleneck"
+    return f"from {counted(found.saturating_actors, 'actor')} on the learner is the bottleneck"
 
 
 def _table(found: Plan) -> Iterator[str]:
@@ -215,14 +227,14 @@ def _table(found: Plan) -> Iterator[str]:
     for share in found.shares:
         node, roles = share.node, []
         if share.has_learner:
-            roles.append("learner" if share.learners == 1 else f"{share.learners} learners")
+            roles.append("learner" if share.learners == 1 else counted(share.learners, "learner"))
         if share.has_evaluator:
             roles.append("evaluation")
         if share.actors:
-            roles.append(f"{share.actors} actors")
-        size = f"{node.cpus} CPUs"
+            roles.append(counted(share.actors, "actor"))
+        size = counted(node.cpus, "CPU")
         size += f" ({node.used_cpus} used)" if node.used_cpus else ""
-        size += f", {node.gpus} GPUs" if node.gpus else ""
+        size += f", {counted(node.gpus, 'GPU')}" if node.gpus else ""
         size += f", {_bytes(node.memory_bytes)}" if node.memory_bytes else ""
         rates = f"{_bytes(share.rollout_bytes_per_second)}/s out, {_bytes(share.weight_bytes_per_second)}/s in"
         sent = f"  ({rates})" if share.rollout_bytes_per_second else ""

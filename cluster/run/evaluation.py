@@ -12,7 +12,7 @@ from metagrad.actors.record import record
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.trained import trained_in
 from metagrad.cores import default_threads
-from metagrad.errors import printable, refusing, require
+from metagrad.errors import counted, printable, refusing, require
 from metagrad.learner.storage import Location, RemotePath, chosen, inside, lasting, location, write_whole
 
 
@@ -49,7 +49,8 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
     kind = "greedy" if is_greedy else "sampled"
     print(
         f"update {trained.update}, {kind} policy, seed {seed}: return {result.mean:.3f} "
-        f"(std {result.std:.3f}, standard error {result.standard_error:.3f}) over {len(result.returns)} episodes"
+        f"(std {result.std:.3f}, standard error {result.standard_error:.3f}) over "
+        f"{counted(len(result.returns), 'episode')}"
     )
     report = {
         "update": trained.update,
@@ -71,7 +72,9 @@ def evaluate_run(  # noqa: PLR0913 (a flat list of what is played; a structure f
         episode = record(*policy, seed, is_greedy)
         write_whole(picture, episode.gif)
         cut = "" if episode.is_complete else ", where it was cut: the game continues"
-        print(f"written: {printable(picture)} (return {episode.episode_return:g}, {episode.length} steps{cut})")
+        print(
+            f"written: {printable(picture)} (return {episode.episode_return:g}, {counted(episode.length, 'step')}{cut})"
+        )
 
 
 def _places(folder: RunFolder, output: str | None) -> Callable[[str], tuple[Location, Location]]:

@@ -13,7 +13,7 @@ from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.cores import default_threads
-from metagrad.errors import ConfigurationError, require
+from metagrad.errors import ConfigurationError, counted, require
 from metagrad.learner.actor_critic import ActorCritic
 from metagrad.learner.actors import Actors
 from metagrad.learner.reports import Message, Reporter, Summary
@@ -51,7 +51,13 @@ def resolve_device(device: str) -> torch.device:
         raise ConfigurationError(f"device = {device!r}: is not a torch device; use auto, cpu or cuda") from error
     if resolved.type == "cuda":
         count = torch.cuda.device_count()
-        require((resolved.index or 0) < count, "device", device, f"this machine has {count} CUDA devices", "use auto")
+        require(
+            (resolved.index or 0) < count,
+            "device",
+            device,
+            f"this machine has {counted(count, 'CUDA device')}",
+            "use auto",
+        )
     else:
         require(resolved.type == "cpu", "device", device, "only cpu and cuda are supported", "use auto, cpu or cuda")
     return resolved
@@ -178,8 +184,8 @@ def prepared_training(
                 text = f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
                 report(Message(text + "there start afresh"))
             if (before := checkpoint.get("learners", 1)) != team.size:
-                text = f"{team.size} learners now, {before} before: sums over a batch are added up in another order"
-                report(Message(text))
+                now = counted(team.size, "learner")
+                report(Message(f"{now} now, {before} before: sums over a batch are added up in another order"))
             if (before := checkpoint.get("precision", "float32")) != precision:  # older versions had no other
                 report(Message(f"precision {precision} now, {before} before: the run continues in other arithmetic"))
         try:

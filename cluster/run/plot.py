@@ -15,7 +15,7 @@ from metagrad.cluster.config.experiment import OPERATIONAL_FIELDS, BaseExperimen
 from metagrad.cluster.config.json_form import differences, to_json
 from metagrad.cluster.run.event_reading import read_log
 from metagrad.cluster.run.folder import RunFolder
-from metagrad.errors import printable, require
+from metagrad.errors import counted, printable, require
 from metagrad.learner.storage import Location, chosen, location, write_whole
 
 _RETURN = "episode/return_mean"
@@ -107,8 +107,8 @@ def _picture(groups: dict[str, list[Location]], scalars: dict[Location, Scalars]
                 curve = join([scalars[folder][name] for folder in folders if name in scalars[folder]])
                 if curve is None:
                     continue
-                count = "1 run" if curve.runs == 1 else f"{curve.runs} runs"
-                (line,) = axis.plot(curve.updates, curve.mean, label=f"{_as_label(label)} ({count})")
+                label = f"{_as_label(label)} ({counted(curve.runs, 'run')})"
+                (line,) = axis.plot(curve.updates, curve.mean, label=label)
                 axis.fill_between(
                     curve.updates, curve.mean - curve.std, curve.mean + curve.std, color=line.get_color(), alpha=0.2
                 )

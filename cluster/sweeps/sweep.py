@@ -18,7 +18,7 @@ from metagrad.cluster.run.plot import plot_runs
 from metagrad.cluster.run.progress import Progress
 from metagrad.cluster.run.variables import environment_variables
 from metagrad.cluster.sweeps.trial import Told, Trial, TrialRun, summary_of
-from metagrad.errors import RunLost, require
+from metagrad.errors import RunLost, counted, require
 from metagrad.learner.storage import write_whole
 
 _RESTARTS = 3  # of a trial whose process is lost
@@ -49,7 +49,7 @@ def sweep(trials: Sequence[Trial], folder: Path, cpus: int, console: Console) ->
         summaries = {name: summary_of(places[name], trial.experiment) for name, trial in named.items()}
         lost = [name for name, summary in summaries.items() if summary is None]
         if lost:
-            raise RunLost(f"{len(lost)} trials are not done ({lost[0]}, …); run the command again to go on")
+            raise RunLost(f"{counted(len(lost), 'trial')} not done ({lost[0]}, …); run the command again to go on")
         rows = table(named, {name: summary for name, summary in summaries.items() if summary is not None})
         write_json(folder / "sweep.json", rows)
         write_whole(folder / "sweep.md", as_markdown(rows).encode())
@@ -70,7 +70,7 @@ def _train(missing: dict[str, Trial], folder: Path, cpus: int, progress: Progres
         ConfigurationError: no cluster, or none with so many CPUs.
         RunLost: a trial failed.
     """
-    needs = f"each of which has {cpus} CPUs"
+    needs = f"each of which has {counted(cpus, 'CPU')}"
     with (
         environment_variables(_OF_TUNE),
         session.ray_session(Demand(least=cpus, wanted=cpus, gpus=0, actors=len(missing), needs=needs)),

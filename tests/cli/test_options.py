@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from metagrad.cli.commands import plan, train
-from metagrad.cli.options import parse, without_auto_actors
+from metagrad.cli.options import parse, without_auto
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
@@ -112,16 +112,19 @@ def test_help_is_printed_at_the_terminals_width(
 
 
 @pytest.mark.parametrize(
-    ("words", "kept", "is_auto"),
+    ("words", "kept", "chosen"),
     [
-        (["--actors", "auto", "--seed", "1"], ["--seed", "1"], True),
-        (["--seed", "1", "--actors=auto"], ["--seed", "1"], True),
-        (["--device", "auto", "--actors", "3"], ["--device", "auto", "--actors", "3"], False),
-        ([], [], False),
+        (["--actors", "auto", "--seed", "1"], ["--seed", "1"], {"actors"}),
+        (["--seed", "1", "--actors=auto"], ["--seed", "1"], {"actors"}),
+        (["--learners=auto", "--actors", "auto"], [], {"actors", "learners"}),
+        (["--device", "auto", "--learners", "3"], ["--device", "auto", "--learners", "3"], set()),
+        ([], [], set()),
     ],
 )
-def test_actors_are_chosen_where_the_words_say_so(words: list[str], kept: list[str], is_auto: bool) -> None:
-    assert without_auto_actors(words) == (kept, is_auto)
+def test_actors_and_learners_are_chosen_where_the_words_say_so(
+    words: list[str], kept: list[str], chosen: set[str]
+) -> None:
+    assert without_auto(words) == (kept, chosen)
 
 
 def test_a_plan_is_of_the_chosen_actors_and_says_which(
@@ -134,10 +137,23 @@ def test_a_plan_is_of_the_chosen_actors_and_says_which(
     plan.run(["atari", "--env.game", "Pong", "--environments", "32", "--actors", "auto"])
     plan.run(["atari", "--env.game", "Pong", "--environments", "32", "--actors", "2"])
     assert [(each.actors, each.actor_threads) for each in planned] == [(1, 4), (2, 1)]
-    assert capsys.readouterr().out.startswith("chosen: 1 actors, 32 environments and 4 CPUs each (environments that ")
+    assert capsys.readouterr().out.startswith("chosen: 1 actor, 32 environments and 4 CPUs each (environments that ")
 
 
-def test_actors_of_a_run_that_goes_on_are_not_chosen_again() -> None:
-    options = train.TrainOptions(experiment=snake(), run_dir="runs/x", resume=True)
+def test_of_a_run_that_goes_on_learners_are_chosen_again_and_actors_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    options = train.TrainOptions(experiment=snake("--topology", "ray"), run_dir="runs/x", resume=True)
+    assert train._with_chosen(options, {"learners"}).learners == 2
     with pytest.raises(ConfigurationError, match=r"actors = 'auto': chooses for a run that begins"):
-        train._with_actors(options)
+        train._with_chosen(options, {"actors", "learners"})
+
+
+def test_a_plan_is_of_the_chosen_learners(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    plan.run(["snake-6x6", "--learners", "auto", "--actors", "3", "--environments", "6"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "chosen: 3 learners (of 8 GPUs, since each has some of the 3 actors and 3 rollouts of a batch)"
+    assert any(line.startswith("learners          3, each with up to 1 of 3 rollouts of a batch; ") for line in lines)
+    assert any("8 GPUs" in line and "3 learners" in line for line in lines)

@@ -1,18 +1,21 @@
 """Tiny runs: 4 boards of 3 x 3, 3 steps, colocated unless said otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from rich.console import Console
 
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.on_ray import session as ray_session
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.networks import SnakeCnn
@@ -49,6 +52,19 @@ def tiny() -> Callable[..., Experiment]:
 def console() -> Console:
     """Its text is `console.file.getvalue()`."""
     return Console(file=StringIO(), width=200)
+
+
+@pytest.fixture(scope="module")
+def embedded_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One Ray for a whole file, that of a run itself, with its RAY_CPUS; what the file defines is sent by value."""
+    with ray_session.ray_session(ray_session.Demand(least=0, wanted=request.module.RAY_CPUS, gpus=0)):
+        ray.cloudpickle.register_pickle_by_value(request.module)
+        yield
+
+
+@pytest.fixture
+def runs_use_embedded_ray(embedded_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session, "ray_session", lambda _experiment: nullcontext())
 
 
 @pytest.fixture

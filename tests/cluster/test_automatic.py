@@ -8,9 +8,9 @@ import pytest
 from metagrad.actors.envs import AtariConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import EvaluationConfig
-from metagrad.cluster.plan.automatic import choose_actors
+from metagrad.cluster.plan.automatic import choose_actors, choose_learners
 from metagrad.cluster.plan.placement import Node
-from metagrad.errors import ConfigurationError
+from metagrad.errors import ConfigurationError, counted
 from metagrad.experiments import EXPERIMENTS
 
 Tiny = Callable[..., Experiment]
@@ -21,7 +21,8 @@ def actors(experiment: Experiment, *cpus: int, is_alone: bool = False) -> tuple[
     nodes = [Node(f"10.0.0.{i}", count, 0) for i, count in enumerate(cpus)]
     chosen = choose_actors(experiment, nodes, is_alone)
     made = chosen.experiment
-    assert chosen.reason.startswith(f"{made.actors} actors, {made.environments_of_an_actor} environments and ")
+    (reason,) = chosen.reasons
+    assert reason.startswith(f"{counted(made.actors, 'actor')}, {made.environments_of_an_actor} environments and ")
     assert (made.actor_processes if made.env.has_threads else made.actor_threads) == 1
     return made.actors, made.cpus_of_an_actor, made.environments_of_an_actor
 
@@ -87,3 +88,28 @@ def test_what_leaves_nothing_to_choose_is_refused(tiny: Tiny, changes: dict[str,
     experiment = tiny(**{"topology": "ray", "environments": 12, "actors": 2, "meta": {"n": 1}} | changes)
     with pytest.raises(ConfigurationError, match=field):
         choose_actors(experiment, [Node("a", 4, 0)], True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "chosen", "why"),
+    [
+        ({}, (0, 0), 1, "1 learner (no GPUs to share a batch among)"),
+        ({}, (1,), 1, "1 learner (one for each of 1 GPU)"),
+        ({}, (1, 2), 3, "3 learners (one for each of 3 GPUs)"),
+        ({"device": "cpu"}, (1, 2), 1, "1 learner (no GPUs to share a batch among)"),
+        ({}, (8,), 4, "4 learners (of 8 GPUs, since each has some of the 4 actors and 4 rollouts of a batch)"),
+        ({"schedule": "peek", "environments_per_actor": 6}, (8,), 2,
+         "2 learners (of 8 GPUs, since each has some of the 4 actors and 2 rollouts of a batch)"),
+    ],
+)  # fmt: skip
+def test_a_learner_is_chosen_for_each_gpu(
+    tiny: Tiny, changes: dict[str, object], gpus: tuple[int, ...], chosen: int, why: str
+) -> None:
+    experiment = tiny(**{"topology": "ray", "environments": 12, "actors": 4, "meta": {"n": 1}} | changes)
+    made = choose_learners(experiment, [Node(f"10.0.0.{i}", 8, count) for i, count in enumerate(gpus)])
+    assert (made.experiment.learners, made.reasons) == (chosen, (why,))
+
+
+def test_a_colocated_run_has_no_learners_to_choose(tiny: Tiny) -> None:
+    with pytest.raises(ConfigurationError, match="learners = 'auto': chooses among the processes of a cluster"):
+        choose_learners(tiny(), [Node("a", 4, 2)])

@@ -31,7 +31,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == CPU
     for name, count, rule in (
         ("cuda", 0, "this machine has 0 CUDA devices; use auto"),
-        ("cuda:1", 1, "this machine has 1 CUDA devices; use auto"),
+        ("cuda:1", 1, "this machine has 1 CUDA device; use auto"),
         ("mps", 0, "only cpu and cuda are supported"),
         ("gpu", 0, "is not a torch device; use auto, cpu or cuda"),
     ):

@@ -133,7 +133,7 @@ def test_another_number_of_learners_goes_on_and_says_so(tiny: Tiny, in_group: In
     text = "2 learners now, 1 before: sums over a batch are added up in another order"
     assert text in [each.text for each in reports if isinstance(each, Message)]
     back = trained(experiment, last_checkpoint(reports) | {"learners": 2})
-    assert "1 learners now, 2 before" in back[0].text
+    assert "1 learner now, 2 before" in back[0].text
 
 
 def test_a_learner_whose_parameters_differ_ends_the_run(tiny: Tiny, in_group: InGroup) -> None:

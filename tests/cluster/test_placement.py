@@ -148,7 +148,7 @@ def test_the_object_store_holds_batches_and_two_versions(tiny: Tiny) -> None:
             {"actors": 4},
             [Node("a", 4, 0)],
             [
-                "actors: 1 of 4 have no place, and lockstep needs all; use --actors 2, or add nodes with 1 CPUs, "
+                "actors: 1 of 4 have no place, and lockstep needs all; use --actors 2, or add nodes with 1 CPU, "
                 "1 on one node for each"
             ],
         ),
@@ -160,12 +160,12 @@ def test_the_object_store_holds_batches_and_two_versions(tiny: Tiny) -> None:
         (
             {"actors": 4, "schedule": "peek"},
             [Node("a", 4, 0)],
-            ["actors: 1 of 4 wait, and the run continues without them; add nodes with 1 CPUs, 1 on one node for each"],
+            ["actors: 1 of 4 wait, and the run continues without them; add nodes with 1 CPU, 1 on one node for each"],
         ),
         (
             {"actors": 1, "schedule": "peek"},
             [Node("a", 1, 0)],
-            ["actors: none has a place; lower --actor-threads, or add nodes with 1 CPUs, 1 on one node for each"],
+            ["actors: none has a place; lower --actor-threads, or add nodes with 1 CPU, 1 on one node for each"],
         ),
         (
             {"actors": 1, "actor_processes": 4, "schedule": "peek"},

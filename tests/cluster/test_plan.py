@@ -53,7 +53,7 @@ def test_a_page_says_who_goes_where_and_what_is_missing(tiny: Tiny) -> None:
     found = make_plan(experiment, probe(experiment.env), 250_000, nodes, rates)
     text = describe(experiment, found, rates, "the cluster at auto")
     assert "10.0.0.1   3 CPUs            learner, 2 actors\n" in text
-    assert "10.0.0.22  2 CPUs, 1 GPUs    2 actors  (" in text
+    assert "10.0.0.22  2 CPUs, 1 GPU     2 actors  (" in text
     assert "learner           100.0 ms for an update, 2 batches each, lockstep" in text
     assert "one version of the weights 1 MB" in text
     assert "refused" not in text
@@ -72,7 +72,7 @@ def test_a_page_says_what_others_use_and_where_saturation_is_out_of_reach(tiny: 
     nodes = [Node("a", 16, 1, used_cpus=4, memory_bytes=64 * 10**9)]
     rates = Rates(rollout=0.06, environment=0.01, update=0.1, batches=2)
     text = describe(experiment, make_plan(experiment, SPEC, 250_000, nodes, rates), rates, "here")
-    assert "a  16 CPUs (4 used), 1 GPUs, 64 GB  learner, 2 actors\n" in text
+    assert "a  16 CPUs (4 used), 1 GPU, 64 GB  learner, 2 actors\n" in text
     assert "saturation        with no number of actors: one environment each, they still take 140.0 ms" in text
     assert "The learner would have a GPU, which this machine lacks" in text
 

@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,12 @@ from rich.console import Console
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, FaultConfig
 from metagrad.cluster.launch.launch import run
-from metagrad.cluster.on_ray import session as ray_session
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("runs_use_embedded_ray")]
+
+RAY_CPUS = 5  # of a learner and two actors of two processes
 
 Tiny = Callable[..., Experiment]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def embedded_ray() -> Iterator[None]:
-    """One local Ray, with CPUs for a learner and two actors of two processes."""
-    with ray_session.ray_session(ray_session.Demand(least=0, wanted=5, gpus=0)):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def every_run_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_session, "ray_session", lambda _experiment: nullcontext())
 
 
 def processes_of_actors() -> dict[int, list[int]]:

@@ -7,11 +7,10 @@ import json
 import os
 import signal
 import stat
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -29,7 +28,6 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, EvaluationConfig, FaultConfig
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.launch.supervise import LearnerLost
-from metagrad.cluster.on_ray import session as ray_session
 from metagrad.cluster.on_ray.actors import ActorsLost
 from metagrad.cluster.on_ray.worker_prints import LINES_OF_A_PROCESS
 from metagrad.cluster.run.plot import logged_scalars
@@ -41,17 +39,9 @@ from metagrad.types import Rollout, WeightSnapshot
 Tiny = Callable[..., Experiment]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def embedded_ray() -> Iterator[None]:
-    """One local Ray, that of a run itself."""
-    with ray_session.ray_session(ray_session.Demand(least=0, wanted=4, gpus=0)):
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        yield
+RAY_CPUS = 4
 
-
-@pytest.fixture(autouse=True)
-def every_run_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_session, "ray_session", lambda _experiment: nullcontext())
+pytestmark = pytest.mark.usefixtures("runs_use_embedded_ray")
 
 
 def summary_of(run_dir: Path) -> dict[str, Any]:

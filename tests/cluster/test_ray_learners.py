@@ -5,11 +5,9 @@ One embedded Ray serves the whole file.
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +21,14 @@ from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.cluster.launch import supervise
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.launch.supervise import LearnerLost
-from metagrad.cluster.on_ray import session as ray_session
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.learner.checkpoint import paths, restore_newest, update_of
 
 Tiny = Callable[..., Experiment]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.usefixtures("runs_use_embedded_ray")]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def embedded_ray() -> Iterator[None]:
-    with ray_session.ray_session(ray_session.Demand(least=0, wanted=8, gpus=0)):
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        yield
-
-
-@pytest.fixture(autouse=True)
-def every_run_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_session, "ray_session", lambda _experiment: nullcontext())
+RAY_CPUS = 8
 
 
 def several(tiny: Tiny, **changes: Any) -> Experiment:

@@ -69,8 +69,8 @@ def test_sigterm_stays_the_runs_own(tiny: Tiny, calls: list[Any], handler: Any) 
 
 def test_a_cluster_that_is_too_small_is_refused_and_left(tiny: Tiny, calls: list[Any]) -> None:
     message = (
-        r"^actors = 4: with 2 threads each, and 1 CPUs for learner and evaluation, 9 CPUs are needed, and the cluster "
-        r"has 8; use fewer actors or add nodes$"
+        r"^actors = 4: with 2 threads each, and 1 CPU for learner and evaluation, the run needs 9 CPUs, and the "
+        r"cluster has 8; use fewer actors or add nodes$"
     )
     with pytest.raises(ConfigurationError, match=message), ray_session(demand(tiny(actors=4, actor_threads=2))):
         pass

@@ -134,7 +134,7 @@ def test_what_is_done_stays_and_the_table_is_of_all_seeds(
             run(trial.experiment, folder / "trials" / name, False, Console(quiet=True))
 
     monkeypatch.setattr(module, "_train", train)
-    with pytest.raises(module.RunLost, match=r"^1 trials are not done \(outer.lambda=1.0,seed=1, …\); run the command"):
+    with pytest.raises(module.RunLost, match=r"^1 trial not done \(outer.lambda=1.0,seed=1, …\); run the command"):
         module.sweep(trials, tmp_path / "sweep", 1, Console(quiet=True))
     module.sweep(trials, tmp_path / "sweep", 1, Console(quiet=True))
     assert trained[1] == ["outer.lambda=1.0,seed=1"]

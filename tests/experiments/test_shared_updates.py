@@ -1,6 +1,6 @@
 """Every experiment's update, made by two learners that have three and two of its columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,25 +17,27 @@ from metagrad.shares import group_shares
 from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 
-SHARES = {0: slice(0, 3), 1: slice(3, 5)}
+SHARES = (range(3), range(3, 5))
 COLUMNS = 5
-MOST_ERRORS_OF_ONE = 10  # as tests/gpu has it for another device, which adds in another order too
+UPDATES = 12
+ORDERS = (range(5), (4, 3, 2, 1, 0), (3, 4, 0, 1, 2))
+MOST_OF_OWN = 10  # as tests/gpu has it for another device, which adds in another order too
 NAMES = [name for name, make in EXPERIMENTS.items() if isinstance(make(), Experiment)]
 
 
 def batch(experiment: Experiment, spec: Any, seed: int, dtype: torch.dtype) -> Trajectory:
-    """Random steps as the experiment's environment could have given them."""
+    """Random steps as the experiment's environment could have given them, the same numbers in either precision."""
     generator = torch.Generator().manual_seed(seed)
     rows = min(experiment.rollout_length, 8)
     if experiment.name == "discounting-chain":
         rows = experiment.rollout_length  # its values are of whole episodes
 
     def uniform() -> Tensor:
-        return torch.rand(rows, COLUMNS, generator=generator, dtype=dtype)
+        return torch.rand(rows, COLUMNS, generator=generator).to(dtype)  # drawn as float64 it would be other numbers
 
     shape = (rows + 1, COLUMNS, *spec.observation_shape)
     if spec.observation_dtype.is_floating_point:
-        observation = torch.rand(shape, generator=generator, dtype=dtype)
+        observation = torch.rand(shape, generator=generator).to(dtype)
     else:
         observation = torch.randint(256, shape, generator=generator).to(spec.observation_dtype)
     return Trajectory(
@@ -51,19 +53,24 @@ def batch(experiment: Experiment, spec: Any, seed: int, dtype: torch.dtype) -> T
 
 
 def updated(
-    experiment: Experiment, spec: Any, dtype: torch.dtype, own: slice, share: Callable[[ActorCritic], ActorCritic]
+    experiment: Experiment,
+    spec: Any,
+    dtype: torch.dtype,
+    own: Sequence[int] = range(COLUMNS),
+    share: Callable[[ActorCritic], ActorCritic] = lambda algorithm: algorithm,
 ) -> LearnerState:
+    """Make the updates with these columns of each batch, in this order."""
     algorithm = experiment.algorithm(spec)
     assert isinstance(algorithm, ActorCritic)
     algorithm = share(algorithm)
 
     def sample(snapshot: WeightSnapshot, step: int) -> Trajectory:
         whole = batch(experiment, spec, 100 * snapshot.version + step, dtype)
-        return Trajectory(*(x[:, own] if isinstance(x, Tensor) else x for x in whole))
+        return Trajectory(*(x[:, list(own)] if isinstance(x, Tensor) else x for x in whole))
 
     fresh: Any = algorithm.init(0, torch.device("cpu"))
     state = LearnerState(*map_tensors(lambda x: x.to(dtype), tuple(fresh)))
-    for _ in range(2):
+    for _ in range(UPDATES):
         state, _ = algorithm.update(state, sample)
     return state
 
@@ -72,27 +79,34 @@ def vectors(state: LearnerState) -> list[Tensor]:
     return [state.theta, state.eta, *state.optimizer.moments, *state.meta_optimizer.moments]
 
 
-def largest(one: LearnerState, other: LearnerState) -> float:
-    """The largest distance between two learners' numbers."""
+def distances(one: LearnerState, other: LearnerState) -> Tensor:
+    """How far each of two learners' numbers are apart."""
     pairs = zip(vectors(one), vectors(other), strict=True)
-    return max(float((x.double() - y.double()).abs().max()) for x, y in pairs if x.numel())
+    return torch.cat([(x.double() - y.double()).abs() for x, y in pairs])
+
+
+def largest(one: LearnerState, other: LearnerState) -> float:
+    return float(distances(one, other).max())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
 @pytest.mark.parametrize("name", NAMES)
-def test_two_learners_make_the_update_of_one(in_group: Any, name: str, schedule: str) -> None:
-    """In float64 to 1e-12; in float32 two are as near to float64 as one is, up to the chance of a few roundings."""
+def test_two_learners_make_twelve_updates_of_one(in_group: Any, name: str, schedule: str) -> None:
+    """In float64 to 1e-12; in float32 to 1e-5, or as near as one learner is to itself where its columns change places.
+
+    The latter is more where Adam divides a gradient by its own size: of one of 1e-10, below eps = 1e-8, a rounding in
+    the last bits comes back lr / eps = 70,000 times as large. A few of 1.7 million numbers have such gradients.
+    """
     experiment: Any = replace(EXPERIMENTS[name](), precision="float32")
     try:
         experiment = replace(experiment, schedule=schedule)
     except ConfigurationError:
         pytest.skip("no losses for --schedule peek")
     spec = probe(experiment.env)
-    exact, rounded = (
-        updated(experiment, spec, dtype, slice(0, COLUMNS), lambda algorithm: algorithm)
-        for dtype in (torch.float64, torch.float32)
-    )
+    exact = updated(experiment, spec, torch.float64)
+    one, turned, shifted = (updated(experiment, spec, torch.float32, each) for each in ORDERS)
 
     def work() -> list[LearnerState]:
         shares = group_shares()
@@ -102,5 +116,14 @@ def test_two_learners_make_the_update_of_one(in_group: Any, name: str, schedule:
     (first, first_rounded), (second, second_rounded) = in_group(2, work)
     assert all(map(torch.equal, vectors(first), vectors(second)))
     assert all(map(torch.equal, vectors(first_rounded), vectors(second_rounded)))
+    own = max(largest(one, other) for other in (turned, shifted, exact))
+    apart = distances(one, first_rounded)
+    few = float((apart > 1e-5).double().mean())
+    print(
+        f"\n{name} {schedule}: float64 {largest(exact, first):.1e}; float32 {float(apart.max()):.1e}, beyond 1e-5 "
+        f"{few:.1e} of {len(apart):,}; one learner, columns turned {largest(one, turned):.1e}, shifted "
+        f"{largest(one, shifted):.1e}, against float64 {largest(one, exact):.1e}"
+    )
     assert largest(exact, first) < 1e-12
-    assert largest(exact, first_rounded) < MOST_ERRORS_OF_ONE * max(largest(exact, rounded), 2.0**-24)
+    assert float(apart.max()) < max(1e-5, MOST_OF_OWN * own)
+    assert few < 1e-4

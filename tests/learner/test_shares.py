@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -30,20 +31,20 @@ InGroup = Callable[[int, Callable[[], Any]], list[Any]]
 Updates = tuple[LearnerState, list[UpdateMetrics]]
 
 
-def trajectory_at(version: int) -> Trajectory:
+def trajectory_at(version: int, width: int) -> Trajectory:
     """Random steps in float64, a function of the version; columns differ in how many of their steps are valid."""
     generator = torch.Generator().manual_seed(version)
 
     def uniform() -> Tensor:
-        return torch.rand(T, COLUMNS, generator=generator, dtype=torch.float64)
+        return torch.rand(T, width, generator=generator, dtype=torch.float64)
 
     return Trajectory(
-        observation=torch.randn(T + 1, COLUMNS, FEATURES, generator=generator, dtype=torch.float64),
-        action=torch.randint(ACTIONS, (T, COLUMNS), generator=generator),
+        observation=torch.randn(T + 1, width, FEATURES, generator=generator, dtype=torch.float64),
+        action=torch.randint(ACTIONS, (T, width), generator=generator),
         reward=uniform(),
         is_terminal=uniform() < 0.2,
-        is_truncated=torch.zeros(T, COLUMNS, dtype=torch.bool),
-        valid=uniform() < torch.linspace(0.2, 1.0, COLUMNS),
+        is_truncated=torch.zeros(T, width, dtype=torch.bool),
+        valid=uniform() < torch.linspace(0.2, 1.0, width),
         behaviour_log_prob=-0.5 - uniform(),
         policy_version=version,
         first_state=uniform()[:1, :].T.expand(-1, UNITS).contiguous(),
@@ -60,12 +61,15 @@ def columns(trajectory: Trajectory, first: int, end: int) -> Trajectory:
 
 
 def updates(
-    algorithm: ActorCritic, count: int, share: Callable[[Trajectory], Trajectory] = lambda batch: batch
+    algorithm: ActorCritic,
+    count: int,
+    width: int = COLUMNS,
+    share: Callable[[Trajectory], Trajectory] = lambda batch: batch,
 ) -> Updates:
     """Make so many updates in float64 on a share of batches that are functions of their version."""
 
     def sample(snapshot: WeightSnapshot, step: int) -> Trajectory:
-        batch = trajectory_at(100 * snapshot.version + step)
+        batch = trajectory_at(100 * snapshot.version + step, width)
         return share(batch if algorithm.reuse > 1 else batch._replace(first_state=None))
 
     state: Any = algorithm.init(0, CPU)
@@ -94,7 +98,8 @@ def shared_updates(
 
         end = ends[group.rank]
         algorithm = algorithm_of(config).sharing(Ranks(group.rank, group.size, all_reduce))
-        return updates(algorithm, count, lambda batch: columns(batch, end - sizes[group.rank], end)), sums
+        own = end - sizes[group.rank], end
+        return updates(algorithm, count, ends[-1], lambda batch: columns(batch, *own)), sums
 
     found = in_group(len(sizes), work)
     return [each for each, _ in found], found[0][1]
@@ -156,13 +161,25 @@ def _target(updates: int, **fields: Any) -> Callable[[LearnerConfig], LearnerCon
     return lambda config: _with_meta(config, bootstrap=BootstrapConfig(updates=updates, **fields))
 
 
-CASES: dict[str, Callable[[LearnerConfig], LearnerConfig]] = {
+LOSSES: dict[str, Callable[[LearnerConfig], LearnerConfig]] = {  # those of lockstep, and of peek
     "a2c": lambda config: config,
+    "vtrace": lambda config: replace(config, meta_parameters=_vtrace(is_centred=True)),
+}
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "steps": {},
+    "mix": {"estimator": "mix"},
+    "trace": {"estimator": "trace", "mu": 0.7},
+}
+PRODUCTS = ("retain", "recompute")
+
+
+def _differentiated(loss: str, estimator: str, kind: str) -> Callable[[LearnerConfig], LearnerConfig]:
+    return lambda config: _with_meta(LOSSES[loss](config), product=kind, **ESTIMATORS[estimator])
+
+
+CASES: dict[str, Callable[[LearnerConfig], LearnerConfig]] = {
     "no-look-ahead": lambda config: _with_meta(config, n=0),
-    "recompute": lambda config: _with_meta(config, product="recompute", n=5),
-    "mix": lambda config: _with_meta(config, estimator="mix"),
-    "mix-recompute": lambda config: _with_meta(config, estimator="mix", product="recompute"),
-    "trace": lambda config: _with_meta(config, estimator="trace", mu=0.7),
+    **{"-".join(each): _differentiated(*each) for each in product(LOSSES, ESTIMATORS, PRODUCTS)},
     "sequential": lambda config: _with_meta(config, strategy="sequential"),
     "constant-state": lambda config: _with_meta(config, is_kept_state_constant=True),
     "ad": lambda config: _with_meta(config, surrogate="ad"),
@@ -177,10 +194,7 @@ CASES: dict[str, Callable[[LearnerConfig], LearnerConfig]] = {
     "target-of-two": _target(2, value_coefficient=0.5, direction="online||target"),
     "target-at-the-start": _target(1, states="first"),
     "vtrace": lambda config: replace(config, meta_parameters=_vtrace(is_centred=False)),
-    "vtrace-centred": lambda config: replace(config, meta_parameters=_vtrace(is_centred=True)),
-    "vtrace-recompute": lambda config: _with_meta(
-        replace(config, meta_parameters=_vtrace(is_centred=True)), product="recompute", estimator="mix"
-    ),
+    "recompute-of-five": lambda config: _with_meta(config, product="recompute", n=5),
     "reused": lambda config: replace(
         _with_loss(
             replace(config, meta_parameters=_vtrace(is_centred=False)), is_advantage_normalised=True, policy_clip=0.1
@@ -204,7 +218,7 @@ def algorithm_of(config: LearnerConfig) -> ActorCritic:
     return build_actor_critic(config, network, (FEATURES,), ACTIONS)
 
 
-FAST = ("outer-normalised", "vtrace-recompute")
+FAST = ("outer-normalised", "vtrace-mix-recompute")
 
 
 @pytest.mark.parametrize(
@@ -219,13 +233,13 @@ def test_two_unequal_shares_make_the_update_of_the_whole_batch(in_group: InGroup
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 3), (1, 6), (3, 2, 2), (0, 7)])
+@pytest.mark.parametrize("sizes", [(4, 3), (1, 6), (3, 2, 2), (0, 7), (33, 32)])
 @pytest.mark.parametrize("case", CASES)
 def test_any_shares_make_twelve_updates_of_the_whole_batch(
     in_group: InGroup, config: Any, case: str, sizes: tuple[int, ...]
 ) -> None:
     learner = CASES[case](config())
-    whole = updates(algorithm_of(learner), 12)
+    whole = updates(algorithm_of(learner), 12, sum(sizes))
     parts, _ = shared_updates(in_group, learner, sizes, 12)
     assert max(distance(whole, part) for part in parts) < 1e-12
 
@@ -246,7 +260,9 @@ def test_no_sum_can_be_left_out(in_group: InGroup, config: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["a2c", "inner-normalised", "outer-normalised", "target", "mix-recompute"])
+@pytest.mark.parametrize(
+    "case", ["a2c-steps-retain", "inner-normalised", "outer-normalised", "target", "a2c-mix-recompute"]
+)
 def test_no_sum_of_these_losses_can_be_left_out(in_group: InGroup, config: Any, case: str) -> None:
     """By plain descent: a clip and Adam's quotient undo a gradient's scale, which is all that some counts change."""
     learner = replace(CASES[case](config()), optimizer=Sgd(learning_rate=0.1))
@@ -260,7 +276,7 @@ def test_one_learner_sends_nothing(config: Any, monkeypatch: pytest.MonkeyPatch)
     for name in ("all_reduce", "all_gather", "broadcast", "all_gather_object", "gather_object", "barrier"):
         monkeypatch.setattr(dist, name, refuse)
     monkeypatch.setattr(Ranks, "added", refuse)
-    for case in ("vtrace-recompute", "target-of-two"):
+    for case in ("vtrace-mix-recompute", "target-of-two"):
         updates(algorithm_of(CASES[case](config())), 1)
 
 

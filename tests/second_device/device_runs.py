@@ -30,6 +30,7 @@ from metagrad.cluster.run import learning
 from metagrad.cluster.run.colocated import colocated_actors
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.reports import Report, Row
+from metagrad.learner.team import ALONE, Team
 from metagrad.networks import ImpalaCnn, NatureCnn, SnakeCnn
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -49,14 +50,21 @@ TIMES = ("time/", "throughput/")
 UPDATES = 2  # peek fills its window in the first, so the waits of the second are compared
 
 
-def small(name: str, topology: str, schedule: str, product: str) -> BaseExperiment:
+def small(name: str, topology: str, schedule: str, product: str, learners: int = 1) -> BaseExperiment:
     """Return the experiment with two environments, rollouts of two steps and a small network."""
     experiment = EXPERIMENTS[name]()
     changes: dict[str, Any] = {"topology": topology, "schedule": schedule}
     if isinstance(experiment, Experiment):
         changes["meta"] = replace(experiment.meta, product=product)
     updates = UPDATES * (experiment.meta.n if _is_sequential(experiment) else experiment.updates_per_batch)
-    short = {"environments": 2, "rollout_length": 2, "actors": 1, "updates": updates, "learner_threads": 1}
+    short = {
+        "environments": 2,
+        "rollout_length": 2,
+        "actors": learners,
+        "learners": learners,
+        "updates": updates,
+        "learner_threads": 1,
+    }
     return replace(experiment, **short | {"log_every": 1_000} | SMALL.get(name, {}) | changes)
 
 
@@ -99,24 +107,26 @@ def _read_only(x: Any) -> Any:
     return x
 
 
-def train(experiment: BaseExperiment, device: torch.device, waits: list[str]) -> Trained:
+def train(experiment: BaseExperiment, device: torch.device, waits: list[str], team: Team = ALONE) -> Trained:
     """Train with the learner on a device; in the topology of Ray, without Ray, its part sees what Ray's sees.
 
-    Whoever records the waits of the host appends them to `waits`.
+    Whoever records the waits of the host appends them to `waits`. Of several learners `team` is the one here.
     """
     reports: list[Report] = []
     stop = Never(waits)
     make = Actor if experiment.topology == "colocated" else SendingActor
+    rollouts = len(learning.share_of_learner(experiment, team.rank, team.size).rollouts)
     with ExitStack() as stack:
         stack.enter_context(patch.object(learning, "resolve_device", lambda _: device))  # a run knows cpu and cuda
         assignment = learning.Assignment(experiment=experiment, spec=probe(experiment.env), checkpoint=None)
         training = stack.enter_context(
             learning.prepared_training(
                 assignment,
-                lambda setups, states: colocated_actors(setups, states, experiment.rollouts_per_batch, make),
+                lambda setups, states: colocated_actors(setups, states, rollouts, make),
                 reports.append,
                 stop,
-                threads=1,
+                1,
+                team,
             )
         )
         training.run(stop)
