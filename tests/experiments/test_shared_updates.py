@@ -79,14 +79,10 @@ def vectors(state: LearnerState) -> list[Tensor]:
     return [state.theta, state.eta, *state.optimizer.moments, *state.meta_optimizer.moments]
 
 
-def distances(one: LearnerState, other: LearnerState) -> Tensor:
-    """How far each of two learners' numbers are apart."""
-    pairs = zip(vectors(one), vectors(other), strict=True)
-    return torch.cat([(x.double() - y.double()).abs() for x, y in pairs])
-
-
 def largest(one: LearnerState, other: LearnerState) -> float:
-    return float(distances(one, other).max())
+    """The largest distance between two learners' numbers."""
+    pairs = zip(vectors(one), vectors(other), strict=True)
+    return max(float((x.double() - y.double()).abs().max()) for x, y in pairs if x.numel())
 
 
 @pytest.mark.slow
@@ -97,7 +93,8 @@ def test_two_learners_make_twelve_updates_of_one(in_group: Any, name: str, sched
     """In float64 to 1e-12; in float32 to 1e-5, or as near as one learner is to itself where its columns change places.
 
     The latter is more where Adam divides a gradient by its own size: of one of 1e-10, below eps = 1e-8, a rounding in
-    the last bits comes back lr / eps = 70,000 times as large. A few of 1.7 million numbers have such gradients.
+    the last bits comes back lr / eps = 70,000 times as large. Of 1.7 million numbers one is enough: by the twelfth
+    update of Atari under peek both are 2.6e-3 away from one learner, two learners and one whose columns are shifted.
     """
     experiment: Any = replace(EXPERIMENTS[name](), precision="float32")
     try:
@@ -117,13 +114,10 @@ def test_two_learners_make_twelve_updates_of_one(in_group: Any, name: str, sched
     assert all(map(torch.equal, vectors(first), vectors(second)))
     assert all(map(torch.equal, vectors(first_rounded), vectors(second_rounded)))
     own = max(largest(one, other) for other in (turned, shifted, exact))
-    apart = distances(one, first_rounded)
-    few = float((apart > 1e-5).double().mean())
+    apart = largest(one, first_rounded)
     print(
-        f"\n{name} {schedule}: float64 {largest(exact, first):.1e}; float32 {float(apart.max()):.1e}, beyond 1e-5 "
-        f"{few:.1e} of {len(apart):,}; one learner, columns turned {largest(one, turned):.1e}, shifted "
-        f"{largest(one, shifted):.1e}, against float64 {largest(one, exact):.1e}"
+        f"\n{name} {schedule}: float64 {largest(exact, first):.1e}; float32 {apart:.1e}; one learner, columns turned "
+        f"{largest(one, turned):.1e}, shifted {largest(one, shifted):.1e}, against float64 {largest(one, exact):.1e}"
     )
     assert largest(exact, first) < 1e-12
-    assert float(apart.max()) < max(1e-5, MOST_OF_OWN * own)
-    assert few < 1e-4
+    assert apart < max(1e-5, MOST_OF_OWN * own)
