@@ -187,7 +187,7 @@ class ActorCritic:
             outer = self._with_target(outer, last, state, feed, clock)
         kept = last if is_sequential else first
         new = state._replace(
-            update=kept.state.updates,
+            update=int(kept.state.updates),
             # Under `sequential` θₙ has been published and its batch sampled: it goes by the last version that is out.
             version=state.version + n + self.meta.bootstrap.updates + (0 if is_sequential else 1),
             theta=kept.theta,

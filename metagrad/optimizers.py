@@ -14,18 +14,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.errors import require
 from metagrad.meta_parameters import Declaration, MetaParameter, hyperparameters
 
-RateFunction = Callable[[int, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
-"""Number of updates done (0 at the first one) and η to a step size."""
+Count = int | Int[Tensor, ""]
+"""A number of updates; a tensor where each of many optimizers under `torch.func.vmap` has one of its own."""
+
+RateFunction = Callable[[Any, Float[Tensor, "M"]], float | Float[Tensor, "1"]]
+"""Number of updates done (a `Count`, 0 at the first one) and η to a step size."""
 
 LearningRate = float | MetaParameter | RateFunction
 """A step size: a number, a learnt number with its bounds (`learnt_rate` says where it lies in η), or a function."""
@@ -37,8 +40,8 @@ _Rate = float | Tensor
 class OptimizerState(NamedTuple):
     """Holds the number of updates done and the moment vectors that the optimizer keeps."""
 
-    updates: int
-    moments: tuple[Float[Tensor, "P"], ...]
+    updates: Count
+    moments: tuple[Float[Tensor, "_"], ...]
 
 
 @runtime_checkable
@@ -73,7 +76,13 @@ def linear_annealing(initial: float, updates: int) -> RateFunction:
     """
     _require_rate(initial)
     require(updates >= 1, "updates", updates, "the decay takes at least one update", "use constant(…) for no decay")
-    return lambda done, _eta: initial * max(0.0, 1.0 - done / updates)
+    return lambda done, _eta: initial * _remaining(done, updates)
+
+
+def _remaining(done: Count, updates: int) -> Any:
+    """Return the share of the updates that is left, at least 0; of a count that is a tensor it is one, too."""
+    share = 1.0 - done / updates
+    return share.clamp(min=0.0) if isinstance(share, Tensor) else max(0.0, share)
 
 
 def learnt_rate(name: str, declaration: Declaration) -> RateFunction:
@@ -117,12 +126,12 @@ def _is_seen_finite(number: Tensor) -> bool:
     return can_look and bool(number.isfinite())
 
 
-def _root(second: Tensor, shift: float) -> Tensor:
+def _root(second: Tensor, shift: float | Tensor) -> Tensor:
     """Return √(ν + shift), with derivative 0 where that is 0.
 
     This is the limit of what an update needs: there g and m are 0 too.
     """
-    if shift:
+    if isinstance(shift, Tensor) or shift:
         return (second + shift).sqrt()
     is_zero = second <= 0  # of NaN this is False, and the root is NaN: never a small denominator
     return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, second).sqrt())
@@ -201,14 +210,14 @@ class FirstOrderOptimizer(ABC):
         return (theta - step).to(theta.dtype), OptimizerState(state.updates + 1, moments)
 
     @abstractmethod
-    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: Count, rate: _Rate) -> tuple[Tensor, _Moments]:
         """Return what update number `update` (from 1) subtracts from θ, and the new moments."""
 
     def _dtype(self, theta: Tensor) -> torch.dtype:
         """Return the dtype of the computation and of the moments: float32 for half precision."""
         return torch.promote_types(theta.dtype, torch.float32)
 
-    def _rate(self, updates: int, eta: Tensor, dtype: torch.dtype) -> _Rate:
+    def _rate(self, updates: Count, eta: Tensor, dtype: torch.dtype) -> _Rate:
         """Return the step size in the dtype of what it multiplies: one element of float64 would widen all of θ."""
         rate = self.learning_rate
         rule, remedy = "is learnt, and nothing says where it lies in η", "use learnt_rate(name, declaration)"
@@ -216,7 +225,7 @@ class FirstOrderOptimizer(ABC):
         assert not isinstance(rate, MetaParameter)
         value = rate(updates, eta) if callable(rate) else rate
         if self.annealing_updates is not None:
-            value = value * max(0.0, 1.0 - updates / self.annealing_updates)
+            value = value * _remaining(updates, self.annealing_updates)
         if not isinstance(value, Tensor):
             return value
         rule, remedy = "is one number for all parameters", "return a float or a tensor with one element"
@@ -245,7 +254,7 @@ class Sgd(FirstOrderOptimizer):
     def _dtype(self, theta: Tensor) -> torch.dtype:
         return theta.dtype  # nothing is squared
 
-    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: Count, rate: _Rate) -> tuple[Tensor, _Moments]:
         if self.momentum:
             gradient = self.momentum * moments[0] + gradient
             moments = (gradient,)
@@ -273,7 +282,7 @@ class RmsProp(FirstOrderOptimizer):
         _require_decay("decay", self.decay)
         _require_floor(self.eps, self.eps_root)
 
-    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: Count, rate: _Rate) -> tuple[Tensor, _Moments]:
         second = _second_moment(gradient, moments[0], self.decay)
         denominator = _root(second, self.eps_root) + self.eps
         return rate * (gradient / denominator), (second,)
@@ -303,14 +312,60 @@ class Adam(FirstOrderOptimizer):
         _require_decay("beta2", self.beta2)
         _require_floor(self.eps, self.eps_root)
 
-    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: Count, rate: _Rate) -> tuple[Tensor, _Moments]:
         first = torch.lerp(gradient, moments[0], self.beta1)
         second = _second_moment(gradient, moments[1], self.beta2)
         # √c m̂ / √c (√(v̂ + eps_root) + eps), c the bias correction of v: one pass over θ less each way.
-        correction = 1.0 - self.beta2**update
-        denominator = _root(second, self.eps_root * correction) + self.eps * correction**0.5
-        step_size = rate * correction**0.5 / (1.0 - self.beta1**update)
+        done = update.double() if isinstance(update, Tensor) else update
+        correction = 1.0 - self.beta2**done
+        inside, outside = self.eps_root * correction, self.eps * correction**0.5
+        step_size = rate * correction**0.5 / (1.0 - self.beta1**done)
+        if isinstance(update, Tensor):  # in the dtype of what they multiply, once they are computed
+            scalars: tuple[Any, ...] = (inside, outside, step_size)
+            inside, outside, step_size = (x.to(first.dtype) for x in scalars)
+        denominator = _root(second, inside if self.eps_root else 0.0) + outside
         return step_size * first / denominator, (first, second)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PerPart:
+    """Gives each part of θ an optimizer of its own, with its own clip: networks that share nothing."""
+
+    sizes: tuple[int, ...]
+    """Number of parameters of each part, one after another in θ."""
+    optimizers: tuple[Optimizer, ...]
+    """The optimizer of each part."""
+
+    def __post_init__(self) -> None:
+        counts = (len(self.sizes), len(self.optimizers))
+        rule, remedy = "there is one optimizer for each part", "make them agree"
+        require(counts[0] == counts[1] > 0, "len(sizes), len(optimizers)", counts, rule, remedy)
+
+    def init(self, theta: Float[Tensor, "P"]) -> OptimizerState:
+        """Return the moments of all parts, one part after another."""
+        states = [each.init(part) for each, part in zip(self.optimizers, theta.split(self.sizes), strict=True)]
+        return OptimizerState(0, tuple(moment for state in states for moment in state.moments))
+
+    def update(
+        self,
+        gradient: Float[Tensor, "P"],
+        state: OptimizerState,
+        theta: Float[Tensor, "P"],
+        eta: Float[Tensor, "M"],
+    ) -> tuple[Float[Tensor, "P"], OptimizerState]:
+        """Return each part's own (θ', s') = A(θ, s, g, η); all have made the same number of updates."""
+        parts: list[Tensor] = []
+        moments: list[Tensor] = []
+        first = 0
+        split = zip(self.optimizers, gradient.split(self.sizes), theta.split(self.sizes), strict=True)
+        for optimizer, own_gradient, own_theta in split:
+            kept = len(optimizer.init(own_theta).moments)
+            own = OptimizerState(state.updates, state.moments[first : first + kept])
+            new, after = optimizer.update(own_gradient, own, own_theta, eta)
+            parts.append(new)
+            moments += after.moments
+            first += kept
+        return torch.cat(parts), OptimizerState(state.updates + 1, tuple(moments))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
