@@ -3,6 +3,7 @@
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.snake import SnakeConfig
@@ -13,6 +14,7 @@ __all__ = [
     "DeviceEnvironmentConfig",
     "DiscountingChainConfig",
     "EnvironmentConfig",
+    "GridWorldFamily",
     "IteratedPrisonersDilemmaConfig",
     "MarkovRewardProcessConfig",
     "SnakeConfig",

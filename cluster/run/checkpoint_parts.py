@@ -161,7 +161,8 @@ def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
     fresh = own if len(setups) == 1 else joined_states([own] * len(setups))
     # Environments on the host may keep random numbers of another kind, whose form is all that can be checked.
     suffix = "generator" if isinstance(experiment.env, DeviceEnvironmentConfig) else "policy_generator"
-    streams = {name for name in fresh if name.endswith(suffix)}
+    # Tasks of a family count in their streams: plain numbers, whose form is that of a fresh one.
+    streams = {name for name, x in fresh.items() if name.endswith(suffix) and x.dtype is torch.uint8}
     games = {name: x for name, x in fresh.items() if name not in streams}
     return all(
         not state  # of an actor that was away

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
+from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
@@ -31,6 +32,7 @@ ENVIRONMENTS = {
     "chain": DiscountingChainConfig(horizon=6),
     "ipd": IteratedPrisonersDilemmaConfig(steps=4),
 }
+FAMILIES = {"grid": GridWorldFamily(distribution="rand_sparse")}  # their tasks and streams are part of a checkpoint
 EPISODE_LENGTH = {
     TabularMdpConfig: 4,
     MarkovRewardProcessConfig: 5,
@@ -50,12 +52,17 @@ every_environment = pytest.mark.parametrize("env", ENVIRONMENTS.values(), ids=EN
 @pytest.mark.parametrize(
     ("name", "lookahead"),
     # What a checkpoint holds of an environment is the same in every scheme, so one environment goes through all.
-    [*((name, "fork") for name in ENVIRONMENTS), ("ipd", "continue"), ("ipd", "separate")],
+    [*((name, "fork") for name in ENVIRONMENTS | FAMILIES), ("ipd", "continue"), ("ipd", "separate")],
 )
 def test_training_resumes_bitwise(
     tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any, name: str, lookahead: str
 ) -> None:
-    changes = {"env": ENVIRONMENTS[name], "network": Mlp(hidden=8), "lookahead": lookahead, "meta": {"n": 2}}
+    changes = {
+        "env": (ENVIRONMENTS | FAMILIES)[name],
+        "network": Mlp(hidden=8),
+        "lookahead": lookahead,
+        "meta": {"n": 2},
+    }
     run(tiny(updates=5, **changes), tmp_path / "whole", False, console)
     run(tiny(updates=3, **changes), tmp_path / "parts", False, console)
     run(tiny(updates=5, **changes), tmp_path / "parts", True, console)
