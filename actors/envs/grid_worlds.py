@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 
 from metagrad.actors.envs.families import TaskBatch, TaskEnvironment, TaskFamily, log_uniform_whole, one_hot
@@ -26,7 +26,8 @@ from metagrad.actors.envs.grid_world_distributions import (
     WorldDistribution,
     draw_world,
 )
-from metagrad.errors import require_one_of
+from metagrad.actors.envs.grid_world_optimum import optimal_returns
+from metagrad.errors import require, require_one_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +99,17 @@ class GridWorlds(TaskEnvironment[GridWorld, GridWorldState]):
         entry = (state.object_cell * num_planes + self._plane).flatten(0, 1)
         board.scatter_add_(1, entry, state.is_there.flatten(0, 1).to(torch.float32))
         return board.view(-1, *self.spec.observation_shape)
+
+    def optimal_returns(self) -> Float64[Tensor, "N"]:
+        """Return the best expected return of an episode of each world, exactly.
+
+        Raises:
+            ConfigurationError: places are random, and there are too many states.
+        """
+        rule = "has random places, and too many states to go through"
+        is_fixed, name = not self.distribution.is_random, self.spec.name
+        require(is_fixed, "environment", name, rule, "use worlds whose places are fixed, such as small")
+        return optimal_returns(self._tasks)
 
     def _draw(self, seed: int) -> GridWorld:
         return draw_world(self.distribution, self.family.random_numbers(seed))
