@@ -77,7 +77,7 @@ def reward_at(
 
 
 def observe_state(
-    context: Int64[Tensor, "*batch"], step_count: Int[Tensor, "*batch"], horizon: int = HORIZON
+    context: Int64[Tensor, "*batch"], step_count: Int[Tensor, "*batch"], horizon: int | Int[Tensor, "..."] = HORIZON
 ) -> Float[Tensor, "*batch 2"]:
     """Return what a policy sees after t steps in chain c: c and t / horizon, float32; c = -1 at t = 0."""
     return torch.stack([context.to(torch.float32), step_count.to(torch.float32) / horizon], dim=-1)

@@ -19,6 +19,7 @@ from metagrad.actors.envs.snapshots import checked_fields
 from metagrad.actors.envs.task_streams import Streams, draw, make_streams
 from metagrad.errors import require
 
+LIFETIME = 1_000  # updates, where no paper says more
 TASK = 0x46414D  # keeps what tasks are drawn from apart from every stream that is seeded with the same number
 
 P = TypeVar("P", bound=tuple[Tensor, ...])  # a NamedTuple of tensors [N, ...]: what the tasks are
@@ -187,9 +188,9 @@ class TaskEnvironment(DeviceEnvironment[S], Generic[P, S]):
         self._state = _with_rows(running, index, begun)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copy the episodes, the tasks ("task_…") and the streams' state ("generator")."""
-        named = self._named(self._running(), self._tasks)
-        return {name: x.clone() for name, x in named.items()} | {"generator": torch.stack(self._streams)}
+        """Copy the episodes, the tasks ("task_…") and, where anything is random, the streams' state ("generator")."""
+        copied = {name: x.clone() for name, x in self._named(self._running(), self._tasks).items()}
+        return copied | ({"generator": torch.stack(self._streams)} if any(self._draws) else {})
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Put a copy of a snapshot back, tasks included; without a "generator" in it, the own streams continue."""

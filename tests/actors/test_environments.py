@@ -12,12 +12,15 @@ import torch
 from metagrad.actors import envs
 from metagrad.actors.envs.atari import AtariConfig
 from metagrad.actors.envs.base import DeviceEnvironmentConfig, EnvironmentConfig, SnapshotEnvironment
+from metagrad.actors.envs.catch_family import CatchFamily
+from metagrad.actors.envs.chain_family import DelayedChainFamily
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.envpool import EnvPoolConfig
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.actors.envs.gym import GymConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
+from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake import SnakeConfig
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
 from metagrad.errors import ConfigurationError
@@ -49,6 +52,9 @@ ROWS = [
     Row(IteratedPrisonersDilemmaConfig, {"steps": 7}, is_random=False),
     Row(GridWorldFamily, {"distribution": "small", "task_seed": 9}),
     Row(GridWorldFamily, {"distribution": "rand_sparse"}),
+    Row(DelayedChainFamily, {"min_horizon": 3, "max_horizon": 9}, is_random=False),
+    Row(RandomMdpFamily, {"min_horizon": 3, "max_horizon": 9, "task_seed": 1}),
+    Row(CatchFamily, {"min_size": 4, "max_size": 6}),
     Row(("catch", "CatchConfig"), {"rows": 4}),
     Row(("pixels", "WallsConfig"), {"walls": 2}),
     Row(("t_maze", "TMazeConfig"), {"length": 2, "time_limit": 5}),

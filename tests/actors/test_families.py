@@ -9,13 +9,19 @@ import torch
 
 from metagrad.actors import envs
 from metagrad.actors.envs.base import SnapshotEnvironment
+from metagrad.actors.envs.catch_family import CatchFamily
+from metagrad.actors.envs.chain_family import DelayedChainFamily
 from metagrad.actors.envs.families import TaskFamily
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
+from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.errors import ConfigurationError
 
 FAMILIES = {
     "small": GridWorldFamily(distribution="small"),
     "rand_sparse": GridWorldFamily(distribution="rand_sparse"),
+    "chains": DelayedChainFamily(chains=3, min_horizon=4, max_horizon=20),
+    "mdps": RandomMdpFamily(states=4, actions=3, min_horizon=4, max_horizon=20),
+    "catch": CatchFamily(min_size=3, max_size=6),
 }
 CPU = torch.device("cpu")
 BATCH = 3
@@ -59,7 +65,7 @@ def test_tasks_together_are_each_alone(family):
     together = started(family)
     assert isinstance(together, SnapshotEnvironment)
     assert together.spec.batch_size == len(SEEDS) * BATCH
-    chosen = actions(together, 60)
+    chosen = actions(together, 40)
     seen, outcomes = play(together, chosen)
     assert (outcomes[:, 1] == 1).any()
     for n, seed in enumerate(SEEDS):
@@ -94,7 +100,7 @@ def test_an_ordinary_batch_is_the_task_of_seed_0(family):
 @every_family
 def test_a_redrawn_task_is_a_new_one_and_the_others_are_untouched(family):
     environment, untouched = started(family), started(family)
-    before, after = actions(environment, 7, 1), actions(environment, 60, 2)
+    before, after = actions(environment, 7, 1), actions(environment, 40, 2)
     play(environment, before)
     play(untouched, before)
     environment.redraw([2, 0], [21, 22])
@@ -115,7 +121,7 @@ def test_a_snapshot_carries_the_tasks(family):
     environment.redraw([1], [30])
     play(environment, actions(environment, 9))
     snapshot = environment.snapshot()
-    chosen = actions(environment, 60, 3)
+    chosen = actions(environment, 40, 3)
     expected = play(environment, chosen)
     for target in (environment, family.make_tasks(seeds=(1, 2, 3), batch_size=BATCH, device=CPU)):
         target.restore(snapshot)
@@ -153,7 +159,7 @@ def test_devices_agree(family):
     here = started(family)
     there = family.make_tasks(seeds=SEEDS, batch_size=BATCH, device=torch.device("cuda"))
     there.reset()
-    chosen = actions(here, 60)
+    chosen = actions(here, 40)
     for got, expected in zip(play(there, chosen.cuda()), play(here, chosen), strict=True):
         assert torch.equal(got.cpu(), expected)
 
