@@ -87,6 +87,43 @@ class Board(NamedTuple):
     neighbourhood: Int64[Tensor, "cells 5"]  # the cell and its four `next_cell`
     time_limit: int
 
+    def entered(self, head: Int64[Tensor, "B"], action: Int[Tensor, "B"]) -> Int64[Tensor, "B"]:
+        """Return the cell that each action leads to."""
+        return self.next_cell[head, action]
+
+    def around(self, cell: Int64[Tensor, "B"]) -> Int64[Tensor, "B 5"]:
+        """Return each cell and its neighbours."""
+        return self.neighbourhood.index_select(0, cell)
+
+    def is_full(self, length: Int16[Tensor, "B"]) -> Bool[Tensor, "B"]:
+        """Return True where a snake of this length leaves no cell free."""
+        return length == self.next_cell.shape[0]
+
+
+class Boards(NamedTuple):
+    """Holds tables of boards of several sizes, of which each column has one; the largest has `cells` cells.
+
+    A smaller board has the first ones, numbered row by row in the board itself.
+    """
+
+    next_cell: Int64[Tensor, "sizes cells 4"]
+    neighbourhood: Int64[Tensor, "sizes cells 5"]
+    cells: Int16[Tensor, "sizes"]
+    size: Int64[Tensor, "B"]  # of each column's board: its number in these tables
+    time_limit: int
+
+    def entered(self, head: Int64[Tensor, "B"], action: Int[Tensor, "B"]) -> Int64[Tensor, "B"]:
+        """Return the cell that each action leads to."""
+        return self.next_cell[self.size, head, action]
+
+    def around(self, cell: Int64[Tensor, "B"]) -> Int64[Tensor, "B 5"]:
+        """Return each cell and its neighbours."""
+        return self.neighbourhood[self.size, cell]
+
+    def is_full(self, length: Int16[Tensor, "B"]) -> Bool[Tensor, "B"]:
+        """Return True where a snake of this length leaves no cell free."""
+        return length == self.cells[self.size]
+
 
 def make_board(config: SnakeConfig, device: torch.device) -> Board:
     """Make the tables of the board that `config` describes, on `device`."""
@@ -112,12 +149,12 @@ def empty_state(board: Board, batch_size: int) -> SnakeState:
     )
 
 
-def advance(state: SnakeState, action: Int[Tensor, "B"], board: Board) -> tuple[SnakeState, SnakeOutcome]:
+def advance(state: SnakeState, action: Int[Tensor, "B"], board: Board | Boards) -> tuple[SnakeState, SnakeOutcome]:
     """Move every snake once; the fruit stays where it is, also where it was eaten.
 
     The body forgets one step unless a fruit was eaten, so a head may enter the cell that the tail leaves in this step.
     """
-    head = board.next_cell[state.head, action]
+    head = board.entered(state.head, action)
     entered = state.body_state.gather(1, head.unsqueeze(1)).squeeze(1)
     is_fruit_eaten = head == state.fruit
     grown = is_fruit_eaten.to(torch.int16)
@@ -126,13 +163,12 @@ def advance(state: SnakeState, action: Int[Tensor, "B"], board: Board) -> tuple[
     body_state.scatter_(1, head.unsqueeze(1), length.unsqueeze(1))
 
     # The new tail is the old one (fruit eaten) or its neighbour on the body: the one cell of these that holds a 1.
-    candidates = board.neighbourhood.index_select(0, state.tail)
+    candidates = board.around(state.tail)
     tail = candidates.masked_fill(body_state.gather(1, candidates) != 1, 0).amax(dim=1)
 
     step_count = state.step_count + 1
     is_dead = (head == state.head) | (entered > 1)
-    is_full = length == body_state.shape[1]
-    is_terminal = is_dead | is_full | (step_count >= board.time_limit)
+    is_terminal = is_dead | board.is_full(length) | (step_count >= board.time_limit)
     moved = SnakeState(body_state, head, tail, state.fruit, length, step_count)
     return moved, SnakeOutcome(is_fruit_eaten, is_terminal)
 

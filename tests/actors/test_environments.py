@@ -22,6 +22,7 @@ from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDil
 from metagrad.actors.envs.markov_reward_process import MarkovRewardProcessConfig
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake import SnakeConfig
+from metagrad.actors.envs.snake_family import SnakeFamily
 from metagrad.actors.envs.tabular_mdp import TabularMdpConfig
 from metagrad.errors import ConfigurationError
 
@@ -55,6 +56,7 @@ ROWS = [
     Row(DelayedChainFamily, {"min_horizon": 3, "max_horizon": 9}, is_random=False),
     Row(RandomMdpFamily, {"min_horizon": 3, "max_horizon": 9, "task_seed": 1}),
     Row(CatchFamily, {"min_size": 4, "max_size": 6}),
+    Row(SnakeFamily, {"min_size": 3, "max_size": 4, "time_limit": 9}),
     Row(("catch", "CatchConfig"), {"rows": 4}),
     Row(("pixels", "WallsConfig"), {"walls": 2}),
     Row(("t_maze", "TMazeConfig"), {"length": 2, "time_limit": 5}),

@@ -14,6 +14,7 @@ from metagrad.actors.envs.chain_family import DelayedChainFamily
 from metagrad.actors.envs.families import TaskFamily
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
+from metagrad.actors.envs.snake_family import SnakeFamily
 from metagrad.errors import ConfigurationError
 
 FAMILIES = {
@@ -21,6 +22,7 @@ FAMILIES = {
     "rand_sparse": GridWorldFamily(distribution="rand_sparse"),
     "chains": DelayedChainFamily(chains=3, min_horizon=4, max_horizon=20),
     "mdps": RandomMdpFamily(states=4, actions=3, min_horizon=4, max_horizon=20),
+    "snake": SnakeFamily(min_size=2, max_size=4, time_limit=9),
     "catch": CatchFamily(min_size=3, max_size=6),
 }
 CPU = torch.device("cpu")
