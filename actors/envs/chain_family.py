@@ -95,8 +95,8 @@ class DelayedChains(TaskEnvironment[DelayedChain, DelayedChainState]):
         delay = np.rint(log_uniform(random, 1, horizon, chains)).astype(np.int64)
         reward = random.uniform(-1.0, 1.0, chains)
         reward[random.integers(chains)] = random.uniform(0.0, 1.0)
-        reward = torch.from_numpy(reward.astype(np.float32))
-        return DelayedChain(torch.from_numpy(delay), reward, torch.tensor(horizon, dtype=torch.int32))
+        paid = torch.from_numpy(reward.astype(np.float32))
+        return DelayedChain(torch.from_numpy(delay), paid, torch.tensor(horizon, dtype=torch.int32))
 
     def _begin(self, tasks: DelayedChain, uniform: Float[Tensor, "n B start_draws"]) -> DelayedChainState:
         context = torch.full(uniform.shape[:2], NO_CONTEXT, dtype=torch.int64, device=self.spec.device)
