@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metagrad import autodiff, trees
-from metagrad.distributions import Categorical
+from metagrad.distributions import log_probabilities
 from metagrad.errors import require
 from metagrad.losses import masked_mean, normalised
 from metagrad.optimizers import Optimizer, OptimizerState
@@ -350,7 +350,7 @@ def _outer_loss(
     target, value = _value_targets(learning, value_theta, rollout)
     advantage = normalised(autodiff.stop_gradient(target - value), rollout.valid)
     logits = agent_outputs(learning.network, theta, rollout.observation)["logits"][:-1]
-    log_prob = Categorical(logits).log_prob(rollout.action[:-1])
+    log_prob = log_probabilities(logits).gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)
     return -masked_mean(advantage * log_prob, rollout.valid)
 
 

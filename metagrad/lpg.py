@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.agent_networks import drawn
-from metagrad.distributions import Categorical
+from metagrad.backward_gru import backward_gru
+from metagrad.distributions import entropies, log_probabilities
 from metagrad.errors import require
 from metagrad.flat_module import ParameterLayout
 from metagrad.losses import masked_mean
@@ -120,23 +121,24 @@ class Lpg:
         """Return "policy", π̂ [T, B], and "prediction", log ŷ [T, B, m]."""
         del target_outputs
         own = self.layout.unflatten(eta)
-        policy = Categorical(autodiff.stop_gradient(outputs["logits"][:-1]))
-        prediction = torch.softmax(autodiff.stop_gradient(outputs["prediction"]), -1)
+        probability = log_probabilities(autodiff.stop_gradient(outputs["logits"][:-1])).exp()
+        prediction = log_probabilities(autodiff.stop_gradient(outputs["prediction"])).exp()
         hidden = torch.relu(prediction @ own["embedding.hidden.weight"] + own["embedding.hidden.bias"])
         embedded = (hidden @ own["embedding.last.weight"] + own["embedding.last.bias"]).squeeze(-1)
         is_end, dtype = rollout.is_terminal, embedded.dtype
-        probability = policy.log_prob(rollout.action[:-1]).exp()
         following = torch.where(is_end, 0.0, embedded[1:])
-        seen = (rollout.reward.to(dtype), is_end.to(dtype), probability, embedded[:-1], following)
-        features = torch.relu(_backward_gru(torch.stack(seen, -1), is_end, own))
+        taken = _of_actions(probability, rollout)
+        seen = (rollout.reward.to(dtype), is_end.to(dtype), taken, embedded[:-1], following)
+        of_inputs = torch.stack(seen, -1) @ own["gru.input.weight"] + own["gru.input.bias"]
+        features = torch.relu(backward_gru(of_inputs, is_end, own["gru.state.weight"], own["gru.state.bias"]))
         pi_hat = (features @ own["policy.weight"] + own["policy.bias"]).squeeze(-1)
-        y_hat = torch.log_softmax(features @ own["prediction.weight"] + own["prediction.bias"], -1)
+        y_hat = log_probabilities(features @ own["prediction.weight"] + own["prediction.bias"])
         return {"policy": pi_hat, "prediction": y_hat}, state
 
     def loss(self, targets: Targets, outputs: AgentOutputs, rollout: LifetimeRollout) -> Float[Tensor, ""]:
         """Return mean_t [π̂_t log π(a_t|s_t) + α_y KL(y(s_t) ‖ ŷ_t)] over valid steps."""
-        log_prob = Categorical(outputs["logits"][:-1]).log_prob(rollout.action[:-1])
-        log_y = torch.log_softmax(outputs["prediction"][:-1], -1)
+        log_prob = _of_actions(log_probabilities(outputs["logits"][:-1]), rollout)
+        log_y = log_probabilities(outputs["prediction"][:-1])
         divergence = (log_y.exp() * (log_y - targets["prediction"])).sum(-1)
         return masked_mean(targets["policy"] * log_prob + self.prediction_coefficient * divergence, rollout.valid)
 
@@ -145,8 +147,8 @@ class Lpg:
     ) -> Mapping[str, Float[Tensor, ""]]:
         """Return -H(π), -H(y), mean π̂² and mean Σ ŷ²."""
         each = (
-            -Categorical(outputs["logits"][:-1]).entropy(),
-            -Categorical(outputs["prediction"][:-1]).entropy(),
+            -entropies(log_probabilities(outputs["logits"][:-1])),
+            -entropies(log_probabilities(outputs["prediction"][:-1])),
             targets["policy"].square(),
             (2.0 * targets["prediction"]).exp().sum(-1),
         )
@@ -156,26 +158,5 @@ class Lpg:
 _REGULARISERS = ("policy_entropy", "prediction_entropy", "policy_target", "prediction_target")
 
 
-def _backward_gru(
-    inputs: Float[Tensor, "T B inputs"], is_end: Bool[Tensor, "T B"], own: Mapping[str, Tensor]
-) -> Float[Tensor, "T B units"]:
-    """Return the states of a GRU from the last step to the first, each set to 0 before a step that ends an episode.
-
-    Equation: r, z = σ(W x + U h), n = tanh(W x + b + r (U h + c)), h' = n + z (h - n).
-    Source: Cho et al. (2014), with the reset gate after the product, as in torch and flax.
-    """
-    weight, bias = own["gru.state.weight"], own["gru.state.bias"]
-    units = len(weight)
-    of_inputs = inputs @ own["gru.input.weight"] + own["gru.input.bias"]
-    state = inputs.new_zeros((*inputs.shape[1:-1], units))
-    keeps = (~is_end).to(inputs.dtype).unsqueeze(-1)
-    states: list[Tensor] = []
-    for t in reversed(range(len(inputs))):
-        state = state * keeps[t]
-        of_state = state @ weight + bias
-        gates = torch.sigmoid(of_inputs[t][..., : 2 * units] + of_state[..., : 2 * units])
-        reset, keep = gates[..., :units], gates[..., units:]
-        candidate = torch.tanh(of_inputs[t][..., 2 * units :] + reset * of_state[..., 2 * units :])
-        state = candidate + keep * (state - candidate)
-        states.append(state)
-    return torch.stack(states[::-1])
+def _of_actions(x: Float[Tensor, "T B A"], rollout: LifetimeRollout) -> Float[Tensor, "T B"]:
+    return x.gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)

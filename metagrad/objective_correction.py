@@ -17,7 +17,7 @@ from torch import Tensor
 from metagrad import autodiff
 from metagrad.actor_critic import A2cLoss
 from metagrad.agent_networks import drawn
-from metagrad.distributions import Categorical, Outputs
+from metagrad.distributions import Categorical, Outputs, entropies, log_probabilities
 from metagrad.errors import require
 from metagrad.flat_module import ParameterLayout
 from metagrad.losses import Terms, actor_critic_loss, masked_mean, on_policy_estimates, whole_mean
@@ -135,7 +135,8 @@ class ObjectiveCorrection:
         del target_outputs
         heads: tuple[Head, ...] = ("logits", "value")
         constants = {head: autodiff.stop_gradient(outputs[head]) for head in heads}
-        trajectory = _trajectory(rollout)
+        behaviour = _of_actions(log_probabilities(rollout.behaviour_logits[:-1]), rollout)
+        trajectory = _trajectory(rollout, behaviour)
         terms = self.uncorrected.terms(constants, trajectory, self._hyper(constants["value"]))
         spread = whole_mean((terms.advantage - whole_mean(terms.advantage, rollout.valid)).square(), rollout.valid)
         sigma = torch.sqrt(spread + _FLOOR)
@@ -161,18 +162,19 @@ class ObjectiveCorrection:
         trajectory: Trajectory,
         outputs: Mapping[Head, Tensor],
     ) -> Float[Tensor, "T B features"]:
-        value, policy = outputs["value"], Categorical(outputs["logits"][:-1])
-        ends = [on_policy_estimates(rollout.reward, value, trajectory, self.gamma, lambda_) for lambda_ in (0.0, 1.0)]
-        entropy = policy.entropy() / math.log(max(2, outputs["logits"].shape[-1]))
-        log_prob = policy.log_prob(rollout.action[:-1])
-        behaviour = trajectory.behaviour_log_prob
+        value, log_probs = outputs["value"], log_probabilities(outputs["logits"][:-1])
+        following = torch.where(rollout.is_terminal, 0.0, value[1:])
+        error = rollout.reward.to(value.dtype) + self.gamma * following - value[:-1]
+        whole = on_policy_estimates(rollout.reward, value, trajectory, self.gamma, 1.0).advantage
+        entropy = entropies(log_probs) / math.log(max(2, log_probs.shape[-1]))
+        log_prob = _of_actions(log_probs, rollout)
         features = (
-            *(_squashed(x / sigma) for x in (advantage, *(estimates.advantage for estimates in ends))),
+            *(_squashed(x / sigma) for x in (advantage, error, whole)),
             _squashed(rollout.reward.to(value.dtype)),
             _squashed(value[:-1]),
             log_prob.exp(),
             log_prob.clamp(min=-_LOG_RANGE),
-            (log_prob - behaviour).clamp(-_LOG_RANGE, _LOG_RANGE),
+            (log_prob - trajectory.behaviour_log_prob).clamp(-_LOG_RANGE, _LOG_RANGE),
             entropy,
             whole_mean(entropy, rollout.valid).expand(entropy.shape),
             rollout.is_terminal.to(value.dtype),
@@ -183,13 +185,14 @@ class ObjectiveCorrection:
         """Return A2C's loss with these weights and value targets."""
         seen = Outputs({"logits": outputs["logits"][:-1], "value": outputs["value"]}, Categorical)
         terms = Terms(targets["value"], targets["weight"], targets["weight"])
-        return actor_critic_loss(seen, _trajectory(rollout), self._hyper(outputs["value"]), ad, terms, 0.0)[0]
+        unused = torch.zeros_like(rollout.reward)  # for the logs alone
+        return actor_critic_loss(seen, _trajectory(rollout, unused), self._hyper(outputs["value"]), ad, terms, 0.0)[0]
 
     def regularisers(
         self, targets: Targets, outputs: AgentOutputs, rollout: LifetimeRollout
     ) -> Mapping[str, Float[Tensor, ""]]:
         """Return -H(π) and mean Σ c²."""
-        each = (-Categorical(outputs["logits"][:-1]).entropy(), targets["correction"].square().sum(-1))
+        each = (-entropies(log_probabilities(outputs["logits"][:-1])), targets["correction"].square().sum(-1))
         return {name: masked_mean(x, rollout.valid) for name, x in zip(_REGULARISERS, each, strict=True)}
 
 
@@ -200,16 +203,19 @@ def _squashed(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.log1p(x.abs())
 
 
-def _trajectory(rollout: LifetimeRollout) -> Trajectory:
+def _of_actions(x: Float[Tensor, "T B A"], rollout: LifetimeRollout) -> Float[Tensor, "T B"]:
+    return x.gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)
+
+
+def _trajectory(rollout: LifetimeRollout, behaviour_log_prob: Float[Tensor, "T B"]) -> Trajectory:
     """Return the T steps as losses of `metagrad.losses` take them."""
-    action = rollout.action[:-1]
     return Trajectory(
         observation=rollout.observation,
-        action=action,
+        action=rollout.action[:-1],
         reward=rollout.reward,
         is_terminal=rollout.is_terminal,
         is_truncated=torch.zeros_like(rollout.is_terminal),
         valid=rollout.valid,
-        behaviour_log_prob=Categorical(rollout.behaviour_logits[:-1]).log_prob(action),
+        behaviour_log_prob=behaviour_log_prob,
         policy_version=0,
     )
