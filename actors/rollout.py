@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -54,11 +54,39 @@ class ActorSetup:
     precision: Precision = "float32"
     is_observation_normalised: bool = False
     return_discount: float | None = None  # of the returns by which the learner scales rewards; None: it scales none
+    rollouts: int = 1  # that one order makes: a population makes one for each update of its agents, and one more
 
     @property
     def cpus(self) -> int:
         """Count the CPUs that it keeps busy."""
         return self.processes * self.threads
+
+    @property
+    def steps(self) -> int:
+        """Count the environment steps of one order."""
+        return self.batch_size * self.rollout_length * self.rollouts
+
+
+class AnyActor(Protocol):
+    """Stands for an actor of one process or of several, or for a population."""
+
+    setup: ActorSetup
+
+    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        """Collect what one order asks for, under `snapshot`."""
+        ...
+
+    def state(self) -> ActorState:
+        """Return what a checkpoint needs."""
+        ...
+
+    def load_state(self, state: ActorState) -> None:
+        """Continue from `state()`."""
+        ...
+
+    def close(self) -> None:
+        """Close the environments."""
+        ...
 
 
 class Pool:

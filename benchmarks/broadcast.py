@@ -21,7 +21,7 @@ from metagrad.cluster.config.experiment import FaultConfig
 from metagrad.cluster.on_ray.actors import RayActors
 from metagrad.cluster.on_ray.slots import Slot
 from metagrad.networks import Mlp
-from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
+from metagrad.types import Episodes, MetaGradients, Rollout, Trajectory, WeightSnapshot
 
 WAYS = ("by reference", "by value", "of nothing")
 _BYTES = 4  # of a number
@@ -83,6 +83,7 @@ def cases(handles: Sequence[Any], broadcasts: Sequence[Broadcast], life: int) ->
         wanted = nothing if way == "of nothing" else weights
         for rollout in actors.sample(WeightSnapshot(version, published, _ETA), 0):
             trajectory = rollout.trajectory
+            assert not isinstance(trajectory, MetaGradients)
             there = (trajectory.policy_version, int(trajectory.action[0, 0]))
             if there != (version, wanted.numel()):
                 raise RuntimeError(f"actor {rollout.actor} has weights {there}, not {(version, wanted.numel())}")

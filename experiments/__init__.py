@@ -17,6 +17,7 @@ from metagrad.experiments.gradient_bias import (
 )
 from metagrad.experiments.gradient_bias.atari import atari, atari_released
 from metagrad.experiments.gradient_bias.ipd import ipd
+from metagrad.experiments.lifetimes.lifetimes import lifetimes
 from metagrad.experiments.mixed_precision import precision_study
 from metagrad.experiments.one_step_at_a_time import (
     mrp,
@@ -27,7 +28,7 @@ from metagrad.experiments.one_step_at_a_time import (
 )
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
-from metagrad.experiments.tasks.any_task import envpool, grid_world, gym
+from metagrad.experiments.tasks.any_task import envpool, gym
 from metagrad.experiments.tasks.pong import pong
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
@@ -43,9 +44,9 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "discounting-chain": discounting_chain,
     "ipd": ipd,
     "pong": pong,
+    "lifetimes": lifetimes,
     "envpool": envpool,
     "gym": gym,
-    "grid-world": grid_world,
 }
 
 STUDIES: dict[str, Study] = {

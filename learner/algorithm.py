@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metagrad.networks import Network
-from metagrad.types import Trajectory, WeightSnapshot
+from metagrad.types import WeightSnapshot
 
-Sample = Callable[[WeightSnapshot, int], Trajectory]
-"""(snapshot, j) to T steps of all environments under exactly that snapshot: j = 0 for a real rollout, j ≥ 1 for one at
-looked-ahead parameters."""
+Sample = Callable[[WeightSnapshot, int], Any]
+"""(snapshot, j) to what the actors bring under exactly that snapshot: j = 0 for a real rollout, j ≥ 1 for one at
+looked-ahead parameters. It is a `Trajectory` of T steps of all environments; of populations, `MetaGradients`."""
 
 
 class NonFinite(FloatingPointError):
@@ -49,8 +49,11 @@ class Algorithm(Protocol[S]):
     """Makes one update after another, state in, state out; where rollouts come from is the loop's."""
 
     @property
-    def network(self) -> Network:
-        """Return the network with which actors act, under the θ of the snapshots that `update` asks rollouts for."""
+    def network(self) -> Network | None:
+        """Return the network with which actors act, under the θ of the snapshots that `update` asks rollouts for.
+
+        None: θ is no policy's.
+        """
         ...
 
     def init(self, seed: int, device: torch.device) -> S:

@@ -8,22 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metagrad.diagnostics import added_up
 from metagrad.frame_stacks import side_by_side, unpacked
-from metagrad.types import PackedTrajectory, Rollout, Trajectory
+from metagrad.types import MetaGradients, PackedTrajectory, Rollout, Trajectory
+
+Sent = Trajectory | PackedTrajectory | MetaGradients
+"""What actors bring."""
 
 _BYTES_WORTH_A_ROOM = 2**20
 
 
 class Batch(NamedTuple):
-    """Holds one trajectory of all environments, and the versions under which its parts were sampled."""
+    """Holds what all actors brought, as one, and the versions under which its parts were sampled."""
 
-    sent: Trajectory | PackedTrajectory  # as the actors sent it; frames of stacks stay packed while the batch waits
+    sent: Sent  # as the actors sent it; frames of stacks stay packed while the batch waits
     versions: tuple[int, ...]  # one per rollout; `sent.policy_version` is the oldest
 
     @property
-    def trajectory(self) -> Trajectory:
-        """Return the trajectory for an update; stacks are rebuilt with each call."""
-        return unpacked(self.sent)
+    def trajectory(self) -> Any:
+        """Return the trajectory for an update, or the meta-gradients; stacks are rebuilt with each call."""
+        return self.sent if isinstance(self.sent, MetaGradients) else unpacked(self.sent)
 
 
 def room_like(fields: Sequence[Tensor]) -> list[Tensor]:
@@ -58,9 +62,7 @@ def merge(rollouts: Sequence[Rollout], version: int | None, device: torch.device
     return Batch(joined([rollout.trajectory for rollout in rollouts], device, room), versions)
 
 
-def joined(
-    trajectories: Sequence[Trajectory | PackedTrajectory], device: torch.device, room: Sequence[Tensor] = ()
-) -> Trajectory | PackedTrajectory:
+def joined(trajectories: Sequence[Sent], device: torch.device, room: Sequence[Tensor] = ()) -> Sent:
     """Put trajectories of one kind side by side, in the order given, on `device`; the oldest version is that of all.
 
     `room` is memory that becomes the batch's, where its fields fit.
@@ -74,7 +76,12 @@ def joined(
             field = column[0] if len(column) == 1 else torch.cat(tuple(column), dim=axis)
         return field.to(device, non_blocking=True)
 
-    return side_by_side(trajectories, concatenate)
+    populations = [x for x in trajectories if isinstance(x, MetaGradients)]
+    if populations:
+        *columns, facts, versions = zip(*populations, strict=True)
+        gradient, agents, frames, lifetimes = (concatenate(column, 0) for column in columns)
+        return MetaGradients(gradient, agents, frames, lifetimes, added_up(facts), min(versions))
+    return side_by_side([x for x in trajectories if not isinstance(x, MetaGradients)], concatenate)
 
 
 def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device, room: list[Tensor]) -> Tensor:
@@ -94,7 +101,12 @@ def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device,
     return joined
 
 
-def tree_of(trajectory: Trajectory | PackedTrajectory) -> dict[str, Any]:
+def valid_steps(sent: Sent) -> Tensor:
+    """Count the environment steps that were not resets, where they were made."""
+    return torch.as_tensor(sent.frames.sum() if isinstance(sent, MetaGradients) else sent.valid.sum())
+
+
+def tree_of(trajectory: Sent) -> dict[str, Any]:
     """Return the fields of a trajectory for a checkpoint; without those that are None."""
     return {name: x for name, x in trajectory._asdict().items() if x is not None}
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from metagrad.learner.actors import Actors, ActorsElsewhere
 from metagrad.learner.ahead import Ahead, Direct, Feed
-from metagrad.learner.batch import Batch, merge, trajectory_of, tree_of
+from metagrad.learner.batch import Batch, merge, trajectory_of, tree_of, valid_steps
 from metagrad.trees import map_tensors
-from metagrad.types import Episodes, Rollout, Trajectory, WeightSnapshot
+from metagrad.types import Episodes, Rollout, WeightSnapshot
 
 
 class Received(NamedTuple):
@@ -40,8 +40,8 @@ class Schedule(Protocol):
         """Count the batches here that no real update has used yet."""
         ...
 
-    def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
-        """Return the trajectory for step j of an update: 0 real, j ≥ 1 at looked-ahead parameters."""
+    def sample(self, snapshot: WeightSnapshot, step: int) -> Any:
+        """Return what the actors bring for step j of an update: 0 real, j ≥ 1 at looked-ahead parameters."""
         ...
 
     def take_received(self) -> list[Received]:
@@ -79,7 +79,7 @@ class _Intake:
         batch = merge(rollouts, version, self.device, room)
         # Copies: a view of a few numbers would keep a whole rollout in Ray's object store.
         episodes = tuple(deepcopy(rollout.episodes) for rollout in rollouts)
-        frames = torch.stack([torch.as_tensor(rollout.trajectory.valid.sum()) for rollout in rollouts]).sum()
+        frames = torch.stack([valid_steps(rollout.trajectory) for rollout in rollouts]).sum()
         return batch, Received(episodes, frames, is_lookahead)
 
     def note(self, batch: Batch, received: Received) -> Batch:
@@ -104,7 +104,7 @@ class Lockstep:
         self.take_received = self._intake.take
         self.lag: tuple[int, ...] = ()
 
-    def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
+    def sample(self, snapshot: WeightSnapshot, step: int) -> Any:
         """Have all actors roll this snapshot out."""
         rollouts = self._actors.sample(snapshot, step)
         batch = self._intake.note(*self._intake.merged(rollouts, (), snapshot.version, step > 0))
@@ -164,7 +164,7 @@ class Peek:
         """Return the number of batches that the next real updates find here."""
         return len(self._window) - self._is_first_used
 
-    def sample(self, snapshot: WeightSnapshot, step: int) -> Trajectory:
+    def sample(self, snapshot: WeightSnapshot, step: int) -> Any:
         """Return batch `step` of the window; step 0 publishes the snapshot and slides the window."""
         if step == 0:
             self._slide(snapshot._replace(version=self._version))

@@ -4,7 +4,7 @@ Moments are a NamedTuple in and out. However many samples of a deep network's me
 kept: their mean and their summed squared deviations from it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -167,3 +167,16 @@ def effective_sample_size(
     methods and examples", eq. 9.13.
     """
     return (2.0 * logsumexp(log_weights, -1) - logsumexp(2.0 * log_weights, -1)).exp()
+
+
+def added_up(facts: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Add up sums and what they are of, by name.
+
+    >>> added_up([{"return": (3.0, 2.0)}, {"return": (1.0, 1.0), "loss": (0.5, 1.0)}])
+    {'return': (4.0, 3.0), 'loss': (0.5, 1.0)}
+    """
+    total: dict[str, tuple[float, float]] = {}
+    for name, (amount, count) in (each for one in facts for each in one.items()):
+        before = total.get(name, (0.0, 0.0))
+        total[name] = (before[0] + amount, before[1] + count)
+    return total

@@ -148,11 +148,10 @@ def _copies(tree: Tree, copies: int) -> Tree:
     return many
 
 
-def replaced(agents: Agents, indices: Sequence[int], fresh: Agents) -> Agents:
-    """Return the agents with `fresh` ones in these places, in order; the others are untouched."""
-    at = torch.tensor(list(indices), dtype=torch.int64, device=agents.theta.device)
-    new = iter(trees.tensors(fresh))
-    mapped: Agents = trees.map_tensors(lambda x: x.index_copy(0, at, next(new)), agents)
+def replaced(agents: Tree, indices: Sequence[int], fresh: Tree) -> Tree:
+    """Return the agents, or what is kept of them, with `fresh` ones in these places, in order; the others stay."""
+    at, new = torch.tensor(list(indices), dtype=torch.int64), iter(trees.tensors(fresh))
+    mapped: Tree = trees.map_tensors(lambda x: x.index_copy(0, at.to(x.device), next(new)), agents)
     return mapped
 
 

@@ -93,7 +93,13 @@ class Lpg:
     @property
     def coefficients(self) -> Mapping[str, float]:
         """Return β₀ to β₃ by the names of `regularisers`."""
-        return {name: getattr(self, f"{name}_coefficient") for name in _REGULARISERS}
+        weights = (
+            self.policy_entropy_coefficient,
+            self.prediction_entropy_coefficient,
+            self.policy_target_coefficient,
+            self.prediction_target_coefficient,
+        )
+        return dict(zip(_REGULARISERS, weights, strict=True))
 
     def heads(self, num_actions: int) -> Mapping[str, tuple[int, ...]]:
         """Return policy and prediction, logits both."""

@@ -93,7 +93,8 @@ class ObjectiveCorrection:
     @property
     def coefficients(self) -> Mapping[str, float]:
         """Return the weights of `regularisers`."""
-        return {name: getattr(self, f"{name}_coefficient") for name in _REGULARISERS}
+        weights = (self.policy_entropy_coefficient, self.correction_coefficient)
+        return dict(zip(_REGULARISERS, weights, strict=True))
 
     @property
     def uncorrected(self) -> A2cLoss:

@@ -10,6 +10,7 @@ Shape legend, used in every signature of the project:
     K  finished episodes; of observations that are stacks, the frames of one
     N  frames of all stacks of a trajectory
     H  numbers that a recurrent network remembers
+    R  rollouts of a batch
 """
 
 from typing import NamedTuple
@@ -55,6 +56,20 @@ class PackedTrajectory(NamedTuple):
     first_return: Float[Tensor, "B"] | None = None
 
 
+class MetaGradients(NamedTuple):
+    """Holds what populations of agents bring that learn under a published update rule, in place of a trajectory.
+
+    Each row is of one population, and sums over its agents.
+    """
+
+    gradient: Float[Tensor, "R M"]  # of the outer objective by the rule's weights
+    agents: Int[Tensor, "R"]  # that the sums are of
+    frames: Int[Tensor, "R"]  # valid environment steps
+    lifetimes: Int[Tensor, "R"]  # that ended
+    facts: dict[str, tuple[float, float]]  # of all rows: by the name of a scalar its sum, and what that is of
+    policy_version: int  # version of the rule's weights
+
+
 OF_COLUMNS = ("first_state", "first_return")
 """Fields of trajectories that have a row for each environment, and none for each step."""
 
@@ -67,9 +82,9 @@ class Episodes(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Holds a trajectory with the facts that statistics and accounting need."""
+    """Holds a trajectory, or meta-gradients in its place, with the facts that statistics and accounting need."""
 
-    trajectory: Trajectory | PackedTrajectory
+    trajectory: Trajectory | PackedTrajectory | MetaGradients
     episodes: Episodes
     actor: int  # index of the actor
     is_lookahead: bool  # True: sampled for a virtual update or an outer loss, never for a real update

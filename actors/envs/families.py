@@ -52,6 +52,11 @@ class TaskFamily(DeviceEnvironmentConfig):
             streams: seeds of what is random in the episodes of each task; None: those of the tasks.
         """
 
+    @property
+    def is_tabular(self) -> bool:
+        """True where an observation is a one-hot vector: the number of a state."""
+        return False
+
     @abstractmethod
     def lifetime(self, seed: int) -> int:
         """Return after how many updates the agent of this seed is replaced by a new one in a new task."""
@@ -150,17 +155,8 @@ class TaskEnvironment(DeviceEnvironment[S], Generic[P, S]):
         """Return what the tasks are, as tensors [N, …] that belong to the environment."""
         return self._tasks
 
-    def state_numbers(self) -> Int64[Tensor, "columns"]:
-        """Return where the ones of one-hot observations are, without making these."""
-        return self.observe().argmax(-1)
-
     def step(self, action: Int[Tensor, "columns"]) -> EnvironmentStep:
         """Step all N * B environments once."""
-        reward, is_terminal = self.advance(action)
-        return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
-
-    def advance(self, action: Int[Tensor, "columns"]) -> tuple[Float[Tensor, "columns"], Bool[Tensor, "columns"]]:
-        """Step all N * B environments once without looking at them; return rewards, and where episodes ended."""
         shape = self.num_tasks, self.environments_per_task
         before = self._running()
         numbers, self._streams = draw(self._streams, self.environments_per_task * sum(self._draws))
@@ -171,7 +167,7 @@ class TaskEnvironment(DeviceEnvironment[S], Generic[P, S]):
         )
         begun = self._begin(self._tasks, uniform[..., : self._draws[0]])
         self._state = self._chosen(is_terminal, begun, moved)
-        return reward.flatten(), is_terminal.flatten()
+        return EnvironmentStep.same_step(self.observe(), reward.flatten(), is_terminal.flatten())
 
     def redraw(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
         """Give the tasks at `indices` new ones, drawn from `seeds`, whose episodes begin; the others are untouched.

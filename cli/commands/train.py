@@ -44,14 +44,22 @@ def run(words: Sequence[str]) -> None:
     run_dir = options.run_dir or str(default_run_dir(experiment))
     summary = train(experiment, run_dir, options.resume, Console(stderr=False))
     updates = counted(summary["updates"], "update")
-    recorded = " --record" if experiment.env.has_pictures else ""
     lines = (
         f"{updates}, {summary['frames_real']} real frames in {summary['wall_seconds']:.0f} s",
         f"run folder: {run_dir} (summary.json, config.json, checkpoints)",
         f"look at it: {quoted(sibling('tensorboard'))} --logdir {quoted(run_dir)}",
-        f"play it:    {quoted(sibling('metagrad'))} eval {quoted(run_dir)}{recorded}",
+        _what_next(experiment, run_dir),
     )
     print_lines(lines if summary["updates"] else lines[:2])  # else there is nothing to look at
+
+
+def _what_next(experiment: BaseExperiment, run_dir: str) -> str:
+    """Say how to use what was learnt."""
+    command = quoted(sibling("metagrad"))
+    if not experiment.has_policy:
+        return f"keep it:    {command} export {quoted(run_dir)} --output rule.npz"
+    recorded = " --record" if experiment.env.has_pictures else ""
+    return f"play it:    {command} eval {quoted(run_dir)}{recorded}"
 
 
 def _with_chosen(options: TrainOptions, fields: Set[str]) -> BaseExperiment:

@@ -1,6 +1,7 @@
 """Define what every experiment configures: where it runs, for how long, what is kept. Subclasses add algorithms."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -9,7 +10,7 @@ import tyro
 
 from metagrad.actors.envs.base import EnvironmentConfig, EnvironmentSpec
 from metagrad.actors.evaluate import MAX_EPISODE_STEPS
-from metagrad.actors.rollout import LookaheadEnvironments
+from metagrad.actors.rollout import Actor, ActorSetup, AnyActor, LookaheadEnvironments
 from metagrad.errors import require, require_one_of
 from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
@@ -248,6 +249,41 @@ class BaseExperiment(ABC):
         return 0
 
     @property
+    def actor_type(self) -> Callable[[ActorSetup], AnyActor]:
+        """Return what makes an actor of its setup, in any process."""
+        return Actor
+
+    @property
+    def kinds_of_actors(self) -> int:
+        """Return how many kinds of actors there are, in turn."""
+        return 1
+
+    @property
+    def takes_processes(self) -> bool:
+        """True where several processes may share an actor's environments."""
+        return True
+
+    @property
+    def least_environments(self) -> int:
+        """Return the number of environments that the smallest actor would have."""
+        return 1
+
+    @property
+    def bytes_sent(self) -> int | None:
+        """Count the bytes that the actors send for a batch; None: it is of trajectories."""
+        return None
+
+    @property
+    def has_policy(self) -> bool:
+        """True where what the run learns is a policy, which can be played."""
+        return True
+
+    @property
+    def rollouts_per_order(self) -> int:
+        """Count the rollouts that an actor makes for one order of the learner."""
+        return 1
+
+    @property
     def has_outer_critic(self) -> bool:
         """True where the network carries an outer-critic head."""
         return False
@@ -328,8 +364,8 @@ class BaseExperiment(ABC):
 
     @property
     def steps_per_rollout(self) -> int:
-        """Return the environment steps of one batch, T times B."""
-        return self.environments * self.rollout_length
+        """Return the environment steps of one batch, T times B, as often as an order asks for."""
+        return self.environments * self.rollout_length * self.rollouts_per_order
 
 
 def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "colocated"]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metagrad.actors.rollout import Actor, ActorSetup
+from metagrad.actors.rollout import ActorSetup, AnyActor
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.launch.open_run import opened_run
 from metagrad.learner.storage import Location
@@ -24,14 +24,17 @@ def run(
     run_dir: str | Location,
     is_resumed: bool,
     console: Console,
-    make: Callable[[ActorSetup], Actor] = Actor,
+    make: Callable[[ActorSetup], AnyActor] | None = None,
 ) -> dict[str, Any]:
     """Train one experiment in one folder; return the summary that is also written there.
+
+    `make` makes the actors; None: they are of the experiment's kind.
 
     Raises:
         ConfigurationError: before anything starts.
         Exception: whatever ended the run, unchanged; summary.json and checkpoints up to then stand.
     """
+    make = make or experiment.actor_type
     with opened_run(experiment, run_dir, is_resumed, console) as this_run:
         if this_run.is_stopped_before():
             pass

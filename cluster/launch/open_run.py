@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.actors.rollout import Actor, ActorSetup, probe
+from metagrad.actors.rollout import ActorSetup, AnyActor, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.size import require_room_here
 from metagrad.cluster.launch.driver_reports import DriverReports, Start, driver_reports, start_at
@@ -82,7 +82,7 @@ class OpenRun:
                 self.summary = reports.newest_summary or self.summary
 
     @contextmanager
-    def colocated_training(self, make: Callable[[ActorSetup], Actor]) -> Iterator[Training]:
+    def colocated_training(self, make: Callable[[ActorSetup], AnyActor]) -> Iterator[Training]:
         """Prepare a training in this process; Ray is not imported."""
         assignment = Assignment(experiment=self.experiment, spec=self.spec, checkpoint=self.checkpoint)
         open_actors = partial(colocated_actors, rollouts_per_batch=self.experiment.rollouts_per_batch, make=make)

@@ -63,6 +63,7 @@ def score(
         EvaluationStopped: `is_stopped` said so.
     """
     config, network = experiment.evaluation, experiment.algorithm(spec).network
+    assert network is not None, "only policies are evaluated (BaseExperiment.has_policy)"
     cpu, seed, threads = torch.device("cpu"), experiment.seed + _BEYOND_ACTORS, experiment.actor_threads
     result = evaluate(
         network,
@@ -89,7 +90,9 @@ def shown(experiment: BaseExperiment, spec: EnvironmentSpec, theta: Tensor) -> b
     config, seed = experiment.evaluation, experiment.seed + _BEYOND_ACTORS
     if not config.is_shown:
         return None
-    policy = (experiment.algorithm(spec).network, theta.cpu(), experiment.env)
+    network = experiment.algorithm(spec).network
+    assert network is not None
+    policy = (network, theta.cpu(), experiment.env)
     return record(*policy, seed, config.is_greedy, min(_SHOWN_STEPS, config.max_steps)).gif
 
 

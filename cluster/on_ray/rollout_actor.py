@@ -15,9 +15,9 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from metagrad.actors.rollout import ActorSetup, ActorState
+from metagrad.actors.rollout import ActorSetup, ActorState, AnyActor
 from metagrad.cluster.on_ray.faults import NotStarted
-from metagrad.cluster.run.actor_group import ActorGroup, AnyActor, MemberLost
+from metagrad.cluster.run.actor_group import ActorGroup, MemberLost
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.errors import ConfigurationError
 from metagrad.types import Episodes, Rollout, WeightSnapshot

@@ -60,7 +60,7 @@ class Slot:
     @property
     def steps(self) -> int:
         """Return the environment steps of one rollout."""
-        return self.setup.batch_size * self.setup.rollout_length
+        return self.setup.steps
 
     @property
     def name(self) -> str:

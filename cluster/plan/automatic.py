@@ -75,11 +75,11 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
     has_threads, is_peek = experiment.env.has_threads, experiment.schedule == "peek"
     environments = experiment.environments
     found = [(1, 1, environments)]  # actors, CPUs and environments of each
-    for cpus in range(1, max(free, default=0) + 1):
+    for cpus in range(1, max(free, default=0) + 1 if has_threads or experiment.takes_processes else 2):
         places = sum(room >= cpus if has_threads else room // cpus for room in free)
         share = environments
         for actors in range(1, min(places, environments) + 1):
-            divides = environments % actors == 0
+            divides = environments % (actors * experiment.least_environments) == 0
             share = environments // actors if divides else share
             is_even = share >= cpus and (has_threads or share % cpus == 0)
             if is_even and (divides or is_peek):
@@ -97,6 +97,7 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
     )
     kind = "threads" if has_threads else "processes"
     why = f"environments that step in {kind} of their actor: as few actors as keep the CPUs busy"
+    why = why if experiment.takes_processes else "populations of one process each, as many as keep the CPUs busy"
     left = (
         "all CPUs, since actors and learner take turns" if is_alone and not is_peek else "CPUs that the learner leaves"
     )

@@ -102,7 +102,8 @@ def saturating_actors(experiment: BaseExperiment, rates: Rates) -> int | None:
     if experiment.environments_per_actor is not None:
         one = sampling_seconds(experiment, rates, 1, 1)
         return max(1, math.ceil(one / rates.update))
-    counts = [k for k in range(1, experiment.environments + 1) if experiment.environments % k == 0]
+    shares = experiment.environments // experiment.least_environments
+    counts = [k for k in range(1, shares + 1) if shares % k == 0]
     return next((k for k in counts if sampling_seconds(experiment, rates, k, k) <= rates.update), None)
 
 
@@ -184,7 +185,9 @@ def make_plan(
     learners, _ = place_learners(experiment, nodes)
     placed = sum(actors)
     seconds = update_seconds(experiment, rates, placed)
-    batch = rollout_bytes(spec, experiment.environments, experiment.rollout_length)
+    batch = experiment.bytes_sent
+    if batch is None:
+        batch = rollout_bytes(spec, experiment.environments, experiment.rollout_length)
     weights = 4 * parameters
     shares = []
     for i, (node, count) in enumerate(zip(nodes, actors, strict=True)):
@@ -249,7 +252,8 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
         lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
     more = f"add nodes with {counted(waiting * cpus, 'CPU')}, {cpus} on one node for each"
     if waiting and experiment.schedule == "lockstep":
-        fewer = [k for k in range(1, placed + 1) if experiment.environments % k == 0]
+        shares = experiment.environments // experiment.least_environments
+        fewer = [k for k in range(1, placed + 1) if shares % k == 0]
         use = f"use --actors {fewer[-1]}, or " if fewer else ""
         lines.append(f"actors: {waiting} of {experiment.actors} have no place, and lockstep needs all; {use}{more}")
     elif waiting and not placed:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from metagrad.actors.envs.base import EnvironmentSpec
-from metagrad.actors.rollout import Actor, ActorSetup, probe
+from metagrad.actors.rollout import ActorSetup, AnyActor, probe
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.on_ray.address import cluster_address
 from metagrad.cluster.plan.automatic import Choice, choose_actors, choose_learners
@@ -21,7 +21,7 @@ from metagrad.cores import default_threads, usable_cores
 from metagrad.errors import counted
 from metagrad.learner.batch import merge
 from metagrad.learner.team import share_of
-from metagrad.types import Rollout, Trajectory, WeightSnapshot
+from metagrad.types import Rollout, WeightSnapshot
 
 T = TypeVar("T")
 _REPETITIONS = 3
@@ -106,32 +106,36 @@ def _node(listed: dict[str, Any], free: dict[str, float]) -> Node:
 def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, int]:
     """Measure the seconds of a rollout and of an update, here and now, and count the numbers in θ and η.
 
-    An actor rolls out its share of the environments, then a single one; the learner updates on copies of what the
-    first brought, from the state after its first update on. Each a few times, the quickest counts.
+    An actor rolls out its share of the environments, then the least that it can have; the learner updates on copies of
+    what the first brought, from the state after its first update on. Each a few times, the quickest counts.
     """
     device = resolve_device(experiment.device)
     algorithm = experiment.algorithm(spec)
     state = algorithm.init(experiment.seed, device)
     asked: list[WeightSnapshot] = []
-    brought: list[Trajectory] = []
+    brought: list[Any] = []
     setup = actor_setups(experiment, device, 0)[0]
     rollouts = len(share_of(experiment.rollouts_per_batch, 0, experiment.learners))  # of one learner
     torch.set_num_threads(experiment.actor_threads)
 
-    def sample(snapshot: WeightSnapshot, _: int) -> Trajectory:
+    def sample(snapshot: WeightSnapshot, _: int) -> Any:
         asked.append(snapshot)
         if not brought:
-            with closing(Actor(setup)) as actor:
+            with closing(experiment.actor_type(setup)) as actor:
                 brought.append(merge([_roll_out(actor, snapshot)] * rollouts, None, device).trajectory)
         return brought[0]
 
     state, _ = algorithm.update(state, sample)  # under `sequential` the first one asks for a batch more than the others
-    own, single = (_rollout_seconds(dataclasses.replace(setup, batch_size=b), asked[0]) for b in (setup.batch_size, 1))
+    least = experiment.least_environments
+    own, single = (
+        _rollout_seconds(experiment.actor_type, dataclasses.replace(setup, batch_size=b), asked[0])
+        for b in (setup.batch_size, least)
+    )
     torch.set_num_threads(learner_threads(experiment, default_threads()))
     asked_before = len(asked)
     seconds, after = _quickest(lambda: algorithm.update(state, sample)[0])
     updates, batches = after.update - state.update, (len(asked) - asked_before) / _REPETITIONS
-    environment = max(0.0, own - single) / max(1, setup.batch_size - 1)
+    environment = max(0.0, own - single) / max(1, setup.batch_size - least)
     rates = Rates(
         rollout=own - setup.batch_size * environment,
         environment=environment,
@@ -141,13 +145,13 @@ def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, i
     return rates, asked[0].theta.numel() + asked[0].eta.numel()
 
 
-def _rollout_seconds(setup: ActorSetup, snapshot: WeightSnapshot) -> float:
-    with closing(Actor(setup)) as actor:
+def _rollout_seconds(make: Callable[[ActorSetup], AnyActor], setup: ActorSetup, snapshot: WeightSnapshot) -> float:
+    with closing(make(setup)) as actor:
         _roll_out(actor, snapshot)
         return _quickest(lambda: _roll_out(actor, snapshot))[0]
 
 
-def _roll_out(actor: Actor, snapshot: WeightSnapshot) -> Rollout:
+def _roll_out(actor: AnyActor, snapshot: WeightSnapshot) -> Rollout:
     with torch.no_grad():
         return actor.rollout(snapshot._replace(theta=snapshot.theta.to(actor.setup.device)), 0)
 
@@ -215,10 +219,10 @@ def _between_learners(experiment: BaseExperiment, found: Plan) -> Iterator[str]:
 
 def _saturation(experiment: BaseExperiment, found: Plan, rates: Rates) -> str:
     if found.saturating_actors is None:
-        single = 1_000 * rates.batches * rates.rollout_seconds(1)
-        return (
-            f"with no number of actors: one environment each, they still take {single:.1f} ms for an update's rollouts"
-        )
+        least = experiment.least_environments
+        single = 1_000 * rates.batches * rates.rollout_seconds(least)
+        each = "one environment" if least == 1 else f"{least} environments"
+        return f"with no number of actors: {each} each, they still take {single:.1f} ms for an update's rollouts"
     return f"from {counted(found.saturating_actors, 'actor')} on the learner is the bottleneck"
 
 

@@ -18,41 +18,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metagrad.actors.rollout import ActorSetup, ActorState
+from metagrad.actors.rollout import ActorSetup, ActorState, AnyActor
 from metagrad.cluster.config import extensions
 from metagrad.cluster.run.memory import keep_freed_memory
 from metagrad.cluster.run.shared_memory import Reader, Writer, Written
 from metagrad.frame_stacks import side_by_side
-from metagrad.types import Episodes, Rollout, WeightSnapshot
+from metagrad.types import Episodes, MetaGradients, Rollout, WeightSnapshot
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl.h
 _SECONDS_TO_END = 5.0
 _SHARED_MODULES = ["__main__", "metagrad.cluster.run.actor_group"]
-
-
-class AnyActor(Protocol):
-    """Stands for an actor of one process or of several."""
-
-    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        """Collect T steps under `snapshot`."""
-        ...
-
-    def state(self) -> ActorState:
-        """Return what a checkpoint needs."""
-        ...
-
-    def load_state(self, state: ActorState) -> None:
-        """Continue from `state()`."""
-        ...
-
-    def close(self) -> None:
-        """Close the environments."""
-        ...
 
 
 class MemberLost(RuntimeError):
@@ -115,7 +95,8 @@ class ActorGroup:
             if weights is not None and weights.size:
                 member.send_memory(self._weights)
         rollouts = [member.rollout() for member in self._members]
-        trajectory = side_by_side([rollout.trajectory for rollout in rollouts])
+        sent = [rollout.trajectory for rollout in rollouts]
+        trajectory = side_by_side([x for x in sent if not isinstance(x, MetaGradients)])  # populations have one process
         episodes = [torch.cat(column) for column in zip(*(rollout.episodes for rollout in rollouts), strict=True)]
         return Rollout(trajectory, Episodes(*episodes), self.setup.index, lookahead_step > 0)
 

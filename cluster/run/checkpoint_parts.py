@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metagrad.actors.envs import DeviceEnvironmentConfig
-from metagrad.actors.rollout import Actor
+from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.actor_group import joined_states, setups_of
 from metagrad.cluster.run.folder import RunFolder
@@ -155,23 +155,33 @@ def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
     are_plain = all(isinstance(state, dict) and all(map(is_tensor, state.values())) for state in found)
     if not are_plain or not experiment.env.has_snapshots:
         return are_plain
-    setups = setups_of(actor_setups(experiment, torch.device("cpu"), 0)[0])
-    with closing(Actor(setups[0])) as actor:
+    # Populations may differ in the families of their agents, in turn.
+    setups = actor_setups(experiment, torch.device("cpu"), 0)[: experiment.kinds_of_actors]
+    fresh = [_fresh_state(experiment, setup) for setup in setups]
+    is_on_device = isinstance(experiment.env, DeviceEnvironmentConfig)
+    return all(
+        not state or _is_state(state, fresh[i % len(fresh)], tree["device"], is_on_device)  # one that was away has none
+        for i, state in enumerate(found)
+    )
+
+
+def _fresh_state(experiment: BaseExperiment, setup: ActorSetup) -> ActorState:
+    setups = setups_of(setup)
+    with closing(experiment.actor_type(setups[0])) as actor:
         own = actor.state()
-    fresh = own if len(setups) == 1 else joined_states([own] * len(setups))
+    return own if len(setups) == 1 else joined_states([own] * len(setups))
+
+
+def _is_state(found: ActorState, fresh: ActorState, device: str, is_on_device: bool) -> bool:
     # Environments on the host may keep random numbers of another kind, whose form is all that can be checked.
-    suffix = "generator" if isinstance(experiment.env, DeviceEnvironmentConfig) else "policy_generator"
+    suffix = "generator" if is_on_device else "policy_generator"
     # Tasks of a family count in their streams: plain numbers, whose form is that of a fresh one.
     streams = {name for name, x in fresh.items() if name.endswith(suffix) and x.dtype is torch.uint8}
     games = {name: x for name, x in fresh.items() if name not in streams}
-    return all(
-        not state  # of an actor that was away
-        or (
-            state.keys() == fresh.keys()
-            and is_like({name: state[name] for name in games}, games)
-            and all(_is_stream(state[name], tree["device"]) for name in streams)
-        )
-        for state in found
+    return (
+        found.keys() == fresh.keys()
+        and is_like({name: found[name] for name in games}, games)
+        and all(_is_stream(found[name], device) for name in streams)
     )
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from metagrad.actors.rollout import Actor, ActorSetup, ActorState
+from metagrad.actors.rollout import Actor, ActorSetup, ActorState, AnyActor
 from metagrad.learner.actors import Account
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -18,7 +18,7 @@ class ColocatedActors:
         setups: Sequence[ActorSetup],
         states: Sequence[ActorState] | None,
         rollouts_per_batch: int,
-        make: Callable[[ActorSetup], Actor] = Actor,
+        make: Callable[[ActorSetup], AnyActor] = Actor,
     ):
         self.account = Account()
         self._actors = [make(setup) for setup in setups]
@@ -35,7 +35,7 @@ class ColocatedActors:
     def stream(self, snapshot: WeightSnapshot, oldest: int) -> list[Rollout]:
         """Return one rollout of actor after actor, in turn, under this snapshot."""
         del oldest  # none is older than the snapshot
-        first = self.account.sampled // _steps(self._actors[0])  # of the whole run: a resumed one continues there
+        first = self.account.sampled // self._actors[0].setup.steps  # of the whole run: a resumed one continues there
         actors = [self._actors[i % len(self._actors)] for i in range(first, first + self._rollouts_per_batch)]
         local = self._local(snapshot)
         return [self._rollout(actor, local, 0) for actor in actors]
@@ -44,8 +44,8 @@ class ColocatedActors:
         """Return the snapshot for the actors' device, which all of them share."""
         return snapshot._replace(theta=snapshot.theta.to(self._actors[0].setup.device))
 
-    def _rollout(self, actor: Actor, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        self.account.order(_steps(actor))
+    def _rollout(self, actor: AnyActor, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        self.account.order(actor.setup.steps)
         with torch.no_grad():
             return actor.rollout(snapshot, lookahead_step)
 
@@ -64,7 +64,7 @@ def colocated_actors(
     setups: Sequence[ActorSetup],
     states: Sequence[ActorState] | None,
     rollouts_per_batch: int,
-    make: Callable[[ActorSetup], Actor],
+    make: Callable[[ActorSetup], AnyActor],
 ) -> Iterator[ColocatedActors]:
     """Make the actors, and close their environments at the end."""
     actors = ColocatedActors(setups, states, rollouts_per_batch, make)
@@ -72,7 +72,3 @@ def colocated_actors(
         yield actors
     finally:
         actors.close()
-
-
-def _steps(actor: Actor) -> int:
-    return actor.setup.batch_size * actor.setup.rollout_length

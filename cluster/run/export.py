@@ -1,4 +1,4 @@
-"""Write the policy of a run to a file that needs metagrad no more: torch's `.pt2`, or ONNX."""
+"""Write the policy of a run to a file that needs metagrad no more, torch's `.pt2` or ONNX, or a rule to an `.npz`."""
 
 import json
 import logging
@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 import torch
 
-from metagrad.cluster.run.trained import TrainedRun
+from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.json_form import to_json
+from metagrad.cluster.run.trained import TrainedRule, TrainedRun
 from metagrad.errors import require
+from metagrad.rule_files import encoded_rule
 
-Format = Literal["torch", "onnx"]
+Format = Literal["torch", "onnx", "rule"]
 SIGNATURE = "signature.json"
 """Names the signature among the extra files of a .pt2 file and among the properties of an ONNX model."""
-_ENDINGS = {"torch": ".pt2", "onnx": ".onnx"}
+_ENDINGS = {"torch": ".pt2", "onnx": ".onnx", "rule": ".npz"}
 _INPUT, _OUTPUT, _STATE, _NEXT, _BATCH = "observation", "log_probs", "state", "next_state", "batch"
 
 
@@ -50,6 +53,24 @@ def signature(run: TrainedRun) -> dict[str, Any]:
         "experiment": run.experiment.name,
         "update": run.update,
     }
+
+
+def format_of(experiment: BaseExperiment, format: Format | None) -> Format:
+    """Return the format that a run is written in; None: the default of its kind.
+
+    Raises:
+        ConfigurationError: a rule is to be written as a policy, or the other way round.
+    """
+    is_rule = format == "rule" or (format is None and not experiment.has_policy)
+    what = "a policy" if experiment.has_policy else "an update rule"
+    require(is_rule != experiment.has_policy, "format", format, f"the run has learnt {what}", "leave it out")
+    return "rule" if is_rule else format or "torch"
+
+
+def exported_rule(experiment: BaseExperiment, trained: TrainedRule) -> bytes:
+    """Return the content of a rule's file, which says of which run it is."""
+    came_from = {"update": trained.update, "lifetimes": trained.lifetimes, "experiment": to_json(experiment)}
+    return encoded_rule(trained.rule, trained.weights, came_from)
 
 
 def exported(run: TrainedRun, format: Format) -> bytes:

@@ -90,6 +90,7 @@ def actor_setups(
             precision=experiment.resolved_precision,
             is_observation_normalised=experiment.normalises_observations,
             return_discount=experiment.return_discount,
+            rollouts=experiment.rollouts_per_order,
         )
         for index in range(experiment.actors)
     ]
@@ -117,6 +118,7 @@ def share_of_learner(experiment: BaseExperiment, rank: int, size: int) -> Learne
 
 def training_config(experiment: BaseExperiment, share: LearnersShare | None = None) -> TrainingConfig:
     """Return what the loop has to know of an experiment; None: it is that of the only learner."""
+    steps_of_a_column = experiment.rollout_length * experiment.rollouts_per_order
     return TrainingConfig(
         name=experiment.name,
         seed=experiment.seed,
@@ -126,7 +128,7 @@ def training_config(experiment: BaseExperiment, share: LearnersShare | None = No
         checkpoint_every=experiment.checkpoint.every,
         evaluation_every=experiment.evaluation.every,
         precision=experiment.resolved_precision,
-        own_steps_per_batch=None if share is None else len(share.columns) * experiment.rollout_length,
+        own_steps_per_batch=None if share is None else len(share.columns) * steps_of_a_column,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -12,6 +12,7 @@ from metagrad.actors import policy
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.actors.rollout import probe
 from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.lifetimes import LifetimesExperiment
 from metagrad.cluster.run.checkpoint_parts import check_fits, restore
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.distributions import Categorical, Decision
@@ -21,6 +22,7 @@ from metagrad.learner.checkpoint import Unreadable, checkpoint_path, load, paths
 from metagrad.learner.storage import Location
 from metagrad.networks import Head, Network
 from metagrad.recurrence import Memory
+from metagrad.update_rules import UpdateRule
 
 
 class PolicyModule(nn.Module):
@@ -115,10 +117,13 @@ def trained_in(
     folder: RunFolder, experiment: BaseExperiment, update: int | None, say: Callable[[str], None]
 ) -> TrainedRun:
     """Do as `trained_run`, of a folder whose experiment has been read already."""
+    rule, remedy = "holds no policy but an update rule", "write it to a file with metagrad export, and train with that"
+    require(experiment.has_policy, "run-dir", str(folder.path), rule, remedy)
     spec = probe(experiment.env)
     algorithm = experiment.algorithm(spec)
     state = algorithm.from_tree(_tree_of(folder, update, experiment, algorithm, say)["learner"], torch.device("cpu"))
     network, eta = algorithm.network, algorithm.shown(state)
+    assert network is not None
     if network.is_conditioned:
         network = network.under(eta["gamma"])
     return TrainedRun(
@@ -130,6 +135,29 @@ def trained_in(
         theta=state.theta,
         policy=PolicyModule(network, state.theta),
     )
+
+
+class TrainedRule(NamedTuple):
+    """Holds the update rule of a run as it is after an update of the run."""
+
+    rule: UpdateRule
+    weights: Float[Tensor, "M"]
+    update: int
+    lifetimes: int
+
+
+def trained_rule(
+    folder: RunFolder, experiment: LifetimesExperiment, update: int | None, say: Callable[[str], None]
+) -> TrainedRule:
+    """Read the rule from the checkpoint of an update of a run, or from its newest one.
+
+    Raises:
+        ConfigurationError: there is no such checkpoint, or it cannot be read.
+    """
+    algorithm = experiment.algorithm(probe(experiment.env))
+    tree = _tree_of(folder, update, experiment, algorithm, say)["learner"]
+    state = algorithm.from_tree(tree, torch.device("cpu"))
+    return TrainedRule(experiment.rule, state.theta, state.update, state.lifetimes)
 
 
 def _tree_of(

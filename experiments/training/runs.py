@@ -71,10 +71,12 @@ def evaluations(
     """Return mean raw returns of full-life episodes of every checkpoint, by policy; all of them play the same games."""
     algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
     states = {update: algorithm.from_tree(tree, device) for update, tree in checkpoints(experiment, folder).items()}
+    network = algorithm.network
+    assert network is not None, "the run has a policy"
 
     def score(theta: torch.Tensor, policy: Policy) -> float:
         seed, is_greedy = experiment.seed + 1_000, policy == "greedy"
-        return evaluate(algorithm.network, theta, experiment.env, episodes, seed, is_greedy, device, 1).mean
+        return evaluate(network, theta, experiment.env, episodes, seed, is_greedy, device, 1).mean
 
     return {
         policy: _curve(list(states), [score(state.theta, policy) for state in states.values()]) for policy in policies
@@ -85,7 +87,9 @@ def evaluate_newest(experiment: BaseExperiment, folder: Path, episodes: int) -> 
     """Play full-life episodes under the sampled policy of the newest checkpoint: the same games as in `evaluations`."""
     algorithm, device = experiment.algorithm(probe(experiment.env)), torch.device("cpu")
     theta = algorithm.from_tree(load(paths(folder / "checkpoints")[-1])["learner"], device).theta
-    return evaluate(algorithm.network, theta, experiment.env, episodes, experiment.seed + 1_000, False, device, 1)
+    network = algorithm.network
+    assert network is not None, "the run has a policy"
+    return evaluate(network, theta, experiment.env, episodes, experiment.seed + 1_000, False, device, 1)
 
 
 def part_run(

@@ -75,7 +75,13 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             (studies, "_run_missing"),
             (evaluation, "evaluate"),
         ),
-        *((export, "trained_run"), (plan, "measure"), (job_client, "JobClient"), (plot, "_picture")),
+        *(
+            (export, "trained_in"),
+            (export, "trained_rule"),
+            (plan, "measure"),
+            (job_client, "JobClient"),
+            (plot, "_picture"),
+        ),
     ):
         monkeypatch.setattr(place, name, started)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):

@@ -16,7 +16,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def slot() -> Slot:
-    setup: Any = SimpleNamespace(index=3, batch_size=4, rollout_length=5)
+    setup: Any = SimpleNamespace(index=3, steps=20)
     return Slot(setup, handle=None, state=None)
 
 
