@@ -28,7 +28,7 @@ from metagrad.experiments.one_step_at_a_time import (
 )
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
-from metagrad.experiments.tasks.any_task import envpool, gym
+from metagrad.experiments.tasks.any_task import envpool, grid_world, gym
 from metagrad.experiments.tasks.pong import pong
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
@@ -47,6 +47,7 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "lifetimes": lifetimes,
     "envpool": envpool,
     "gym": gym,
+    "grid-world": grid_world,
 }
 
 STUDIES: dict[str, Study] = {

@@ -155,8 +155,17 @@ class TaskEnvironment(DeviceEnvironment[S], Generic[P, S]):
         """Return what the tasks are, as tensors [N, …] that belong to the environment."""
         return self._tasks
 
+    def state_numbers(self) -> Int64[Tensor, "columns"]:
+        """Return where the ones of one-hot observations are, without making these."""
+        return self.observe().argmax(-1)
+
     def step(self, action: Int[Tensor, "columns"]) -> EnvironmentStep:
         """Step all N * B environments once."""
+        reward, is_terminal = self.advance(action)
+        return EnvironmentStep.same_step(self.observe(), reward, is_terminal)
+
+    def advance(self, action: Int[Tensor, "columns"]) -> tuple[Float[Tensor, "columns"], Bool[Tensor, "columns"]]:
+        """Step all N * B environments once without looking at them; return rewards, and where episodes ended."""
         shape = self.num_tasks, self.environments_per_task
         before = self._running()
         numbers, self._streams = draw(self._streams, self.environments_per_task * sum(self._draws))
@@ -167,7 +176,7 @@ class TaskEnvironment(DeviceEnvironment[S], Generic[P, S]):
         )
         begun = self._begin(self._tasks, uniform[..., : self._draws[0]])
         self._state = self._chosen(is_terminal, begun, moved)
-        return EnvironmentStep.same_step(self.observe(), reward.flatten(), is_terminal.flatten())
+        return reward.flatten(), is_terminal.flatten()
 
     def redraw(self, indices: Sequence[int], seeds: Sequence[int]) -> None:
         """Give the tasks at `indices` new ones, drawn from `seeds`, whose episodes begin; the others are untouched.

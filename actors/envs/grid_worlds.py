@@ -96,14 +96,18 @@ class GridWorlds(TaskEnvironment[GridWorld, GridWorldState]):
         """Return the observation of the present states, without stepping."""
         state = self._running()
         if not self.distribution.is_random:
-            number = state.cell + torch.where(state.is_there, self._powers, 0).sum(-1)
-            return one_hot(number.flatten(), *self.spec.observation_shape)
+            return one_hot(self.state_numbers(), *self.spec.observation_shape)
         num_planes = 1 + self._num_types
         board = one_hot((state.cell * num_planes).flatten(), self._cells * num_planes)
         # Added, not written: an object that is gone keeps a cell, which another one of its type may have.
         entry = (state.object_cell * num_planes + self._plane).flatten(0, 1)
         board.scatter_add_(1, entry, state.is_there.flatten(0, 1).to(torch.float32))
         return board.view(-1, *self.spec.observation_shape)
+
+    def state_numbers(self) -> Int64[Tensor, "columns"]:
+        """Return where the ones of one-hot observations are; only of worlds whose places are fixed."""
+        state = self._running()
+        return (state.cell + torch.where(state.is_there, self._powers, 0).sum(-1)).flatten()
 
     def optimal_returns(self) -> Float64[Tensor, "N"]:
         """Return the best expected return of an episode of each world, exactly.

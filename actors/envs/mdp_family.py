@@ -84,7 +84,11 @@ class RandomMdps(TaskEnvironment[RandomMdp, RandomMdpState]):
 
     def observe(self) -> Float[Tensor, "columns S"]:
         """Return the observation of the present states, without stepping."""
-        return one_hot(self._running().state.flatten(), self._config.states)
+        return one_hot(self.state_numbers(), self._config.states)
+
+    def state_numbers(self) -> Int64[Tensor, "columns"]:
+        """Return the states."""
+        return self._running().state.flatten()
 
     def _draw(self, seed: int) -> RandomMdp:
         random, config = self.family.random_numbers(seed), self._config

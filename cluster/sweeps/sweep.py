@@ -11,22 +11,13 @@ from ray import tune
 from rich.console import Console
 
 from metagrad.cluster.config.experiment import BaseExperiment
-from metagrad.cluster.on_ray import session
-from metagrad.cluster.on_ray.session import Demand
 from metagrad.cluster.run.folder import RunFolder, write_json
 from metagrad.cluster.run.plot import plot_runs
 from metagrad.cluster.run.progress import Progress
-from metagrad.cluster.run.variables import environment_variables
 from metagrad.cluster.sweeps.trial import Told, Trial, TrialRun, summary_of
+from metagrad.cluster.sweeps.tuning import tuned
 from metagrad.errors import RunLost, counted, require
 from metagrad.learner.storage import write_whole
-
-_RESTARTS = 3  # of a trial whose process is lost
-_OF_TUNE = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the command's
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials log as runs do
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 def sweep(trials: Sequence[Trial], folder: Path, cpus: int, console: Console) -> None:
@@ -45,7 +36,8 @@ def sweep(trials: Sequence[Trial], folder: Path, cpus: int, console: Console) ->
         progress.say(f"sweep folder: {folder}")
         progress.say(f"{len(named) - len(missing)} of {len(named)} trials are done already")
         if missing:
-            _train(missing, folder, cpus, progress)
+            trainable = tune.with_parameters(TrialRun, trials=missing, folder=folder.absolute() / "trials")
+            tuned(trainable, list(missing), folder, cpus, Told(progress.say))
         summaries = {name: summary_of(places[name], trial.experiment) for name, trial in named.items()}
         lost = [name for name, summary in summaries.items() if summary is None]
         if lost:
@@ -61,35 +53,6 @@ def sweep(trials: Sequence[Trial], folder: Path, cpus: int, console: Console) ->
 def trial_of(settings: dict[str, str], experiment: BaseExperiment, seed: int, cpus: int) -> Trial:
     """Return the trial of a setting and a seed."""
     return Trial(settings=settings, experiment=replace(experiment, seed=seed, learner_threads=cpus))
-
-
-def _train(missing: dict[str, Trial], folder: Path, cpus: int, progress: Progress) -> None:
-    """Train trials, as many at a time as there are CPUs.
-
-    Raises:
-        ConfigurationError: no cluster, or none with so many CPUs.
-        RunLost: a trial failed.
-    """
-    needs = f"each of which has {counted(cpus, 'CPU')}"
-    with (
-        environment_variables(_OF_TUNE),
-        session.ray_session(Demand(least=cpus, wanted=cpus, gpus=0, actors=len(missing), needs=needs)),
-    ):
-        trainable = tune.with_parameters(TrialRun, trials=missing, folder=folder.absolute() / "trials")
-        results = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpus}),
-            param_space={"trial": tune.grid_search(list(missing))},
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(folder.absolute()),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # runs write their own
-                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
-                callbacks=[Told(progress.say)],
-                verbose=0,
-            ),
-        ).fit()
-    for error in results.errors:
-        raise RunLost(f"a trial failed, those that are done stay: {str(error).strip().splitlines()[-1]}") from error
 
 
 def table(trials: dict[str, Trial], summaries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

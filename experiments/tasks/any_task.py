@@ -1,15 +1,19 @@
-"""Defines self-tuned A2C for any task of EnvPool or Gymnasium: γ, λ and the entropy coefficient are learnt."""
+"""Defines self-tuned A2C for any task of EnvPool or Gymnasium and any grid world.
+
+γ, λ and the entropy coefficient are learnt.
+"""
 
 from dataclasses import replace
 
 from metagrad.actor_critic import A2cLoss
 from metagrad.actors.envs.envpool import EnvPoolConfig
+from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.actors.envs.gym import GymConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.learner.config import MetaGradientConfig
 from metagrad.losses import OuterObjective
 from metagrad.meta_parameters import MetaParameter
-from metagrad.networks import AutoNetwork
+from metagrad.networks import AutoNetwork, Mlp
 from metagrad.optimizers import Adam
 
 
@@ -45,4 +49,22 @@ def gym() -> Experiment:
         name="gym",
         description="Any Gymnasium environment (--env.id): A2C with learnt γ, λ and entropy coefficient",
         env=GymConfig(reward_scale=0.1),
+    )
+
+
+def grid_world() -> Experiment:
+    """Return `envpool` on one of LPG's grid worlds, a small one unless told otherwise.
+
+    Its values are ours, chosen on small worlds; no paper has them.
+    """
+    return replace(
+        envpool(),
+        name="grid-world",
+        description="Any grid world of LPG's (--env.distribution): A2C with learnt γ, λ and entropy coefficient",
+        env=GridWorldFamily(),
+        network=Mlp(hidden=64),
+        optimizer=Adam(learning_rate=5e-3),
+        environments=64,
+        rollout_length=20,
+        updates=250,
     )

@@ -155,6 +155,17 @@ def test_lifetimes_are_numbers_of_updates(family):
     assert lifetimes == [family.lifetime(seed) for seed in range(20)]
 
 
+@pytest.mark.parametrize("name", ["small", "mdps"])
+def test_states_are_numbered_as_they_are_seen(name):
+    stepped, advanced = started(FAMILIES[name]), started(FAMILIES[name])
+    for action in actions(stepped, 20):
+        step = stepped.step(action.flatten())
+        reward, is_terminal = advanced.advance(action.flatten())
+        assert torch.equal(reward, step.reward)
+        assert torch.equal(is_terminal, step.is_terminal)
+        assert torch.equal(advanced.state_numbers(), step.observation.argmax(-1))
+
+
 @every_family
 @pytest.mark.gpu
 def test_devices_agree(family):

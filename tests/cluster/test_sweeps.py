@@ -81,6 +81,11 @@ def test_words_that_are_no_sweep_are_refused(words: Any, line: str) -> None:
         (("--grid", "meta.m=1,2"), "meta.m=1 = '': is not an option of this command"),
         (("--grid", "environments=8,9"), "environments = 9: must be a positive multiple"),
         (("--run-dir", "memory://sweep"), "run-dir = 'memory://sweep'"),
+        (("--pbt", "4", "--grid", "a=1,2"), "grid = ('a=1,2',): does not go with --pbt"),
+        (("--pbt", "4", "--seeds", "2"), "seeds = 2: does not go with --pbt"),
+        (("--pbt", "4", "--meta.n", "3"), "meta.n = 3: is an option of the meta-gradient"),
+        (("--pbt", "1"), "pbt = 1: a population has 2 to 1000 members"),
+        (("--pbt-every", "4"), "pbt-every = 4: is the length of a population's generations; add --pbt"),
     ],
 )
 def test_a_sweep_is_refused_before_anything_starts(
@@ -114,7 +119,7 @@ def test_what_is_done_stays_and_the_table_is_of_all_seeds(
     tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metagrad.cluster.sweeps import sweep as module
-    from metagrad.cluster.sweeps.trial import Trial, summary_of
+    from metagrad.cluster.sweeps.trial import summary_of
 
     base = tiny(updates=2, log_every=1)
     trials = [
@@ -127,13 +132,13 @@ def test_what_is_done_stays_and_the_table_is_of_all_seeds(
     assert [trial.name for trial in trials][:2] == ["outer.lambda=0.5,seed=0", "outer.lambda=0.5,seed=1"]
     trained: list[list[str]] = []
 
-    def train(missing: dict[str, Trial], folder: Path, cpus: int, progress: Any) -> None:
-        """Train in this process, and one update too few of the last."""
-        trained.append(list(missing))
-        for name, trial in list(missing.items())[:3]:
-            run(trial.experiment, folder / "trials" / name, False, Console(quiet=True))
+    def train(trainable: Any, missing: list[str], folder: Path, cpus: int, callback: Any) -> None:
+        """Train all but the last in this process."""
+        trained.append(missing)
+        for trial in [trial for trial in trials if trial.name in missing][:3]:
+            run(trial.experiment, folder / "trials" / trial.name, False, Console(quiet=True))
 
-    monkeypatch.setattr(module, "_train", train)
+    monkeypatch.setattr(module, "tuned", train)
     with pytest.raises(module.RunLost, match=r"^1 trial not done \(outer.lambda=1.0,seed=1, …\); run the command"):
         module.sweep(trials, tmp_path / "sweep", 1, Console(quiet=True))
     module.sweep(trials, tmp_path / "sweep", 1, Console(quiet=True))
