@@ -3,6 +3,7 @@
 Every module's forward is (observation [N, …], heads) -> {head: tensor [N, …]}; only what is asked for is computed.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal, get_args
@@ -170,6 +171,12 @@ def with_linear_heads(
     )
 
 
+def with_haiku_heads(torso: nn.Sequential, features: int, num_actions: int, has_outer_critic: bool) -> SharedTorso:
+    """Build linear heads with Haiku's default init on a torso of `features`."""
+    outer_value = HaikuLinear(features, 1) if has_outer_critic else None
+    return SharedTorso(torso, HaikuLinear(features, num_actions), HaikuLinear(features, 1), outer_value)
+
+
 def with_mlp_heads(
     torso: nn.Sequential, features: int, hidden: int, num_actions: int, has_outer_critic: bool, gru: int | None
 ) -> SharedTorso:
@@ -210,6 +217,14 @@ def mlp_torso(
         modules.append(_ACTIVATIONS[activation]())
         inputs = hidden
     return nn.Sequential(*modules)
+
+
+def haiku_torso(observation_shape: tuple[int, ...], hidden: int, layers: int) -> nn.Sequential:
+    """Build layers on flattened observations with a ReLU between them, and none after the last."""
+    sizes = [math.prod(observation_shape), *[hidden] * layers]
+    linear = [HaikuLinear(inputs, outputs) for inputs, outputs in itertools.pairwise(sizes)]
+    between = [module for layer in linear[1:] for module in (nn.ReLU(), layer)]
+    return nn.Sequential(nn.Flatten(), linear[0], *between)
 
 
 def small_picture_torso(observation_shape: tuple[int, ...], hidden: int) -> nn.Sequential:

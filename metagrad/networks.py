@@ -226,6 +226,26 @@ class Mlp(NetworkSpec):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HaikuMlp(NetworkSpec):
+    """Shares layers with a ReLU between them, and none after the last, between linear heads; observations of any shape.
+
+    All are drawn as Haiku does by default: normal truncated at 2 standard deviations of 1/√fan_in, zero bias.
+
+    Source: the agents of the public evaluation of Oh et al. (2025), "Discovering state-of-the-art reinforcement
+    learning algorithms" (DiscoRL), on Catch.
+    """
+
+    hidden: int = 512
+    """Units of each layer."""
+    layers: int = 2
+    """Number of layers before the heads."""
+
+    def module(self, observation_shape: tuple[int, ...], num_actions: int, has_outer_critic: bool) -> nn.Module:
+        torso = modules.haiku_torso(observation_shape, self.hidden, self.layers)
+        return modules.with_haiku_heads(torso, self.hidden, num_actions, has_outer_critic)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AutoNetwork(NetworkSpec):
     """Chooses by the shape of the observations.
 

@@ -395,3 +395,29 @@ class ClipByGlobalNorm:
         """Return A(θ, s, c g, η), c = min(1, max_norm / (‖g‖ + 1e-6)) as torch's clip_grad_norm_."""
         gradient = _clipped(gradient, self.max_norm, self.is_coefficient_constant)
         return self.optimizer.update(gradient, state, theta, eta)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundedAdam(Adam):
+    """Makes Adam's updates with each entry within ±`bound` before the step size; meta-gradients take √v̂ as constant.
+
+    Equation: θ' = θ - α clip(m̂ / (√(v̂ + eps_root) + eps), ±bound).
+
+    Source: the public implementation of Oh et al. (2025), "Discovering state-of-the-art reinforcement learning
+    algorithms" (DiscoRL).
+    """
+
+    bound: float = 1.0
+    """Largest entry of an update, in step sizes."""
+
+    def __post_init__(self) -> None:
+        Adam.__post_init__(self)
+        bound = self.bound
+        require(0 < bound < math.inf, "bound", bound, "must be positive and finite", "the published one is 1")
+
+    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+        first = torch.lerp(gradient, moments[0], self.beta1)
+        second = _second_moment(autodiff.stop_gradient(gradient), moments[1], self.beta2)
+        root = _root(second / (1.0 - self.beta2**update), self.eps_root)
+        entries = first / (1.0 - self.beta1**update) / (root + self.eps)
+        return rate * entries.clamp(-self.bound, self.bound), (first, second)

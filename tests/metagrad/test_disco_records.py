@@ -17,6 +17,9 @@ from metagrad.disco import DiscoRule, DiscoState, disco_outputs, loss_terms
 from metagrad.disco_features import Predictions, Seen, features
 from metagrad.disco_network import META
 from metagrad.disco_values import MovingAverage
+from metagrad.networks import HaikuMlp
+from metagrad.optimizers import BoundedAdam, Optimizer, Sgd
+from metagrad.rule_network import RuleAgent, RuleNetwork
 from metagrad.update_rules import LifetimeRollout
 
 HEADS = "logits y z q aux_pi"
@@ -190,3 +193,84 @@ def test_the_published_file_has_the_names_and_shapes_of_the_rule() -> None:
     assert {name: weights[name].shape for name in weights} == dict(
         zip(RULE.layout.names, RULE.layout.shapes, strict=True)
     )
+
+
+# Names of the recorded agent's layers.
+LAYERS = {
+    "torso.1": "~_embedding_pass/torso/~/linear_0",
+    "of_state.logits": "~_head_pass/torso_head/~/linear_0",
+    "of_state.y": "~_head_pass/torso_head_1/~/linear_0",
+    "cell": "linear",
+    "gates": "action_cond/linear",
+    **{
+        f"of_action.{head}.{2 * layer}": f"{theirs}/~/linear_{layer}"
+        for head, theirs in (("z", "mlp"), ("aux_pi", "mlp_1"), ("q", "mlp_2"))
+        for layer in (0, 1)
+    },
+}
+OPTIMIZERS: dict[str, Optimizer] = {"adam": BoundedAdam(learning_rate=1e-2), "sgd": Sgd(learning_rate=0.1)}
+# Of one tensor, by the norm of its first hundred entries, and of all by their norm. Section 7 has 8e-5 and 9e-7 for a
+# second implementation under Adam, whose first step is the sign of each gradient, near 0 too; a change of 1.5e-8 in one
+# coefficient moves single tensors as far. The limits of float32 are section 7's, times two for two roundings.
+META_LIMITS = {
+    ("sgd", torch.float64): (1e-5, 1e-5),
+    ("adam", torch.float64): (1e-4, 1e-5),
+    ("sgd", torch.float32): (1.2e-4, 2e-5),
+    ("adam", torch.float32): (0.2, 4e-3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_meta_gradient_through_three_updates_is_the_recorded_one(kind: str, dtype: torch.dtype) -> None:
+    records, optimizer = Records(dtype), OPTIMIZERS[kind]
+    spec = RuleNetwork(torso=HaikuMlp(hidden=8, layers=1), rule=RULE, lstm=8, head_hidden=8)
+    agent = RuleAgent(spec.module((4,), 3, False))
+    parts = {}
+    for own, theirs in LAYERS.items():
+        parts[f"{own}.weight"] = records[f"meta/params0/mlp/{theirs}/w"].T
+        parts[f"{own}.bias"] = records[f"meta/params0/mlp/{theirs}/b"]
+    eta, theta = published_weights(RULE, dtype).requires_grad_(), agent.layout.flatten(parts)
+    target_theta, moments = theta, optimizer.init(theta)
+    state = DiscoState(*(x.to(dtype) for x in RULE.initial_state()))
+
+    def outputs(theta: Tensor, observation: Tensor) -> dict[str, Tensor]:
+        found = agent.apply(theta, observation.flatten(0, 1))
+        return {head: x.unflatten(0, observation.shape[:2]) for head, x in found.items()}
+
+    for update in range(3):
+        key = f"meta/{kind}/update{update}/"
+        r = records.named(f"meta/rollout{update}/", "observations actions rewards discounts behaviour_logits")
+        own = theta.clone() if theta.requires_grad else theta.clone().requires_grad_()
+        rollout = LifetimeRollout(
+            observation=r["observations"],
+            action=r["actions"],
+            reward=r["rewards"][1:],
+            is_terminal=r["discounts"][1:] == 0,
+            valid=r["discounts"][:-1] > 0,
+            behaviour_logits=r["behaviour_logits"],
+        )
+        out, target = (outputs(x, rollout.observation) for x in (theta, target_theta))
+        targets, state = RULE.targets(eta, state, rollout, out, target)
+        loss = RULE.loss(targets, outputs(own, rollout.observation), rollout)
+        (gradient,) = torch.autograd.grad(loss, own, create_graph=True)
+        records.compare("loss", loss, f"{key}total_loss")
+        records.compare("targets", targets["logits"], f"{key}pi_hat")
+        records.compare("state", state.hidden, f"{key}rnn_hidden_after")
+        records.compare("gradient norm", gradient.norm(), f"{key}grad_norm")
+        before, (theta, moments) = theta, optimizer.update(gradient, moments, theta, eta)
+        target_theta = 0.9 * target_theta + 0.1 * before
+    wide = f"meta/{kind}{'_f64' if dtype == torch.float64 else ''}/"
+    objective = theta.square().sum()
+    records.compare("objective", objective, f"{wide}objective")
+    (gradient,) = torch.autograd.grad(objective, eta)
+    records.require_within({"loss": 1e-5, "targets": 5e-4, "state": 5e-5, "gradient norm": 1e-4, "objective": 1e-6})
+    of_tensor, of_all = META_LIMITS[kind, dtype]
+    assert gradient.norm().item() == pytest.approx(float(records[f"{wide}metagrad_total_norm"]), rel=of_all)
+    distances = {}
+    for name, x in RULE.layout.unflatten(gradient).items():
+        record = records[f"{wide}metagrad_first100/{name}"]
+        distances[name] = ((x.flatten()[:100] - record).norm() / record.norm()).item()
+    del distances["lstm/linear_4/b"]  # shifts all logits alike: its true gradient is 0
+    print(f"{wide} worst tensors", sorted(((d, name) for name, d in distances.items()), reverse=True)[:3])
+    assert max(distances.values()) <= of_tensor
