@@ -415,9 +415,13 @@ class BoundedAdam(Adam):
         bound = self.bound
         require(0 < bound < math.inf, "bound", bound, "must be positive and finite", "the published one is 1")
 
-    def _step(self, gradient: Tensor, moments: _Moments, update: int, rate: _Rate) -> tuple[Tensor, _Moments]:
+    def _step(self, gradient: Tensor, moments: _Moments, update: Count, rate: _Rate) -> tuple[Tensor, _Moments]:
         first = torch.lerp(gradient, moments[0], self.beta1)
         second = _second_moment(autodiff.stop_gradient(gradient), moments[1], self.beta2)
-        root = _root(second / (1.0 - self.beta2**update), self.eps_root)
-        entries = first / (1.0 - self.beta1**update) / (root + self.eps)
+        done = update.double() if isinstance(update, Tensor) else update
+        corrections: tuple[Any, ...] = (1.0 - self.beta1**done, 1.0 - self.beta2**done)
+        if isinstance(update, Tensor):
+            corrections = tuple(x.to(first.dtype) for x in corrections)
+        root = _root(second / corrections[1], self.eps_root)
+        entries = first / corrections[0] / (root + self.eps)
         return rate * entries.clamp(-self.bound, self.bound), (first, second)

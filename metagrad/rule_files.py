@@ -1,11 +1,13 @@
 """Keeps a learnt rule in a file: numpy's .npz with its weights by name, read without executing anything.
 
 The array "metadata" is JSON text: the kind of rule, its configuration, and where the weights come from. All other
-arrays are the parts of η by the names of the rule's layout.
+arrays are the parts of η by the names of the rule's layout. The published weights of DiscoRL's rule, which come without
+metadata, are known by their names.
 """
 
 import dataclasses
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Mapping
@@ -17,16 +19,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from metagrad.disco import DiscoRule
+from metagrad.disco_network import TRAJECTORY
 from metagrad.errors import refusal, refusing, require
+from metagrad.flat_module import ParameterLayout
 from metagrad.lpg import Lpg
 from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.update_rules import UpdateRule
 
-RULES: Mapping[str, type[Any]] = {"lpg": Lpg, "objective-correction": ObjectiveCorrection}
+RULES: Mapping[str, type[Any]] = {"lpg": Lpg, "objective-correction": ObjectiveCorrection, "disco": DiscoRule}
 """Kinds of rules by the name that they have in files."""
 
 _FORMAT, _METADATA = 1, "metadata"
 _MOST_BYTES = 2**30  # of all arrays together, unpacked: a thousand times DiscoRL's
+_PUBLISHED = {
+    "weights": "DiscoRL's published ones (Oh et al. 2025, doi 10.1038/s41586-025-09761-x; Google LLC, CC-BY 4.0)",
+}
 _REMEDY = "give a file of a learnt rule, as meta-training writes it"
 
 
@@ -74,6 +82,9 @@ def decoded_rule(content: bytes, name: str) -> StoredRule:
         ConfigurationError: it is no such file, or a part of it does not fit.
     """
     arrays = _arrays(content, name)
+    if _METADATA not in arrays and any(key.startswith(TRAJECTORY) for key in arrays):
+        rule: UpdateRule = DiscoRule()
+        return StoredRule(rule, _weights(arrays, rule.layout, "disco", name), _PUBLISHED)
     require(_METADATA in arrays, "rule", name, f"has no array {_METADATA!r}, which says what rule it is", _REMEDY)
     with refusing(
         ValueError, TypeError, KeyError, field="rule", value=name, rule="has unknown metadata", remedy=_REMEDY
@@ -85,9 +96,14 @@ def decoded_rule(content: bytes, name: str) -> StoredRule:
     is_known = isinstance(kind, str) and kind in RULES
     require(is_known, "rule", name, f"is of kind {kind!r}; known are {', '.join(RULES)}", "update metagrad")
     rule = _configured(RULES[kind], configuration, name)
-    layout = rule.layout
-    text = f"has arrays {sorted(arrays)}, and {kind} has {sorted(layout.names)}"
-    require(set(arrays) == set(layout.names), "rule", name, text, _REMEDY)
+    return StoredRule(rule, _weights(arrays, rule.layout, kind, name), provenance)
+
+
+def _weights(arrays: Mapping[str, Any], layout: ParameterLayout, kind: str, name: str) -> Float[Tensor, "M"]:
+    """Return η of arrays that are exactly those of a layout, all of them finite."""
+    missing, others = (sorted(a - b) for a, b in itertools.permutations((set(layout.names), set(arrays)), 2))
+    require(not missing, "rule", name, f"has no array {next(iter(missing), '')!r}, which {kind} has", _REMEDY)
+    require(not others, "rule", name, f"has an array {next(iter(others), '')!r}, which {kind} has not", _REMEDY)
     parts: dict[str, Tensor] = {}
     for part, shape in zip(layout.names, layout.shapes, strict=True):
         array = arrays[part]
@@ -96,7 +112,7 @@ def decoded_rule(content: bytes, name: str) -> StoredRule:
         require(is_right, "rule", name, f"has {given} as {part}, and {kind} has floats {list(shape)}", _REMEDY)
         require(bool(np.isfinite(array).all()), "rule", name, f"has numbers in {part} that are not finite", _REMEDY)
         parts[part] = torch.from_numpy(array.astype(np.float32))
-    return StoredRule(rule, layout.flatten(parts), provenance)
+    return layout.flatten(parts)
 
 
 def _arrays(content: bytes, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 from metagrad.errors import ConfigurationError
 from metagrad.networks import (
     AutoNetwork,
+    HaikuMlp,
     ImpalaCnn,
     LinearPolicy,
     MemoryOnePair,
@@ -25,6 +26,7 @@ HEADS = ("logits", "value", "outer_value")
 NETWORKS = {
     "mlp": (Mlp(hidden=6), (3,)),
     "mlp-normalised": (Mlp(hidden=5, layers=2, activation="elu", has_layer_norm=True), (3,)),
+    "haiku-mlp": (HaikuMlp(hidden=5), (3,)),
     "auto-vector": (AutoNetwork(hidden=4), (3,)),
     "auto-picture": (AutoNetwork(picture_hidden=4), (2, 5, 4)),
     "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 5, 5)),

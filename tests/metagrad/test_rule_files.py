@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from metagrad.disco import DiscoRule
 from metagrad.errors import ConfigurationError
 from metagrad.lpg import Lpg
 from metagrad.objective_correction import ObjectiveCorrection
@@ -19,7 +21,9 @@ from metagrad.rule_files import RULES, decoded_rule, encoded_rule, load_rule, sa
 RULE = ObjectiveCorrection(hidden=3, gamma=0.9)
 
 
-@pytest.mark.parametrize("rule", [Lpg(units=4), RULE])
+@pytest.mark.parametrize(
+    "rule", [Lpg(units=4), RULE, DiscoRule(prediction=3, largest_value=2, hidden=2, meta_hidden=2)]
+)
 def test_a_rule_survives_its_file(rule: Any, tmp_path: Path) -> None:
     eta = torch.randn(rule.layout.size, generator=torch.Generator().manual_seed(0))
     save_rule(tmp_path / "rule.npz", rule, eta, {"updates": 3, "families": ["chain"]})
@@ -72,7 +76,8 @@ def pickled() -> bytes:
         (changed(metadata=metadata(configuration=dataclasses.asdict(RULE) | {"hidden": 3.5})), "hidden = 3.5"),
         (changed(metadata=metadata(configuration=dataclasses.asdict(RULE) | {"gamma": 2.0})), "rule.gamma = 2.0"),
         (changed(metadata=metadata(configuration=dataclasses.asdict(RULE) | {"hidden": 4})), "floats [11, 4]"),
-        (changed(**{"last.bias": None}), "has arrays"),
+        (changed(**{"last.bias": None}), "no array 'last.bias', which objective-correction has"),
+        (changed(other=np.zeros(1)), "an array 'other', which objective-correction has not"),
         (changed(**{"last.bias": np.array([0.0, np.nan])}), "not finite"),
         (changed(**{"last.bias": np.array([0, 1])}), "int64 [2] as last.bias"),
     ],
@@ -95,3 +100,28 @@ def test_a_file_that_unpacks_to_more_than_a_rule_is_refused(monkeypatch: pytest.
     monkeypatch.setattr("metagrad.rule_files._MOST_BYTES", 100)
     with pytest.raises(ConfigurationError, match="more than any rule has"):
         decoded_rule(encoded_rule(RULE, torch.zeros(RULE.layout.size), {}), "rule.npz")
+
+
+def published(**arrays: Any) -> bytes:
+    """A file as DiscoRL's weights were published, of other numbers; None leaves an array out."""
+    layout = DiscoRule().layout
+    content = {name: np.zeros(shape, np.float32) for name, shape in zip(layout.names, layout.shapes, strict=True)}
+    written = io.BytesIO()
+    np.savez(written, **{name: x for name, x in (content | arrays).items() if x is not None})
+    return written.getvalue()
+
+
+def test_discorls_published_weights_are_known_by_their_names() -> None:
+    summary = {"lstm/linear_1/b": np.array([2.5], np.float32)}
+    stored = decoded_rule(published(**summary), "disco_103.npz")
+    assert stored.rule == DiscoRule()
+    assert stored.rule.layout.unflatten(stored.eta)["lstm/linear_1/b"].item() == 2.5
+    assert stored.eta.count_nonzero() == 1
+    assert "CC-BY" in stored.provenance["weights"]
+    for arrays, message in (
+        ({"lstm/linear_1/b": None}, "no array 'lstm/linear_1/b', which disco has"),
+        ({"lstm/linear_9/b": np.zeros(1)}, "an array 'lstm/linear_9/b', which disco has not"),
+        ({"lstm/linear_1/b": np.zeros(2)}, "float64 [2] as lstm/linear_1/b, and disco has floats [1]"),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(message)):
+            decoded_rule(published(**arrays), "disco_103.npz")
