@@ -1,12 +1,13 @@
 """Find experiments and studies by the names that `metagrad list` shows, or by the run folder that holds one."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metagrad.cli.shell import quoted
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.extensions import made, with_extensions
+from metagrad.cluster.config.ruled import under_rule
 from metagrad.cluster.studies.study import Study
 from metagrad.errors import ConfigurationError, require
 from metagrad.experiments import EXPERIMENTS, STUDIES
@@ -27,14 +28,23 @@ def studies() -> dict[str, Study]:
 
 
 def experiment_first(words: Sequence[str], command: str) -> tuple[BaseExperiment, list[str]]:
-    """Return the experiment that the first word names, and the other words.
+    """Return the experiment that the first word names, under the rule of `--rule FILE` if that follows, and the words.
 
     Raises:
-        ConfigurationError: there is no such word or no such experiment.
+        ConfigurationError: there is no such word, no such experiment, or no rule in the file.
     """
     table = experiments()
     name = _first_name(words, command, "experiment", table)
-    return made(name, table[name]), list(words[1:])
+    experiment, rest = made(name, table[name]), list(words[1:])
+    file = next((following for word, following in _pairs(rest) if word == "--rule"), None)
+    return experiment if file is None else under_rule(experiment, file), rest
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option with the word after it, or after its "="."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, is_given, value = word.partition("=")
+        yield (name, value) if is_given else (word, following)
 
 
 def study_first(words: Sequence[str], command: str) -> tuple[Study, list[str]]:

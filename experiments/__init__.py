@@ -29,6 +29,7 @@ from metagrad.experiments.one_step_at_a_time import (
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from metagrad.experiments.tasks.any_task import envpool, grid_world, gym
+from metagrad.experiments.tasks.catch import catch_8x8
 from metagrad.experiments.tasks.pong import pong
 
 EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
@@ -45,6 +46,7 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "ipd": ipd,
     "pong": pong,
     "lifetimes": lifetimes,
+    "catch-8x8": catch_8x8,
     "envpool": envpool,
     "gym": gym,
     "grid-world": grid_world,

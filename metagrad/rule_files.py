@@ -27,6 +27,9 @@ from metagrad.lpg import Lpg
 from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.update_rules import UpdateRule
 
+AnyRule = Lpg | ObjectiveCorrection | DiscoRule
+"""A rule of a kind that files know."""
+
 RULES: Mapping[str, type[Any]] = {"lpg": Lpg, "objective-correction": ObjectiveCorrection, "disco": DiscoRule}
 """Kinds of rules by the name that they have in files."""
 

@@ -1,5 +1,6 @@
 """Puts the outputs that a learnt update rule asks for on the hidden layers of a network."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +15,8 @@ from metagrad.flat_module import FlatModule, ParameterLayout
 from metagrad.network_layers import HaikuLinear, Linear, PixelConv, reset
 from metagrad.network_modules import PolicyAlone, SeparateNetworks, SharedTorso
 from metagrad.networks import NetworkSpec
-from metagrad.update_rules import AgentOutputs, UpdateRule
+from metagrad.rule_files import AnyRule
+from metagrad.update_rules import AgentOutputs
 
 _SMALL_STD = 0.01  # of the weights of the policy and of predictions of the state
 
@@ -23,9 +25,10 @@ _SMALL_STD = 0.01  # of the weights of the policy and of predictions of the stat
 class RuleNetwork(NetworkSpec):
     """Shares the hidden layers of another network between the heads that a rule asks for; it has no critics.
 
-    A head for the state is a linear layer. Heads for each action, of shape [A, …], are two layers each on an LSTM's
-    output: its state comes from the features, and it makes one step for each action, which it sees one-hot. The policy
-    and heads for the state are drawn with deviation .01, other new layers as Haiku does by default; biases are 0.
+    A head for the state, of shape [n] or a number, is a linear layer. Heads for each action, of shape [A, …], are two
+    layers each on an LSTM's output: its state comes from the features, and it makes one step for each action, which it
+    sees one-hot. The policy and heads for the state are drawn with deviation .01, other new layers as Haiku does by
+    default; biases are 0.
 
     Source: the agents of Oh et al. (2025), DiscoRL (Methods), in the sizes of the public evaluation on Catch.
     """
@@ -34,7 +37,7 @@ class RuleNetwork(NetworkSpec):
 
     torso: NetworkSpec
     """The network whose hidden layers these are."""
-    rule: UpdateRule
+    rule: AnyRule
     """Says which heads there are."""
     lstm: int = 128
     """Units of the LSTM over actions; unused by rules without heads for each action."""
@@ -95,9 +98,11 @@ class RuleHeads(nn.Module):
         super().__init__()
         self.torso = torso
         units, hidden = sizes
+        of_state = {name: shape for name, shape in heads.items() if len(shape) < 2}
         self.of_state = nn.ModuleDict(
-            {name: SmallLinear(features, shape[0]) for name, shape in heads.items() if len(shape) == 1}
+            {name: SmallLinear(features, math.prod(shape)) for name, shape in of_state.items()}
         )
+        self._numbers = {name for name, shape in of_state.items() if not shape}
         of_action = {name: shape for name, shape in heads.items() if len(shape) == 2}
         self.of_action = nn.ModuleDict(
             {
@@ -117,6 +122,7 @@ class RuleHeads(nn.Module):
         features = self.torso(observation if takes_bytes else observation.to(next(self.of_state.parameters()).dtype))
         wanted = {*self.of_state, *self.of_action} if heads is None else set(heads)
         outputs = {name: layer(features) for name, layer in self.of_state.items() if name in wanted}
+        outputs |= {name: outputs[name].squeeze(-1) for name in self._numbers & wanted}
         if wanted & set(self.of_action):
             after = self._after_actions(features)
             outputs |= {name: layers(after) for name, layers in self.of_action.items() if name in wanted}

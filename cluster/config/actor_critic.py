@@ -76,14 +76,7 @@ class Experiment(BaseExperiment):
         rule, remedy = "is learnt, and these losses have a hyper-parameter of that name", "rename that of the losses"
         is_free = not isinstance(rate, MetaParameter) or "learning_rate" not in names
         require(is_free, "optimizer.learning_rate", rate, rule, remedy)
-        annealing = self.optimizer.annealing_updates
-        require(
-            annealing is None or annealing >= self.updates,
-            "updates",
-            self.updates,
-            f"the step size is 0 from update {annealing} on (optimizer.annealing_updates), nothing would be learnt",
-            f"use --updates {annealing} or fewer, or raise --optimizer.annealing-updates",
-        )
+        check_annealing(self.optimizer, self.updates)
         n = self.meta.n
         require(
             self.meta.strategy == "discard" or self.updates % n == 0,
@@ -239,3 +232,11 @@ class Experiment(BaseExperiment):
     def has_outer_critic(self) -> bool:
         """Return True where the network carries an outer-critic head."""
         return self.outer.uses_outer_critic and self.network.has_critics
+
+
+def check_annealing(optimizer: FirstOrderOptimizer, updates: int) -> None:
+    """Refuse a run that goes on after its step size has decayed to 0."""
+    annealing = optimizer.annealing_updates
+    rule = f"the step size is 0 from update {annealing} on (optimizer.annealing_updates), nothing would be learnt"
+    remedy = f"use --updates {annealing} or fewer, or raise --optimizer.annealing-updates"
+    require(annealing is None or annealing >= updates, "updates", updates, rule, remedy)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from metagrad.actor_critic import A2cLoss
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.ruled import RuledExperiment
 from metagrad.errors import require
 
 
@@ -18,7 +19,7 @@ def config_types() -> dict[str, type[Any]]:
     So a new environment or loss is known as soon as the file that defines it has been imported.
     """
     found: dict[str, type[Any]] = {}
-    waiting: list[Any] = [BaseExperiment, Experiment]
+    waiting: list[Any] = [BaseExperiment, Experiment, RuledExperiment]
     while waiting:
         hint = waiting.pop()
         waiting += get_args(hint)

@@ -23,6 +23,7 @@ from metagrad.networks import (
     SnakeTorsoCnn,
     build_network,
 )
+from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.rule_network import RuleAgent, RuleNetwork
 from metagrad.update_rules import AgentNetwork
 
@@ -75,7 +76,7 @@ def test_heads_are_those_of_the_rule_computed_action_by_action() -> None:
         (LinearPolicy(), (3,)),
     ],
 )
-@pytest.mark.parametrize("rule", [RULE, Lpg(predictions=4)])
+@pytest.mark.parametrize("rule", [RULE, Lpg(predictions=4), ObjectiveCorrection()])
 def test_any_hidden_layers_do_and_those_who_act_see_the_same_policy(torso: NetworkSpec, shape: Any, rule: Any) -> None:
     spec = RuleNetwork(torso=torso, rule=rule, lstm=6, head_hidden=4)
     agent, theta, observation = drawn(spec, shape)
