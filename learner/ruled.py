@@ -17,13 +17,14 @@ from metagrad.errors import require
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, finite_scalars
 from metagrad.learner.plain_data import is_finite, is_like
 from metagrad.losses import masked_mean
-from metagrad.networks import Network
+from metagrad.networks import Head, Network
 from metagrad.optimizers import FirstOrderOptimizer, OptimizerState
 from metagrad.rule_network import RuleAgent
 from metagrad.trees import map_tensors
 from metagrad.types import Trajectory, WeightSnapshot
 from metagrad.update_rules import AgentOutputs, LifetimeRollout, UpdateRule
 
+_POLICY: tuple[Head, ...] = ("logits",)
 _REPLAY, _LAST_ACTION = 0x5265706C, 0x4C617374  # streams of random numbers
 
 
@@ -147,7 +148,7 @@ class Ruled:
         steps, batch = trajectory.reward.shape
         with torch.no_grad():
             seen = trajectory.observation.flatten(0, 1)
-            logits = self.network.apply(state.theta, seen, ("logits",))["logits"].unflatten(0, (steps + 1, batch))
+            logits = self.network.apply(state.theta, seen, _POLICY)["logits"].unflatten(0, (steps + 1, batch))
             noise = self._random(_LAST_ACTION, state.version).gumbel(size=logits[-1].shape)
             last = (logits[-1] + torch.from_numpy(noise).to(logits)).argmax(-1)
         rollout = LifetimeRollout(

@@ -44,7 +44,7 @@ _REMEDY = "give a file of a learnt rule, as meta-training writes it"
 class StoredRule(NamedTuple):
     """Holds a rule with its weights, and what its file says of where they come from."""
 
-    rule: UpdateRule
+    rule: AnyRule
     eta: Float[Tensor, "M"]
     provenance: Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def decoded_rule(content: bytes, name: str) -> StoredRule:
     """
     arrays = _arrays(content, name)
     if _METADATA not in arrays and any(key.startswith(TRAJECTORY) for key in arrays):
-        rule: UpdateRule = DiscoRule()
+        rule: AnyRule = DiscoRule()
         return StoredRule(rule, _weights(arrays, rule.layout, "disco", name), _PUBLISHED)
     require(_METADATA in arrays, "rule", name, f"has no array {_METADATA!r}, which says what rule it is", _REMEDY)
     with refusing(
@@ -129,7 +129,7 @@ def _arrays(content: bytes, name: str) -> dict[str, Any]:
             return {key: loaded[key] for key in loaded.files}
 
 
-def _configured(kind: type[Any], configuration: Any, name: str) -> UpdateRule:
+def _configured(kind: type[Any], configuration: Any, name: str) -> AnyRule:
     """Return the rule of this configuration; each field must be there, with a value of its type."""
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     is_whole = isinstance(configuration, dict) and set(configuration) == set(defaults)
@@ -143,7 +143,7 @@ def _configured(kind: type[Any], configuration: Any, name: str) -> UpdateRule:
         if not fits:
             raise refusal("rule", name, f"has {field} = {value!r} in its configuration", _REMEDY)
         values[field] = float(value) if isinstance(default, float) else value
-    rule: UpdateRule = kind(**values)
+    rule: AnyRule = kind(**values)
     return rule
 
 

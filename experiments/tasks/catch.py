@@ -17,7 +17,7 @@ def catch_8x8() -> Experiment:
     """
     return Experiment(
         name="catch-8x8",
-        description="Catch 8 x 8 (bsuite) with the network of DiscoRL's public evaluation: A2C, or a rule by --rule FILE",
+        description="Catch 8 x 8 with the network of DiscoRL's public evaluation: A2C, or a rule by --rule FILE",
         env=CatchFamily(min_size=8, max_size=8),
         network=HaikuMlp(),
         optimizer=BoundedAdam(learning_rate=1e-3),
