@@ -39,11 +39,16 @@ class RuledExperiment(BaseExperiment):
     weights."""
     rule_digest: tyro.conf.Suppress[str]
     """SHA-256 of the file."""
+    rule_weights: tyro.conf.Suppress[int]
+    """Number of weights in the file."""
     replay: ReplayConfig = ReplayConfig()
 
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
         self.network.check_sizes()
+        size, kind = self.network.rule.layout.size, type(self.network.rule).__name__
+        rule = f"has {size:,} weights in these sizes, and the file {self.rule_weights:,}"
+        require(size == self.rule_weights, "network.rule", kind, rule, "leave the rule's sizes out")
         for field, value, only, rule in (
             ("lookahead", self.lookahead, "continue", "is of virtual updates, and a rule's agents make real ones"),
             ("precision", self.precision, "float32", "agents under a rule compute in float32"),
@@ -71,7 +76,7 @@ class RuledExperiment(BaseExperiment):
             network=build_network(network, spec.observation_shape, spec.actions, False),
             agent=RuleAgent(network.module(spec.observation_shape, spec.num_actions, False)),
             rule=network.rule,
-            load_eta=partial(_load_eta, self.rule, self.rule_digest, network.rule.layout.size),
+            load_eta=partial(_load_eta, self.rule, self.rule_digest),
             optimizer=self.optimizer,
             replay=self.replay,
             seed=self.seed,
@@ -107,7 +112,7 @@ def _read(file: str) -> tuple[StoredRule, str]:
     return decoded_rule(content, file), hashlib.sha256(content).hexdigest()
 
 
-def _load_eta(file: str, digest: str, size: int) -> Float[Tensor, "M"]:
+def _load_eta(file: str, digest: str) -> Float[Tensor, "M"]:
     """Return the weights in the file that a run was configured with.
 
     Raises:
@@ -116,8 +121,6 @@ def _load_eta(file: str, digest: str, size: int) -> Float[Tensor, "M"]:
     stored, found = _read(file)
     rule, remedy = "is not the file that the run was configured with", "put that one there, or begin another run"
     require(found == digest, "rule", file, rule, remedy)
-    rule = f"the file has {stored.eta.numel():,} weights, and the rule as it is configured {size:,}"
-    require(stored.eta.numel() == size, "network.rule", file, rule, "leave the rule's sizes out")
     return stored.eta
 
 
@@ -148,4 +151,5 @@ def under_rule(experiment: BaseExperiment, file: str) -> RuledExperiment:
         optimizer=replace(optimizer, is_clip_coefficient_constant=False),
         rule=file,
         rule_digest=digest,
+        rule_weights=stored.eta.numel(),
     )

@@ -26,6 +26,7 @@ from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDil
 from metagrad.actors.rollout import Actor, ActorSetup, EnvironmentFault
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig, EvaluationConfig, FaultConfig
+from metagrad.cluster.config.ruled import under_rule
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.launch.supervise import LearnerLost
 from metagrad.cluster.on_ray.actors import ActorsLost
@@ -34,6 +35,10 @@ from metagrad.cluster.run.plot import logged_scalars
 from metagrad.errors import ConfigurationError
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.config import BootstrapConfig
+from metagrad.learner.ruled import ReplayConfig
+from metagrad.lpg import Lpg
+from metagrad.networks import HaikuMlp
+from metagrad.rule_files import save_rule
 from metagrad.types import Rollout, WeightSnapshot
 
 Tiny = Callable[..., Experiment]
@@ -168,6 +173,20 @@ def test_a_killed_actor_is_replaced_and_the_run_completes(
     assert "A worker died or was killed" not in capfd.readouterr().out, "Ray's own words for it"
     resumed = run(tiny(topology="ray", updates=7), tmp_path / "run", True, console)
     assert (resumed["actors_restarted"], resumed["dropped"]) == (1, 6), "the account goes on"
+
+
+def test_an_agent_under_a_rule_has_the_same_bits_on_ray_and_colocated(
+    console: Console, tmp_path: Path, learner_of: Any
+) -> None:
+    rule = Lpg(predictions=3, units=4, embedding=2)
+    save_rule(tmp_path / "rule.npz", rule, rule.init(torch.Generator().manual_seed(0)), {})
+    experiment = under_rule(EXPERIMENTS["catch-8x8"](), str(tmp_path / "rule.npz"))
+    small = replace(experiment.network, torso=HaikuMlp(hidden=8))
+    changes = {"network": small, "environments": 2, "actors": 2, "rollout_length": 4, "updates": 3}
+    replay = ReplayConfig(capacity=6, batch=4)
+    for topology in ("ray", "colocated"):
+        run(replace(experiment, topology=topology, replay=replay, **changes), tmp_path / topology, False, console)
+    assert learner_of(tmp_path / "ray") == learner_of(tmp_path / "colocated")
 
 
 @pytest.mark.slow
