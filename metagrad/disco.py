@@ -11,7 +11,7 @@ steps, B environments, A actions, Y numbers of a prediction.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -116,7 +116,7 @@ class DiscoRule:
         is_decay = target_decay is not None and 0 <= target_decay < 1
         rule, remedy = "the rule compares with a target network, whose decay lies in [0, 1)", "the published one is 0.9"
         require(is_decay, "rule.target_network_decay", target_decay, rule, remedy)
-        for name in (*_LOSS_COEFFICIENTS, *_OUTER_COEFFICIENTS):
+        for name in (field.name for field in fields(self) if field.name.endswith("coefficient")):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"rule.{name}", value, "must be finite and not negative", "change it")
 
@@ -220,7 +220,13 @@ class DiscoRule:
         """Return the mean over valid steps of the weighted sum of `loss_terms`."""
         terms = loss_terms(targets, outputs, rollout)
         valid = rollout.valid.to(rollout.reward.dtype)
-        total = sum(getattr(self, name) * terms[term] for name, term in _LOSS_COEFFICIENTS.items())
+        total = (
+            self.policy_coefficient * terms["policy"]
+            + self.y_coefficient * terms["y"]
+            + self.z_coefficient * terms["z"]
+            + self.next_policy_coefficient * terms["next_policy"]
+            + self.value_coefficient * terms["value"]
+        )
         return (valid * total).sum() / (valid.sum() + 1e-8)
 
     def regularisers(
@@ -239,16 +245,6 @@ class DiscoRule:
             "z_mean": targets["z"].mean().square(),
             "target_policy": _divergence(targets["target_logits"], targets["logits"]).mean(),
         }
-
-
-_LOSS_COEFFICIENTS = {
-    "policy_coefficient": "policy",
-    "y_coefficient": "y",
-    "z_coefficient": "z",
-    "next_policy_coefficient": "next_policy",
-    "value_coefficient": "value",
-}
-_OUTER_COEFFICIENTS = ("prediction_entropy_coefficient", "mean_coefficient", "target_policy_coefficient")
 
 
 def disco_outputs(

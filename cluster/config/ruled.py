@@ -46,9 +46,6 @@ class RuledExperiment(BaseExperiment):
     def __post_init__(self) -> None:
         BaseExperiment.__post_init__(self)
         self.network.check_sizes()
-        size, kind = self.network.rule.layout.size, type(self.network.rule).__name__
-        rule = f"has {size:,} weights in these sizes, and the file {self.rule_weights:,}"
-        require(size == self.rule_weights, "network.rule", kind, rule, "leave the rule's sizes out")
         for field, value, only, rule in (
             ("lookahead", self.lookahead, "continue", "is of virtual updates, and a rule's agents make real ones"),
             ("precision", self.precision, "float32", "agents under a rule compute in float32"),
@@ -66,6 +63,9 @@ class RuledExperiment(BaseExperiment):
         require(capacity % size == 0, "replay.capacity", capacity, rule, remedy)
 
     def algorithm(self, spec: EnvironmentSpec) -> Ruled:
+        size, kind = self.network.rule.layout.size, type(self.network.rule).__name__
+        rule = f"has {size:,} weights in these sizes, and the file {self.rule_weights:,}"
+        require(size == self.rule_weights, "network.rule", kind, rule, "leave the rule's sizes out")
         require_possible(self, spec, self.parameters(spec))
         network, length = self.network, self.rollout_length
         rule, remedy = "needs discrete actions, and the environment has others", "use another environment"
