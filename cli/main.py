@@ -22,8 +22,8 @@ Distributed meta-gradient reinforcement learning.
 
 commands:
   list                list the experiments and the studies, one line each
-  train EXPERIMENT [--field value …]
-                      train, write a run folder and print where it is
+  train EXPERIMENT [--rule FILE] [--field value …]
+                      train, write a run folder and print where it is; with --rule by the learnt update rule in FILE
   reproduce STUDY [--seeds K] [--quick]
                       compute a study of a paper and its report; rerun the command to resume
   sweep EXPERIMENT --grid FIELD=VALUE,VALUE … [--seeds K]

@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from metagrad.cli.main import main
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.json_form import to_json
+from metagrad.cluster.config.ruled import under_rule
 from metagrad.experiments import EXPERIMENTS
+from metagrad.lpg import Lpg
+from metagrad.rule_files import save_rule
 
 ROOT = Path(__file__).parent.parent
 AT_TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
@@ -83,8 +87,11 @@ def fields(config, prefix=""):
         yield f"{prefix}{name}"
 
 
-def known_options(capsys) -> set[str]:
-    names = {name for make in EXPERIMENTS.values() for name in fields(make())}
+def known_options(capsys, tmp_path) -> set[str]:
+    rule = Lpg(units=2)
+    save_rule(tmp_path / "rule.npz", rule, rule.init(torch.Generator()), {})
+    ruled = under_rule(EXPERIMENTS["catch-8x8"](), str(tmp_path / "rule.npz"))
+    names = {name for each in (ruled, *(make() for make in EXPERIMENTS.values())) for name in fields(each)}
     for command in (
         ("train", "demo"),
         ("submit", "demo"),
@@ -103,8 +110,8 @@ def known_options(capsys) -> set[str]:
     return {name.replace("_", "-").replace("lambda-", "lambda") for name in names}
 
 
-def test_options_named_in_documents_exist(capsys):
-    known = known_options(capsys)
+def test_options_named_in_documents_exist(capsys, tmp_path):
+    known = known_options(capsys, tmp_path)
     for document in DOCUMENTS:
         text = document.read_text()
         named = re.findall(r"`(--[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
