@@ -24,6 +24,7 @@ BENCHMARKS = {
     "meta_gradient": "benchmarks.meta_gradient",
     "environments": "benchmarks.environments",
     "feeding": "benchmarks.feeding",
+    "lifetimes": "benchmarks.lifetimes",
     "pipeline": "benchmarks.pipeline",
     "precision": "benchmarks.precision",
     "scaling": "benchmarks.scaling",

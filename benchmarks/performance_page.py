@@ -183,6 +183,24 @@ def tabular(result: Result) -> list[Table]:
     return [Table(("", "batched, samples/s", "loop of the same code", "loop by hand"), rows)]
 
 
+def lifetimes(result: Result) -> list[Table]:
+    """Tabulate updates per second of CPU time of the batch and of both loops, and peak memory over 20 updates."""
+    ways = ("batched", "loop", "written loop")
+    speeds = [
+        (f"{name}, {size}", *(float(found["updates_per_cpu_s"][way]["median"]) for way in ways))
+        for name, by_size in result["speed"].items()
+        for size, found in by_size.items()
+    ]
+    forms = ("retain", "recompute", "whole graph")
+    peaks = [(name, *(float(found[form]) for form in forms)) for name, found in result["memory_mib"].items()]
+    setting = result["setting"]
+    memory_head = f"peak MiB, K = {setting['updates_in_memory']}, {setting['in_memory']}"
+    return [
+        Table(("updates per CPU second", "batched", "loop of the same code", "loop by hand"), speeds),
+        Table((memory_head, *forms), peaks),
+    ]
+
+
 TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "environments": environments,
     "meta_gradient": meta_gradient,
@@ -193,6 +211,7 @@ TABLES: dict[str, Callable[[Result], list[Table]]] = {
     "precision": precision,
     "schedules": schedules,
     "tabular": tabular,
+    "lifetimes": lifetimes,
 }
 FIGURE = "performance-meta_gradient.png"
 

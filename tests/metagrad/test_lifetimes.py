@@ -1,12 +1,13 @@
 """Many agents are as many single ones; the meta-gradient is the derivative of what becomes of an agent."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.lifetimes_alone import Alone
 from metagrad import trees
 from metagrad.actor_critic import A2cLoss
 from metagrad.agent_networks import HiddenAgent, TabularAgent, per_head
@@ -17,7 +18,6 @@ from metagrad.lifetimes import (
     Learning,
     LifetimeGradient,
     agent_logits,
-    agent_outputs,
     fresh_agents,
     lifetime_gradient,
     lifetime_update,
@@ -33,7 +33,6 @@ from metagrad.monte_carlo import independent
 from metagrad.networks import Network
 from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.optimizers import Adam, OptimizerState, Sgd
-from metagrad.returns import lambda_returns
 from metagrad.surrogates import ad
 from metagrad.types import Trajectory
 from metagrad.unroll import InnerProblem, Product, inner_update
@@ -119,53 +118,6 @@ def lived(
     return lifetime_gradient(learning, steps, agents, rollouts[-1]), agents
 
 
-class Alone:
-    """The same for one agent, in plain autograd without `vmap`, written down from the text of the rule."""
-
-    def __init__(self, learning: Learning, agents: Agents, i: int, rollouts: Iterable[LifetimeRollout]):
-        self.learning = learning
-        self.start = trees.map_tensors(lambda x: x[i], agents)
-        self.rollouts = [LifetimeRollout(*(x[i] for x in rollout)) for rollout in rollouts]
-
-    def objective(self, eta: Tensor) -> Tensor:
-        learning, rule, agent = self.learning, self.learning.rule, self.start
-        theta, state, age = agent.theta.clone().requires_grad_(), agent.rule_state, int(agent.updates)
-        moments, objective = agent.moments, torch.zeros((), dtype=eta.dtype)
-        self.value = (agent.value_theta, OptimizerState(int(agent.value_updates), agent.value_moments))
-        for rollout in self.rollouts[:-1]:
-            outputs = agent_outputs(learning.network, theta, rollout.observation)
-            targets, state = rule.targets(eta, state, rollout, outputs, None)
-            own = theta.clone()
-            loss = rule.loss(targets, agent_outputs(learning.network, own, rollout.observation), rollout)
-            (gradient,) = torch.autograd.grad(loss, own, create_graph=True)
-            optimizer_state = OptimizerState(age, moments)
-            for name, x in rule.regularisers(targets, outputs, rollout).items():
-                objective = objective + rule.coefficients[name] * x / (len(self.rollouts) - 1)
-            theta, (age, moments) = learning.optimizer.update(gradient, optimizer_state, theta, eta)
-            self.learn_value(rollout)
-        self.theta, rollout = theta.detach(), self.rollouts[-1]
-        target, value = self.value_targets(self.value[0], rollout)
-        advantage, valid = (target - value[:-1]).detach(), rollout.valid
-        mean = advantage[valid].mean()
-        advantage = (advantage - mean) / ((advantage[valid] - mean).square().mean() + 1e-5).sqrt()
-        logits = agent_outputs(learning.network, theta, rollout.observation)["logits"][:-1]
-        taken_log_prob = torch.log_softmax(logits, -1).gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)
-        return objective - (taken_log_prob * advantage)[valid].mean()
-
-    def value_targets(self, value_theta: Tensor, rollout: LifetimeRollout) -> tuple[Tensor, Tensor]:
-        value = agent_outputs(self.learning.value_network, value_theta, rollout.observation)["value"]
-        never = torch.zeros_like(rollout.is_terminal)
-        return lambda_returns(rollout.reward, value.detach(), rollout.is_terminal, never, 0.99, 0.95), value
-
-    def learn_value(self, rollout: LifetimeRollout) -> None:
-        theta, state = self.value
-        theta = theta.detach().requires_grad_()
-        target, value = self.value_targets(theta, rollout)
-        loss = (target - value[:-1])[rollout.valid].square().mean()
-        (gradient,) = torch.autograd.grad(loss, theta)
-        self.value = self.learning.value_optimizer.update(gradient, state, theta.detach(), theta)
-
-
 CASES = [("lpg", True), ("correction", False)]  # every rule and every network
 ALL = [*CASES, *(pytest.param(*one, marks=pytest.mark.slow) for one in (("lpg", False), ("correction", True)))]
 
@@ -180,7 +132,7 @@ def test_agents_side_by_side_are_agents_alone(
     gradient, after = lived(learning, eta, agents, rollouts, "recompute")
     assert after.updates.tolist() == [UPDATES + 2 * i for i in range(AGENTS)]
     for i in range(AGENTS):
-        alone = Alone(learning, agents, i, rollouts)
+        alone = Alone(learning, agents, rollouts, i)
         leaf = eta.clone().requires_grad_()
         objective = alone.objective(leaf)
         (expected,) = torch.autograd.grad(objective, leaf)
@@ -188,7 +140,7 @@ def test_agents_side_by_side_are_agents_alone(
         torch.testing.assert_close(gradient.eta[i], expected, rtol=0, atol=tolerance * scale)
         scale = max(1.0, float(alone.theta.abs().max()))
         torch.testing.assert_close(after.theta[i], alone.theta, rtol=0, atol=tolerance * scale)
-        torch.testing.assert_close(after.value_theta[i], alone.value[0], rtol=0, atol=tolerance)
+        torch.testing.assert_close(after.value_theta[i], alone.value_theta, rtol=0, atol=tolerance)
         weights = learning.rule.coefficients
         total = gradient.outer_loss[i] + sum(weights[key] * x[i] for key, x in gradient.regularisers.items())
         torch.testing.assert_close(total, objective.detach(), rtol=0, atol=10 * tolerance)
@@ -205,7 +157,7 @@ def test_meta_gradient_against_finite_differences(
     directions = torch.randn(3, len(eta), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     directions /= directions.norm(dim=1, keepdim=True)
     for i in range(1, 3):
-        alone = Alone(learning, agents, i, rollouts)
+        alone = Alone(learning, agents, rollouts, i)
         found = finite_differences(
             freeze(lambda eta, a=alone: a.objective(eta).detach(), eta), eta, directions, step=0.01
         )
