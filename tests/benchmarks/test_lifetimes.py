@@ -5,6 +5,7 @@ from benchmarks import lifetimes
 from benchmarks.lifetimes_alone import Alone
 
 
+@pytest.mark.slow  # six processes
 def test_quick_run_compares_the_batch_with_both_loops_and_three_ways_in_memory():
     result = lifetimes.run(rounds=1, quick=True)
     assert result["speed"].keys() == result["memory_mib"].keys() == lifetimes.RULES.keys()
