@@ -292,7 +292,7 @@ class Bandits:
 
 
 def test_meta_training_makes_a_rule_that_solves_bandits() -> None:
-    """LPG from random weights that make agents worse than chance (1/3), in 40 meta-steps on 24 agents."""
+    """LPG from random weights that make agents worse than chance (1/3), in 25 meta-steps on 24 agents."""
     rule = Lpg(predictions=3, units=8, embedding=4)
     table = TabularAgent(states=Bandits.states, heads=rule.heads(Bandits.actions))
     value_table, adam = TabularAgent(states=Bandits.states, heads={"value": ()}), Adam(learning_rate=0.1)
@@ -310,7 +310,7 @@ def test_meta_training_makes_a_rule_that_solves_bandits() -> None:
     before = eta = rule.init(generator)
     meta_optimizer = Adam(learning_rate=0.02)
     state = meta_optimizer.init(eta)
-    for _ in range(40):
+    for _ in range(25):
         bandits, agents, steps = Bandits(24, generator), fresh_agents(learning, [generator] * 24), []
         for _ in range(3):
             update = lifetime_update(learning, eta, agents, bandits.played(learning, agents), "retain")
