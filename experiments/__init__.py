@@ -27,6 +27,7 @@ from metagrad.experiments.one_step_at_a_time import (
     snake_12x12_study,
 )
 from metagrad.experiments.one_step_at_a_time.snake_12x12 import snake_12x12
+from metagrad.experiments.self_tuning import tuning_study
 from metagrad.experiments.self_tuning.self_tuned import lirpg_atari, lirpg_snake, stacx, stacx_impala
 from metagrad.experiments.tasks.any_task import envpool, grid_world, gym
 from metagrad.experiments.tasks.catch import catch_8x8
@@ -72,5 +73,6 @@ STUDIES: dict[str, Study] = {
         atari_study.STUDY,
         atari_study.ALE_STUDY,
         precision_study.STUDY,
+        tuning_study.STUDY,
     )
 }

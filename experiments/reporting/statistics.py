@@ -62,6 +62,18 @@ def interquartile_mean(trials: ArrayLike) -> Array:
     return np.asarray(values[cut : len(values) - cut].mean(axis=0))
 
 
+def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:
+    """Return the probability that a trial of `first` [N] is above one of `second` [M]; ties count a half.
+
+    Source: Agarwal et al. (2021), §4.3, of one task (Mann and Whitney's U over N M).
+
+    >>> probability_of_improvement([1.0, 3.0], [2.0, 3.0])
+    0.375
+    """
+    x, y = _trials(first)[:, None], _trials(second)
+    return float(((x > y) + 0.5 * (x == y)).mean())
+
+
 def _trials(trials: ArrayLike) -> Array:
     values = np.asarray(trials, dtype=np.float64)
     assert values.ndim >= 1, "trials are [N, …]"
