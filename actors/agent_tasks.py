@@ -58,7 +58,8 @@ class AgentTasks:
         spec = environment.spec
         self._agents, self._columns = environment.num_tasks, environment.environments_per_task
         self._streams = make_streams(list(seeds), spec.device)
-        self._observation = environment.reset()
+        environment.reset()
+        self._observation = self._look()
         self._return = torch.zeros(spec.batch_size, device=spec.device)
         self._length = torch.zeros(spec.batch_size, dtype=torch.int64, device=spec.device)
         self._steps_done = 0
@@ -75,37 +76,40 @@ class AgentTasks:
         observations, logits, actions = [], [], []
         steps: list[tuple[Tensor, ...]] = []
         for t in range(length + 1):
-            seen = self._observation.argmax(-1) if self._is_tabular else self._observation
-            observations.append(seen.unflatten(0, (agents, columns)))
+            observations.append(self._observation.unflatten(0, (agents, columns)))
             logits.append(policies(observations[-1]))
             actions.append(chosen(logits[-1], uniform[:, t]))
             if t == length:
                 break
-            step = self.environment.step(actions[-1].flatten())
-            self._observation = step.observation
-            self._return, self._length = self._return + step.raw_reward, self._length + step.valid
-            steps.append((step.reward, step.is_terminal, step.valid, step.is_episode_end, self._return, self._length))
-            self._return = self._return.masked_fill(step.is_episode_end, 0.0)
-            self._length = self._length.masked_fill(step.is_episode_end, 0)
-        reward, is_terminal, valid, is_end, returns, lengths = (torch.stack(x) for x in zip(*steps, strict=True))
+            reward, is_end = self.environment.advance(actions[-1].flatten())
+            self._observation = self._look()
+            self._return, self._length = self._return + reward, self._length + 1
+            steps.append((reward, is_end, self._return, self._length))
+            self._return = self._return.masked_fill(is_end, 0.0)
+            self._length = self._length.masked_fill(is_end, 0)
+        reward, is_end, returns, lengths = (torch.stack(x) for x in zip(*steps, strict=True))
         name_fault(self.environment.spec, "reward", torch.isfinite(reward).cpu(), self._steps_done)
         self._steps_done += length
         rollout = LifetimeRollout(
             observation=torch.stack(observations, 1),
             action=torch.stack(actions, 1),
             reward=per_agent(reward, agents),
-            is_terminal=per_agent(is_terminal, agents),
-            valid=per_agent(valid, agents),
+            is_terminal=per_agent(is_end, agents),
+            valid=torch.ones_like(per_agent(is_end, agents)),
             behaviour_logits=torch.stack(logits, 1),
         )
         is_end = is_end.cpu()
         episodes = Episodes(returns.cpu()[is_end], lengths.cpu()[is_end])
         return Collected(rollout, episodes, rollout.reward.mean((1, 2)))
 
+    def _look(self) -> Shaped[Tensor, "columns ..."]:
+        """Return what the agents are shown; one-hot rows are not even made, because a table is looked up by number."""
+        return self.environment.state_numbers() if self._is_tabular else self.environment.observe()
+
     def redraw(self, indices: Sequence[int], task_seeds: Sequence[int], seeds: Sequence[int]) -> None:
         """Give these agents new tasks and random numbers; the others are untouched."""
         self.environment.redraw(indices, task_seeds)
-        self._observation = self.environment.observe()
+        self._observation = self._look()
         where = self._rows(indices)
         columns = where.repeat_interleave(self._columns)
         self._return = self._return.masked_fill(columns, 0.0)
@@ -133,7 +137,7 @@ class AgentTasks:
         """Continue from `state()`."""
         prefix, device = "environment/", self.environment.spec.device
         self.environment.restore({k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)})
-        self._observation = self.environment.observe()
+        self._observation = self._look()
         self._streams = Streams(*state["streams"].to(device).unbind())
         self._return, self._length = state["episode_return"].to(device), state["episode_length"].to(device)
         self._steps_done = int(state["steps_done"])

@@ -43,6 +43,11 @@ class RandomMdpFamily(TaskFamily):
         self.require_whole("max_horizon", 1, MAX_STEPS)
         self.require_whole("min_horizon", 1, self.max_horizon, "use at most env.max_horizon")
 
+    @property
+    def is_tabular(self) -> bool:
+        """Return True: states are numbered."""
+        return True
+
     def make_tasks(
         self, *, seeds: Sequence[int], batch_size: int, device: torch.device, streams: Sequence[int] | None = None
     ) -> "RandomMdps":
