@@ -8,6 +8,7 @@ from metagrad.actors.envs.catch_family import CatchFamily
 from metagrad.actors.envs.chain_family import DelayedChainFamily
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake import (
+    Boards,
     SnakeConfig,
     advance,
     empty_state,
@@ -167,6 +168,12 @@ def one_snake(family, n, size):
         state = place_fruit(state, outcome.is_fruit_eaten, fruit)
         state = begun(state, outcome.is_terminal, numbers)
         yield observe_state(state, size), outcome.is_fruit_eaten.float(), outcome.is_terminal
+
+
+def test_a_board_is_full_by_its_own_size():
+    table = torch.zeros(2, 9, 5, dtype=torch.int64)
+    boards = Boards(table[..., :4], table, torch.tensor([4, 9], dtype=torch.int16), torch.tensor([0, 1, 1]), 9)
+    assert boards.is_full(torch.tensor([4, 4, 9], dtype=torch.int16)).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Names the tasks on which learnt rules are tested, none of which one was trained on, and scores agents in them."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metagrad.actors.agent_tasks import AgentTasks
+from metagrad.actors.agents import AgentConfig
+from metagrad.actors.envs.catch_family import CatchFamily
+from metagrad.actors.envs.chain_family import DelayedChainFamily
+from metagrad.actors.envs.families import TaskFamily
+from metagrad.actors.envs.grid_worlds import GridWorldFamily, GridWorlds
+from metagrad.actors.envs.mdp_family import RandomMdpFamily
+from metagrad.actors.envs.snake_family import SnakeFamily
+from metagrad.lifetimes import Agents, Learning, agent_logits, fresh_agents, lifetime_update
+from metagrad.update_rules import UpdateRule
+
+TEST, TUNING = 1, 2  # `task_seed` of the tasks for testing, and for choosing settings; rules are trained on those of 0
+ENVIRONMENTS, ROLLOUT_LENGTH = 64, 20  # of an agent, as in meta-training
+EVALUATED = 256  # episodes of each agent
+
+HELD_OUT: dict[str, TaskFamily] = {
+    "small": GridWorldFamily(distribution="small", task_seed=TEST),
+    "medium": GridWorldFamily(distribution="medium", task_seed=TEST),
+    "dense": GridWorldFamily(distribution="dense", task_seed=TEST),
+    "sparse": GridWorldFamily(distribution="sparse", task_seed=TEST),
+    "rand_sparse": GridWorldFamily(distribution="rand_sparse", task_seed=TEST),
+    "chains": DelayedChainFamily(task_seed=TEST),
+    "mdps": RandomMdpFamily(task_seed=TEST),
+    "catch": CatchFamily(task_seed=TEST),
+    "snake": SnakeFamily(task_seed=TEST),
+}
+"""Families for testing; task number n of one has the seed n."""
+
+
+class Lived(NamedTuple):
+    """Holds mean returns of N agents: new ones, which in tables act at random, at the end of life, and the best."""
+
+    at_birth: Float[Tensor, "N"]
+    at_end: Float[Tensor, "N"]
+    best: Float[Tensor, "N"] | None  # None: nobody knows
+
+    @property
+    def score(self) -> Float[Tensor, "N"]:
+        """Return which part of what there was to gain each agent gained: 1 less the regret, 0 at birth.
+
+        Where the best return is not known, or nothing is to be gained, it is the gain itself.
+        """
+        gain = self.at_end - self.at_birth
+        if self.best is None:
+            return gain
+        possible = self.best - self.at_birth
+        return torch.where(possible > 0, gain / possible, gain)
+
+
+def worlds_with_something_to_gain(family: GridWorldFamily, count: int, least: float = 0.1) -> list[int]:
+    """Return the first seeds whose worlds have a best return of at least `least`: in others every rule is alike."""
+    found: list[int] = []
+    seeds = range(3 * count)
+    best = family.make_tasks(seeds=seeds, batch_size=1, device=torch.device("cpu")).optimal_returns()
+    found = [seed for seed in seeds if best[seed] >= least][:count]
+    assert len(found) == count, "few worlds have less"
+    return found
+
+
+def live(
+    rule: UpdateRule,
+    eta: Float[Tensor, "M"],
+    agent: AgentConfig,
+    family: TaskFamily,
+    tasks: Sequence[int],
+    *,
+    updates: int,
+    seed: int,
+) -> Lived:
+    """Let one new agent in each of these tasks make all updates of its life under a rule, and play before and after.
+
+    Args:
+        rule: the rule, with its weights `eta`.
+        eta: η.
+        agent: networks and optimizers.
+        family: what the tasks are of.
+        tasks: their seeds.
+        updates: of a life.
+        seed: of all that is random in the agents and their episodes.
+    """
+    where = torch.device("cpu")
+    seeds = [_seed(seed, task, 0) for task in tasks]
+    environment = family.make_tasks(seeds=tasks, batch_size=ENVIRONMENTS, device=where, streams=seeds)
+    own = AgentTasks(environment, [_seed(seed, task, 1) for task in tasks], family.is_tabular)
+    learning = agent.learning(rule, environment.spec, family.is_tabular)
+    agents = fresh_agents(learning, [torch.Generator().manual_seed(_seed(seed, task, 2)) for task in tasks])
+    play = partial(mean_returns, learning, family=family, tasks=tasks, seed=seed)
+    at_birth = play(agents)
+    for _ in range(updates):
+        rollout = own.collect(partial(agent_logits, learning, agents.theta), ROLLOUT_LENGTH).rollout
+        agents = lifetime_update(learning, eta, agents, rollout, None).agents
+    is_known = isinstance(environment, GridWorlds) and family.is_tabular
+    best = environment.optimal_returns().to(torch.float32) if is_known else None
+    return Lived(at_birth, play(agents), best)
+
+
+def mean_returns(
+    learning: Learning, agents: Agents, family: TaskFamily, tasks: Sequence[int], seed: int
+) -> Float[Tensor, "N"]:
+    """Return the mean of the first episodes of each agent, each to its end, in environments of their own."""
+    seeds = [_seed(seed, task, 3) for task in tasks]
+    environment = family.make_tasks(seeds=tasks, batch_size=EVALUATED, device=torch.device("cpu"), streams=seeds)
+    own = AgentTasks(environment, [_seed(seed, task, 4) for task in tasks], family.is_tabular)
+    total = torch.zeros(len(tasks), EVALUATED)
+    is_first = torch.ones_like(total, dtype=torch.bool)
+    while is_first.any():
+        rollout = own.collect(partial(agent_logits, learning, agents.theta), ROLLOUT_LENGTH).rollout
+        for reward, is_end in zip(rollout.reward.unbind(1), rollout.is_terminal.unbind(1), strict=True):
+            total += torch.where(is_first, reward, 0.0)
+            is_first &= ~is_end
+    return total.mean(1)
+
+
+def _seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
