@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from metagrad.actors.agent_tasks import AgentTasks
 from metagrad.actors.agents import AgentConfig
 from metagrad.actors.envs.catch_family import CatchFamily
 from metagrad.actors.envs.chain_family import DelayedChainFamily
-from metagrad.actors.envs.families import TaskFamily
+from metagrad.actors.envs.families import TaskEnvironment, TaskFamily
 from metagrad.actors.envs.grid_worlds import GridWorldFamily, GridWorlds
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake_family import SnakeFamily
@@ -62,7 +62,8 @@ def worlds_with_something_to_gain(family: GridWorldFamily, count: int, least: fl
     """Return the first seeds whose worlds have a best return of at least `least`: in others every rule is alike."""
     found: list[int] = []
     seeds = range(3 * count)
-    best = family.make_tasks(seeds=seeds, batch_size=1, device=torch.device("cpu")).optimal_returns()
+    best = _best(family.make_tasks(seeds=seeds, batch_size=1, device=torch.device("cpu")))
+    assert best is not None, "places are fixed"
     found = [seed for seed in seeds if best[seed] >= least][:count]
     assert len(found) == count, "few worlds have less"
     return found
@@ -100,9 +101,14 @@ def live(
     for _ in range(updates):
         rollout = own.collect(partial(agent_logits, learning, agents.theta), ROLLOUT_LENGTH).rollout
         agents = lifetime_update(learning, eta, agents, rollout, None).agents
-    is_known = isinstance(environment, GridWorlds) and family.is_tabular
-    best = environment.optimal_returns().to(torch.float32) if is_known else None
-    return Lived(at_birth, play(agents), best)
+    return Lived(at_birth, play(agents), _best(environment))
+
+
+def _best(environment: TaskEnvironment[Any, Any]) -> Float[Tensor, "N"] | None:
+    """Return the best return of each task, None where nobody knows."""
+    if isinstance(environment, GridWorlds) and environment.family.is_tabular:
+        return environment.optimal_returns().to(torch.float32)
+    return None
 
 
 def mean_returns(
