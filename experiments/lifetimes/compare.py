@@ -1,0 +1,71 @@
+"""Compares learnt rules with tuned A2C on held-out worlds.
+
+    python -m metagrad.experiments.lifetimes.compare rule.npz another.npz
+
+Each agent is new, in a world that no rule was trained on; its score is the part of what there was to gain that it gains
+in its life. The interquartile mean over worlds and seeds stands with its 95 % interval.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metagrad.actors.agents import AgentConfig
+from metagrad.actors.envs.grid_worlds import GridWorldFamily
+from metagrad.experiments.lifetimes.held_out import HELD_OUT, live, worlds_with_something_to_gain
+from metagrad.experiments.reporting.report import markdown_table
+from metagrad.experiments.reporting.statistics import Array, interquartile_interval, interquartile_mean, number
+from metagrad.objective_correction import ObjectiveCorrection
+from metagrad.rule_files import StoredRule, load_rule
+
+A2C = ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.01)
+"""Is A2C as long as its correction is 0, as it is when drawn; the settings are the best of those tried (docs)."""
+A2C_AGENT = AgentConfig()
+
+
+def scores(
+    stored: StoredRule, agent: AgentConfig, family: GridWorldFamily, worlds: Sequence[int], seeds: int, updates: int
+) -> Array:
+    """Return the scores [seeds, worlds] of agents under a rule."""
+    lives = (
+        live(stored.rule, stored.eta, agent, family, worlds, updates=updates, seed=seed).score for seed in range(seeds)
+    )
+    return np.stack([score.double().numpy() for score in lives])
+
+
+def a2c() -> StoredRule:
+    """Return A2C as a rule."""
+    return StoredRule(A2C, A2C.init(torch.Generator().manual_seed(0)), {})
+
+
+def compared(files: Sequence[Path], seeds: int, worlds: int, updates: int) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, interquartile mean, its interval and mean of A2C and of the rules in these files."""
+    family = HELD_OUT["small"]
+    assert isinstance(family, GridWorldFamily)
+    tasks = worlds_with_something_to_gain(family, worlds)
+    rules = {"A2C, tuned": (a2c(), A2C_AGENT)} | {str(path): (load_rule(path), AgentConfig()) for path in files}
+    for name, (stored, agent) in rules.items():
+        own = scores(stored, agent, family, tasks, seeds, updates)
+        low, high = interquartile_interval(own)
+        interval = f"{number(low)} to {number(high)}"
+        yield name, number(interquartile_mean(own.flatten())), interval, number(np.asarray(own.mean()))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Compare learnt rules with tuned A2C on held-out small grid worlds.")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of a rule (metagrad export)")
+    parser.add_argument("--seeds", type=int, default=3, help="agents in each world")
+    parser.add_argument("--worlds", type=int, default=20)
+    parser.add_argument("--updates", type=int, default=250, help="of an agent's life")
+    given = parser.parse_args(words)
+    torch.set_num_threads(1)
+    rows = compared(given.files, given.seeds, given.worlds, given.updates)
+    print(markdown_table(("rule", "IQM of scores", "95 % interval", "mean"), rows))
+
+
+if __name__ == "__main__":
+    main()
