@@ -37,7 +37,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FaultConfig:
-    """Configures how many faults of its actors a run survives."""
+    """Configures what counts as a fault, and how many of its actors' a run survives."""
 
     rollout_seconds: float = 120.0
     """Replace an actor that has not returned a rollout, its start included, after this many seconds."""
@@ -45,9 +45,14 @@ class FaultConfig:
     """Give an actor up after this many replacements in a row without a rollout; the run continues with the others, and
     ends when none is left."""
 
+    learner_seconds: float | None = None
+    """Replace a learner, and all where there are several, that has not answered for this many seconds (topology ray);
+    None: 120, or rollout_seconds where these are more."""
+
     def __post_init__(self) -> None:
-        seconds = self.rollout_seconds
-        require(0 < seconds <= 86_400, "faults.rollout_seconds", seconds, "must lie in (0, 86400]", "use at most a day")
+        for field, seconds in (("rollout_seconds", self.rollout_seconds), ("learner_seconds", self.learner_seconds)):
+            is_time = seconds is None or 0 < seconds <= 86_400
+            require(is_time, f"faults.{field}", seconds, "must lie in (0, 86400]", "use at most a day")
         restarts = self.restarts_without_progress
         require(restarts >= 0, "faults.restarts_without_progress", restarts, "must be 0 or more", "raise it")
 
@@ -226,6 +231,7 @@ class BaseExperiment(ABC):
             ("learners", self.learners, 1),
             ("learner_cpus", self.learner_cpus, 1),
             ("learner_restarts", restarts, 0),
+            ("faults.learner_seconds", self.faults.learner_seconds, None),
         ):
             rule = "has no effect with --topology colocated"
             require(value == default or self.topology == "ray", field, value, rule, "use --topology ray")

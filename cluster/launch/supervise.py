@@ -37,7 +37,7 @@ from metagrad.shares import RankLost
 _SECONDS_TO_PLACE = 5.0  # where there is room
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_FINISH = 35.0  # without the cluster's head, before Ray aborts
-_SECONDS_OF_SILENCE = 120.0  # at the least, of a learner, whose process may have to start first
+_SECONDS_TO_START = 120.0  # a learner's process, at the least
 _SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: its caller does not wait for ever
 _SECONDS_UNTIL_SAID = 5.0
 _SECONDS_OF_A_LOOK = 0.5
@@ -195,9 +195,11 @@ class Supervisor:
                 for learner in learners:
                     ray.kill(learner)
 
-    def patience(self) -> _Patience:
-        """Begin to wait for an answer of the learner."""
-        seconds = max(_SECONDS_OF_SILENCE, self._experiment.faults.rollout_seconds)
+    def patience(self, has_answered: bool) -> _Patience:
+        """Begin to wait for an answer of the learners, whose processes have to start before their first one."""
+        faults = self._experiment.faults
+        most = max(_SECONDS_TO_START, faults.rollout_seconds)
+        seconds = faults.learner_seconds if has_answered and faults.learner_seconds is not None else most
         return _Patience(seconds, self._stop, self._say)
 
     def asks_to_end(self, crew: Crew, reports: DriverReports) -> bool:
@@ -288,16 +290,17 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
                     supervisor.forgiven(life, reports),
                     supervisor.learners(assignment, make) as crew,
                 ):
-                    is_told = is_over = False
+                    is_told = is_over = has_answered = False
                     while not is_over:
                         is_over = crew.is_over()
                         is_told = is_told or is_over or supervisor.asks_to_end(crew, reports)
-                        patience = supervisor.patience()
+                        patience = supervisor.patience(has_answered)
                         for said in crew.asked(0.0 if is_over else 0.5):
                             while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
                                 patience.spend()
                             for report in ray.get(said):
                                 reports(report)
+                        has_answered = True
                         if not is_over:
                             reports.write_evaluations()
                             supervisor.require_cluster(crew, reports)

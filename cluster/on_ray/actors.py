@@ -215,7 +215,10 @@ class RayActors:
         slot.enter(Phase.PLACING, slot.handle.place.remote())
 
     def _advance(self, slot: Slot) -> None:
-        """Go through PLACING → STARTING → READY, or straight to READY if the environments are there already."""
+        """Go through PLACING → STARTING → READY, or straight to READY if the environments are there already.
+
+        Those that a former learner has left are put back to the state of the checkpoint, where it holds one.
+        """
         try:
             if slot.phase is Phase.STARTING:
                 ray.get(slot.coming)
@@ -224,9 +227,12 @@ class RayActors:
             place = ray.get(slot.coming)
             if slot.doomed == (place.node, place.pid):  # killed, and not dead yet
                 slot.rest(_SECONDS_BETWEEN_LOOKS)
-            elif place.is_started:
+            elif place.is_started and not slot.state:
                 slot.place = place
                 self._welcome(slot)
+            elif place.is_started:
+                slot.place = place
+                slot.enter(Phase.STARTING, slot.handle.restore.remote(slot.state))
             else:
                 slot.place = place
                 started = slot.handle.start.remote(slot.setup, self._make, slot.state, versions())
@@ -246,7 +252,7 @@ class RayActors:
         if slot.losses_in_a_row:
             self._report(f"{slot.name}: rolls out again after {time.monotonic() - slot.away_since:.1f} s")
         slot.enter(Phase.READY)
-        slot.has_been_ready = True
+        slot.has_been_ready, slot.state = True, None
 
     def _take(self, slot: Slot, order: Order) -> list[tuple[Order, Rollout]]:
         try:

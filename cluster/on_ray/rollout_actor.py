@@ -97,6 +97,16 @@ class RolloutActor:
                 "packages on all nodes (pip install -c constraints.txt .)"
             ) from error
 
+    def restore(self, state: ActorState) -> None:
+        """Go back to a state of these environments, for the learner that follows another one.
+
+        Raises:
+            NotStarted: this process has no environments.
+        """
+        actor = self._started()
+        with self._ending_with_its_processes():
+            actor.load_state(state)
+
     def rollout(self, order: tuple[Any, ...], lookahead_step: int) -> Rollout:
         """Roll out T steps under the ordered weights, or newer ones of the same learner that were published since.
 

@@ -244,8 +244,9 @@ def test_a_hung_actor_is_named_and_replaced(tiny: Tiny, console: Console, tmp_pa
 
 
 def test_a_killed_learner_goes_on_from_its_checkpoint_with_the_actors_kept(
-    tiny: Tiny, console: Console, tmp_path: Path
+    tiny: Tiny, console: Console, tmp_path: Path, learner_of: Any
 ) -> None:
+    """Their games go back to the checkpoint too: the run ends with the bits of one that nothing happened to."""
     made = tmp_path / "made"
 
     def make(setup: ActorSetup) -> Actor:
@@ -258,6 +259,11 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_with_the_actors_kept(
     assert summary_of(tmp_path / "run")["updates"] == 6
     assert "started again from the newest checkpoint, actors kept" in text(console)
     assert sorted(made.read_text().split()) == ["0", "1"], "each actor was made once"
+    run(replace(experiment, topology="colocated", learner_restarts=0), tmp_path / "undisturbed", False, console)
+    disturbed, undisturbed = (learner_of(tmp_path / name) for name in ("run", "undisturbed"))
+    assert {k: x for k, x in disturbed.items() if "account" not in k} == {
+        k: x for k, x in undisturbed.items() if "account" not in k
+    }
 
 
 @pytest.mark.slow

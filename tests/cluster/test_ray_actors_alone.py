@@ -60,6 +60,7 @@ class Process:
     failure: Exception | None = None  # what `start` ends with
     killed: int = 0
     starts: list[ActorSetup] = field(default_factory=list)
+    restored: list[Any] = field(default_factory=list)
     newest: Published | None = None
     inbox: deque[tuple[str, tuple[Any, ...], Reference]] = field(default_factory=deque)
     calls: deque[tuple[str, tuple[Any, ...], Reference]] = field(default_factory=deque)
@@ -116,6 +117,9 @@ class Process:
             reference.come(task_error(NotStarted("has taken the place of one that died")))
         elif name == "state":
             reference.come({"index": self.index})
+        elif name == "restore":
+            self.restored.append(values[0])
+            reference.come(None)
         else:
             ordered = Published(*values[0])
             newest = self.newest
@@ -153,9 +157,16 @@ class World:
             monkeypatch.setattr(ray, name, getattr(self, f"_{name}"))
         monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
 
-    def actors(self, faults: FaultConfig | None = None, rollouts_per_batch: int = 0, learner: int = 0) -> RayActors:
+    def actors(
+        self,
+        faults: FaultConfig | None = None,
+        rollouts_per_batch: int = 0,
+        learner: int = 0,
+        states: Sequence[Any] = (None,) * 100,
+    ) -> RayActors:
         """As a learner opens them."""
-        own = [Slot(x, y, None, away_since=self.now) for x, y in zip(self.setups, self.processes, strict=True)]
+        each = zip(self.setups, self.processes, states, strict=False)
+        own = [Slot(setup, process, state, away_since=self.now) for setup, process, state in each]
         make: Any = None
         return RayActors(own, faults or FaultConfig(), self.said.append, make, learner, rollouts_per_batch)
 
@@ -269,6 +280,16 @@ def test_an_actor_that_dies_at_work_is_started_again_with_new_streams(world: Mak
     assert second == (*first[:-1], first[-1] + 1)
     assert here.said[0].startswith("actor 0 (10.0.0.1, process 100): actor died (")
     assert here.said[1].startswith("actor 0 (10.0.0.1, process 101): rolls out again after ")
+
+
+def test_environments_that_a_learner_has_left_go_back_to_the_checkpoint_where_it_has_them(world: MakeWorld) -> None:
+    here = world(2)
+    here.actors().sample(snapshot(0), 0)
+    actors = here.actors(learner=1, states=[{"games": 3}, {}])
+    assert [x.actor for x in actors.sample(snapshot(1), 0)] == [0, 1]
+    actors.sample(snapshot(2), 0)
+    assert [process.restored for process in here.processes] == [[{"games": 3}], []], "once, and before they roll out"
+    assert [len(process.starts) for process in here.processes] == [1, 1]
 
 
 def test_an_actor_that_dies_at_rest_is_found_out_by_the_next_order(world: MakeWorld) -> None:

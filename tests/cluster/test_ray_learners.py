@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import CheckpointConfig
+from metagrad.cluster.config.experiment import CheckpointConfig, FaultConfig
 from metagrad.cluster.launch import supervise
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.launch.supervise import LearnerLost
@@ -111,31 +111,25 @@ def test_a_killed_learner_costs_a_life_and_the_run_goes_on(
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_frozen_learner_is_replaced_with_the_others(
-    tiny: Tiny, console: Console, tmp_path: Path, started: Started, which: int, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, console: Console, tmp_path: Path, started: Started, which: int, learner_of: Any
 ) -> None:
-    seconds = [120.0]
-
-    class Impatient(supervise._Patience):
-        def spend(self) -> None:
-            try:
-                super().spend()
-            except supervise._NoAnswer:
-                seconds[0] = 120.0  # the next life has to start
-                raise
-
-    monkeypatch.setattr(supervise.Supervisor, "patience", lambda self: Impatient(seconds[0], self._stop, self._say))
-
-    def freeze(found: list[int]) -> None:
-        seconds[0] = 10.0
-        time.sleep(3)  # the answer that is waited for now has the former patience
-        os.kill(found[which], signal.SIGSTOP)
-
-    experiment = several(tiny, updates=200, learner_restarts=1, checkpoint=CheckpointConfig(every=2, keep=3))
-    thread = started.once_there_is(4, tmp_path / "run", freeze)
+    """In the time that is said; the run ends with the bits of one that nothing happened to."""
+    experiment = several(
+        tiny,
+        updates=200,
+        learner_restarts=1,
+        checkpoint=CheckpointConfig(every=2, keep=3),
+        faults=FaultConfig(learner_seconds=10),
+    )
+    thread = started.once_there_is(4, tmp_path / "run", lambda found: os.kill(found[which], signal.SIGSTOP))
     summary = run(experiment, tmp_path / "run", False, console)
     thread.join()
     assert (summary["updates"], account_holds(summary)) == (200, True)
     assert "learner: lost (no answer for 1" in text(console)
+    run(several(tiny, updates=200), tmp_path / "undisturbed", False, console)
+    disturbed, undisturbed = (learner_of(tmp_path / name) for name in ("run", "undisturbed"))
+    names = [name for name in undisturbed if "account" not in name]
+    assert [disturbed[name] for name in names] == [undisturbed[name] for name in names]
 
 
 def test_without_lives_left_the_run_ends_and_resumes(

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from metagrad.actors.rollout import Actor
 from metagrad.cluster.config.actor_critic import Experiment
-from metagrad.cluster.config.experiment import EvaluationConfig
+from metagrad.cluster.config.experiment import EvaluationConfig, FaultConfig
 from metagrad.cluster.launch import supervise
 from metagrad.cluster.launch.crew import Crew
 from metagrad.cluster.launch.driver_reports import Start
@@ -254,6 +254,18 @@ def test_an_answer_that_went_with_the_node_is_not_waited_for(monkeypatch: pytest
     monkeypatch.setattr(ray_watch, "lost", lambda: LOST_RAYLET)
     with pytest.raises(ClusterLost, match="continue with --resume"):
         supervise._Patience(120.0, RUNNING, print).spend()
+
+
+def test_a_learner_that_has_answered_once_is_given_as_long_as_the_run_says(tiny: Tiny) -> None:
+    def seconds(has_answered: bool, **faults: float) -> float:
+        supervisor = object.__new__(supervise.Supervisor)
+        supervisor._experiment = tiny(topology="ray", faults=FaultConfig(**faults))
+        supervisor._stop, supervisor._say = RUNNING, print
+        return supervisor.patience(has_answered)._seconds
+
+    assert [seconds(x, learner_seconds=7.0) for x in (False, True)] == [120, 7]
+    assert [seconds(x, rollout_seconds=300.0) for x in (False, True)] == [300, 300]
+    assert [seconds(x) for x in (False, True)] == [120, 120]
 
 
 class Remote:

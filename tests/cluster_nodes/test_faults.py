@@ -111,3 +111,36 @@ def test_sigkill_of_the_learner(nodes: RayNodes, start: Callable[..., Run], sche
     told(run, f"SIGKILL of the learner, {schedule}", killed_at, PROCESS_GOAL)
     assert kept == actors
     assert run.job.output.count("started again from the newest checkpoint") == 1
+
+
+def freeze(nodes: RayNodes, learner: int) -> None:
+    """Stop a process where it stands: its node and its connections stay."""
+    os.kill(learner, signal.SIGSTOP)
+
+
+def lose_its_node(nodes: RayNodes, learner: int) -> None:
+    nodes.kill_raylet(nodes.workers("Learner")[learner])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("fault", [freeze, lose_its_node])
+def test_one_of_two_learners(
+    nodes: RayNodes, start: Callable[..., Run], fault: Callable[[RayNodes, int], None], schedule: str
+) -> None:
+    """Each has a node of its own: with three CPUs and an actor's there is room for one on each worker."""
+    words = ("--updates", "120", "--learners", "2", "--learner-cpus", "3", "--actors", "2")
+    run = start(*words, "--learner-restarts", "2", "--faults.learner-seconds", "12", *SCHEDULES[schedule])
+    run.wait_for_updates(20)
+    learners = nodes.workers("Learner")
+    assert sorted(learners.values()) == ["worker-1", "worker-2"]
+    struck = max(learners)
+    killed_at = time.time()
+    fault(nodes, struck)
+    if fault is lose_its_node:
+        nodes.network.hosts[learners[struck]].power_off()
+        nodes.start(learners[struck], 4)
+    run.wait_for_updates(run.updates + 20)
+    assert not learners.keys() & nodes.workers("Learner").keys(), "all are replaced"
+    run.finish()
+    told(run, f"{fault.__name__} of one of two learners, {schedule}", killed_at, NODE_GOAL)
+    assert run.job.output.count("started again from the newest checkpoint") == 1
