@@ -36,6 +36,7 @@ from metagrad.shares import RankLost
 
 _SECONDS_TO_PLACE = 5.0  # where there is room
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_MISS_A_NODE = 60.0  # at the most, until Ray counts it as dead
 _SECONDS_TO_FINISH = 35.0  # without the cluster's head, before Ray aborts
 _SECONDS_TO_START = 120.0  # a learner's process, at the least
 _SECONDS_OF_SILENCE_AT_THE_END = 30.0  # once it is asked to end: its caller does not wait for ever
@@ -142,15 +143,34 @@ class Supervisor:
         for _ in range(1, experiment.learners):
             bundles += map(dict, of_learner)
         group = placement_group(bundles, strategy="PACK")
-        if not group.wait(_SECONDS_TO_PLACE):
-            try:
-                self._wait(group, needs_of(bundles, experiment.learners))
-            except BaseException:
-                remove_placement_group(group)
-                raise
+        self._needs = needs_of(bundles, experiment.learners)
+        try:
+            self._wait(group)
+        except BaseException:
+            remove_placement_group(group)
+            raise
         return group
 
-    def _wait(self, group: PlacementGroup, needs: str) -> None:
+    def _wait_for_nodes(self) -> None:
+        """See that the successors of lost learners go to nodes that are there, which Ray knows some time after a loss."""
+        deadline = time.monotonic() + _SECONDS_TO_MISS_A_NODE
+        is_said = False
+        while (silent := ray_watch.silent_nodes(self._group)) and time.monotonic() < deadline:
+            if (lost := ray_watch.lost()) is not None:
+                raise lost
+            if self._stop.signal_name is not None:
+                return
+            if not is_said:
+                self._say(f"{', '.join(silent)} no longer answers: waiting until Ray counts it as lost")
+            is_said = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self._wait(self._group)
+
+    def _wait(self, group: PlacementGroup) -> None:
+        """Wait until all of the group has room."""
+        if group.wait(_SECONDS_TO_PLACE):
+            return
+        needs = self._needs
         limit = self._experiment.resolved_wait_for_resources
         self._say(f"waiting for {needs}, at most {limit:g} s (--wait-for-resources): {free_resources()}")
         deadline = time.monotonic() + limit - _SECONDS_TO_PLACE
@@ -184,6 +204,8 @@ class Supervisor:
     @contextmanager
     def learners(self, assignment: Assignment, make: MakeActor) -> Iterator[Crew]:
         """Start the learners of a life on their work, and kill them at the end."""
+        if assignment.life:
+            self._wait_for_nodes()
         of_each = (self._group, self._experiment.learner_cpus, self._gpus)
         learners = [start_learner(*of_each, rank, bundle) for rank, bundle in self._bundles()]
         try:

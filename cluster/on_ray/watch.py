@@ -4,6 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group_table
 
 from metagrad.cluster.on_ray.address import greet
 from metagrad.cluster.on_ray.private import Endpoint
@@ -58,6 +62,24 @@ class RayWatch:
                     return
             else:
                 self._silent_since.pop(part, None)
+
+
+def silent_nodes(group: PlacementGroup) -> list[str]:
+    """Return the addresses of nodes that do not answer, and that Ray still takes for places of this group."""
+    placed = set(placement_group_table(group)["bundles_to_node_id"].values())
+    return [
+        node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] in placed and not _answers(node)
+    ]
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        greet(Endpoint(node["NodeManagerAddress"], int(node["NodeManagerPort"])), _SECONDS_TO_ANSWER)
+    except OSError:
+        return False
+    return True
 
 
 _watch: RayWatch | None = None

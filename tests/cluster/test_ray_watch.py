@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -77,3 +78,22 @@ def test_what_the_watch_sees_is_said_while_it_watches(monkeypatch: pytest.Monkey
             time.sleep(0.001)
         assert lost() is watch.lost
     assert lost() is None
+
+
+def test_nodes_with_places_of_a_group_are_silent_until_ray_counts_them_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = {"answers": 1, "silent": 2, "elsewhere": 3, "dead": 4}
+    nodes = [
+        {"NodeID": name, "NodeManagerAddress": name, "NodeManagerPort": port, "Alive": name != "dead"}
+        for name, port in ports.items()
+    ]
+
+    def greet(endpoint: Endpoint, seconds: float) -> None:
+        if endpoint.host != "answers":
+            raise ConnectionRefusedError
+
+    placed = {"bundles_to_node_id": {0: "answers", 1: "silent", 2: "dead"}}
+    monkeypatch.setattr(ray_watch, "placement_group_table", lambda _: placed)
+    monkeypatch.setattr(ray_watch.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_watch, "greet", greet)
+    group: Any = None
+    assert ray_watch.silent_nodes(group) == ["silent"]

@@ -78,6 +78,8 @@ class Lives:
             return reference
 
         Room(monkeypatch, looks=0)
+        self.silent: list[list[str]] = []  # nodes at each look; none afterwards
+        monkeypatch.setattr(ray_watch, "silent_nodes", lambda _: self.silent.pop(0) if self.silent else [])
         learner = SimpleNamespace(
             run=SimpleNamespace(remote=run),
             fetch=SimpleNamespace(remote=lambda seconds: []),
@@ -126,6 +128,19 @@ def test_each_life_begins_at_the_newest_checkpoint(tiny: Tiny, monkeypatch: pyte
     assert [x.checkpoint for x in lives.assignments] == [None, None, checkpoint(4)]
     assert lives.started == [0, 0, 4]
     assert len(lives.said) == 2
+
+
+def test_a_life_begins_once_ray_knows_which_nodes_are_left(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one has gone with its node it would be sent there again, and be a life less."""
+    lives = Lives(tiny(topology="ray", learner_restarts=1), monkeypatch, [ActorDiedError(), None])
+    lives.silent = [["10.0.0.3"], ["10.0.0.3"]]
+    slept: list[int] = []
+    monkeypatch.setattr(supervise.time, "sleep", lambda _: slept.append(len(lives.assignments)))
+    lives.run([None, None])
+    assert (slept, len(lives.assignments)) == ([1, 1], 2)
+    assert [text for text in lives.said if "10.0.0.3" in text] == [
+        "10.0.0.3 no longer answers: waiting until Ray counts it as lost"
+    ]
 
 
 def test_no_more_lives_than_allowed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
