@@ -152,7 +152,7 @@ class Supervisor:
         return group
 
     def _wait_for_nodes(self) -> None:
-        """See that the successors of lost learners go to nodes that are there, which Ray knows some time after a loss."""
+        """See that successors of lost learners go to nodes that are there; Ray knows some time after a loss."""
         deadline = time.monotonic() + _SECONDS_TO_MISS_A_NODE
         is_said = False
         while (silent := ray_watch.silent_nodes(self._group)) and time.monotonic() < deadline:
