@@ -13,7 +13,7 @@ from metagrad import trees
 from metagrad.lifetimes import Agents, Learning, agent_outputs
 from metagrad.optimizers import OptimizerState
 from metagrad.returns import lambda_returns
-from metagrad.update_rules import LifetimeRollout
+from metagrad.update_rules import AgentOutputs, LifetimeRollout
 
 
 class Alone:
@@ -36,17 +36,19 @@ class Alone:
         learning, rule, agent = self.learning, self.learning.rule, self.start
         theta, state, age = agent.theta.clone().requires_grad_(), agent.rule_state, int(agent.updates)
         moments, objective = agent.moments, torch.zeros((), dtype=eta.dtype)
-        self.value_theta = agent.value_theta
+        self.value_theta, before = agent.value_theta, agent.target_theta
         value_state = OptimizerState(int(agent.value_updates), agent.value_moments)
         *lived, last = self.rollouts
         for rollout in lived:
             outputs = agent_outputs(learning.network, theta, rollout.observation)
-            targets, state = rule.targets(eta, state, rollout, outputs, None)
+            targets, state = rule.targets(eta, state, rollout, outputs, self._target_outputs(before, rollout))
             own = theta.clone()
             loss = rule.loss(targets, agent_outputs(learning.network, own, rollout.observation), rollout)
             (gradient,) = torch.autograd.grad(loss, own, create_graph=True)
             for name, x in rule.regularisers(targets, outputs, rollout).items():
                 objective = objective + rule.coefficients[name] * x / len(lived)
+            if rule.target_network_decay is not None:
+                before = rule.target_network_decay * before + (1.0 - rule.target_network_decay) * theta
             theta, after = learning.optimizer.update(gradient, OptimizerState(age, moments), theta, eta)
             age, moments = age + 1, after.moments
             value_state = self._learn_value(value_state, rollout)
@@ -58,6 +60,11 @@ class Alone:
         logits = agent_outputs(learning.network, theta, last.observation)["logits"][:-1]
         log_prob = torch.log_softmax(logits, -1).gather(-1, last.action[:-1].unsqueeze(-1)).squeeze(-1)
         return objective - (log_prob * advantage)[last.valid].mean()
+
+    def _target_outputs(self, target_theta: Tensor, rollout: LifetimeRollout) -> AgentOutputs | None:
+        if self.learning.rule.target_network_decay is None:
+            return None
+        return agent_outputs(self.learning.network, target_theta, rollout.observation)
 
     def _value_targets(self, value_theta: Tensor, rollout: LifetimeRollout) -> tuple[Tensor, Tensor]:
         value = agent_outputs(self.learning.value_network, value_theta, rollout.observation)["value"]

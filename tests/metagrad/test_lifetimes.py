@@ -11,6 +11,7 @@ from benchmarks.lifetimes_alone import Alone
 from metagrad import trees
 from metagrad.actor_critic import A2cLoss
 from metagrad.agent_networks import HiddenAgent, TabularAgent, per_head
+from metagrad.disco import DiscoRule
 from metagrad.distributions import Categorical, Outputs
 from metagrad.errors import ConfigurationError
 from metagrad.lifetimes import (
@@ -44,6 +45,7 @@ SHAPE = (2, 3)
 RULES: dict[str, UpdateRule] = {
     "lpg": Lpg(predictions=4, units=6, embedding=5),
     "correction": ObjectiveCorrection(hidden=5),
+    "disco": DiscoRule(prediction=4, largest_value=3, hidden=5, meta_hidden=3),
 }
 
 
@@ -119,7 +121,10 @@ def lived(
 
 
 CASES = [("lpg", True), ("correction", False)]  # every rule and every network
-ALL = [*CASES, *(pytest.param(*one, marks=pytest.mark.slow) for one in (("lpg", False), ("correction", True)))]
+ALL = [
+    *CASES,
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in (("lpg", False), ("correction", True), ("disco", False))),
+]
 
 
 @pytest.mark.parametrize(("name", "is_tabular"), ALL)
