@@ -17,6 +17,7 @@ from metagrad.experiments.gradient_bias import (
 )
 from metagrad.experiments.gradient_bias.atari import atari, atari_released
 from metagrad.experiments.gradient_bias.ipd import ipd
+from metagrad.experiments.lifetimes import lpg_study
 from metagrad.experiments.lifetimes.lifetimes import lifetimes
 from metagrad.experiments.mixed_precision import precision_study
 from metagrad.experiments.one_step_at_a_time import (
@@ -74,5 +75,6 @@ STUDIES: dict[str, Study] = {
         atari_study.ALE_STUDY,
         precision_study.STUDY,
         tuning_study.STUDY,
+        lpg_study.STUDY,
     )
 }

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from rich.console import Console
 
 from metagrad.actors.evaluate import EvaluationResult, evaluate
 from metagrad.actors.rollout import probe
-from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import BaseExperiment, CheckpointConfig
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.plot import logged_scalars
@@ -27,6 +26,7 @@ from metagrad.learner.storage import remove
 
 Curve = dict[str, list[int] | list[float]]  # "updates" and "values"
 Policy = Literal["sampled", "greedy"]
+AnyExperiment = TypeVar("AnyExperiment", bound=BaseExperiment)
 
 
 def train(experiment: BaseExperiment, folder: Path) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def evaluate_newest(experiment: BaseExperiment, folder: Path, episodes: int) -> 
 
 
 def part_run(
-    experiment: Experiment, settings: Settings, log_every: int, checkpoint_every: int, keep: int = 1_000, **more: Any
-) -> Experiment:
+    experiment: AnyExperiment, settings: Settings, log_every: int, checkpoint_every: int, keep: int = 1_000, **more: Any
+) -> AnyExperiment:
     """Return a part's training run: seed and sizes are its settings', and it is colocated on one thread."""
     own = {name: settings[name] for name in ("seed", "updates", "environments", "rollout_length") if name in settings}
     return replace(
