@@ -12,6 +12,7 @@ from metagrad.lpg import Lpg
 from metagrad.rule_files import encoded_rule
 
 
+@pytest.mark.slow
 def test_rules_of_files_stand_beside_a2c(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(held_out, "ENVIRONMENTS", 4)
     monkeypatch.setattr(held_out, "EVALUATED", 16)

@@ -29,6 +29,7 @@ def test_no_rule_was_trained_on_these_tasks():
     assert not torch.isin(tested.reward, trained.reward).any()
 
 
+@pytest.mark.slow
 def test_agents_learn_and_are_scored_between_birth_and_best():
     worlds = worlds_with_something_to_gain(HELD_OUT["small"], 3)
     result = lived(HELD_OUT["small"], worlds, 40)
