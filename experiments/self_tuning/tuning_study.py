@@ -114,5 +114,5 @@ def seconds_of_updates(settings: Settings) -> dict[str, float]:
     return {arm: float(f"{median(values):.4g}") for arm, values in found.items()}
 
 
-ABOUT = "meta-gradients beside fixed values, random search and a population, at equal frames and CPU seconds"
+ABOUT = "Meta-gradients beside fixed values, random search and a population, at equal frames and CPU"
 STUDY = training_study("self-tuning", ABOUT, _parts, run_part, report, seeds=SEEDS)
