@@ -10,6 +10,7 @@ and seed alone, and members answer from their records as far as these go.
 import logging
 import math
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -96,6 +97,14 @@ def _index(trial: Any) -> int:
     return int(str(trial).partition("=")[2])
 
 
+class MemberStopped(RunLost):
+    """Says that a signal has stopped a member, whose checkpoint is written."""
+
+    def __init__(self, name: str, signal_name: str):
+        super().__init__(f"{name} was stopped by {signal_name}")
+        self.signal_name = signal_name
+
+
 class Members:
     """Knows where the members of a population are, and what they have done."""
 
@@ -138,7 +147,7 @@ class Members:
         """Train a member for a generation, or return what it did there.
 
         Raises:
-            RunLost: the record is of other choices, a checkpoint is gone, or the run was stopped.
+            RunLost: the record is of other choices, or a checkpoint is gone; `MemberStopped`.
         """
         records = self.records(index)
         if generation < len(records):
@@ -151,7 +160,7 @@ class Members:
         experiment = replace(self.population.member(index), updates=until, learner_threads=cpus)
         summary = run(experiment, folder, RunFolder(folder).has_run(), Console(quiet=True))
         if summary["updates"] < until:
-            raise RunLost(f"{folder.name} was stopped by {summary['stopped_by']}")
+            raise MemberStopped(folder.name, summary["stopped_by"])
         own: Record = {"parent": parent, "odds": values, "updates": until, "return_mean": summary["return_mean"]}
         write_json(self._records(index), [*records, own])
         return own
@@ -313,6 +322,8 @@ def in_turn(members: Members) -> None:
 
     Without processes of Ray, and with the same choices as in `evolve`: for parts of studies, which are small.
 
+    A signal that stops a member is raised again, as `metagrad.experiments.training.runs.train` does.
+
     Raises:
         RunLost: a member failed; what is recorded stays.
     """
@@ -326,7 +337,11 @@ def in_turn(members: Members) -> None:
     for generation in range(population.generations):
         for index, turn in enumerate(turns):
             values = {name: float(x) for name, x in turn.config.items()}
-            record = members.train(index, generation, turn.taken_parent(), values, 1)
+            try:
+                record = members.train(index, generation, turn.taken_parent(), values, 1)
+            except MemberStopped as stopped:
+                signal.raise_signal(signal.Signals[stopped.signal_name])
+                raise
             score = _score(record)
             own.on_trial_result(controller, turn, {"training_iteration": generation + 1, "return_mean": score})
 

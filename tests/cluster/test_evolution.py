@@ -90,6 +90,22 @@ def test_a_member_that_was_killed_goes_on_where_it_was(tiny: Callable[..., Any],
         assert torch.equal(trees[0]["theta"], trees[1]["theta"])
 
 
+def test_a_signal_that_stops_a_member_is_passed_on(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from metagrad.cluster.sweeps import evolution
+
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    monkeypatch.setattr(evolution, "run", lambda *_: {"updates": 1, "stopped_by": "SIGTERM"})
+    try:
+        with pytest.raises(RunLost, match=r"^member=0 was stopped by SIGTERM$"):
+            grown(tiny(), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
 def test_a_folder_belongs_to_one_population(tiny: Callable[..., Any], tmp_path: Path) -> None:
     base = tiny(updates=2)
     grown(base, tmp_path)
