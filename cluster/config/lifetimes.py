@@ -15,13 +15,11 @@ from metagrad.actors.rollout import ActorSetup, AnyActor
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.errors import require, require_one_of
 from metagrad.learner.rule_learner import RuleLearner
-from metagrad.lpg import Lpg
 from metagrad.networks import LinearPolicy, NetworkSpec
-from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.optimizers import Adam
+from metagrad.rule_files import AnyRule
 from metagrad.unroll import Product
 
-Rule = Lpg | ObjectiveCorrection
 _MOST_INNER_UPDATES = 10_000
 
 
@@ -43,7 +41,7 @@ class LifetimesExperiment(BaseExperiment):
     """Meta-updates of the rule to train for."""
     other_families: tyro.conf.Suppress[tuple[TaskFamily, ...]] = ()
     """Families of tasks beside env; agent number n has tasks of family n mod F."""
-    rule: Rule
+    rule: AnyRule
     agents: int
     """Number of agents, shared out evenly among the actors; an actor is a population."""
     agent: AgentConfig = AgentConfig()

@@ -175,6 +175,7 @@ def test_a_killed_actor_is_replaced_and_the_run_completes(
     assert (resumed["actors_restarted"], resumed["dropped"]) == (1, 6), "the account goes on"
 
 
+@pytest.mark.slow
 def test_an_agent_under_a_rule_has_the_same_bits_on_ray_and_colocated(
     console: Console, tmp_path: Path, learner_of: Any
 ) -> None:

@@ -146,3 +146,19 @@ def test_the_command_line_trains_by_any_rule(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert main(("train", "snake-6x6", "--run-dir", str(tmp_path / "run"), "--resume", "--updates", "5")) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["updates"] == 5
+
+
+@pytest.mark.slow
+def test_a_rule_of_discorls_kind_is_trained_exported_and_used(
+    console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lifetimes: Any = EXPERIMENTS["lifetimes"]()
+    changes = {"agents": 2, "environments": 4, "actors": 1, "rollout_length": 4, "inner_updates": 2, "updates": 1}
+    tiny = replace(lifetimes, rule=RULE, topology="colocated", learner_threads=1, **changes)
+    run(tiny, tmp_path / "rule", False, console)
+    assert from_json(to_json(tiny)) == tiny
+    assert main(("export", str(tmp_path / "rule"), "--output", str(tmp_path / "trained.npz"))) == 0
+    capsys.readouterr()
+    ruled = tiny_ruled(tmp_path / "trained.npz")
+    assert ruled.network.rule == RULE
+    assert run(ruled, tmp_path / "agent", False, console)["updates"] == 5
