@@ -20,6 +20,7 @@ from metagrad.optimizers import Adam
 from metagrad.rule_files import AnyRule
 from metagrad.unroll import Product
 
+Rule = AnyRule
 _MOST_INNER_UPDATES = 10_000
 
 
@@ -41,7 +42,7 @@ class LifetimesExperiment(BaseExperiment):
     """Meta-updates of the rule to train for."""
     other_families: tyro.conf.Suppress[tuple[TaskFamily, ...]] = ()
     """Families of tasks beside env; agent number n has tasks of family n mod F."""
-    rule: AnyRule
+    rule: Rule
     agents: int
     """Number of agents, shared out evenly among the actors; an actor is a population."""
     agent: AgentConfig = AgentConfig()
