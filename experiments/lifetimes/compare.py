@@ -15,15 +15,10 @@ import torch
 
 from metagrad.actors.agents import AgentConfig
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
-from metagrad.experiments.lifetimes.held_out import HELD_OUT, live, worlds_with_something_to_gain
+from metagrad.experiments.lifetimes.held_out import A2C_AGENT, HELD_OUT, a2c, live, worlds_with_something_to_gain
 from metagrad.experiments.reporting.report import markdown_table
 from metagrad.experiments.reporting.statistics import Array, interquartile_interval, interquartile_mean, number
-from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.rule_files import StoredRule, load_rule
-
-A2C = ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.01)
-"""Is A2C as long as its correction is 0, as it is when drawn; the settings are the best of those tried (docs)."""
-A2C_AGENT = AgentConfig()
 
 
 def scores(
@@ -34,11 +29,6 @@ def scores(
         live(stored.rule, stored.eta, agent, family, worlds, updates=updates, seed=seed).score for seed in range(seeds)
     )
     return np.stack([score.double().numpy() for score in lives])
-
-
-def a2c() -> StoredRule:
-    """Return A2C as a rule."""
-    return StoredRule(A2C, A2C.init(torch.Generator().manual_seed(0)), {})
 
 
 def compared(files: Sequence[Path], seeds: int, worlds: int, updates: int) -> Iterator[tuple[str, str, str, str]]:

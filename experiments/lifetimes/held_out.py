@@ -18,6 +18,8 @@ from metagrad.actors.envs.grid_worlds import GridWorldFamily, GridWorlds
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake_family import SnakeFamily
 from metagrad.lifetimes import Agents, Learning, agent_logits, fresh_agents, lifetime_update
+from metagrad.objective_correction import ObjectiveCorrection
+from metagrad.rule_files import StoredRule
 from metagrad.update_rules import UpdateRule
 
 TEST, TUNING = 1, 2  # `task_seed` of the tasks for testing, and for choosing settings; rules are trained on those of 0
@@ -36,6 +38,11 @@ HELD_OUT: dict[str, TaskFamily] = {
     "snake": SnakeFamily(task_seed=TEST),
 }
 """Families for testing; task number n of one has the seed n."""
+
+
+A2C = ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.05)
+"""Is A2C as long as its correction is 0, as it is when drawn; the settings are the best of 16 (docs/lifetimes.md)."""
+A2C_AGENT = AgentConfig(tabular_policy_learning_rate=160.0)
 
 
 class Lived(NamedTuple):
@@ -109,6 +116,11 @@ def _best(environment: TaskEnvironment[Any, Any]) -> Float[Tensor, "N"] | None:
     if isinstance(environment, GridWorlds) and environment.family.is_tabular:
         return environment.optimal_returns().to(torch.float32)
     return None
+
+
+def a2c() -> StoredRule:
+    """Return A2C as a rule."""
+    return StoredRule(A2C, A2C.init(torch.Generator().manual_seed(0)), {})
 
 
 def mean_returns(

@@ -14,8 +14,7 @@ from metagrad.cluster.config.lifetimes import Rule
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.trained import trained_rule
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.lifetimes.compare import A2C_AGENT, a2c
-from metagrad.experiments.lifetimes.held_out import HELD_OUT, live, worlds_with_something_to_gain
+from metagrad.experiments.lifetimes.held_out import A2C_AGENT, HELD_OUT, a2c, live, worlds_with_something_to_gain
 from metagrad.experiments.lifetimes.lifetimes import lifetimes
 from metagrad.experiments.lifetimes.lpg_report import report
 from metagrad.experiments.reporting.parts import sizes

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from metagrad.experiments.lifetimes import held_out
-from metagrad.experiments.lifetimes.compare import a2c, main
+from metagrad.experiments.lifetimes.compare import main
+from metagrad.experiments.lifetimes.held_out import a2c
 from metagrad.experiments.reporting.statistics import interquartile_interval, interquartile_mean
 from metagrad.lpg import Lpg
 from metagrad.rule_files import encoded_rule
