@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.experiments.lifetimes import held_out
+from metagrad.actors.agents import AgentConfig
+from metagrad.experiments.lifetimes import compare, held_out
 from metagrad.experiments.lifetimes.compare import main
 from metagrad.experiments.lifetimes.held_out import a2c
 from metagrad.experiments.reporting.statistics import interquartile_interval, interquartile_mean
@@ -17,6 +18,7 @@ from metagrad.rule_files import encoded_rule
 def test_rules_of_files_stand_beside_a2c(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(held_out, "ENVIRONMENTS", 4)
     monkeypatch.setattr(held_out, "EVALUATED", 16)
+    monkeypatch.setattr(compare, "A2C_AGENT", AgentConfig())  # as agents under rules of files are
     rule, own = Lpg(units=4, predictions=3, embedding=3), a2c()
     lpg, copy = tmp_path / "lpg.npz", tmp_path / "a2c.npz"
     lpg.write_bytes(encoded_rule(rule, rule.init(torch.Generator().manual_seed(0)), {}))
