@@ -19,6 +19,7 @@ from metagrad.lifetimes import (
     Learning,
     LifetimeGradient,
     agent_logits,
+    agent_outputs,
     fresh_agents,
     lifetime_gradient,
     lifetime_update,
@@ -243,7 +244,20 @@ def test_replaced_agents_are_fresh_and_the_others_untouched() -> None:
 
 def test_columns_of_agents_lie_one_agent_after_another() -> None:
     columns = torch.arange(2 * 6).view(2, 6)
-    assert per_agent(columns, 3)[1].tolist() == [[2, 3], [8, 9]]
+    assert per_agent(columns, 3).tolist() == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
+
+
+def test_the_row_that_bootstraps_changes_no_bit_of_a_gradient_that_leaves_it_out() -> None:
+    """At 320 rows torch adds in another order than at 336."""
+    generator = torch.Generator().manual_seed(0)
+    agent = HiddenAgent(observation_shape=(9,), heads={"logits": (5,)})
+    theta = agent.init(generator).requires_grad_()
+    observation, weight = (torch.randn(*shape, generator=generator) for shape in ((21, 16, 9), (20, 16, 5)))
+    all_rows = agent_outputs(agent, theta, observation)["logits"]
+    acted_on = agent.apply(theta, observation[:-1].flatten(0, 1))["logits"].view(20, 16, 5)
+    found, expected = (torch.autograd.grad((x * weight).sum(), theta)[0] for x in (all_rows[:-1], acted_on))
+    assert torch.equal(found, expected)
+    assert torch.equal(all_rows[-1], agent.apply(theta, observation[-1])["logits"])
 
 
 def test_agents_act_by_their_own_policies() -> None:
