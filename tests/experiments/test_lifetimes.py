@@ -1,5 +1,7 @@
 """Experiment `lifetimes`: what it refuses, what it counts and logs, that it resumes, and the rule that comes of it."""
 
+import os
+import signal
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -10,7 +12,8 @@ import torch
 from rich.console import Console
 
 import metagrad.experiments.loading
-from metagrad.actors.rollout import probe
+from metagrad.actors.population import Population
+from metagrad.actors.rollout import ActorSetup, probe
 from metagrad.cli.main import main
 from metagrad.cluster.config.lifetimes import LifetimesExperiment
 from metagrad.cluster.launch.launch import run
@@ -23,6 +26,7 @@ from metagrad.lpg import Lpg
 from metagrad.optimizers import Adam
 from metagrad.rule_files import load_rule
 from metagrad.trees import map_tensors
+from metagrad.types import Rollout, WeightSnapshot
 
 RULE = Lpg(units=4, predictions=3, embedding=3)
 
@@ -125,6 +129,43 @@ def test_what_comes_of_it_is_a_rule_and_no_policy(tmp_path: Path, capsys: pytest
         assert capsys.readouterr().err.startswith(f"metagrad: {line}")
     with pytest.raises(ConfigurationError, match="holds no policy but an update rule"):
         metagrad.experiments.loading.load(tmp_path / "run")
+
+
+class Doomed(Population):
+    """Kills its process at its third order, once."""
+
+    marker: Path
+
+    def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
+        self.orders = getattr(self, "orders", 0) + 1
+        if self.setup.index == 1 and self.orders == 3 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().rollout(snapshot, lookahead_step)
+
+
+@pytest.mark.slow
+def test_a_killed_population_comes_back_with_fresh_agents_and_is_counted(tmp_path: Path) -> None:
+    experiment = tiny(agents=4, environments=8, topology="ray", actors=2, updates=30, lifetime=1_000)
+    said = StringIO()
+
+    def make(setup: ActorSetup) -> Doomed:
+        actor = Doomed(setup, experiment.population)
+        actor.marker = tmp_path / "marker"
+        return actor
+
+    summary = run(experiment, tmp_path / "run", False, Console(file=said, width=200), make)
+    assert (summary["updates"], summary["actors_restarted"], summary["in_flight"]) == (30, 1, 0)
+    assert summary["consumed"] == 30 * experiment.steps_per_rollout
+    assert summary["sampled"] == summary["consumed"] + summary["dropped"]
+    assert summary["dropped_reasons"]["actor died"] == experiment.steps_per_rollout // 2
+    assert "actor 1" in said.getvalue()
+    assert "started again with new random streams" in said.getvalue()
+    kept, fresh = restore_newest(tmp_path / "run" / "checkpoints").tree["actors"]
+    assert kept["family 0/seed"].tolist() == [0, 0, 0]
+    assert not fresh or fresh["family 0/seed"].tolist() == [0, 0, 1]
+    summary = trained(replace(experiment, updates=31), tmp_path / "run", is_resumed=True)
+    assert (summary["updates"], summary["actors_restarted"]) == (31, 1)
 
 
 @pytest.mark.slow
