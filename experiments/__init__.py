@@ -18,7 +18,12 @@ from metagrad.experiments.gradient_bias import (
 from metagrad.experiments.gradient_bias.atari import atari, atari_released
 from metagrad.experiments.gradient_bias.ipd import ipd
 from metagrad.experiments.lifetimes import lpg_study
-from metagrad.experiments.lifetimes.lifetimes import lifetimes
+from metagrad.experiments.lifetimes.lifetimes import (
+    lifetimes,
+    lifetimes_correction,
+    lifetimes_disco,
+    lifetimes_families,
+)
 from metagrad.experiments.mixed_precision import precision_study
 from metagrad.experiments.one_step_at_a_time import (
     mrp,
@@ -48,6 +53,9 @@ EXPERIMENTS: dict[str, Callable[[], BaseExperiment]] = {
     "ipd": ipd,
     "pong": pong,
     "lifetimes": lifetimes,
+    "lifetimes-families": lifetimes_families,
+    "lifetimes-correction": lifetimes_correction,
+    "lifetimes-disco": lifetimes_disco,
     "catch-8x8": catch_8x8,
     "envpool": envpool,
     "gym": gym,

@@ -20,7 +20,6 @@ from metagrad.optimizers import Adam
 from metagrad.rule_files import AnyRule
 from metagrad.unroll import Product
 
-Rule = AnyRule
 _MOST_INNER_UPDATES = 10_000
 
 
@@ -42,7 +41,7 @@ class LifetimesExperiment(BaseExperiment):
     """Meta-updates of the rule to train for."""
     other_families: tyro.conf.Suppress[tuple[TaskFamily, ...]] = ()
     """Families of tasks beside env; agent number n has tasks of family n mod F."""
-    rule: Rule
+    rule: AnyRule
     agents: int
     """Number of agents, shared out evenly among the actors; an actor is a population."""
     agent: AgentConfig = AgentConfig()

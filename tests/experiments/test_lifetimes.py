@@ -20,7 +20,13 @@ from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.checkpoint_parts import misfit
 from metagrad.cluster.run.plot import logged_scalars
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.lifetimes.lifetimes import lifetimes
+from metagrad.disco import DiscoRule
+from metagrad.experiments.lifetimes.lifetimes import (
+    lifetimes,
+    lifetimes_correction,
+    lifetimes_disco,
+    lifetimes_families,
+)
 from metagrad.learner.checkpoint import restore_newest
 from metagrad.lpg import Lpg
 from metagrad.optimizers import Adam
@@ -56,6 +62,22 @@ def test_the_published_settings() -> None:
     assert (published.rule, published.meta_optimizer) == (Lpg(), Adam(learning_rate=1e-4, max_gradient_norm=0.5))
     assert (published.rollouts_per_order, published.steps_per_rollout) == (6, 64 * 64 * 20 * 6)
     assert published.bytes_sent == 2 * 4 * Lpg().layout.size
+
+
+def test_other_rules_and_families_are_experiments_of_their_own(tmp_path: Path) -> None:
+    """DiscoRL's public meta-training has 2 agents, 32 environments, T = 16 and K = 2."""
+    disco = lifetimes_disco()
+    assert (disco.agents, disco.least_environments, disco.rollout_length, disco.inner_updates) == (2, 32, 16, 2)
+    assert disco.population.normaliser == Adam(learning_rate=1.0)
+    assert lifetimes().population.normaliser is None
+    several = tiny(other_families=lifetimes_families().other_families, agents=4, environments=8, updates=1)
+    assert (several.kinds_of_actors, replace(several, actors=2).kinds_of_actors) == (3, 3)
+    trained(several, tmp_path)
+    assert {name.split("/")[1] for name in logged_scalars(tmp_path) if name.endswith("reward_mean")} == {
+        family.make_tasks(seeds=[0], batch_size=1, device=torch.device("cpu")).spec.name for family in several.families
+    }
+    for rule in (lifetimes_correction().rule, DiscoRule(prediction=4, largest_value=2, hidden=2, meta_hidden=2)):
+        assert trained(tiny(rule=rule, updates=1), tmp_path / type(rule).__name__)["updates"] == 1
 
 
 @pytest.mark.parametrize(
