@@ -19,8 +19,8 @@ from metagrad.cluster.config.lifetimes import LifetimesExperiment
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.checkpoint_parts import misfit
 from metagrad.cluster.run.plot import logged_scalars
-from metagrad.errors import ConfigurationError
 from metagrad.disco import DiscoRule
+from metagrad.errors import ConfigurationError
 from metagrad.experiments.lifetimes.lifetimes import (
     lifetimes,
     lifetimes_correction,
