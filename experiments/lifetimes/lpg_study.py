@@ -10,7 +10,6 @@ from typing import Any
 
 from metagrad.actors.agents import AgentConfig
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
-from metagrad.cluster.config.lifetimes import Rule
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.trained import trained_rule
 from metagrad.cluster.studies.study import Result, Settings
@@ -22,11 +21,12 @@ from metagrad.experiments.training.runs import part_run, trained, training_study
 from metagrad.learner.checkpoint import paths, update_of
 from metagrad.lpg import Lpg
 from metagrad.objective_correction import ObjectiveCorrection
+from metagrad.rule_files import AnyRule
 from metagrad.update_rules import UpdateRule
 
 SEEDS, UPDATES = 3, 5_000
 POINTS = 5  # of a run, at which its rule is tested
-RULES: dict[str, Rule] = {"lpg": Lpg(), "correction": ObjectiveCorrection(is_advantage_normalised=True)}
+RULES: dict[str, AnyRule] = {"lpg": Lpg(), "correction": ObjectiveCorrection(is_advantage_normalised=True)}
 
 
 def _parts(seeds: int, is_quick: bool, updates: int = UPDATES) -> dict[str, Settings]:
