@@ -42,7 +42,7 @@ def test_more_seeds_add_parts_and_change_none() -> None:
     few, many = STUDY.parts(1, False), STUDY.parts(10, False)
     assert few.items() < many.items()
     assert len(many) == len(TASKS) * (1 + 10 * len(STARTS) * (len(ARMS) - 1 + MEMBERS))
-    assert len(STUDY.parts(10, True)) == 2 * (1 + 2 * len(STARTS) * (len(ARMS) - 1 + MEMBERS))
+    assert len(STUDY.parts(10, True)) == 2 * (1 + len(STARTS) * (len(ARMS) - 1 + MEMBERS))
 
 
 @pytest.mark.parametrize("task", ["catch", "snake-6x6"])
