@@ -11,7 +11,7 @@ from metagrad.actors import envs
 from metagrad.actors.envs.base import SnapshotEnvironment
 from metagrad.actors.envs.catch_family import CatchFamily
 from metagrad.actors.envs.chain_family import DelayedChainFamily
-from metagrad.actors.envs.families import TaskFamily
+from metagrad.actors.envs.families import TaskEnvironment, TaskFamily
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake_family import SnakeFamily
@@ -164,6 +164,7 @@ def test_states_are_numbered_as_they_are_seen(name):
         assert torch.equal(reward, step.reward)
         assert torch.equal(is_terminal, step.is_terminal)
         assert torch.equal(advanced.state_numbers(), step.observation.argmax(-1))
+        assert torch.equal(TaskEnvironment.state_numbers(advanced), advanced.state_numbers())
 
 
 @every_family
