@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from metagrad.cli.shell import quoted
@@ -42,7 +43,7 @@ def experiment_first(words: Sequence[str], command: str) -> tuple[BaseExperiment
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each option with the word after it, or after its "="."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         name, is_given, value = word.partition("=")
         yield (name, value) if is_given else (word, following)
 

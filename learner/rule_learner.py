@@ -65,14 +65,14 @@ class RuleLearner:
         clock.lap("sample")
         gradient = brought.gradient.sum(0) / brought.agents.sum()
         theta, optimizer = self.optimizer.update(gradient, state.optimizer, state.theta, nothing)
-        lifetimes = state.lifetimes + int(brought.lifetimes.sum())
+        tensors = {"norm/meta_gradient": gradient.norm(), "norm/theta": theta.norm()}
+        tensors |= {"lifetimes/ended": brought.lifetimes.sum(), "lifetimes/agents": brought.agents.sum()}
+        scalars = finite_scalars(tensors, state.update + 1)
+        lifetimes = state.lifetimes + int(scalars["lifetimes/ended"])
         new = RuleLearnerState(state.update + 1, theta, optimizer, lifetimes)
-        norms = {"norm/meta_gradient": gradient.norm(), "norm/theta": theta.norm()}
-        scalars = finite_scalars(norms, new.update)
         means = {name: amount / count for name, (amount, count) in brought.facts.items() if count}
-        counts = {"lifetimes/ended": float(lifetimes), "lifetimes/agents": float(brought.agents.sum())}
         clock.lap("update")
-        return new, UpdateMetrics(scalars | means | counts | clock.scalars(), ())
+        return new, UpdateMetrics(scalars | {"lifetimes/ended": float(lifetimes)} | means | clock.scalars(), ())
 
     def shown(self, state: RuleLearnerState) -> dict[str, float]:
         """Return the norm of the weights, and how many lifetimes they have seen end."""

@@ -1,6 +1,7 @@
 """Hold every use of a name that Ray's documentation does not promise; without one of them Ray is refused.
 
-Nothing else of metagrad imports `ray._private` or the like, overrides a private method of Ray's, or reads one.
+Nothing else of metagrad imports `ray._private` or the like, overrides a private method of Ray's, or reads one; Tune,
+an extra, has `metagrad.cluster.sweeps.tune_private`.
 """
 
 import logging

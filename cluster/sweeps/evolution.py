@@ -9,19 +9,16 @@ and seed alone, and members answer from their records as far as these go.
 
 import logging
 import math
-import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import PopulationBasedTraining, pbt
+from ray.tune.schedulers import pbt
 from rich.console import Console
 
 from metagrad.cluster.launch.launch import run
@@ -29,6 +26,7 @@ from metagrad.cluster.run.folder import RunFolder, read_json, write_json
 from metagrad.cluster.run.plot import plot_runs
 from metagrad.cluster.run.progress import Progress
 from metagrad.cluster.sweeps.population import DECADE, Population, exploited, learnt, odds
+from metagrad.cluster.sweeps.tune_private import PausedCheckpoints, SeededScheduler
 from metagrad.cluster.sweeps.tuning import tuned
 from metagrad.errors import RunLost, require
 from metagrad.learner.checkpoint import checkpoint_path, load, paths, update_of
@@ -242,7 +240,7 @@ class MemberRun(tune.Trainable):
         return _index(self.trial_name)
 
 
-def scheduler(population: Population) -> PopulationBasedTraining:
+def scheduler(population: Population) -> "SeededPopulation":
     """Return Tune's scheduler: after each generation the worst quarter takes over from the best quarter.
 
     Values are drawn anew one time in four, else their odds are multiplied by 1.2 or .8, Tune's defaults.
@@ -262,36 +260,17 @@ def scheduler(population: Population) -> PopulationBasedTraining:
     )
 
 
-class SeededPopulation(PopulationBasedTraining):
-    """Makes Tune's choices depend on the seed, the trial and its progress alone, so that they can be made again."""
+class SeededPopulation(SeededScheduler):
+    """Begins with the population's odds, and seeds each choice by its seed, the member and its generation."""
 
     def __init__(self, population: Population, **options: Any):
-        super().__init__(**options)
+        super().__init__(lambda trial, at: (population.experiment.seed, _index(trial), at), **options)
         self._population = population
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a member with the odds that the population has for it."""
         trial.config.update(self._population.odds(_index(trial)))
         super().on_trial_add(tune_controller, trial)
-
-    def _checkpoint_or_exploit(self, trial: Any, *others: Any) -> None:
-        generation = int(self._trial_state[trial].last_perturbation_time)
-        with _seeded((self._population.experiment.seed, _index(trial), generation)):
-            super()._checkpoint_or_exploit(trial, *others)
-
-
-@contextmanager
-def _seeded(seed: Sequence[int]) -> Iterator[None]:
-    """Seed the generators of Python and numpy, from which Tune draws, for a while."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    word = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    random.seed(word)
-    np.random.seed(word)
-    try:
-        yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
 
 
 class Told(tune.Callback):
@@ -355,8 +334,7 @@ class _Turn:
         self.evaluated_params: dict[str, Any] = {}
         self.status = Trial.PAUSED
         self.temporary_state = SimpleNamespace(saving_to=None)
-        manager = SimpleNamespace(checkpoint_config=tune.CheckpointConfig(), _latest_checkpoint_result=None)
-        self.run_metadata = SimpleNamespace(checkpoint_manager=manager)
+        self.run_metadata = SimpleNamespace(checkpoint_manager=PausedCheckpoints(tune.CheckpointConfig()))
         self.checkpoint = name
 
     def __str__(self) -> str:
@@ -376,8 +354,7 @@ class _Turn:
 
     def taken_parent(self) -> int | None:
         """Return the member whose checkpoint the scheduler has put in the place of this one's, and forget it."""
-        manager = self.run_metadata.checkpoint_manager
-        found, manager._latest_checkpoint_result = manager._latest_checkpoint_result, None
+        found = self.run_metadata.checkpoint_manager.take()
         return None if found is None else _index(found.checkpoint)
 
 

@@ -266,6 +266,7 @@ def test_losses_that_correct_for_nothing_are_not_streamed_to(tiny: Tiny) -> None
 
 def test_each_experiment_is_streamed_to_or_refused_in_one_line() -> None:
     refused = {"lirpg-atari", "lirpg-snake", "discounting-chain", "ipd", "atari-released"}
+    refused |= {"lifetimes", "lifetimes-families", "lifetimes-correction", "lifetimes-disco"}
     for name, make in EXPERIMENTS.items():
         if name not in refused:
             assert replace(make(), schedule="peek").learner.meta_parameters.corrects_off_policy

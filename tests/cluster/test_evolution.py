@@ -137,3 +137,14 @@ def test_a_population_on_ray_is_that_of_one_process_also_when_it_is_killed(tmp_p
     assert [row["member"] for row in read_json(tmp_path / "ray" / "sweep.json")] == [
         row["member"] for row in members.table()
     ]
+
+
+def test_a_tune_that_makes_its_choices_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metagrad.cluster.sweeps import tune_private
+
+    class Other:
+        """Has no `_checkpoint_or_exploit`."""
+
+    monkeypatch.setattr(tune_private, "PopulationBasedTraining", Other)
+    with pytest.raises(ConfigurationError, match=r"^ray = .*has no _checkpoint_or_exploit, .*; install a release"):
+        tune_private.SeededScheduler(lambda trial, at: (0,))

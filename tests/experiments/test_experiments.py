@@ -12,6 +12,7 @@ from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.launch.launch import run
+from metagrad.disco import DiscoRule
 from metagrad.experiments import EXPERIMENTS
 from metagrad.networks import NatureCnn
 
@@ -19,6 +20,10 @@ SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes, or small ne
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
     "atari-released": {"network": NatureCnn(hidden=8, gamma_embedding=2)},
     "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
+    "lifetimes": {"agents": 2},
+    "lifetimes-families": {"agents": 2, "actors": 1},
+    "lifetimes-correction": {"agents": 2},
+    "lifetimes-disco": {"rule": DiscoRule(prediction=4, largest_value=2, hidden=4, meta_hidden=3)},
 }
 
 
@@ -39,9 +44,10 @@ def test_two_tiny_updates(name: str, tmp_path: Path) -> None:
     )
     summary = run(experiment, tmp_path, False, Console(file=StringIO()))
     assert (summary["experiment"], summary["updates"]) == (name, updates)
-    assert summary["frames_real"] == 4 * (
-        updates // reuse + is_sequential
-    )  # the batch after the last update is real there
-    looked_ahead = experiment.meta.n if isinstance(experiment, Experiment) else 2  # `ipd`: one for each player
-    looked_ahead *= not is_sequential
+    # Of `sequential` the batch after the last update is real too; populations count what their agents do.
+    batches = (updates // reuse + is_sequential) * experiment.rollouts_per_order
+    assert summary["frames_real"] == 4 * batches
+    looked_ahead = 2 * (name == "ipd")  # one for each player
+    if isinstance(experiment, Experiment):
+        looked_ahead = experiment.meta.n * (not is_sequential)
     assert summary["frames_lookahead"] == looked_ahead * 8

@@ -24,3 +24,13 @@ def recorder(standin: ModuleType) -> Iterator[Any]:
     """Make its generators, and record the waits of the host."""
     with standin.second_device() as recorder:
         yield recorder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run first what forks: after a derivative on the second device, whose threads a fork lacks, autograd refuses."""
+    own = [i for i, item in enumerate(items) if item.path.is_relative_to(HERE)]
+    forking_first = sorted(
+        (items[i] for i in own), key=lambda item: "in_group" not in getattr(item, "fixturenames", ())
+    )
+    for i, item in zip(own, forking_first, strict=True):
+        items[i] = item

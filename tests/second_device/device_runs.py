@@ -4,6 +4,7 @@ The budget of one update, in order:
 
 * Environments on the device: one wait for each rollout, which reads whether all is finite and which episodes ended;
   one for the scalars of the update; and one after it, when nothing is left to wait for, for the count of frames.
+* Populations of agents on the device: as often as they like; `lifetimes` is not held to a number there.
 * Environments on the host: one wait for each batch of rollouts, for the weights that its policy acts with; and one for
   the scalars.
 
@@ -22,15 +23,17 @@ from torch import Tensor
 from metagrad.actors.envs import DeviceEnvironmentConfig
 from metagrad.actors.envs.discounting_chain import DiscountingChainConfig
 from metagrad.actors.envs.iterated_prisoners_dilemma import IteratedPrisonersDilemmaConfig
-from metagrad.actors.rollout import Actor, probe
+from metagrad.actors.rollout import AnyActor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import BaseExperiment
+from metagrad.cluster.config.lifetimes import LifetimesExperiment
 from metagrad.cluster.on_ray.rollout_actor import _map_arrays
 from metagrad.cluster.run import learning
 from metagrad.cluster.run.colocated import colocated_actors
 from metagrad.experiments import EXPERIMENTS
 from metagrad.learner.reports import Report, Row
 from metagrad.learner.team import ALONE, Team
+from metagrad.lpg import Lpg
 from metagrad.networks import ImpalaCnn, NatureCnn, SnakeCnn
 from metagrad.types import Rollout, WeightSnapshot
 
@@ -44,8 +47,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "pong": {"network": NatureCnn(hidden=8, is_standardised=True), "precision": "float32"},
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
     "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
+    "lifetimes": {"agents": 2, "rule": Lpg(units=4)},
+    "lifetimes-families": {"agents": 2, "rule": Lpg(units=4)},
+    "lifetimes-correction": {"agents": 2},
 }
-WITHOUT_PEEK = ("atari-released", "lirpg-atari", "lirpg-snake", "discounting-chain", "ipd")
+LIFETIMES = ("lifetimes", "lifetimes-families", "lifetimes-correction", "lifetimes-disco")
+WITHOUT_PEEK = ("atari-released", "lirpg-atari", "lirpg-snake", "discounting-chain", "ipd", *LIFETIMES)
 TIMES = ("time/", "throughput/")
 UPDATES = 2  # peek fills its window in the first, so the waits of the second are compared
 
@@ -93,11 +100,15 @@ class Never:
         self.marks.append(len(self.waits))
 
 
-class SendingActor(Actor):
-    """Hands over arrays, as an actor on Ray does."""
+class Sending:
+    """Hands over an actor's arrays, as an actor on Ray does."""
+
+    def __init__(self, actor: AnyActor):
+        self._actor, self.setup = actor, actor.setup
+        self.state, self.close = actor.state, actor.close
 
     def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        return _map_arrays(super().rollout(snapshot, lookahead_step), _read_only)
+        return _map_arrays(self._actor.rollout(snapshot, lookahead_step), _read_only)
 
 
 def _read_only(x: Any) -> Any:
@@ -114,7 +125,8 @@ def train(experiment: BaseExperiment, device: torch.device, waits: list[str], te
     """
     reports: list[Report] = []
     stop = Never(waits)
-    make = Actor if experiment.topology == "colocated" else SendingActor
+    actor = experiment.actor_type
+    make = actor if experiment.topology == "colocated" else lambda setup: Sending(actor(setup))
     rollouts = len(learning.share_of_learner(experiment, team.rank, team.size).rollouts)
     with ExitStack() as stack:
         stack.enter_context(patch.object(learning, "resolve_device", lambda _: device))  # a run knows cpu and cuda
@@ -158,9 +170,11 @@ def require_equal(ours: Trained, cpus: Trained, device: torch.device) -> None:
             assert x == expected[name], name
 
 
-def budget(experiment: BaseExperiment) -> list[str]:
-    """List where the host waits in one update, in order."""
+def budget(experiment: BaseExperiment) -> list[str] | None:
+    """List where the host waits in one update, in order; None: a population is there, which waits at every step."""
     batches = 1
+    if isinstance(experiment, LifetimesExperiment) and experiment.topology == "colocated":
+        return None
     if _is_sequential(experiment):
         batches = experiment.look_ahead_batches  # the first batch of a window was the last one's outer batch
     elif experiment.schedule == "lockstep":

@@ -16,6 +16,8 @@ What it cannot express:
   from the same seed.
 * Kernels: a custom autograd function works, but its kernels are the CPU's, and so are their rounding, layouts, which
   operations exist at all, TF32 and autocast.
+* `torch.func.vmap` over some of a concatenation's tensors: the shapes inside of the wrapper are then those of one of
+  the batch. DiscoRL's rule over several agents does so.
 * Compilation, graphs and pinned memory, which need a backend in C++.
 """
 

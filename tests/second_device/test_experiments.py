@@ -14,12 +14,15 @@ from device_runs import WITHOUT_PEEK, budget, require_equal, small, train
 from metagrad.experiments import EXPERIMENTS
 
 # Only their first form is fast: in the second one a smaller experiment shows the same.
+NOT_EXPRESSED = ("lifetimes-disco",)  # `standin` says why
 LARGE = ("demo", "atari-released", "stacx", "stacx-impala", "lirpg-atari", "pong")
 
 
 def _cases() -> Iterator[Any]:
     """Yield colocated lockstep and the learner's part of Ray's peek (or lockstep), and what is left as slow."""
     for name in EXPERIMENTS:
+        if name in NOT_EXPRESSED:
+            continue
         yield name, "colocated", "lockstep", "retain"
         second = (name, "ray", "lockstep" if name in WITHOUT_PEEK else "peek", "recompute")
         yield pytest.param(*second, marks=pytest.mark.slow if name in LARGE else ())
@@ -34,5 +37,6 @@ def test_it_trains_as_on_the_cpu(
 ) -> None:
     experiment = small(name, topology, schedule, product)
     ours = train(experiment, standin.DEVICE, recorder.waits)
-    assert ours.waits == budget(experiment)
+    if (expected := budget(experiment)) is not None:
+        assert ours.waits == expected
     require_equal(ours, train(experiment, torch.device("cpu"), []), standin.DEVICE)
