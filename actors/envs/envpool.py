@@ -11,6 +11,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,7 +66,8 @@ class EnvPoolConfig(EnvironmentConfig):
         A process of its own tries it first: without OpenGL, MuJoCo ends the process that draws.
         """
         command = [sys.executable, "-c", _DRAW, self.task]
-        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+        with TemporaryDirectory() as folder:  # MuJoCo leaves a log where it is
+            tried = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         said = " ".join((tried.stderr.strip() or tried.stdout.strip()).splitlines()[-1:])[:200]
         rule = f"EnvPool cannot draw it on this machine ({said or f'status {tried.returncode}'})"
         require(tried.returncode == 0, "env.task", self.task, rule, "evaluate it without pictures")

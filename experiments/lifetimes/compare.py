@@ -15,6 +15,7 @@ import torch
 
 from metagrad.actors.agents import AgentConfig
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
+from metagrad.errors import ConfigurationError
 from metagrad.experiments.lifetimes.held_out import A2C_AGENT, HELD_OUT, a2c, live, worlds_with_something_to_gain
 from metagrad.experiments.reporting.report import markdown_table
 from metagrad.experiments.reporting.statistics import Array, interquartile_interval, interquartile_mean, number
@@ -31,14 +32,16 @@ def scores(
     return np.stack([score.double().numpy() for score in lives])
 
 
-def compared(files: Sequence[Path], seeds: int, worlds: int, updates: int) -> Iterator[tuple[str, str, str, str]]:
+def compared(
+    files: Sequence[Path], agent: AgentConfig, seeds: int, worlds: int, updates: int
+) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, interquartile mean, its interval and mean of A2C and of the rules in these files."""
     family = HELD_OUT["small"]
     assert isinstance(family, GridWorldFamily)
     tasks = worlds_with_something_to_gain(family, worlds)
-    rules = {"A2C, tuned": (a2c(), A2C_AGENT)} | {str(path): (load_rule(path), AgentConfig()) for path in files}
-    for name, (stored, agent) in rules.items():
-        own = scores(stored, agent, family, tasks, seeds, updates)
+    rules = {"A2C, tuned": (a2c(), A2C_AGENT)} | {str(path): (load_rule(path), agent) for path in files}
+    for name, (stored, its_agent) in rules.items():
+        own = scores(stored, its_agent, family, tasks, seeds, updates)
         low, high = interquartile_interval(own)
         interval = f"{number(low)} to {number(high)}"
         yield name, number(interquartile_mean(own.flatten())), interval, number(np.asarray(own.mean()))
@@ -48,12 +51,18 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Compare learnt rules with tuned A2C on held-out small grid worlds.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of a rule (metagrad export)")
+    about = "step size of the policies of the files' agents, as in meta-training"
+    parser.add_argument("--policy-learning-rate", type=float, default=40.0, help=about)
     parser.add_argument("--seeds", type=int, default=3, help="agents in each world")
     parser.add_argument("--worlds", type=int, default=20)
     parser.add_argument("--updates", type=int, default=250, help="of an agent's life")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
-    rows = compared(given.files, given.seeds, given.worlds, given.updates)
+    agent = AgentConfig(tabular_policy_learning_rate=given.policy_learning_rate)
+    try:
+        rows = list(compared(given.files, agent, given.seeds, given.worlds, given.updates))
+    except ConfigurationError as error:
+        parser.error(str(error))
     print(markdown_table(("rule", "IQM of scores", "95 % interval", "mean"), rows))
 
 
