@@ -12,7 +12,7 @@ from metagrad.experiments.reporting.figures import Figure, Panel, median_curve
 from metagrad.experiments.reporting.parts import Parts
 from metagrad.experiments.reporting.report import Row, markdown_table, write_report
 from metagrad.experiments.reporting.statistics import Array, number, probability_of_improvement
-from metagrad.experiments.self_tuning.tuning_arms import ARMS, MEMBERS, META_GRADIENTS, STARTS, batches_of
+from metagrad.experiments.self_tuning.tuning_arms import ARMS, MEMBERS, META_GRADIENTS, STARTS, TASKS, batches_of
 
 RETURN = "episode/return_mean"
 REPLICATES, SEED = 10_000, 0
@@ -142,8 +142,19 @@ def _table(trials: Trials, task: str, start: str, compared: Sequence[Budget]) ->
     return markdown_table(["", "seeds", *(budget.title for budget in compared)], lines)
 
 
-def _rows(trials: Trials, task: str, start: str, budget: Budget) -> Iterator[Row]:
+class _Compared(NamedTuple):
+    """Holds a line of the table, and what it decides."""
+
+    row: Row
+    where: str
+    arm: str
+    rival: str
+    verdict: str  # "better", "worse"; "" where the interval has .5 in it
+
+
+def _rows(trials: Trials, task: str, start: str, budget: Budget) -> Iterator[_Compared]:
     """Compare each meta-gradient with what does without one."""
+    where = f"{task}, {start} start, equal {budget.title}"
     for arm in META_GRADIENTS:
         own = trials.get((task, start, arm))
         for rival in RIVALS:
@@ -153,12 +164,21 @@ def _rows(trials: Trials, task: str, start: str, budget: Budget) -> Iterator[Row
             first, second = _scores(own, budget.updates[arm]), _scores(other, budget.updates[rival])
             if len(first) and len(second):
                 found = improvement(first, second)
-                what = f"{task}, {start} start, equal {budget.title}: P({arm} > {rival})"
                 bounds = "–" if np.isnan(found.low) else f"[{number(found.low)}, {number(found.high)}]"
-                sentence = f"{what} = {number(found.point)} {bounds}."
-                is_decided = found.low > 0.5 or found.high < 0.5
                 seeds = f"{len(first)}, {len(second)}"
-                yield Row(what, "–", number(found.point), seeds, bounds, [sentence] if is_decided else [])
+                row = Row(f"{where}: P({arm} > {rival})", "–", number(found.point), seeds, bounds)
+                verdict = "better" if found.low > 0.5 else "worse" if found.high < 0.5 else ""
+                yield _Compared(row, where, arm, rival, verdict)
+
+
+def _decided(compared: Sequence[_Compared]) -> list[str]:
+    """Return a sentence for each rival, budget and verdict; an interval that leaves .5 out decides."""
+    arms: dict[tuple[str, str, str], list[str]] = {}
+    for each in compared:
+        if each.verdict:
+            arms.setdefault((each.where, each.verdict, each.rival), []).append(each.arm)
+    found = [f"{where}: {verdict} than {rival}: {', '.join(own)}." for (where, verdict, rival), own in arms.items()]
+    return found or ["No probability of improvement has a 95 % interval that leaves .5 out."]
 
 
 def _panel(trials: Trials, task: str, start: str, seconds: Mapping[str, float]) -> Panel | None:
@@ -177,14 +197,16 @@ def _panel(trials: Trials, task: str, start: str, seconds: Mapping[str, float]) 
 def _missing(trials: Trials, tasks: Sequence[str]) -> str:
     cases = [(task, start, arm) for task in tasks for start in STARTS for arm in ARMS]
     missing = [", ".join(case) for case in cases if not trials.get(case)]
-    return f"Not run yet: {'; '.join(missing)}." if missing else "Every way was run on every task that is shown."
+    missing += [f"{task} as a whole" for task in TASKS if task not in tasks]
+    return f"Not run yet: {'; '.join(missing)}." if missing else "Every way was run on every task."
 
 
 def report(folder: Path, parts: Parts, is_quick: bool) -> None:
     """Write the study's page, of whatever parts there are."""
     trials = trials_of(parts)
     timed: dict[str, tuple[Settings, Any]] = {s["task"]: (s, r["seconds"]) for s, r in parts.values() if "rounds" in s}
-    blocks, rows, panels = [_INTRODUCTION], [], []
+    blocks, panels = [_INTRODUCTION], []
+    rows: list[_Compared] = []
     for task, (settings, seconds) in timed.items():
         compared = budgets(settings["batches"], seconds)
         head = ["", *seconds]
@@ -201,10 +223,7 @@ def report(folder: Path, parts: Parts, is_quick: bool) -> None:
                 panel = _panel(trials, task, start, seconds)
                 panels += [panel] if panel else []
     blocks.append(_missing(trials, list(timed)))
-    decided = [sentence for row in rows for sentence in row.differences]
-    if not decided:
-        decided = ["No probability of improvement has a 95 % interval that leaves .5 out."]
     caption = "Median return over seeds along CPU seconds, of all runs of a search or population together."
     figures = [Figure("curves.png", caption, panels, columns=2)] if panels else []
     title = "Does self-tuning pay?" + (" (quick)" if is_quick else "")
-    write_report(folder, title, "\n\n".join(blocks), rows, figures, decided)
+    write_report(folder, title, "\n\n".join(blocks), [each.row for each in rows], figures, _decided(rows))

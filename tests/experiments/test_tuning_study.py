@@ -140,6 +140,6 @@ def test_the_page_says_what_is_better_and_what_was_not_run(tmp_path: Path) -> No
     report(tmp_path, _parts(4), False)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| mg-outer-n1 | 4 |" in page
-    assert "- catch, bad start, equal CPU: P(mg-outer-n1 > search) = 1 [1, 1]." in page
+    assert "- catch, bad start, equal CPU: better than search: mg-outer-n1." in page
     assert "Not run yet: catch, good, population; " in page
     assert "cartpole" not in page.partition("Not run yet")[0]
