@@ -310,6 +310,7 @@ class Bandits:
         return LifetimeRollout(observation, action, reward[:, :-1], ones, ones, logits)
 
 
+@pytest.mark.slow
 def test_meta_training_makes_a_rule_that_solves_bandits() -> None:
     """LPG from random weights that make agents worse than chance (1/3), in 25 meta-steps on 24 agents."""
     rule = Lpg(predictions=3, units=8, embedding=4)

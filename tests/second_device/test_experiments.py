@@ -15,6 +15,7 @@ from metagrad.experiments import EXPERIMENTS
 
 # Only their first form is fast: in the second one a smaller experiment shows the same.
 NOT_EXPRESSED = ("lifetimes-disco",)  # `standin` says why
+ALIKE = ("lifetimes-families", "lifetimes-correction")  # `lifetimes` shows the same in less time
 LARGE = ("demo", "atari-released", "stacx", "stacx-impala", "lirpg-atari", "pong")
 
 
@@ -23,9 +24,10 @@ def _cases() -> Iterator[Any]:
     for name in EXPERIMENTS:
         if name in NOT_EXPRESSED:
             continue
-        yield name, "colocated", "lockstep", "retain"
+        first = (name, "colocated", "lockstep", "retain")
+        yield pytest.param(*first, marks=pytest.mark.slow if name in ALIKE else ())
         second = (name, "ray", "lockstep" if name in WITHOUT_PEEK else "peek", "recompute")
-        yield pytest.param(*second, marks=pytest.mark.slow if name in LARGE else ())
+        yield pytest.param(*second, marks=pytest.mark.slow if name in (*LARGE, *ALIKE) else ())
         if name not in WITHOUT_PEEK:
             yield pytest.param(name, "ray", "lockstep", "recompute", marks=pytest.mark.slow)
             yield pytest.param(name, "colocated", "peek", "retain", marks=pytest.mark.slow)
