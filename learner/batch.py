@@ -13,7 +13,7 @@ from metagrad.frame_stacks import side_by_side, unpacked
 from metagrad.types import MetaGradients, PackedTrajectory, Rollout, Trajectory
 
 Sent = Trajectory | PackedTrajectory | MetaGradients
-"""What actors bring."""
+"""Holds what actors bring."""
 
 _BYTES_WORTH_A_ROOM = 2**20
 

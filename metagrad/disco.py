@@ -22,10 +22,10 @@ from metagrad import autodiff
 from metagrad.disco_features import Features, Predictions, Seen, features
 from metagrad.disco_network import META, TRAJECTORY, action_block, backward_lstm, embedded, joined, linear, lstm_step
 from metagrad.disco_network import shapes as shapes_of
-from metagrad.disco_values import MovingAverage, expected_value, squash, taken, two_hot, values
+from metagrad.disco_values import MovingAverage, expected_value, squash, two_hot, values
 from metagrad.errors import require
 from metagrad.flat_module import ParameterLayout
-from metagrad.update_rules import AgentOutputs, LifetimeRollout
+from metagrad.update_rules import AgentOutputs, LifetimeRollout, of_actions
 
 
 class DiscoState(NamedTuple):
@@ -88,7 +88,7 @@ class DiscoRule:
     average_decay: float = 0.99
     """Decay of the moving averages of advantages and errors, for each update."""
     target_network_decay: float | None = 0.9
-    """What the target network keeps of itself at an update."""
+    """Share that the target network keeps of itself at an update."""
     prediction_entropy_coefficient: float = 1e-3
     """Weight of the entropies of y and z in the outer loss."""
     mean_coefficient: float = 1e-3
@@ -239,7 +239,7 @@ class DiscoRule:
         action = rollout.action[:-1]
         return {
             "y_entropy": -_entropy(outputs["y"]).mean(),
-            "z_entropy": -_entropy(taken(outputs["z"], action)).mean(),
+            "z_entropy": -_entropy(of_actions(outputs["z"], action)).mean(),
             "policy_mean": targets["logits"].mean().square(),
             "y_mean": targets["y"].mean().square(),
             "z_mean": targets["z"].mean().square(),
@@ -277,13 +277,13 @@ def loss_terms(
 ) -> dict[str, Float[Tensor, "T B"]]:
     """Return the unweighted terms of an agent's loss at each step, by name."""
     action, logits = rollout.action[:-1], outputs["logits"]
-    q = taken(outputs["q"], action)
+    q = of_actions(outputs["q"], action)
     value = autodiff.stop_gradient(expected_value(q)) + targets["q_error"]
-    next_policy = _divergence(autodiff.stop_gradient(logits[1:]), taken(outputs["aux_pi"], action))
+    next_policy = _divergence(autodiff.stop_gradient(logits[1:]), of_actions(outputs["aux_pi"], action))
     return {
         "policy": _divergence(targets["logits"], logits[:-1]),
         "y": _divergence(targets["y"], outputs["y"][:-1]),
-        "z": _divergence(targets["z"], taken(outputs["z"], action)),
+        "z": _divergence(targets["z"], of_actions(outputs["z"], action)),
         "next_policy": torch.where(rollout.is_terminal, 0.0, next_policy),
         "value": -(two_hot(squash(value), q) * q.log_softmax(-1)).sum(-1),
     }

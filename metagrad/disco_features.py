@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metagrad import autodiff
 from metagrad.disco_network import Weights, action_embedding, embedded, joined
-from metagrad.disco_values import MovingAverage, Values, signed_log, taken
+from metagrad.disco_values import MovingAverage, Values, signed_log
+from metagrad.update_rules import of_actions
 
 
 class Seen(NamedTuple):
@@ -62,20 +63,20 @@ def features(weights: Weights, prefix: str, seen: Seen, predictions: Predictions
     embedding = action_embedding(weights, prefix, of_action)
     action, advantage = seen.action, seen.values.advantage
     of_step = [
-        taken(policy, action),
-        taken(behaviour, action),
+        of_actions(policy, action),
+        of_actions(behaviour, action),
         signed_log(seen.reward),
         (~seen.is_terminal).to(policy.dtype),
         _pair(signed_log(seen.values.value)),
         signed_log(advantage),
         seen.advantages.normalised(advantage),
-        taken(target_policy, action),
+        of_actions(target_policy, action),
         _pair(y.squeeze(-1)),
         _pair(target_y.squeeze(-1)),
         *_of_scores(z, policy, action),
         *_of_scores(target_z, policy, action),
         embedding.mean(2),
-        taken(embedding, action),
+        of_actions(embedding, action),
     ]
     return Features(joined(of_step), of_action, embedding)
 
@@ -84,7 +85,7 @@ def _of_scores(
     z: Float[Tensor, "rows B A 1"], policy: Float[Tensor, "rows B A"], action: Int[Tensor, "T B"]
 ) -> list[Tensor]:
     score = z.squeeze(-1)
-    return [taken(score, action), _pair((policy * score).sum(-1)), _pair(score.amax(-1))]
+    return [of_actions(score, action), _pair((policy * score).sum(-1)), _pair(score.amax(-1))]
 
 
 def _of_action(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metagrad import autodiff
+from metagrad.update_rules import of_actions
 
 _SQUASH = 1e-3  # of the linear part, which keeps the squash invertible
 _TIE = 1e-5  # in the weights of two bins
@@ -127,13 +128,6 @@ class Values(NamedTuple):
     q_error: Float[Tensor, "T B"]  # G - Q of the action taken
 
 
-def taken(x: Float[Tensor, "rows B A *rest"], action: Int[Tensor, "T B"]) -> Float[Tensor, "T B *rest"]:
-    """Return the entries of the actions taken, of the first T rows."""
-    rows = x[: len(action)]
-    index = action.long().view(*action.shape, 1, *[1] * (x.dim() - 3)).expand(*action.shape, 1, *x.shape[3:])
-    return rows.gather(2, index).squeeze(2)
-
-
 def values(
     reward: Float[Tensor, "T B"],
     is_terminal: Bool[Tensor, "T B"],
@@ -156,10 +150,10 @@ def values(
     policy, behaviour = (autodiff.stop_gradient(x).log_softmax(-1) for x in logits)
     value, target_value = ((policy.exp() * x).sum(-1) for x in (q, target_q))
     gamma, lambda_ = decays
-    rho = (taken(policy, action) - taken(behaviour, action)).exp()
+    rho = (of_actions(policy, action) - of_actions(behaviour, action)).exp()
     discount = gamma * (~is_terminal).to(reward.dtype)
     trace = lambda_ * rho.clamp(max=1.0)
-    retraced = retrace(reward, discount, trace, target_value, taken(target_q, action))
+    retraced = retrace(reward, discount, trace, target_value, of_actions(target_q, action))
     return Values(
         q=q,
         target_q=target_q,
@@ -169,7 +163,7 @@ def values(
         retraced=retraced,
         advantage=retraced - target_value[:-1],
         action_advantage=target_q - target_value.unsqueeze(-1),
-        q_error=retraced - taken(q, action),
+        q_error=retraced - of_actions(q, action),
     )
 
 

@@ -37,7 +37,7 @@ from metagrad.losses import masked_mean, normalised
 from metagrad.optimizers import Optimizer, OptimizerState
 from metagrad.returns import lambda_returns
 from metagrad.unroll import Product, require_product
-from metagrad.update_rules import AgentNetwork, LifetimeRollout, RuleState, UpdateRule
+from metagrad.update_rules import AgentNetwork, LifetimeRollout, RuleState, UpdateRule, of_actions
 
 Tree = TypeVar("Tree")
 
@@ -50,7 +50,7 @@ class Learning:
     network: AgentNetwork
     """Has the heads that the rule asks for."""
     optimizer: Optimizer
-    """Of θ; it is run under `vmap`, where its count of updates is a tensor."""
+    """Moves θ; it is run under `vmap`, where its count of updates is a tensor."""
     value_network: AgentNetwork
     """Has the head "value", the agent's own value function of the outer objective."""
     value_optimizer: Optimizer
@@ -349,7 +349,7 @@ def _outer_loss(
     target, value = _value_targets(learning, value_theta, rollout)
     advantage = normalised(autodiff.stop_gradient(target - value), rollout.valid)
     logits = agent_outputs(learning.network, theta, rollout.observation)["logits"][:-1]
-    log_prob = log_probabilities(logits).gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)
+    log_prob = of_actions(log_probabilities(logits), rollout.action[:-1])
     return -masked_mean(advantage * log_prob, rollout.valid)
 
 

@@ -24,7 +24,7 @@ from metagrad.distributions import entropies, log_probabilities
 from metagrad.errors import require
 from metagrad.flat_module import ParameterLayout
 from metagrad.losses import masked_mean
-from metagrad.update_rules import AgentOutputs, LifetimeRollout, RuleState, Targets
+from metagrad.update_rules import AgentOutputs, LifetimeRollout, RuleState, Targets, of_actions
 
 _INPUTS = 5  # reward, end, π(a), φ(y), φ(y')
 
@@ -133,7 +133,7 @@ class Lpg:
         embedded = (hidden @ own["embedding.last.weight"] + own["embedding.last.bias"]).squeeze(-1)
         is_end, dtype = rollout.is_terminal, embedded.dtype
         following = torch.where(is_end, 0.0, embedded[1:])
-        taken = _of_actions(probability, rollout)
+        taken = of_actions(probability, rollout.action[:-1])
         seen = (rollout.reward.to(dtype), is_end.to(dtype), taken, embedded[:-1], following)
         of_inputs = torch.stack(seen, -1) @ own["gru.input.weight"] + own["gru.input.bias"]
         features = torch.relu(backward_gru(of_inputs, is_end, own["gru.state.weight"], own["gru.state.bias"]))
@@ -143,7 +143,7 @@ class Lpg:
 
     def loss(self, targets: Targets, outputs: AgentOutputs, rollout: LifetimeRollout) -> Float[Tensor, ""]:
         """Return mean_t [π̂_t log π(a_t|s_t) + α_y KL(y(s_t) ‖ ŷ_t)] over valid steps."""
-        log_prob = _of_actions(log_probabilities(outputs["logits"][:-1]), rollout)
+        log_prob = of_actions(log_probabilities(outputs["logits"][:-1]), rollout.action[:-1])
         log_y = log_probabilities(outputs["prediction"][:-1])
         divergence = (log_y.exp() * (log_y - targets["prediction"])).sum(-1)
         return masked_mean(targets["policy"] * log_prob + self.prediction_coefficient * divergence, rollout.valid)
@@ -162,7 +162,3 @@ class Lpg:
 
 
 _REGULARISERS = ("policy_entropy", "prediction_entropy", "policy_target", "prediction_target")
-
-
-def _of_actions(x: Float[Tensor, "T B A"], rollout: LifetimeRollout) -> Float[Tensor, "T B"]:
-    return x.gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)

@@ -25,7 +25,7 @@ from metagrad.meta_parameters import Hyperparameters, MetaParameter
 from metagrad.network_modules import Head
 from metagrad.surrogates import ad
 from metagrad.types import Trajectory
-from metagrad.update_rules import AgentOutputs, LifetimeRollout, RuleState, Targets
+from metagrad.update_rules import AgentOutputs, LifetimeRollout, RuleState, Targets, of_actions
 
 _FEATURES = 11
 _OUTPUTS = 2  # of the policy's weight and of the critic's target
@@ -136,7 +136,7 @@ class ObjectiveCorrection:
         del target_outputs
         heads: tuple[Head, ...] = ("logits", "value")
         constants = {head: autodiff.stop_gradient(outputs[head]) for head in heads}
-        behaviour = _of_actions(log_probabilities(rollout.behaviour_logits[:-1]), rollout)
+        behaviour = of_actions(log_probabilities(rollout.behaviour_logits[:-1]), rollout.action[:-1])
         trajectory = _trajectory(rollout, behaviour)
         terms = self.uncorrected.terms(constants, trajectory, self._hyper(constants["value"]))
         spread = whole_mean((terms.advantage - whole_mean(terms.advantage, rollout.valid)).square(), rollout.valid)
@@ -168,7 +168,7 @@ class ObjectiveCorrection:
         error = rollout.reward.to(value.dtype) + self.gamma * following - value[:-1]
         whole = on_policy_estimates(rollout.reward, value, trajectory, self.gamma, 1.0).advantage
         entropy = entropies(log_probs) / math.log(max(2, log_probs.shape[-1]))
-        log_prob = _of_actions(log_probs, rollout)
+        log_prob = of_actions(log_probs, rollout.action[:-1])
         features = (
             *(_squashed(x / sigma) for x in (advantage, error, whole)),
             _squashed(rollout.reward.to(value.dtype)),
@@ -202,10 +202,6 @@ _REGULARISERS = ("policy_entropy", "correction")
 
 def _squashed(x: Tensor) -> Tensor:
     return torch.sign(x) * torch.log1p(x.abs())
-
-
-def _of_actions(x: Float[Tensor, "T B A"], rollout: LifetimeRollout) -> Float[Tensor, "T B"]:
-    return x.gather(-1, rollout.action[:-1].unsqueeze(-1)).squeeze(-1)
 
 
 def _trajectory(rollout: LifetimeRollout, behaviour_log_prob: Float[Tensor, "T B"]) -> Trajectory:

@@ -18,14 +18,15 @@ from torch import Tensor
 from metagrad.flat_module import ParameterLayout
 
 AgentOutputs = Mapping[str, Tensor]
-"""What an agent's network says of T + 1 observations, by head, each [T+1, B, …]: "logits" [T+1, B, A] of the policy,
-and the heads that the rule asks for."""
+"""Holds what an agent's network says of T + 1 observations, by head, each [T+1, B, …]: "logits" [T+1, B, A] of the
+policy, and the heads that the rule asks for."""
 
 Targets = Mapping[str, Tensor]
-"""What a rule wants of the agent, by names of its own."""
+"""Holds what a rule wants of the agent, by names of its own."""
 
 RuleState = tuple[Tensor, ...]
-"""What a rule carries from one update of an agent to the next: moving averages, a recurrent state; () for nothing."""
+"""Holds what a rule carries from one update of an agent to the next: moving averages, a recurrent state; () is
+nothing."""
 
 
 class LifetimeRollout(NamedTuple):
@@ -41,6 +42,13 @@ class LifetimeRollout(NamedTuple):
     is_terminal: Bool[Tensor, "T B"]  # the episode ended at step t: no value beyond it
     valid: Bool[Tensor, "T B"]  # False: enters no loss
     behaviour_logits: Float[Tensor, "T+1 B A"]  # of the policy that acted
+
+
+def of_actions(x: Float[Tensor, "rows B A *rest"], action: Int[Tensor, "T B"]) -> Float[Tensor, "T B *rest"]:
+    """Return the entries of the actions taken, of the first T rows."""
+    rows = x[: len(action)]
+    index = action.long().view(*action.shape, 1, *[1] * (x.dim() - 3)).expand(*action.shape, 1, *x.shape[3:])
+    return rows.gather(2, index).squeeze(2)
 
 
 @runtime_checkable

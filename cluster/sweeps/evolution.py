@@ -34,7 +34,8 @@ from metagrad.learner.storage import exists, write_whole
 from metagrad.meta_parameters import MetaParameter
 
 Record = dict[str, Any]
-"""What a member did in a generation: "parent" (None: it went on from itself), "odds", "return_mean", "updates"."""
+"""Tells what a member did in a generation: "parent" (None: it went on from itself), "odds", "return_mean" and
+"updates"."""
 
 
 def evolve(population: Population, folder: Path, cpus: int, console: Console) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def steps(environment):
 
 
 def numbers_of(n, draws, is_first):
-    """What a task draws at its reset (`is_first`), and then for each step: rows [B, draws] of the own stream."""
+    """Return what a task draws at its reset (`is_first`), and then for each step: rows [B, draws] of the own stream."""
     _, streams = draw(make_streams([SEEDS[n]], CPU), BATCH * draws[0])
     if is_first:
         yield draw(make_streams([SEEDS[n]], CPU), BATCH * draws[0])[0].view(BATCH, draws[0])

@@ -131,7 +131,7 @@ def test_each_life_begins_at_the_newest_checkpoint(tiny: Tiny, monkeypatch: pyte
 
 
 def test_a_life_begins_once_ray_knows_which_nodes_are_left(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one has gone with its node it would be sent there again, and be a life less."""
+    """Without that, one whose node is gone would be sent there again and lose another life."""
     lives = Lives(tiny(topology="ray", learner_restarts=1), monkeypatch, [ActorDiedError(), None])
     lives.silent = [["10.0.0.3"], ["10.0.0.3"]]
     slept: list[int] = []

@@ -56,7 +56,7 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def test_the_published_settings() -> None:
-    """Of GROOVE, but for its 512 agents."""
+    """They are GROOVE's, but for its 512 agents."""
     published = lifetimes()
     assert (published.rollout_length, published.inner_updates, published.least_environments) == (20, 5, 64)
     assert (published.rule, published.meta_optimizer) == (Lpg(), Adam(learning_rate=1e-4, max_gradient_norm=0.5))

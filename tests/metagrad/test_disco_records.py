@@ -42,7 +42,7 @@ def folder() -> Path:
 
 
 class Records:
-    """What the published code computed, by key."""
+    """Holds what the published code computed, by key."""
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
