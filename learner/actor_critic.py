@@ -6,6 +6,7 @@
 """
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from metagrad.bootstrap import LastUpdate, Matching, bootstrap_target, matching_
 from metagrad.errors import require
 from metagrad.frame_stacks import packed, unpacked
 from metagrad.learner.algorithm import Clock, Sample, UpdateMetrics, fetched, finite_scalars
-from metagrad.learner.batch import trajectory_of, tree_of
+from metagrad.learner.batch import minibatches, trajectory_of, tree_of
 from metagrad.learner.config import LearnerConfig, MetaGradientConfig
 from metagrad.learner.normalised import Feed, RunStatistics
 from metagrad.learner.normalised import from_tree as statistics_from_tree
@@ -102,6 +103,7 @@ class ActorCritic:
     meta: MetaGradientConfig
     meta_optimizer: Optimizer
     reuse: int = 1
+    minibatches: int = 1
     is_reward_normalised: bool = False
 
     def outer_loss(
@@ -155,8 +157,8 @@ class ActorCritic:
     def update(self, state: LearnerState, sample: Sample) -> tuple[LearnerState, UpdateMetrics]:
         """Make n inner updates, of which the strategy keeps the first or all, and one update of η.
 
-        With n = 0 there is one inner update and nothing to look ahead for. A batch that is used K times makes K real
-        updates: the first K - 1 of them are plain, and the look-ahead begins with the last one.
+        With n = 0 there is one inner update and nothing to look ahead for. A batch of which K updates are made, by
+        several uses or minibatches, makes K - 1 plain ones first, and the look-ahead begins with the last one.
 
         Raises:
             NonFinite: names the quantity and the update.
@@ -168,9 +170,10 @@ class ActorCritic:
         batch = feed(state.snapshot(), 0) if state.carry is None else feed.scaled(state.carry)
         clock.lap("sample")
         theta, optimizer = state.theta, state.optimizer
-        for _ in range(self.reuse - 1):
-            theta, optimizer, *_ = inner_update(self.problem, theta, optimizer, state.eta, batch, keep_graph=False)
-        first = last = inner_update(self.problem, theta, optimizer, state.eta, batch, keep_graph)
+        parts = minibatches(batch, self.reuse, self.minibatches, state.update)
+        for part in islice(parts, self.reuse * self.minibatches - 1):
+            theta, optimizer, *_ = inner_update(self.problem, theta, optimizer, state.eta, part, keep_graph=False)
+        first = last = inner_update(self.problem, theta, optimizer, state.eta, next(parts), keep_graph)
         self._check_shared()
         clock.lap("inner")
         tape = recorded((), first.step)
@@ -422,6 +425,7 @@ def build_actor_critic(
         meta=config.meta,
         meta_optimizer=config.meta.optimizer,
         reuse=config.reuse,
+        minibatches=config.minibatches,
         is_reward_normalised=config.is_reward_normalised,
     )
 

@@ -1,7 +1,7 @@
 """Merges the actors' rollouts into the learner's batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metagrad.diagnostics import added_up
 from metagrad.frame_stacks import side_by_side, unpacked
-from metagrad.types import MetaGradients, PackedTrajectory, Rollout, Trajectory
+from metagrad.types import OF_COLUMNS, MetaGradients, PackedTrajectory, Rollout, Trajectory
 
 Sent = Trajectory | PackedTrajectory | MetaGradients
 """Holds what actors bring."""
@@ -99,6 +99,27 @@ def _concatenated(arrays: Sequence[np.ndarray], axis: int, device: torch.device,
         joined = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     np.concatenate(arrays, axis=axis, out=joined.numpy())
     return joined
+
+
+def minibatches(batch: Trajectory, uses: int, parts: int, seed: int) -> Iterator[Trajectory]:
+    """Yield what each update of a batch looks at: in each of `uses` passes, `parts` minibatches of whole rollouts.
+
+    A pass shuffles the environments and deals them out, so that minibatches have the same number of them or one more.
+    The order follows from `seed` alone. With one part each use is of the batch itself.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(uses):
+        if parts == 1:
+            yield batch
+            continue
+        order = torch.randperm(batch.reward.shape[1], generator=generator).to(batch.reward.device)
+        for columns in order.tensor_split(parts):
+            chosen = {
+                name: x.index_select(0 if name in OF_COLUMNS else 1, columns)
+                for name, x in batch._asdict().items()
+                if isinstance(x, Tensor)
+            }
+            yield batch._replace(**chosen)
 
 
 def valid_steps(sent: Sent) -> Tensor:

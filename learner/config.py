@@ -122,5 +122,7 @@ class LearnerConfig:
     outer: OuterObjective
     meta_parameters: InnerLoss
     reuse: int = 1
-    """Inner updates that each real batch is used for."""
+    """How often each real batch is used."""
+    minibatches: int = 1
+    """Parts of a batch, each of other environments, that every use makes an inner update of."""
     is_reward_normalised: bool = False

@@ -29,12 +29,15 @@ class Experiment(BaseExperiment):
     outer: OuterObjective
     meta_parameters: InnerLoss
     reuse: int = 1
-    """Inner updates that each real batch is used for, one after the other, over all of its steps; from the second one
-    on the policy is no longer the one that acted, and V-trace corrects for it, as in peek. All of them count in
-    updates; a look-ahead begins with the last one."""
+    """How often each real batch is used. From its second update on the policy is no longer the one that acted, and
+    V-trace corrects for it, as in peek. All updates of a batch count in updates; a look-ahead begins with the last."""
+    minibatches: int = 1
+    """Inner updates that each use of a batch makes, each of other environments' rollouts, dealt out anew for each use;
+    1: an update looks at the whole batch."""
     ratio_clip: float | None = None
-    """With peek or reuse and A2C's losses, the bound on the importance ratios of V-trace, ρ̄ and c̄: 1 as in IMPALA,
-    which biases the meta-gradient once updates are large; None: ratios are left whole and inner advantages centred."""
+    """With peek, reuse or minibatches and A2C's losses, the bound on V-trace's importance ratios, ρ̄ and c̄: 1 as in
+    IMPALA, which biases the meta-gradient once updates are large; None: ratios are left whole and inner advantages
+    centred."""
     is_observation_normalised: bool = False
     """True: networks see observations less their mean and divided by their deviation over the run so far, within ±10;
     for observations that are numbers."""
@@ -46,7 +49,7 @@ class Experiment(BaseExperiment):
         BaseExperiment.__post_init__(self)
         self._check_combinations()
         self._check_network()
-        rule = "belongs to --schedule peek or --reuse: without them every rollout is the policy's own"
+        rule = "belongs to --schedule peek, --reuse and --minibatches: without them every rollout is the policy's own"
         is_for_it = self.ratio_clip is None or self.is_off_policy
         require(is_for_it, "ratio_clip", self.ratio_clip, rule, "leave it out")
         if self.is_off_policy:
@@ -101,15 +104,18 @@ class Experiment(BaseExperiment):
         )
 
     def _check_reuse(self) -> None:
-        reuse = self.reuse
+        reuse, parts, each = self.reuse, self.minibatches, self.updates_per_batch
         require(1 <= reuse <= 1_000, "reuse", reuse, "must lie in [1, 1000]", "1 uses every batch once")
+        rule = f"must lie between 1 and environments = {self.environments}: a minibatch has whole rollouts"
+        require(1 <= parts <= self.environments, "minibatches", parts, rule, "1 makes updates of whole batches")
+        rule, remedy = "does not go with several learners, each of which has a share of every batch", "use --learners 1"
+        require(parts == 1 or self.learners == 1, "minibatches", parts, rule, remedy)
         rule, remedy = "does not go with --meta.strategy sequential, whose updates have a batch each", "use discard"
-        require(reuse == 1 or self.meta.strategy == "discard", "reuse", reuse, rule, remedy)
-        rule, remedy = (
-            f"reuse = {reuse} updates are made of each batch",
-            f"use --updates {-(-self.updates // reuse) * reuse}",
-        )
-        require(self.updates % reuse == 0, "updates", self.updates, rule, remedy)
+        field, value = ("reuse", reuse) if reuse > 1 else ("minibatches", parts)
+        require(each == 1 or self.meta.strategy == "discard", field, value, rule, remedy)
+        made = f"reuse = {reuse}" if parts == 1 else f"reuse x minibatches = {each}"
+        rule, remedy = f"{made} updates are made of each batch", f"use --updates {-(-self.updates // each) * each}"
+        require(self.updates % each == 0, "updates", self.updates, rule, remedy)
 
     def _check_network(self) -> None:
         for field, spec in self._networks():
@@ -182,18 +188,19 @@ class Experiment(BaseExperiment):
             outer=self.outer,
             meta_parameters=loss,
             reuse=self.reuse,
+            minibatches=self.minibatches,
             is_reward_normalised=self.is_reward_normalised,
         )
 
     @property
     def is_off_policy(self) -> bool:
         """True where updates see rollouts of other policies than the one that they improve."""
-        return self.schedule == "peek" or self.reuse > 1
+        return self.schedule == "peek" or self.updates_per_batch > 1
 
     @property
     def updates_per_batch(self) -> int:
         """Count the real updates that are made of one batch; without reuse `sequential` has a batch for each."""
-        return self.reuse
+        return self.reuse * self.minibatches
 
     @property
     def normalises_observations(self) -> bool:

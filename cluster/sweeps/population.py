@@ -132,10 +132,10 @@ class Population:
     def __post_init__(self) -> None:
         rule = f"a population has 2 to {MOST_MEMBERS} members"
         require(2 <= self.size <= MOST_MEMBERS, "pbt", self.size, rule, "use --pbt 8, say")
-        every, updates, reuse = self.every, self.experiment.updates, self.experiment.reuse
+        every, updates, each = self.every, self.experiment.updates, self.experiment.updates_per_batch
         require(1 <= every <= updates, "pbt-every", every, f"must lie in [1, updates = {updates}]", "change it")
-        rule, remedy = f"must be a multiple of reuse = {reuse}", f"use {-(-every // reuse) * reuse}"
-        require(every % reuse == 0, "pbt-every", every, rule, remedy)
+        rule, remedy = f"must be whole batches, of {each} updates each", f"use {-(-every // each) * each}"
+        require(every % each == 0, "pbt-every", every, rule, remedy)
         most = 2**63 // MOST_MEMBERS
         require(
             self.experiment.seed < most, "seed", self.experiment.seed, f"must lie below {most}", "use a smaller one"
@@ -173,4 +173,5 @@ class Population:
 
 def default_every(experiment: Experiment) -> int:
     """Return the updates of a generation where nobody says: a twentieth of the run, in whole batches."""
-    return -(-experiment.updates // (_GENERATIONS * experiment.reuse)) * experiment.reuse
+    each = experiment.updates_per_batch
+    return -(-experiment.updates // (_GENERATIONS * each)) * each

@@ -101,6 +101,16 @@ REPRODUCE = ("reproduce", "toy-study", "--topology", "colocated")
             r"meta_parameters = 'IntrinsicRewardLoss': has no losses .* --reuse need; use --reuse 1",
         ),
         ((*SNAKE, "--reuse", "2", "--updates", "5"), r"updates = 5: reuse = 2 updates are made of each batch; .* 6"),
+        ((*SNAKE, "--minibatches", "0"), r"minibatches = 0: must lie between 1 and environments = .*"),
+        (
+            (*SNAKE, "--minibatches", "4", "--reuse", "2", "--updates", "12"),
+            r"updates = 12: reuse x minibatches = 8 updates are made of each batch; use --updates 16",
+        ),
+        ((*SNAKE, "--minibatches", "2", "--learners", "2", "--actors", "2"), r"minibatches = 2: does not go with sev"),
+        (
+            ("train", "atari-released", "--minibatches", "2"),
+            r"minibatches = 2: does not go with --meta.strategy sequential",
+        ),
         ((*SNAKE, "--max-lag", "9"), r"max_lag = 9: belongs to --schedule peek"),
         ((*SNAKE, "--schedule", "peek", "--max-lag", "1"), r"max_lag = 1: .*; use 2 or more"),
         ((*SNAKE, "--ratio-clip", "1"), r"ratio_clip = 1.0: belongs to --schedule peek"),

@@ -100,7 +100,7 @@ def test_what_is_no_population_is_refused(sizes: dict[str, int], line: str, tiny
 def test_generations_are_whole_batches(tiny: Callable[..., Any]) -> None:
     base = fixed(tiny, updates=60, reuse=3)
     assert default_every(base) == 3
-    with pytest.raises(ConfigurationError, match=r"^pbt-every = 4: must be a multiple of reuse = 3; use 6"):
+    with pytest.raises(ConfigurationError, match=r"^pbt-every = 4: must be whole batches, of 3 updates each; use 6"):
         Population(experiment=base, size=4, every=4)
 
 

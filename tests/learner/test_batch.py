@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metagrad.frame_stacks import packed
-from metagrad.learner.batch import merge, room_like, trajectory_of, tree_of
+from metagrad.learner.batch import merge, minibatches, room_like, trajectory_of, tree_of
 from metagrad.types import Episodes, PackedTrajectory, Rollout, Trajectory
 
 CPU = torch.device("cpu")
@@ -100,3 +100,43 @@ def test_a_checkpoint_may_hold_stacks_whole_or_packed(pictures: Any) -> None:
         found = trajectory_of(tree)
         assert type(found) is type(trajectory)
         assert all(x is y for x, y in zip(found, trajectory, strict=True))
+
+
+def numbered(environments: int) -> Trajectory:
+    """Return a trajectory whose every field says the environment, and the row where it has rows."""
+    rows = torch.arange(4)[:, None] * 100.0 + torch.arange(environments)
+    flags = torch.zeros(3, environments, dtype=torch.bool)
+    of_columns = torch.arange(environments)
+    observation = rows[:, :, None].expand(-1, -1, 2)
+    first_state = of_columns[:, None].float()
+    fields = (rows[:3].long(), rows[:3], flags, flags, ~flags, -rows[:3], 7, first_state, of_columns.float())
+    return Trajectory(observation, *fields)
+
+
+@pytest.mark.parametrize(("environments", "parts"), [(8, 4), (7, 3), (3, 3)])
+def test_each_use_deals_out_all_environments_anew(environments: int, parts: int) -> None:
+    batch, uses = numbered(environments), 5
+    dealt = list(minibatches(batch, uses, parts, seed=3))
+    assert len(dealt) == uses * parts
+    orders = []
+    for part in dealt:
+        columns = part.reward[0].long()
+        for name, x in part._asdict().items():
+            whole = getattr(batch, name)
+            if name == "policy_version":
+                assert x == whole
+            else:
+                assert torch.equal(x, whole[columns] if name.startswith("first") else whole[:, columns]), name
+        orders.append(columns.tolist())
+    passes = [[x for order in orders[i : i + parts] for x in order] for i in range(0, len(orders), parts)]
+    assert all(sorted(columns) == list(range(environments)) for columns in passes), "each once in a pass"
+    assert len({tuple(columns) for columns in passes}) > 1, "no two passes need be equal"
+    assert {len(order) for order in orders} <= {environments // parts, -(-environments // parts)}
+    again = [part.reward[0].long().tolist() for part in minibatches(batch, uses, parts, seed=3)]
+    other = [part.reward[0].long().tolist() for part in minibatches(batch, uses, parts, seed=4)]
+    assert again == orders != other
+
+
+def test_a_batch_in_one_part_is_the_batch_itself() -> None:
+    batch = numbered(4)
+    assert all(part is batch for part in minibatches(batch, 3, 1, seed=0))

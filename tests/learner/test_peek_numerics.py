@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metagrad.learner.actor_critic import ActorCritic, LearnerState, build_actor_critic
+from metagrad.learner.batch import minibatches
 from metagrad.learner.config import LearnerConfig
 from metagrad.learner.schedule import Lockstep, Peek
 from metagrad.networks import Mlp, Network, build_network
@@ -230,13 +231,15 @@ def test_an_update_on_stale_batches_is_vtraces(
     )
 
 
+@pytest.mark.parametrize(("uses", "parts"), [(3, 1), (2, 2), (1, 3)])
 def test_in_lockstep_a_batch_that_is_used_again_is_corrected_for(
-    config: MakeConfig, trajectory: MakeTrajectory, fake_actors: Any
+    config: MakeConfig, trajectory: MakeTrajectory, fake_actors: Any, uses: int, parts: int
 ) -> None:
-    """Two batches of the policy's own, three updates each, without a look-ahead."""
-    learner, clip = config(n=0), 1.2
+    """Two batches of the policy's own, several updates each, of all columns or minibatches, without a look-ahead."""
+    learner, clip, each = config(n=0), 1.2, uses * parts
     losses = learner.meta_parameters.streamed(clip)
-    algorithm = build(replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses, reuse=3))
+    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses)
+    algorithm = build(replace(learner, reuse=uses, minibatches=parts))
     state, asked = float64_state(algorithm), []
 
     def own(published: WeightSnapshot, step: int) -> list[Trajectory]:
@@ -247,19 +250,18 @@ def test_in_lockstep_a_batch_that_is_used_again_is_corrected_for(
     slow, expected, gaps = Slow(algorithm, clip), state.theta, []
     for k in range(2):
         batch = acted_by(algorithm.network, expected, trajectory(k))
-        for _ in range(3):
-            gaps.append(
-                (chosen(log_policy(algorithm.network, expected, batch), batch) - batch.behaviour_log_prob).abs()
-            )
-            expected = expected - RATE * slow.inner_gradient(expected, expected, state.eta, batch)
+        for part in minibatches(batch, uses, parts, k * each):
+            gap = (chosen(log_policy(algorithm.network, expected, part), part) - part.behaviour_log_prob).abs()
+            gaps.append(gap[part.valid].mean().item())
+            expected = expected - RATE * slow.inner_gradient(expected, expected, state.eta, part)
     schedule = Lockstep(fake_actors(own), CPU)
     for _ in range(2):
         state, metrics = algorithm.update(state, schedule.sample)
     torch.testing.assert_close(state.theta, expected, rtol=1e-11, atol=1e-13)
-    assert asked == [(0, 0), (1, 0)], "one rollout for three updates"
-    assert (state.update, state.version) == (6, 2)
+    assert asked == [(0, 0), (1, 0)], "one rollout for all updates"
+    assert (state.update, state.version) == (2 * each, 2)
     gap = metrics.scalars["policy/log_prob_gap_nats"]
-    assert gap == pytest.approx(gaps[-1][batch.valid].mean().item(), rel=1e-9), "shown are the last update's"
+    assert gap == pytest.approx(gaps[-1], rel=1e-9), "shown are the last update's"
     assert gap > 1e-3
 
 
