@@ -1,4 +1,4 @@
-"""Defines Pong for few cores: standardised pictures, and each batch used several times."""
+"""Defines Pong for few cores: small standardised pictures, and sixteen updates of each batch."""
 
 from metagrad.actor_critic import VtraceLoss
 from metagrad.actors.envs.atari import AtariConfig
@@ -10,8 +10,9 @@ from metagrad.meta_parameters import MetaParameter
 from metagrad.networks import NatureCnn
 from metagrad.optimizers import Adam
 
-_REUSE = 3
-_UPDATES = 9_750 * _REUSE  # 4,992,000 decisions
+_REUSE, _MINIBATCHES = 4, 4
+_EACH = _REUSE * _MINIBATCHES
+_UPDATES = 2_440 * _EACH  # 2,498,560 decisions
 
 
 def _fixed(value: float) -> MetaParameter:
@@ -23,18 +24,19 @@ def pong() -> Experiment:
 
     With `--meta.n 1` it tunes γ, λ, value and entropy coefficients as `atari` does.
 
-    Its values are ours, near to those that PPO has for Atari (Schulman et al. (2017), "Proximal Policy Optimization
-    Algorithms", Table 5): whole batches of 512 steps in place of minibatches, with a larger step size; V-trace, which
-    looks at the newest critic at each use of a batch, in place of advantages that are computed once; no clip of the
-    critic. Pictures are standardised: divided by 255, as is usual, they are all but the same, and the first updates,
-    which learn the mean return from what they share, leave most units dead (docs/results.md).
+    Batches, step size and clip are those that public implementations of PPO have for Atari (Schulman et al. (2017),
+    "Proximal Policy Optimization Algorithms", Table 5, has twice the rollout length and half the environments). Unlike
+    PPO, a minibatch has whole rollouts; V-trace looks at the newest critic in each update, in place of advantages that
+    are computed once; nothing clips the critic. Pictures have 44 x 44 pixels and are standardised: divided by 255, as
+    is usual, they are all but the same, and the first updates, which learn the mean return from what they share, leave
+    most units dead (docs/results.md).
     """
     return Experiment(
         name="pong",
-        description="Pong for few cores: V-trace, PPO's clip, standardised pictures, each batch used 3 times; n = 0",
-        env=AtariConfig(game="Pong"),
+        description="Pong for few cores: V-trace, PPO's clip, small standardised pictures, 16 updates of a batch; n = 0",
+        env=AtariConfig(game="Pong", frame_size=44),
         network=NatureCnn(hidden=256, is_standardised=True),
-        optimizer=Adam(learning_rate=5e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),
+        optimizer=Adam(learning_rate=2.5e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),
         meta=MetaGradientConfig(n=0, optimizer=Adam(learning_rate=1e-3)),
         outer=OuterObjective(gamma=0.99, lambda_=0.95, critic="inner"),
         meta_parameters=VtraceLoss(
@@ -49,13 +51,13 @@ def pong() -> Experiment:
             policy_clip=0.1,
         ),
         environments=16,
-        rollout_length=32,
+        rollout_length=64,
         reuse=_REUSE,
+        minibatches=_MINIBATCHES,
         updates=_UPDATES,
         actors=1,
         actor_threads=2,
         topology="colocated",
-        precision="auto",
-        log_every=20 * _REUSE,
-        checkpoint=CheckpointConfig(every=100 * _REUSE),
+        log_every=10 * _EACH,
+        checkpoint=CheckpointConfig(every=100 * _EACH),
     )
