@@ -112,9 +112,9 @@ def minibatches(batch: Trajectory, uses: int, parts: int, seed: int) -> Iterator
         if parts == 1:
             yield batch
             continue
-        order = torch.randperm(batch.reward.shape[1], generator=generator).to(batch.reward.device)
-        for columns in order.tensor_split(parts):
-            chosen = {
+        order = torch.randperm(batch.reward.shape[1], generator=generator)
+        for columns in order.to(batch.reward.device, non_blocking=True).tensor_split(parts):
+            chosen: dict[str, Any] = {
                 name: x.index_select(0 if name in OF_COLUMNS else 1, columns)
                 for name, x in batch._asdict().items()
                 if isinstance(x, Tensor)

@@ -18,6 +18,7 @@ from metagrad.networks import NatureCnn
 
 SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes, or small networks
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
+    "pong": {"minibatches": 2},
     "atari-released": {"network": NatureCnn(hidden=8, gamma_embedding=2)},
     "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
     "lifetimes": {"agents": 2},
@@ -31,8 +32,9 @@ SHORT: dict[str, dict[str, Any]] = {  # rollouts are whole episodes, or small ne
 def test_two_tiny_updates(name: str, tmp_path: Path) -> None:
     experiment = EXPERIMENTS[name]()
     is_sequential = isinstance(experiment, Experiment) and experiment.meta.strategy == "sequential"
-    reuse = experiment.reuse if isinstance(experiment, Experiment) else 1
-    updates = 3 if is_sequential else 2 * reuse
+    short = SHORT.get(name, {})
+    each = experiment.reuse * short.get("minibatches", 1) if isinstance(experiment, Experiment) else 1
+    updates = 3 if is_sequential else 2 * each
     experiment = replace(
         experiment,
         environments=2,
@@ -40,12 +42,12 @@ def test_two_tiny_updates(name: str, tmp_path: Path) -> None:
         updates=updates,
         topology="colocated",
         learner_threads=1,
-        **SHORT.get(name, {}),
+        **short,
     )
     summary = run(experiment, tmp_path, False, Console(file=StringIO()))
     assert (summary["experiment"], summary["updates"]) == (name, updates)
     # Of `sequential` the batch after the last update is real too; populations count what their agents do.
-    batches = (updates // reuse + is_sequential) * experiment.rollouts_per_order
+    batches = (updates // each + is_sequential) * experiment.rollouts_per_order
     assert summary["frames_real"] == 4 * batches
     looked_ahead = 2 * (name == "ipd")  # one for each player
     if isinstance(experiment, Experiment):

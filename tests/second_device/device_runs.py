@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "stacx": {"network": NatureCnn(hidden=8)},
     "stacx-impala": {"network": ImpalaCnn(hidden=8)},
     "lirpg-atari": {"network": NatureCnn(hidden=8)},
-    "pong": {"network": NatureCnn(hidden=8, is_standardised=True), "precision": "float32"},
+    "pong": {"network": NatureCnn(hidden=8, is_standardised=True)},
     "discounting-chain": {"env": DiscountingChainConfig(horizon=2)},
     "ipd": {"env": IteratedPrisonersDilemmaConfig(steps=2), "inner_rollouts": 1},
     "lifetimes": {"agents": 2, "rule": Lpg(units=4)},
@@ -63,6 +63,8 @@ def small(name: str, topology: str, schedule: str, product: str, learners: int =
     changes: dict[str, Any] = {"topology": topology, "schedule": schedule}
     if isinstance(experiment, Experiment):
         changes["meta"] = replace(experiment.meta, product=product)
+        if experiment.minibatches > 1:  # not with several learners, each of which sees its share of a batch alone
+            experiment = replace(experiment, reuse=2, minibatches=2 if learners == 1 else 1)
     updates = UPDATES * (experiment.meta.n if _is_sequential(experiment) else experiment.updates_per_batch)
     short = {
         "environments": 2,
