@@ -158,7 +158,8 @@ class ActorCritic:
         """Make n inner updates, of which the strategy keeps the first or all, and one update of η.
 
         With n = 0 there is one inner update and nothing to look ahead for. A batch of which K updates are made, by
-        several uses or minibatches, makes K - 1 plain ones first, and the look-ahead begins with the last one.
+        several uses or minibatches, makes K - 1 plain ones first, and the look-ahead begins with the last one. Updates
+        of the look-ahead see one minibatch of a batch of their own, the outer loss a whole batch.
 
         Raises:
             NonFinite: names the quantity and the update.
@@ -180,7 +181,8 @@ class ActorCritic:
         outer = _Outer((), {}, batch, state.target_optimizer)
         for j, weight in enumerate(self.weights, start=1):
             if j > 1:
-                last = inner_update(self.problem, last.theta, last.state, state.eta, batch, keep_graph)
+                part = next(minibatches(batch, 1, self.minibatches, state.update + j))
+                last = inner_update(self.problem, last.theta, last.state, state.eta, part, keep_graph)
                 clock.lap("inner")
                 tape = recorded(tape, last.step)
             batch = feed(WeightSnapshot(state.version + j, last.theta, state.eta), 0 if is_sequential else j)

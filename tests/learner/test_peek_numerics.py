@@ -142,12 +142,12 @@ class Slow:
 
 
 @pytest.mark.parametrize(
-    ("n", "estimator", "surrogate", "product", "ratio_clip", "reuse"),
+    ("n", "estimator", "surrogate", "product", "ratio_clip", "reuse", "parts"),
     [
-        (1, "n-step", "ad", "recompute", 1.0, 1),
-        (2, "n-step", "lvc", "retain", None, 1),
-        (3, "mix", "lvc", "retain", 1.2, 1),
-        (2, "n-step", "lvc", "recompute", 1.2, 3),
+        (1, "n-step", "ad", "recompute", 1.0, 1, 1),
+        (2, "n-step", "lvc", "retain", None, 1, 1),
+        (3, "mix", "lvc", "retain", 1.2, 1, 2),
+        (2, "n-step", "lvc", "recompute", 1.2, 3, 1),
     ],
 )
 def test_an_update_on_stale_batches_is_vtraces(
@@ -161,14 +161,18 @@ def test_an_update_on_stale_batches_is_vtraces(
     product: str,
     ratio_clip: float | None,
     reuse: int,
+    parts: int,
 ) -> None:
     """Batch k is of a policy of its own. The third update uses batches 2 … 2 + n, whatever the first two did.
 
-    A batch that is used K times has moved θ by K - 1 plain updates before the look-ahead begins.
+    A batch of which K updates are made has moved θ by K - 1 plain ones before the look-ahead begins, whose updates see
+    a minibatch each.
     """
     learner = config(n=n, estimator=estimator, surrogate=surrogate, product=product)
     losses = learner.meta_parameters.streamed(ratio_clip)
-    learner = replace(learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses, reuse=reuse)
+    learner = replace(
+        learner, optimizer=Sgd(learning_rate=RATE), meta_parameters=losses, reuse=reuse, minibatches=parts
+    )
     algorithm = build(learner)
     state = float64_state(algorithm)
     batches = [
@@ -188,14 +192,20 @@ def test_an_update_on_stale_batches_is_vtraces(
 
     slow, window = Slow(algorithm, ratio_clip), batches[2:]
     start = state.theta
-    for _ in range(reuse - 1):
-        start = start - RATE * slow.inner_gradient(start, start, state.eta, window[0])
+    *plain, last = minibatches(window[0], reuse, parts, state.update)
+    for part in plain:
+        start = start - RATE * slow.inner_gradient(start, start, state.eta, part)
+    ahead = [next(minibatches(window[j - 1], 1, parts, state.update + j)) for j in range(2, n + 1)]
+    inner = [last, *ahead]
     ratios = torch.cat(
-        [(chosen(log_policy(algorithm.network, start, x), x) - x.behaviour_log_prob).exp()[x.valid] for x in window]
+        [
+            (chosen(log_policy(algorithm.network, start, x), x) - x.behaviour_log_prob).exp()[x.valid]
+            for x in [*inner, window[n]]
+        ]
     )
     assert ratios.min() < 0.85
     assert ratios.max() > 1.2, "ratios on both sides of the clips"
-    first = ratios[: int(window[0].valid.sum())]
+    first = ratios[: int(inner[0].valid.sum())]
     share = (first.sum() ** 2 / (len(first) * (first**2).sum())).item()
     assert metrics.scalars["policy/effective_sample_size"] == pytest.approx(share, rel=1e-9)
     assert share < 0.995
@@ -204,7 +214,7 @@ def test_an_update_on_stale_batches_is_vtraces(
         """θ₀…θₙ under η, constants as at `bases` or, beyond them, as at θ itself."""
         thetas = [start]
         for i in range(n):
-            gradient = slow.inner_gradient(thetas[i], bases[i] if bases else thetas[i], eta, window[i])
+            gradient = slow.inner_gradient(thetas[i], bases[i] if bases else thetas[i], eta, inner[i])
             thetas.append(thetas[i] - RATE * gradient)
         return thetas
 
@@ -220,7 +230,7 @@ def test_an_update_on_stale_batches_is_vtraces(
         return sum((w * loss for w, loss in zip(weights, losses, strict=True)), torch.zeros(()).double())
 
     torch.testing.assert_close(new.theta, path[1], rtol=1e-11, atol=1e-13)
-    assert (new.update, new.version) == (3 * reuse, 3 * (n + 1))
+    assert (new.update, new.version) == (3 * reuse * parts, 3 * (n + 1))
     expected = derivative(objective, state.eta, 1e-3)
     assert expected.abs().min() > 1e-7
     found = torch.tensor(metrics.meta_gradient, dtype=torch.float64)
