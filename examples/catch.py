@@ -1,4 +1,4 @@
-"""An environment and a meta-parameter of your own, in one file: nothing of metagrad is touched.
+"""Defines an environment and a meta-parameter in one file, without changing metagrad.
 
     metagrad --import examples/catch.py train catch
     metagrad --import examples/catch.py eval RUN_DIR
@@ -6,8 +6,8 @@
 Catch (bsuite): a ball falls down a board, one row a step, and a paddle in the last row moves to meet it; the episode
 ends with +1 for a caught ball and -1 for a missed one.
 
-The meta-parameter is how much bad news counts: advantages below 0 are weighed with a learnt β in (0, 2), which starts
-at 1, plain A2C. Nothing in the engine knows of it: η is a vector, and what uses it is differentiated through.
+The meta-parameter is how much bad news counts: advantages below 0 are multiplied by a learnt β in (0, 2), which starts
+at 1, plain A2C. The engine needs no change: η is a vector, and the meta-gradient goes through whatever uses it.
 """
 
 from collections.abc import Mapping
@@ -109,7 +109,7 @@ class BadNewsLoss(A2cLoss):
 
 
 def catch() -> Experiment:
-    """Catch with γ and β learnt, three updates ahead."""
+    """Return A2C on Catch with γ and β learnt, three updates ahead."""
     base = snake_6x6()
     return replace(
         base,

@@ -1,4 +1,4 @@
-"""Trains on a Gymnasium environment of one's own: a corridor whose end is rewarded.
+"""Trains on your own Gymnasium environment: a corridor with a reward at its end.
 
 metagrad --import examples/corridor.py train corridor
 metagrad --import examples/corridor.py train corridor --env.vectorisation async --network.layers 1
@@ -18,7 +18,7 @@ LENGTH = 8
 
 
 class Corridor(gymnasium.Env[Any, Any]):
-    """Begins in the left half; 0 is a step to the left, 1 one to the right, and the right end is worth 1."""
+    """Walks left (action 0) or right (1) from a start in the left half; the right end gives a reward of 1."""
 
     observation_space = spaces.Discrete(LENGTH)
     action_space = spaces.Discrete(2)
@@ -30,7 +30,7 @@ class Corridor(gymnasium.Env[Any, Any]):
         return self.place, {}
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Move; each step costs a little."""
+        """Move by one place, at a cost of .01."""
         self.place = max(0, self.place + (1 if action else -1))
         is_end = self.place == LENGTH - 1
         return self.place, float(is_end) - 0.01, is_end, False, {}

@@ -40,7 +40,7 @@ def inner_loss(theta: Tensor, eta: Tensor, batch: Batch) -> tuple[Tensor, None]:
     hyper, (log_probs, value, outer_value) = mg.hyperparameters(LEARNT, eta), evaluate(theta, batch.observation)
     target, outer_target = targets(batch, value, hyper["gamma"]), targets(batch, outer_value, OUTER_GAMMA)
     log_prob = log_probs[:-1].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
-    score = mg.lvc(log_prob, batch.is_terminal | batch.is_truncated)  # the gradient of log π, and a better Hessian
+    score = mg.lvc(log_prob, batch.is_terminal | batch.is_truncated)  # same gradient as log π, with a better Hessian
     entropy = -(log_probs.exp() * log_probs).sum(-1)[:-1]
     loss = -(target - value[:-1].detach()) * score - hyper["entropy_coefficient"] * entropy
     loss = loss + (target - value[:-1]).square() + (outer_target - outer_value[:-1]).square()
@@ -60,7 +60,7 @@ META_OPTIMIZER = mg.Adam(learning_rate=1e-2)
 
 
 class Stream:
-    """Environments that continue from one rollout to the next."""
+    """Steps environments that continue from one rollout to the next."""
 
     def __init__(self, seed: int) -> None:
         envs = gymnasium.make_vec("CartPole-v1", ENVIRONMENTS, vectorization_mode="sync")
@@ -70,7 +70,7 @@ class Stream:
 
     @torch.no_grad()
     def rollout(self, theta: Tensor) -> Batch:
-        """STEPS steps. An episode's end is followed by its true successor, the reset (NEXT_STEP) comes a step later."""
+        """Return a rollout of STEPS steps; an episode's end is followed by its true successor, then by the reset (NEXT_STEP)."""
         observations, rows = [self.observation], []
         for _ in range(STEPS):
             log_probs, _, _ = evaluate(theta, torch.as_tensor(self.observation).to(theta))
@@ -84,7 +84,7 @@ class Stream:
 
 
 def train(updates: int, seed: int) -> tuple[float, Tensor]:
-    """Mean return of the last 20 real episodes, and η, after `updates` ≥ 1 updates."""
+    """Return the mean return of the last 20 real episodes, and η, after `updates` ≥ 1 updates."""
     torch.manual_seed(seed)
     network.module.apply(lambda module: module.reset_parameters() if isinstance(module, nn.Linear) else None)
     theta, eta = network.theta(), mg.init_eta(LEARNT)

@@ -1,10 +1,10 @@
-"""Shows pictures of your own on a network of metagrad's, and an outer loss of your own, in one file.
+"""Defines an environment with pictures for metagrad's `NatureCnn`, and an outer loss, in one file.
 
     metagrad --import examples/pixels.py train walls
     metagrad --import examples/pixels.py train walls --network.hidden 256 --env.walls 20 --outer.caution 1
 
 Walls with a gap fall down the picture, one cell a step, and the player below moves to be in the gap: +1 for each wall
-that passes; the game ends at the first that does not, or after `walls` of them.
+that passes; the game ends at the first one that hits the player, or after `walls` of them.
 
 The outer loss is cautious: outer advantages below 0 count `caution` times, so that the discount is tuned for a policy
 that avoids mistakes more than it seeks luck. Value, entropy and KL terms are options (`--outer.kl-coefficient 1`).
@@ -25,7 +25,7 @@ from metagrad.losses import Estimates, OuterObjective
 from metagrad.networks import Head, NatureCnn
 from metagrad.types import Trajectory
 
-CELLS, PIXELS = 9, 4  # cells of a side, and pixels of a cell's: 36 x 36, the least that NatureCnn takes
+CELLS, PIXELS = 9, 4  # cells per side and pixels per cell: 36 x 36 pixels, the least that NatureCnn takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,10 +109,10 @@ class CautiousObjective(OuterObjective):
     def loss(
         self, outputs: Mapping[Head, Tensor], trajectory: Trajectory, estimates: Estimates
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the usual outer loss on the weighed advantages."""
+        """Return the usual outer loss with the weighted advantages."""
         advantage = estimates.advantage
-        weighed = torch.where(advantage < 0.0, self.caution * advantage, advantage)
-        return OuterObjective.loss(self, outputs, trajectory, estimates._replace(advantage=weighed))
+        weighted = torch.where(advantage < 0.0, self.caution * advantage, advantage)
+        return OuterObjective.loss(self, outputs, trajectory, estimates._replace(advantage=weighted))
 
 
 def walls() -> Experiment:

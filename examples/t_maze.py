@@ -1,7 +1,7 @@
-"""Trains on a maze that asks for memory: what is shown at its start says where to turn at its end.
+"""Trains on a maze that needs memory: a signal at its start says where to turn at its end.
 
     metagrad --import examples/t_maze.py train t-maze
-    metagrad --import examples/t_maze.py train t-maze --network.gru None    # cannot do better than to guess
+    metagrad --import examples/t_maze.py train t-maze --network.gru None    # can only guess
 
 The T-maze of Bakker (2002): a corridor whose first place shows a signal and whose end is a junction. Turning there as
 the signal said is worth 1, turning the other way -1, and any turn before it costs .1 and leads nowhere. All places of
@@ -95,7 +95,7 @@ def t_maze() -> Experiment:
     return replace(
         base,
         name="t-maze",
-        description="a maze that asks for memory, with a GRU (examples/t_maze.py)",
+        description="a maze that needs memory, with a GRU (examples/t_maze.py)",
         env=TMazeConfig(),
         network=Mlp(hidden=32, gru=32),
         optimizer=replace(base.optimizer, learning_rate=5e-3),
