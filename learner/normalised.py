@@ -22,7 +22,8 @@ class RunStatistics(NamedTuple):
             valid = batch.valid.flatten()
             if observations is not None:
                 seen = batch.observation[:-1].flatten(0, 1).flatten(1)
-                observations = with_rows(observations, seen, valid, shares)
+                pixels = seen.shape[1] - len(observations.mean)  # of mixed observations, which begin with them
+                observations = with_rows(observations, seen[:, pixels:], valid, shares)
             if returns is not None:
                 returns = with_rows(returns, discounted_returns(batch, gamma).reshape(-1, 1), valid, shares)
         return RunStatistics(observations, returns)

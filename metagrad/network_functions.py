@@ -43,7 +43,8 @@ class Network:
             first_order: names of parameters whose gradients carry no derivative (`metagrad.autodiff.first_order`).
             precision: what the layers compute in; heads are of the type of θ in all of them.
             distribution: of actions, made of the numbers of the policy head.
-            normalised_shape: shape of one observation, if they are normalised by statistics in θ.
+            normalised_shape: shape of one observation, if they are normalised by statistics in θ; of those that begin
+                with pictures (`MixedShape`), of the numbers behind these.
         """
         self._module = module
         if normalised_shape is not None:

@@ -1,12 +1,14 @@
 """Defines layers that know their initialisation, and draws a module's parameters again from a generator."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from metagrad.convolution import Geometry, conv2d
 from metagrad.errors import require
+from metagrad.observations import MixedShape
 
 
 class Linear(nn.Linear):
@@ -98,6 +100,24 @@ class StandardisedPixelConv(PixelConv):
         variance, mean = torch.var_mean(pixels, (1, 2, 3), correction=0, keepdim=True)
         standardised = ((pixels - mean) * torch.rsqrt(variance + 1.0)).to(self.weight.dtype)
         return self.convolve(standardised.permute(0, 3, 1, 2), self.weight, self.padding)
+
+
+class PicturesAndNumbers(nn.Module):
+    """Splits flat observations of a `MixedShape`, [N, D], and joins what layers make of them: features [N, F].
+
+    Each picture goes through layers of its own; the other numbers follow as they are.
+    """
+
+    def __init__(self, shape: MixedShape, of_pictures: Iterable[nn.Module]):
+        super().__init__()
+        self.of_pictures = nn.ModuleList(of_pictures)
+        self._shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        *pictures, numbers = x.split(self._shape.sizes, -1)
+        shaped = (pixels.unflatten(-1, shape) for pixels, shape in zip(pictures, self._shape.pictures, strict=True))
+        seen = [layers(picture) for layers, picture in zip(self.of_pictures, shaped, strict=True)]
+        return torch.cat([*seen, numbers], -1)
 
 
 def reset(module: nn.Module, generator: torch.Generator) -> None:

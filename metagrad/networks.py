@@ -22,8 +22,9 @@ from metagrad.errors import require, require_one_of
 from metagrad.flat_module import ParameterLayout as ParameterLayout
 from metagrad.network_functions import Network as Network
 from metagrad.network_functions import NetworkAtTheta as NetworkAtTheta
-from metagrad.network_layers import OrthogonalLinear
+from metagrad.network_layers import OrthogonalLinear, PicturesAndNumbers
 from metagrad.network_modules import Head as Head
+from metagrad.observations import MixedShape
 from metagrad.observations import Observations as Observations
 from metagrad.precision import Precision
 
@@ -252,6 +253,8 @@ class AutoNetwork(NetworkSpec):
     * Vectors [size]: an MLP each for policy and critics, which share nothing, of two layers unless told otherwise.
     * Pictures (uint8) [channels, height, width] of at least 36 pixels on a side: a `NatureCnn`.
     * Smaller ones: two convolutions 3x3 of 32 and 64 channels, the second of stride 2, and one hidden layer.
+    * Pictures beside other numbers (`MixedShape`): for each picture what stands above, without heads; its features and
+      the numbers go through an MLP that policy and critics share.
     """
 
     hidden: int = 64
@@ -285,14 +288,21 @@ class AutoNetwork(NetworkSpec):
                 torso, self.hidden, self.gru, lambda inputs: OrthogonalLinear(inputs, outputs, gain)
             )
 
+        if isinstance(observation_shape, MixedShape):
+            parts = PicturesAndNumbers(observation_shape, map(self._picture_torso, observation_shape.pictures))
+            features = self.picture_hidden * len(observation_shape.pictures) + observation_shape.numbers
+            trunk = modules.mlp_torso((features,), self.hidden, self.layers, self.activation, self.has_layer_norm)
+            torso = nn.Sequential(parts, *trunk)
+            return modules.with_linear_heads(torso, self.hidden, num_actions, has_outer_critic, None, self.gru)
         if len(observation_shape) == 1:
             outer_value = mlp(1, 1.0) if has_outer_critic else None
             return modules.SeparateNetworks(mlp(num_actions, 0.01), mlp(1, 1.0), outer_value)
-        if NatureCnn.takes is not None and NatureCnn.takes.fit(observation_shape):
-            nature = NatureCnn(hidden=self.picture_hidden, gru=self.gru)
-            return nature.module(observation_shape, num_actions, has_outer_critic)
-        torso = modules.small_picture_torso(observation_shape, self.picture_hidden)
+        torso = self._picture_torso(observation_shape)
         return modules.with_linear_heads(torso, self.picture_hidden, num_actions, has_outer_critic, None, self.gru)
+
+    def _picture_torso(self, shape: tuple[int, ...]) -> nn.Sequential:
+        is_large = NatureCnn.takes is not None and NatureCnn.takes.fit(shape)
+        return (modules.nature_torso if is_large else modules.small_picture_torso)(shape, self.picture_hidden)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,5 +377,6 @@ def build_network(
     require(spec.has_hidden_layers or precision != "bf16-mixed", "precision", precision, rule, remedy)
     space = DiscreteActions(actions) if isinstance(actions, int) else actions
     module = spec.module(observation_shape, space.outputs, has_outer_critic)
-    normalised_shape = observation_shape if is_observation_normalised else None
+    numbers = (observation_shape.numbers,) if isinstance(observation_shape, MixedShape) else observation_shape
+    normalised_shape = numbers if is_observation_normalised else None
     return Network(module, precision=precision, distribution=space.policy, normalised_shape=normalised_shape)

@@ -1,8 +1,9 @@
 """Normalises observations and rewards by statistics of all that a run has trained on.
 
 Observations: x ← clip((x - mean) / deviation), where mean and deviation of each component are part of θ without a
-derivative. So an actor, an evaluation or an exported policy acts by the statistics that belong to its θ. An optimizer
-leaves them alone, because their gradient is 0; only the learner moves them (`with_statistics`).
+derivative; pictures at the beginning of a mixed observation stay as they are. So an actor, an evaluation or an exported
+policy acts by the statistics that belong to its θ. An optimizer leaves them alone, because their gradient is 0; only
+the learner moves them (`with_statistics`).
 
 Rewards: r ← clip(r / deviation), the deviation being that of the running discounted return R ← γ' R + r of each
 environment, 0 after an end (`discounted_returns`).
@@ -64,10 +65,10 @@ def with_rows(
 class Normaliser(nn.Module):
     """Holds mean and inverse deviation of observations as parameters that no loss differentiates."""
 
-    def __init__(self, observation_shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...]):
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(observation_shape))
-        self.scale = nn.Parameter(torch.ones(observation_shape))
+        self.mean = nn.Parameter(torch.zeros(shape))
+        self.scale = nn.Parameter(torch.ones(shape))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.mean)
@@ -77,9 +78,15 @@ class Normaliser(nn.Module):
 def normalised_observation(
     observation: Shaped[Tensor, "N ..."], mean: Float[Tensor, "..."], scale: Float[Tensor, "..."]
 ) -> Float[Tensor, "N ..."]:
-    """Return clip((x - mean) · scale), mean and scale being constants."""
+    """Return clip((x - mean) · scale), mean and scale being constants.
+
+    Of flat observations longer than the mean, the last numbers are meant.
+    """
     mean, scale = autodiff.stop_gradient(mean), autodiff.stop_gradient(scale)
-    return ((observation.to(mean.dtype) - mean) * scale).clamp(-CLIP, CLIP)
+    x = observation.to(mean.dtype)
+    if observation.dim() == 2 and (pixels := observation.shape[1] - len(mean)):
+        return torch.cat([x[:, :pixels], normalised_observation(x[:, pixels:], mean, scale)], 1)
+    return ((x - mean) * scale).clamp(-CLIP, CLIP)
 
 
 def next_return(

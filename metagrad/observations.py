@@ -1,6 +1,39 @@
-"""Describes observations as networks need them: the kind of numbers, and names and least lengths of the axes."""
+"""Describes observations as networks need them: the kind of numbers, names and least lengths of the axes, and parts."""
 
+import math
 from typing import NamedTuple
+
+Picture = tuple[int, int, int]
+"""Channels, height and width."""
+
+
+class MixedShape(tuple[int, ...]):
+    """Is the shape (D,) of flat observations of which the first numbers are pictures.
+
+    They are pixels 0..255, picture after picture, each [channels, height, width]; other numbers follow. Whoever does
+    not ask for `pictures` sees an ordinary shape.
+
+    >>> shape = MixedShape(pictures=((3, 4, 5),), numbers=2)
+    >>> shape, shape.sizes
+    ((62,), (60, 2))
+    """
+
+    pictures: tuple[Picture, ...]
+    numbers: int
+
+    def __new__(cls, pictures: tuple[Picture, ...], numbers: int) -> "MixedShape":
+        self = super().__new__(cls, (sum(map(math.prod, pictures)) + numbers,))
+        self.pictures, self.numbers = pictures, numbers
+        return self
+
+    def __getnewargs__(self) -> tuple[tuple[Picture, ...], int]:
+        """Return what a copy in another process is made of."""
+        return self.pictures, self.numbers
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the length of each picture, and last that of the other numbers."""
+        return *map(math.prod, self.pictures), self.numbers
 
 
 class Observations(NamedTuple):

@@ -1,6 +1,6 @@
 """Translates Gymnasium's spaces into what metagrad's networks and policies take.
 
-Observations become one of two things:
+Observations become one of three things:
 
 * pictures, uint8 [channels, height, width]: a `Box` of uint8 with three axes, of which the shorter one of the first and
   the last is the channels (the last where they are alike), or with two axes, which is one channel;
@@ -8,9 +8,12 @@ Observations become one of two things:
   and 1, a `Box` its numbers. `Dict` and `Tuple` are their parts one after the other: a `Dict` in the order of its space
   (Gymnasium sorts the keys of a plain dictionary), a `Tuple` in its own, nested ones depth first. A small picture among
   the parts (below `PICTURE_SIDE` pixels on a side, like MiniGrid's 7 x 7 numbers of objects) is its numbers; bytes with
-  one axis, which is how EnvPool hands out text, count as 0 to 1.
+  one axis, which is how EnvPool hands out text, count as 0 to 1;
+* pictures beside other parts, float32 [size]: the larger pictures, channels first and flattened, then the numbers of
+  the other parts, both in the order above. The shape is a `MixedShape`, by which networks tell them apart. Where there
+  is one larger picture and nothing else, it is a picture as above.
 
-Refused in one line that names the space: `Text`, `Graph`, `Sequence`, `OneOf`, and a picture beside other parts.
+Refused in one line that names the space: `Text`, `Graph`, `Sequence` and `OneOf`.
 """
 
 import math
@@ -25,6 +28,7 @@ from torch import Tensor
 from metagrad.actors.envs.base import EnvironmentSpec
 from metagrad.distributions import ActionSpace, ContinuousActions, MultiDiscreteActions
 from metagrad.errors import require
+from metagrad.observations import MixedShape, Picture
 
 PICTURE_SIDE = 16
 """Pixels from which on the bytes of a part are a picture rather than numbers."""
@@ -53,22 +57,26 @@ def observations(space: Any, name: str, field: str) -> Observations:
     remedy = "wrap the environment so that it returns numbers"
     require(_kind(space) in _TAKEN, field, name, f"observes {space}, which is not taken", remedy)
     if _is_picture(space, side=1):
-        return _pictures(space.shape)
+        return _picture(space.shape, ())
     parts = list(_parts(space, ()))
     for path, part in parts:
         where = f"observes {part}" + (f" as {'.'.join(map(str, path))}" if path else "")
-        rule = f"{where}, which is not taken"
-        require(_kind(part) in _LEAVES, field, name, rule, remedy)
-        rule = f"{where}: a picture beside other parts is not taken"
-        require(not _is_picture(part, PICTURE_SIDE), field, name, rule, "wrap the environment to return one of them")
-    sizes = [_width(part) for _, part in parts]
-    require(sum(sizes) > 0, field, name, f"observes {space}, which holds no number", remedy)
+        require(_kind(part) in _LEAVES, field, name, f"{where}, which is not taken", remedy)
+    pictures = [(path, part) for path, part in parts if _is_picture(part, PICTURE_SIDE)]
+    numbers = [(path, part) for path, part in parts if not _is_picture(part, PICTURE_SIDE)]
+    size = sum(_width(part) for _, part in numbers)
+    require(size > 0 or bool(pictures), field, name, f"observes {space}, which holds no number", remedy)
+    if len(pictures) == 1 and size == 0:
+        ((path, part),) = pictures
+        return _picture(part.shape, path)
 
     def encode(batch: Any) -> Tensor:
-        flat = [_flat(part, _at(batch, path)) for path, part in parts]
-        return torch.from_numpy(flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1))
+        seen = [_pixels(part.shape, _at(batch, path)).flatten(1).numpy() for path, part in pictures]
+        flat = [*seen, *(_flat(part, _at(batch, path)) for path, part in numbers)]
+        return torch.from_numpy(flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1, dtype=np.float32))
 
-    return Observations((sum(sizes),), torch.float32, encode)
+    shapes = tuple(_channels_first(part.shape) for _, part in pictures)
+    return Observations(MixedShape(shapes, size) if shapes else (size,), torch.float32, encode)
 
 
 _LEAVES = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")
@@ -91,25 +99,25 @@ def _is_picture(space: Any, side: int) -> bool:
     return min(sides) >= side
 
 
-def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _channels_first(shape: tuple[int, ...]) -> Picture:
     if len(shape) == 2:
         return (1, *shape)
     first, middle, last = shape
     return (first, middle, last) if first < last else (last, first, middle)
 
 
-def _pictures(shape: tuple[int, ...]) -> Observations:
-    channels_first = _channels_first(shape)
-    is_moved = len(shape) == 3 and shape[0] >= shape[2]
-
-    def encode(batch: Any) -> Tensor:
-        pictures = torch.from_numpy(np.asarray(batch))
-        return pictures.permute(0, 3, 1, 2) if is_moved else pictures.reshape(-1, *channels_first)
-
-    return Observations(channels_first, torch.uint8, encode)
-
-
 _Path = tuple[str | int, ...]
+
+
+def _picture(shape: tuple[int, ...], path: _Path) -> Observations:
+    return Observations(_channels_first(shape), torch.uint8, lambda batch: _pixels(shape, _at(batch, path)))
+
+
+def _pixels(shape: tuple[int, ...], batch: Any) -> Tensor:
+    """Return uint8 [B, channels, height, width]."""
+    pictures = torch.from_numpy(np.asarray(batch))
+    is_moved = len(shape) == 3 and shape[0] >= shape[2]
+    return pictures.permute(0, 3, 1, 2) if is_moved else pictures.reshape(-1, *_channels_first(shape))
 
 
 def _parts(space: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:

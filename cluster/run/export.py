@@ -13,6 +13,7 @@ from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.config.json_form import to_json
 from metagrad.cluster.run.trained import TrainedRule, TrainedRun
 from metagrad.errors import require
+from metagrad.observations import MixedShape
 from metagrad.rule_files import encoded_rule
 
 Format = Literal["torch", "onnx", "rule"]
@@ -38,10 +39,14 @@ def require_format(format: Format, output: str) -> None:
 def signature(run: TrainedRun) -> dict[str, Any]:
     """Return what goes into an exported policy and what comes out of it, as plain JSON.
 
-    A recurrent one has its state among both: zeros first, and where an episode begins.
+    A recurrent one has its state among both: zeros first, and where an episode begins. "pictures" are the shapes of
+    those with which a flat observation begins, if any; other numbers follow.
     """
     dtype = str(run.spec.observation_dtype).removeprefix("torch.")
-    inputs = {_INPUT: {"dtype": dtype, "shape": [_BATCH, *run.spec.observation_shape]}}
+    shape = run.spec.observation_shape
+    inputs: dict[str, Any] = {_INPUT: {"dtype": dtype, "shape": [_BATCH, *shape]}}
+    if isinstance(shape, MixedShape):
+        inputs[_INPUT]["pictures"] = [list(picture) for picture in shape.pictures]
     outputs = {_OUTPUT: {"dtype": "float32", "shape": [_BATCH, run.spec.num_actions]}}
     if size := run.network.state_size:
         inputs[_STATE] = outputs[_NEXT] = {"dtype": "float32", "shape": [_BATCH, size]}

@@ -98,6 +98,29 @@ def test_small_pictures_among_parts_are_numbers_and_text_in_bytes_is_scaled():
     assert torch.equal(values[:, 147:], torch.from_numpy(sample["mission"]).float() / 255)
 
 
+def test_larger_pictures_stand_before_the_numbers_of_other_parts():
+    parts = {"a": LINE, "b": bytes_of(20, 30, 3), "c": spaces.Tuple([spaces.Discrete(2), bytes_of(16, 17)])}
+    values, sample = encoded(spaces.Dict(parts | {"d": bytes_of(15, 20, 3)}))
+    taken = observations(spaces.Dict(parts | {"d": bytes_of(15, 20, 3)}), "Task", "env.id")
+    assert taken.shape == (1800 + 272 + 2 + 2 + 900,)
+    assert taken.dtype == torch.float32
+    assert (taken.shape.pictures, taken.shape.numbers) == (((3, 20, 30), (1, 16, 17)), 904)
+    for b in range(3):
+        color = [sample["b"][b, y, x, c] for c in range(3) for y in range(20) for x in range(30)]
+        index, grey = (part[b] for part in sample["c"])
+        numbers = [*sample["a"][b], float(index == 0), float(index == 1), *sample["d"][b].flat]
+        expected = np.array([*color, *grey.flat, *numbers], np.float32)
+        assert torch.equal(values[b], torch.from_numpy(expected))
+
+
+def test_one_larger_picture_alone_among_parts_is_a_picture():
+    values, sample = encoded(spaces.Dict({"only": spaces.Tuple([bytes_of(20, 30, 3)])}))
+    assert torch.equal(values, torch.from_numpy(sample["only"][0]).permute(0, 3, 1, 2))
+    assert values.dtype == torch.uint8
+    two = observations(spaces.Tuple([bytes_of(20, 30)] * 2), "Task", "env.id").shape
+    assert (two, two.numbers) == ((1200,), 0)
+
+
 @pytest.mark.parametrize(
     ("space", "named"),
     [
@@ -106,7 +129,7 @@ def test_small_pictures_among_parts_are_numbers_and_text_in_bytes_is_scaled():
         (spaces.Sequence(spaces.Discrete(2)), r"Sequence\("),
         (spaces.OneOf([spaces.Discrete(2), LINE]), r"OneOf\("),
         (spaces.Dict({"x": LINE, "words": spaces.Tuple([spaces.Text(5)])}), r"Text\(.* as words\.0"),
-        (spaces.Dict({"x": LINE, "view": bytes_of(64, 64, 3)}), r"Box\(.* as view: a picture beside other parts"),
+        (spaces.Dict({"view": bytes_of(64, 64, 3), "words": spaces.Text(5)}), r"Text\(.* as words"),
         (spaces.Dict({}), "holds no number"),
     ],
     ids=str,

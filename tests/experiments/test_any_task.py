@@ -6,12 +6,14 @@
 import inspect
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import pytest
+import torch
 from gymnasium import spaces
 from rich.console import Console
 
@@ -21,6 +23,8 @@ from metagrad.actors.envs.gym import GymConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.launch.launch import run
 from metagrad.cluster.run.evaluation import evaluate_run
+from metagrad.cluster.run.export import exported, signature
+from metagrad.experiments.loading import load
 from metagrad.experiments.tasks.any_task import envpool, gym
 
 ENVPOOL = (
@@ -38,6 +42,7 @@ TASKS: list[EnvironmentConfig] = [
     GymConfig(id="Blackjack-v1", autoreset="same-step"),
     GymConfig(id="gymnasium.envs.classic_control:AcrobotEnv", max_episode_steps=9, vectorisation="async"),
     GymConfig(id="many_parts:ManyParts"),
+    GymConfig(id="many_parts:ManyPictures"),
 ]
 IN_A_HURRY = {"episodes": 2, "seed": 0, "is_greedy": False, "wants_recording": False, "max_steps": 20}
 
@@ -63,11 +68,43 @@ class ManyParts(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(action.sum()), self.steps == 5, False, {}
 
 
+class ManyPictures(gymnasium.Env[Any, Any]):
+    """Observes two pictures beside numbers, and draws one of them."""
+
+    observation_space = spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (36, 40, 3), "uint8"),
+            "map": spaces.Box(0, 255, (16, 17), "uint8"),
+            "speed": spaces.Box(-1.0, 1.0, (2,)),
+        }
+    )
+    action_space = spaces.Discrete(3)
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    seen: Any = None
+    steps = 0
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps, self.seen = 0, self.observation_space.sample()
+        return self.seen, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps, self.seen = self.steps + 1, self.observation_space.sample()
+        return self.seen, float(action), self.steps == 5, False, {}
+
+    def render(self) -> Any:
+        return self.seen["camera"]
+
+
 @pytest.fixture(autouse=True)
 def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process, and the Ray processes that it starts, import `many_parts`."""
-    text = "import gymnasium\nfrom gymnasium import spaces\nfrom typing import Any\n" + inspect.getsource(ManyParts)
-    (tmp_path / "many_parts.py").write_text(text)
+    text = "import gymnasium\nfrom gymnasium import spaces\nfrom typing import Any, ClassVar\n"
+    (tmp_path / "many_parts.py").write_text(text + inspect.getsource(ManyParts) + inspect.getsource(ManyPictures))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -110,8 +147,43 @@ def test_every_task_of_the_table_on_ray(env: EnvironmentConfig, schedule: Any, t
 
 @pytest.mark.parametrize("schedule", ["lockstep", "peek"])
 def test_some_tasks_quickly(schedule: Any, tmp_path: Path) -> None:
-    for env in (EnvPoolConfig(task="Hopper-v4"), GymConfig(id="many_parts:ManyParts", autoreset="same-step")):
-        trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="colocated"), tmp_path / type(env).__name__)
+    parts, pictures = (
+        GymConfig(id=f"many_parts:{name}", autoreset="same-step") for name in ("ManyParts", "ManyPictures")
+    )
+    for number, env in enumerate((EnvPoolConfig(task="Hopper-v4"), parts, pictures)):
+        trained_resumed_and_evaluated(tiny(env, schedule=schedule, topology="colocated"), tmp_path / str(number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gru", [None, 4])
+def test_pictures_beside_numbers_are_recorded_and_exported(gru: int | None, tmp_path: Path) -> None:
+    """A file in torch's format, and one for ONNX Runtime where it is installed, compute what the run's policy does."""
+    experiment = tiny(GymConfig(id="many_parts:ManyPictures"), topology="colocated", is_observation_normalised=True)
+    experiment = replace(experiment, network=replace(experiment.network, gru=gru))
+    folder = tmp_path / "run"
+    trained_resumed_and_evaluated(experiment, folder)
+    evaluate_run(folder, None, **IN_A_HURRY | {"wants_recording": True, "seed": 1})
+    assert list(folder.glob("episode-*.gif"))
+    trained = load(folder)
+    said = signature(trained)["inputs"]["observation"]
+    size = 3 * 36 * 40 + 16 * 17 + 2
+    assert said == {"dtype": "float32", "shape": ["batch", size], "pictures": [[3, 36, 40], [1, 16, 17]]}
+    given = {"observation": 255.0 * torch.rand(7, size, generator=torch.Generator().manual_seed(0))}
+    if gru is not None:
+        given["state"] = torch.randn(7, gru, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = trained.policy(*given.values())
+    (tmp_path / "policy.pt2").write_bytes(exported(trained, "torch"))
+    found = torch.export.load(tmp_path / "policy.pt2").module()(*given.values())
+    torch.testing.assert_close(found, expected)
+    if find_spec("onnxruntime") is None or find_spec("onnxscript") is None:
+        return
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exported(trained, "onnx"))
+    found = session.run(None, {name: x.numpy() for name, x in given.items()})
+    for x, y in zip(found, expected if gru is not None else (expected,), strict=True):
+        torch.testing.assert_close(torch.from_numpy(x), y)
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from metagrad.learner.normalised import Feed, RunStatistics, from_tree
 from metagrad.learner.schedule import Lockstep
 from metagrad.networks import Mlp, NatureCnn
 from metagrad.normalisation import no_statistics
-from metagrad.types import WeightSnapshot
+from metagrad.shares import WHOLE
+from metagrad.types import Trajectory, WeightSnapshot
 
 CPU = torch.device("cpu")
 MDP = TabularMdpConfig(states=6, actions=3, concentration=0.5, horizon=4)
@@ -48,6 +49,20 @@ def normalised(**changes: Any) -> Any:
         "checkpoint": CheckpointConfig(every=1_000, keep=2),
     }
     return replace(base, **(fields | changes))
+
+
+def test_statistics_of_mixed_observations_are_of_the_numbers_behind_the_pictures() -> None:
+    generator = torch.Generator().manual_seed(0)
+    observation = torch.randn(4, 2, 5, generator=generator)
+    valid = torch.tensor([[True, True], [False, True], [True, False]])
+    nothing = torch.zeros(3, 2)
+    batch = Trajectory(observation, nothing.long(), nothing, ~valid, ~valid, valid, nothing, 0)
+    found = RunStatistics(observations=no_statistics(2)).with_batches([batch], 0.9, WHOLE).observations
+    assert found is not None
+    seen = observation[:-1][valid][:, 3:].double().numpy()
+    assert found.rows == 4
+    np.testing.assert_allclose(found.mean, seen.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.m2 / 4, seen.var(0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("lookahead", ["continue", "separate"])

@@ -11,6 +11,7 @@ from metagrad.losses import OuterObjective
 from metagrad.meta_gradient import meta_gradient, outer_gradient, outer_weights, reference_meta_gradient
 from metagrad.meta_parameters import MetaParameter, hyperparameters, init_eta
 from metagrad.networks import AutoNetwork, Mlp, NatureCnn, SnakeCnn, build_network
+from metagrad.observations import MixedShape
 from metagrad.optimizers import Adam, ClipByGlobalNorm, OptimizerState, RmsProp, Sgd, constant, linear_annealing
 from metagrad.surrogates import SURROGATES
 from metagrad.unroll import InnerProblem, inner_update
@@ -28,6 +29,7 @@ NETWORKS = {
     "mlp": (Mlp(hidden=6), (3,)),
     "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 3, 5)),
     "nature": (NatureCnn(hidden=3), (1, 36, 36)),
+    "mixed": (AutoNetwork(hidden=4, layers=1, picture_hidden=3), MixedShape(((1, 4, 4),), 3)),
     "gru": (Mlp(hidden=4, gru=3), (3,)),
     "gru-separate": (AutoNetwork(hidden=3, layers=1, gru=2), (3,)),
 }
@@ -80,6 +82,10 @@ class Setting:
             self.batches = [b._replace(first_state=x) for b, x in zip(self.batches, states, strict=True)]
         if network == "nature":
             self.batches = [b._replace(observation=b.observation * 255.0) for b in self.batches]
+        if network == "mixed":
+            pixels = torch.arange(shape[0]) < shape.sizes[0]
+            scale = torch.where(pixels, 255.0, 1.0)
+            self.batches = [b._replace(observation=b.observation * scale) for b in self.batches]
         # Wide initial weights: derivatives of every order matter, and no head is near zero.
         self.theta = self.network.init(generator).to(torch.float64)
         self.theta += 0.1 * torch.randn(self.theta.shape, generator=generator, dtype=torch.float64)
@@ -194,12 +200,13 @@ def test_meta_gradient_from_a_fresh_optimizer_state(setting, freeze, finite_diff
         assert_relative(look_ahead.adjoint(product).eta, expected, 1e-6)
 
 
+@pytest.mark.parametrize("network", ["nature", "mixed"])
 @pytest.mark.parametrize("estimator", ["n-step", "mix"])
 def test_meta_gradient_through_a_shared_convolutional_torso(
-    setting, freeze, finite_differences, estimator, assert_relative
+    setting, freeze, finite_differences, estimator, network, assert_relative
 ):
     optimizer = ClipByGlobalNorm(max_norm=0.3, optimizer=Adam(learning_rate=constant(1e-3), eps_root=1e-6))
-    look_ahead = setting(network="nature", n=3, optimizer=optimizer, estimator=estimator, batch=3)
+    look_ahead = setting(network=network, n=3, optimizer=optimizer, estimator=estimator, batch=3)
     frozen = freeze(lambda eta: look_ahead.objective(look_ahead.theta, eta), look_ahead.eta)
     reference = look_ahead.reference().eta
     for product in ("retain", "recompute"):

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 import re
 
 import pytest
@@ -20,7 +22,7 @@ from metagrad.networks import (
     SnakeTorsoCnn,
     build_network,
 )
-from metagrad.observations import Observations
+from metagrad.observations import MixedShape, Observations
 
 HEADS = ("logits", "value", "outer_value")
 NETWORKS = {
@@ -29,6 +31,7 @@ NETWORKS = {
     "haiku-mlp": (HaikuMlp(hidden=5), (3,)),
     "auto-vector": (AutoNetwork(hidden=4), (3,)),
     "auto-picture": (AutoNetwork(picture_hidden=4), (2, 5, 4)),
+    "auto-mixed": (AutoNetwork(hidden=4, layers=1, picture_hidden=4), MixedShape(((2, 5, 4),), 3)),
     "snake": (SnakeCnn(channels=2, policy_hidden=4, value_hidden=5), (3, 5, 5)),
     "snake-torso": (SnakeTorsoCnn(channels=2, features=6, head_hidden=5), (5, 4, 3)),
     "nature": (NatureCnn(hidden=3), (1, 36, 36)),
@@ -148,6 +151,46 @@ def test_the_network_is_chosen_by_the_shape():
     for shape, dtype in (((6, 6, 5), torch.float32), ((2, 3), torch.uint8)):
         with pytest.raises(ConfigurationError, match=r"^network = 'AutoNetwork': knows vectors and pictures"):
             auto.check_observations(shape, dtype)
+
+
+def test_pictures_and_numbers_meet_in_one_trunk():
+    """Against every observation by itself, layer by layer in torch's own convolutions."""
+    shape = MixedShape(((3, 36, 40), (1, 5, 6)), 2)
+    spec = AutoNetwork(hidden=5, layers=2, picture_hidden=4, activation="elu")
+    network = build_network(spec, shape, 3, True)
+    generator = torch.Generator().manual_seed(0)
+    theta = network.init(generator).double()
+    theta += 0.1 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    large = torch.randint(0, 256, (4, 3, 36, 40), generator=generator).double()
+    small = torch.randint(0, 256, (4, 1, 5, 6), generator=generator).double()
+    numbers = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    parts = network.layout.unflatten(theta)
+
+    def layer(name, x, apply=torch.nn.functional.linear, **options):
+        return apply(x, parts[f"{name}.weight"], parts[f"{name}.bias"], **options)
+
+    convolve, relu = torch.nn.functional.conv2d, torch.relu
+    for b in range(4):
+        of_large, of_small = "torso.0.of_pictures.0", "torso.0.of_pictures.1"
+        x = relu(layer(f"{of_large}.0", large[b : b + 1] / 255, convolve, stride=4))
+        x = relu(layer(f"{of_large}.2", x, convolve, stride=2))
+        x = relu(layer(f"{of_large}.7", relu(layer(f"{of_large}.4", x, convolve)).flatten(1)))
+        y = relu(layer(f"{of_small}.0", small[b : b + 1] / 255, convolve, padding=1))
+        y = relu(layer(f"{of_small}.5", relu(layer(f"{of_small}.2", y, convolve, stride=2, padding=1)).flatten(1)))
+        features = torch.cat([x, y, numbers[b : b + 1]], 1)
+        for name in ("torso.2", "torso.4"):
+            features = torch.nn.functional.elu(layer(name, features))
+        seen = torch.cat([large[b].flatten(), small[b].flatten(), numbers[b]])[None]
+        outputs = network.apply(theta, seen, HEADS)
+        torch.testing.assert_close(outputs["logits"], layer("logits", features))
+        for head in ("value", "outer_value"):
+            torch.testing.assert_close(outputs[head], layer(head, features).squeeze(-1))
+
+
+def test_a_mixed_shape_stays_one_in_other_processes():
+    shape = MixedShape(((3, 4, 5),), 2)
+    for other in (pickle.loads(pickle.dumps(shape)), copy.deepcopy(shape)):
+        assert (other, other.pictures, other.numbers) == ((62,), ((3, 4, 5),), 2)
 
 
 def test_observations_fit_by_the_number_and_length_of_their_axes():

@@ -15,6 +15,7 @@ from metagrad.normalisation import (
     with_rows,
     with_scaled_reward,
 )
+from metagrad.observations import MixedShape
 from metagrad.shares import Whole
 
 
@@ -87,6 +88,23 @@ def test_theta_holds_what_observations_are_normalised_by(make_trajectory, spec):
     (gradient,) = torch.autograd.grad(sum(y.square().sum() for y in forward(network, x, trajectory, heads).values()), x)
     assert (gradient[-6:] == 0.0).all()
     assert (gradient[:-6] != 0.0).any()
+
+
+def test_pictures_beside_numbers_stay_as_they_are():
+    spec, shape = AutoNetwork(hidden=4, picture_hidden=4), MixedShape(((1, 5, 4),), 3)
+    plain, network = (build_network(spec, shape, 3, False, is_observation_normalised=x) for x in (False, True))
+    assert network.layout.size == plain.layout.size + 6
+    generator = torch.Generator().manual_seed(0)
+    theta = network.init(generator)
+    pixels = torch.randint(0, 256, (6, 20), generator=generator).float()
+    numbers = torch.randn(6, 3, generator=generator)
+    statistics = with_rows(network.no_statistics(), 5.0 + 3.0 * numbers, torch.ones(6, dtype=torch.bool))
+    shown = (numbers - numbers.mean(0)) / numbers.std(0, correction=0)
+    found = network.apply(
+        network.with_statistics(theta, statistics), torch.cat([pixels, 5.0 + 3.0 * numbers], 1), ("logits",)
+    )
+    expected = plain.apply(theta[: plain.layout.size], torch.cat([pixels, shown], 1), ("logits",))
+    torch.testing.assert_close(found["logits"], expected["logits"], rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_far_is_clipped_and_integers_are_numbers():
