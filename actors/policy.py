@@ -1,6 +1,6 @@
 """Chooses actions from observations under parameters θ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Float, Shaped
@@ -43,6 +43,22 @@ def greedy(
     outputs = outputs_of(network, observation, state)
     action = outputs.policy.mode()
     return Decision(action, outputs.policy.log_prob(action), outputs.get("state"))
+
+
+def for_the_host(network: NetworkAtTheta, device: torch.device) -> NetworkAtTheta:
+    """Return a network whose θ is on `device` as a function of what is on the host, where its heads arrive by one copy.
+
+    The actions are then drawn on the host, from the same random numbers wherever the network is.
+    """
+
+    def apply(observation: Tensor, heads: Collection[Head], memory: Memory | None = None) -> Outputs:
+        remembered = () if memory is None else (Memory(memory.state.to(device, non_blocking=True)),)
+        outputs = network(observation.to(device, non_blocking=True), heads, *remembered)
+        sizes = [x.shape[-1] for x in outputs.values()]
+        columns = torch.cat(list(outputs.values()), -1).cpu().split(sizes, -1)
+        return Outputs(dict(zip(outputs, columns, strict=True)), outputs.distribution)
+
+    return apply
 
 
 def outputs_of(

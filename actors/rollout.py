@@ -48,7 +48,7 @@ class ActorSetup:
     rollout_length: int
     lookahead: LookaheadEnvironments
     seed: tuple[int, ...]  # distinct for every run, actor and restart
-    device: str = "cpu"
+    device: str = "cpu"  # of the policy, and of environments that are tensor operations
     threads: int = 1
     processes: int = 1  # that share the environments, with so many threads each
     precision: Precision = "float32"
@@ -280,11 +280,17 @@ class Actor:
         return Pool(environment, policy_seed)
 
     def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
-        """Collect T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters."""
+        """Collect T steps under `snapshot`; step 0 is real, 1…n are rollouts at looked-ahead parameters.
+
+        The policy is evaluated where the snapshot's θ is.
+        """
         pool = self._lookahead if lookahead_step else self._real
         if lookahead_step == 1 and self.setup.lookahead == "fork":
             pool.fork_from(self._real)
-        act = partial(policy.sample, self._network.at(snapshot.theta))
+        network, device = self._network.at(snapshot.theta), snapshot.theta.device
+        if device != pool.environment.spec.device:
+            network = policy.for_the_host(network, device)
+        act = partial(policy.sample, network)
         setup = self.setup
         trajectory, episodes = collect(pool, act, snapshot.version, setup.rollout_length, setup.return_discount)
         if pool is not self._real:

@@ -100,6 +100,11 @@ def continue_stream(generator: torch.Generator, state: UInt8[Tensor, "bytes"]) -
         generator.set_state(state.to("cpu", copy=True))
 
 
+def is_cudas_stream(state: UInt8[Tensor, "bytes"]) -> bool:
+    """True for the state of a CUDA generator, which has 16 bytes: its seed and how far it has come."""
+    return state.numel() == 16
+
+
 class Environment(Protocol):
     """B environments that are stepped together."""
 

@@ -16,6 +16,7 @@ from metagrad.learner.algorithm import Algorithm
 from metagrad.networks import NetworkSpec
 from metagrad.precision import Precision, PrecisionChoice, resolved
 
+ActorDevice = Literal["auto", "cpu", "cuda"]
 ScheduleName = Literal["lockstep", "peek"]
 LogName = Literal["trackio", "wandb"]
 SECONDS_TO_WAIT_FOR_RESOURCES = 3_600.0  # of others, on a cluster, unless told otherwise
@@ -127,7 +128,12 @@ class BaseExperiment(ABC):
     topology: Literal["ray", "colocated"] = "ray"
     """ray: actors are Ray processes, on any node; colocated: they run in the learner's process, without Ray."""
     device: str = "auto"
-    """The learner's torch device; auto: cuda where there is one. Colocated device environments run there too."""
+    """The learner's torch device; auto: cuda where there is one."""
+    actor_device: ActorDevice = "auto"
+    """Where actors evaluate the policy, and where environments that are tensor operations live. auto: colocated, the
+    learner's device (the CPU for environments stepped in Python); on Ray, cuda with actor_gpus, else the CPU."""
+    actor_gpus: float = 0.0
+    """Part of a GPU that each actor on Ray asks of its node, to evaluate the policy there."""
     precision: PrecisionChoice = "float32"
     """float32; tf32: products and convolutions of a GPU may round their factors to TF32 (10 bits instead of 23);
     bf16-mixed: layers of networks compute in bfloat16 (8 bits), all else in float32; auto: bf16-mixed where this
@@ -227,7 +233,9 @@ class BaseExperiment(ABC):
         require(restarts >= 0, "learner_restarts", restarts, "must be 0 or more", "raise it")
         check_wait_for_resources(self.wait_for_resources, self.topology)
         self._check_learners()
+        self._check_actor_device()
         for field, value, default in (
+            ("actor_gpus", self.actor_gpus, 0.0),
             ("learners", self.learners, 1),
             ("learner_cpus", self.learner_cpus, 1),
             ("learner_restarts", restarts, 0),
@@ -235,6 +243,21 @@ class BaseExperiment(ABC):
         ):
             rule = "has no effect with --topology colocated"
             require(value == default or self.topology == "ray", field, value, rule, "use --topology ray")
+
+    def _check_actor_device(self) -> None:
+        """Refuse a device that actors would not see, or would not use."""
+        chosen, gpus = self.actor_device, self.actor_gpus
+        require_one_of(chosen, ActorDevice, "actor_device")
+        rule, remedy = "must be 0 or lie in [0.001, 1]", "use 0.1 for ten actors on a GPU"
+        require(gpus == 0 or 0.001 <= gpus <= 1, "actor_gpus", gpus, rule, remedy)
+        rule, remedy = "has no effect with --actor-device cpu", "leave one of them out"
+        require(gpus == 0 or chosen != "cpu", "actor_gpus", gpus, rule, remedy)
+        rule, remedy = "actors on Ray see a GPU only where they ask for a part of it", "add --actor-gpus 0.1"
+        is_seen = chosen != "cuda" or gpus > 0 or self.topology == "colocated"
+        require(is_seen, "actor_device", chosen, rule, remedy)
+        rule, remedy = "colocated actors use the learner's GPU, and --device is cpu", "leave one of them out"
+        is_there = chosen != "cuda" or self.topology == "ray" or self.device != "cpu"
+        require(is_there, "actor_device", chosen, rule, remedy)
 
     def _check_learners(self) -> None:
         """Refuse learners that would have nothing to do, and several of an algorithm that only one can run."""
@@ -384,7 +407,8 @@ def check_wait_for_resources(seconds: float | None, topology: Literal["ray", "co
 
 OPERATIONAL_FIELDS = frozenset(
     (
-        *("updates", "topology", "device", "actor_threads", "learner_threads", "learners", "learner_cpus"),
+        *("updates", "topology", "device", "actor_device", "actor_gpus", "actor_threads", "learner_threads"),
+        *("learners", "learner_cpus"),
         *("learner_restarts", "precision", "wait_for_resources", "log_every", "log"),
         *("checkpoint", "evaluation", "faults"),
     )

@@ -20,6 +20,7 @@ from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.learning import (
     Assignment,
     prepared_training,
+    require_actor_device,
     resolve_device,
     training_config,
 )
@@ -214,7 +215,9 @@ def _on_its_device(experiment: BaseExperiment) -> BaseExperiment:
         ConfigurationError: a device or precision that cannot be; what a cluster has shows itself there.
     """
     if _is_here(experiment):
-        return experiment.settled(resolve_device(experiment.device))
+        device = resolve_device(experiment.device)
+        require_actor_device(experiment, device)
+        return experiment.settled(device)
     rule = "on a cluster the learner has one GPU or none"
     is_known = experiment.device in ("auto", "cpu", "cuda")
     require(is_known, "device", experiment.device, rule, "use auto, cpu or cuda")

@@ -28,7 +28,7 @@ from metagrad.cluster.on_ray.learner_process import LEARNERS_BUNDLE, start_learn
 from metagrad.cluster.on_ray.metrics import RayMetrics
 from metagrad.cluster.on_ray.rollout_actor import MakeActor, create
 from metagrad.cluster.on_ray.session import Demand, free_resources
-from metagrad.cluster.plan.placement import own_cpus
+from metagrad.cluster.plan.placement import REMEDY_FOR_GPUS, learner_gpus, missing_gpus, own_cpus
 from metagrad.cluster.run.learning import Assignment
 from metagrad.errors import RunLost, counted, require
 from metagrad.learner.team import Stop, share_of
@@ -115,12 +115,15 @@ class Supervisor:
         self._spec = spec
         self._say = say
         self._stop = stop
-        has_gpu = ray.cluster_resources().get("GPU", 0) >= experiment.learners
-        self._gpus = 1 if experiment.device.startswith("cuda") or (experiment.device == "auto" and has_gpu) else 0
+        there = ray.cluster_resources().get("GPU", 0)
+        missing = missing_gpus(experiment, there)
+        require(missing is None, "actor_gpus", experiment.actor_gpus, str(missing), REMEDY_FOR_GPUS)
+        self._gpus = learner_gpus(experiment, there)
         self._group = self._reserve()
         # Each learner's first actor has a bundle too, in front of its learner's.
         firsts = {share_of(experiment.actors, i, experiment.learners).start: b - 1 for i, b in self._bundles()}
-        self.handles = create(experiment.actors, experiment.cpus_of_an_actor, self._group, firsts)
+        of_each = (experiment.cpus_of_an_actor, self._group, firsts, experiment.actor_gpus)
+        self.handles = create(experiment.actors, *of_each)
 
     def _bundles(self) -> Iterator[tuple[int, int]]:
         """Yield each learner with the number of its bundle: behind the first one is that of the evaluator, if any."""
@@ -136,7 +139,9 @@ class Supervisor:
         experiment = self._experiment
         bundles: list[dict[str, float]] = [{"CPU": experiment.cpus_of_an_actor}, {"CPU": experiment.learner_cpus}]
         if self._gpus:
-            bundles[LEARNERS_BUNDLE]["GPU"] = 1
+            bundles[LEARNERS_BUNDLE]["GPU"] = self._gpus
+        if experiment.actor_gpus:
+            bundles[0]["GPU"] = experiment.actor_gpus
         of_learner = [dict(bundle) for bundle in bundles]
         if experiment.evaluation.every:
             bundles.append({"CPU": 1})
@@ -340,7 +345,8 @@ def needs_of(bundles: list[dict[str, float]], learners: int = 1) -> str:
         gpus = f" and {counted(all_gpus, 'GPU')}" if all_gpus else ""
         return f"{counted(all_cpus, 'CPU')}{gpus} ({learners} learners with an actor each)"
     cpus = " + ".join(f"{bundle['CPU']:g}" for bundle in bundles)
-    has_gpu = any(bundle.get("GPU") for bundle in bundles)
-    return f"{cpus} CPUs (an actor, the learner{', the evaluator' if len(bundles) > 2 else ''})" + (
-        " and a GPU beside the learner's" if has_gpu else ""
-    )
+    of_actor, of_learner = (bundle.get("GPU", 0) for bundle in bundles[:2])
+    parts = (f" and {of_actor:g} of a GPU beside the actor's",) if of_actor else ()
+    if of_learner:
+        parts = (f" and {'a' if of_learner == 1 else f'{of_learner:g} of a'} GPU beside the learner's", *parts)
+    return f"{cpus} CPUs (an actor, the learner{', the evaluator' if len(bundles) > 2 else ''})" + "".join(parts)

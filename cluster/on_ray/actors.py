@@ -305,10 +305,11 @@ class RayActors:
         waited = min(time.monotonic() - slot.away_since for slot in alive)
         is_placeless = all(slot.phase in (Phase.PLACING, Phase.RESTING) for slot in alive)
         if is_placeless and waited > max(_SECONDS_WITHOUT_A_PLACE, self._faults.rollout_seconds):
-            free, cpus = ray.available_resources().get("CPU", 0), alive[0].setup.cpus
+            free, setup = ray.available_resources().get("CPU", 0), alive[0].setup
+            needs = counted(setup.cpus, "CPU") + (" and its part of a GPU" if setup.device != "cpu" else "")
             raise ActorsLost(
-                f"no actor has found a place for {waited:.0f} s: each needs {counted(cpus, 'CPU')} of one node, and "
-                f"{free:g} are free on the whole cluster; add nodes, and continue with --resume"
+                f"no actor has found a place for {waited:.0f} s: each needs {needs} of one node, and {free:g} CPUs are "
+                "free on the whole cluster; add nodes, and continue with --resume"
             )
 
     def states(self) -> list[ActorState]:

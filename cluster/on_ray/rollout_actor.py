@@ -17,9 +17,9 @@ from torch import Tensor
 
 from metagrad.actors.rollout import ActorSetup, ActorState, AnyActor
 from metagrad.cluster.on_ray.faults import NotStarted
-from metagrad.cluster.run.actor_group import ActorGroup, MemberLost
+from metagrad.cluster.run.actor_group import ActorGroup, MemberLost, on_host
 from metagrad.cluster.run.memory import keep_freed_memory
-from metagrad.errors import ConfigurationError
+from metagrad.errors import ConfigurationError, require
 from metagrad.types import Episodes, Rollout, WeightSnapshot
 
 MakeActor = Callable[[ActorSetup], AnyActor]
@@ -84,6 +84,8 @@ class RolloutActor:
                     f"node = {node!r}: has {package} {here[package]} where the learner has {wanted}; install the same "
                     "versions on all nodes (pip install -c constraints.txt .)"
                 )
+        is_seen, rule = setup.device == "cpu" or torch.cuda.is_available(), "its torch sees no GPU where Ray counts one"
+        require(is_seen, "node", node, rule, "install there the torch of its CUDA driver, or leave out --actor-gpus")
         keep_freed_memory()
         torch.set_num_threads(setup.threads)
         try:
@@ -118,7 +120,7 @@ class RolloutActor:
             ordered = newest
         with torch.no_grad(), self._ending_with_its_processes():
             result = actor.rollout(self._snapshot(ordered), lookahead_step)
-        return _map_arrays(result, lambda x: x.numpy() if isinstance(x, Tensor) else x)
+        return _map_arrays(result, lambda x: x.cpu().numpy() if isinstance(x, Tensor) else x)
 
     def _snapshot(self, published: Published) -> WeightSnapshot:
         held = self._weights
@@ -126,14 +128,16 @@ class RolloutActor:
             weights = published.weights
             theta, eta = weights if isinstance(weights, tuple) else ray.get(weights[0])
             # Own copies: the object store's arrays are read-only.
-            snapshot = WeightSnapshot(published.version, torch.tensor(theta), torch.tensor(eta))
+            setup = self._started().setup
+            own = torch.tensor(theta, device=setup.device if setup.processes == 1 else "cpu")  # else they have each one
+            snapshot = WeightSnapshot(published.version, own, torch.tensor(eta))
             held = self._weights = (published.learner, snapshot)
         return held[1]
 
     def state(self) -> ActorState:
         actor = self._started()
         with self._ending_with_its_processes():
-            return actor.state()
+            return on_host(actor.state())
 
     @contextmanager
     def _ending_with_its_processes(self) -> Iterator[None]:
@@ -165,9 +169,15 @@ def address_and_pid() -> tuple[str, int]:
 
 
 def create(
-    count: int, cpus: int, group: PlacementGroup | None = None, reserved: Mapping[int, int] | None = None
+    count: int,
+    cpus: int,
+    group: PlacementGroup | None = None,
+    reserved: Mapping[int, int] | None = None,
+    gpus: float = 0.0,
 ) -> list[Any]:
     """Start so many actor processes, spread over the nodes, and return their handles.
+
+    Each asks for `cpus` of its node and for a part `gpus` of one of its GPUs, which is the only one that it sees.
 
     Ray restarts a lost one where there is room.
 
@@ -184,6 +194,7 @@ def create(
         grouped(RolloutActor)
         .options(
             num_cpus=cpus,
+            num_gpus=gpus,
             max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy=places.get(index, "SPREAD"),

@@ -69,6 +69,8 @@ def choose_actors(experiment: BaseExperiment, nodes: Sequence[Node], is_alone: b
         require(getattr(experiment, field) == 1, field, getattr(experiment, field), rule, remedy)
     own = experiment.environments_per_actor
     require(own is None, "environments_per_actor", own, rule, remedy)
+    gpus, rule = experiment.actor_gpus, "is a part of a GPU for each actor, and --actors auto counts CPUs alone"
+    require(gpus == 0, "actor_gpus", gpus, rule, "give the number of actors, or leave it out")
     learners, rule = experiment.learners, "have actors of their own, and --actors auto chooses those of one learner"
     require(learners == 1, "learners", learners, rule, "give the number of actors")
     free = _free(replace(experiment, actors=1), nodes, is_alone)

@@ -124,7 +124,7 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
     """
     if experiment.topology == "colocated":
         return [experiment.actors, *(0 for _ in nodes[1:])], 0
-    free = [node.cpus - node.used_cpus for node in nodes]
+    free, on_gpus = [node.cpus - node.used_cpus for node in nodes], _places_on_gpus(experiment, nodes)
     learners, first = place_learners(experiment, nodes)
     if first is not None:
         for i, count in enumerate(learners):
@@ -132,7 +132,7 @@ def place(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[list[int],
         free[first] -= _evaluators_cpus(experiment)
     actors = [0] * len(nodes)
     for _ in range(experiment.actors):
-        roomy = [i for i in range(len(nodes)) if free[i] >= experiment.cpus_of_an_actor]
+        roomy = [i for i in range(len(nodes)) if free[i] >= experiment.cpus_of_an_actor and on_gpus[i] > actors[i]]
         if not roomy:
             break
         chosen = min(roomy, key=lambda i: (actors[i], -free[i]))
@@ -163,10 +163,57 @@ def place_learners(experiment: BaseExperiment, nodes: Sequence[Node]) -> tuple[l
     return counts, first
 
 
+def _places_on_gpus(experiment: BaseExperiment, nodes: Sequence[Node]) -> list[float]:
+    """Return how many actors' parts each node's GPUs have beside those of the learners."""
+    if not experiment.actor_gpus:
+        return [math.inf] * len(nodes)
+    learners, _ = place_learners(experiment, nodes)
+    left = 1 - learner_gpus(experiment, sum(node.gpus for node in nodes))
+    whole, beside = _parts(experiment, 1), _parts(experiment, left)
+    taken = [count if wants_gpu(experiment, nodes) else 0 for count in learners]
+    return [(node.gpus - count) * whole + count * beside for node, count in zip(nodes, taken, strict=True)]
+
+
+def _parts(experiment: BaseExperiment, gpu: float) -> int:
+    """Return how many actors' parts so much of a GPU has; Ray counts in ten-thousandths."""
+    return round(gpu * 10_000) // round(experiment.actor_gpus * 10_000)
+
+
 def wants_gpu(experiment: BaseExperiment, nodes: Sequence[Node]) -> bool:
     """True where learners have to have GPUs, or may have them and there is one for each."""
-    has_enough = sum(node.gpus for node in nodes) >= experiment.learners
-    return experiment.device.startswith("cuda") or (experiment.device == "auto" and has_enough)
+    return _takes_gpus(experiment, sum(node.gpus for node in nodes))
+
+
+def _takes_gpus(experiment: BaseExperiment, gpus: float) -> bool:
+    return experiment.device.startswith("cuda") or (experiment.device == "auto" and gpus >= experiment.learners)
+
+
+def learner_gpus(experiment: BaseExperiment, gpus: float) -> float:
+    """Return how much of a GPU each learner asks for, of so many that the cluster has; 0: it stays off them.
+
+    It is a whole one, or what actors with parts of GPUs (`--actor-gpus`) leave where they find no other one.
+    """
+    if not _takes_gpus(experiment, gpus):
+        return 0.0
+    if not experiment.actor_gpus:
+        return 1.0
+    beside = max(0, experiment.actors - int(gpus - experiment.learners) * _parts(experiment, 1))
+    return round(max(0.0, 1 - math.ceil(beside / experiment.learners) * experiment.actor_gpus), 4)
+
+
+def missing_gpus(experiment: BaseExperiment, gpus: float) -> str | None:
+    """Say of actors with parts of GPUs what they lack on a cluster with so many; None: nothing."""
+    if not experiment.actor_gpus or experiment.topology == "colocated":
+        return None
+    has_learner, of_actors = _takes_gpus(experiment, gpus), math.ceil(experiment.actors / _parts(experiment, 1))
+    if learner_gpus(experiment, gpus) > 0 if has_learner else of_actors <= gpus:
+        return None
+    beside = f" beside {counted(experiment.learners, 'learner')}" if has_learner else ""
+    each = f"{counted(experiment.actors, 'actor')} with {experiment.actor_gpus:g} of a GPU each{beside}"
+    return f"{each} do not fit on {counted(int(gpus), 'GPU')}"
+
+
+REMEDY_FOR_GPUS = "lower it or the number of actors, leave it out, or add GPUs"
 
 
 def make_plan(
@@ -205,6 +252,7 @@ def make_plan(
                 weight_bytes_per_second=is_remote * copies * rates.batches * weights / seconds,
             )
         )
+    gpus = sum(node.gpus for node in nodes)
     must_run = experiment.actors if experiment.schedule == "lockstep" else experiment.learners
     return Plan(
         shares=tuple(shares),
@@ -216,7 +264,7 @@ def make_plan(
         batches_per_update=rates.batches,
         saturating_actors=saturating_actors(experiment, rates),
         object_store_bytes=object_store_bytes(experiment, batch, weights),
-        is_possible=learner is not None and placed >= must_run,
+        is_possible=learner is not None and placed >= must_run and missing_gpus(experiment, gpus) is None,
     )
 
 
@@ -250,6 +298,8 @@ def problems(experiment: BaseExperiment, found: Plan) -> list[str]:
             needs += f" for each of {experiment.learners} learners"
         remedy = "lower --learner-cpus, use --device cpu" if wants_gpu(experiment, nodes) else "lower --learner-cpus"
         lines.append(f"learner: no node has {needs} free; {remedy}, or add such a node")
+    if (missing := missing_gpus(experiment, sum(node.gpus for node in nodes))) is not None:
+        return [*lines, f"actor_gpus: {missing}; {REMEDY_FOR_GPUS}"]
     more = f"add nodes with {counted(waiting * cpus, 'CPU')}, {cpus} on one node for each"
     if waiting and experiment.schedule == "lockstep":
         shares = experiment.environments // experiment.least_environments

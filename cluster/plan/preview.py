@@ -16,7 +16,13 @@ from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.on_ray.address import cluster_address
 from metagrad.cluster.plan.automatic import Choice, choose_actors, choose_learners
 from metagrad.cluster.plan.placement import Node, Plan, Rates, make_plan, own_cpus, problems
-from metagrad.cluster.run.learning import actor_setups, learner_threads, resolve_device
+from metagrad.cluster.run.learning import (
+    actor_device,
+    actor_setups,
+    learner_threads,
+    require_actor_device,
+    resolve_device,
+)
 from metagrad.cores import default_threads, usable_cores
 from metagrad.errors import counted
 from metagrad.learner.batch import merge
@@ -110,11 +116,12 @@ def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, i
     what the first brought, from the state after its first update on. Each a few times, the quickest counts.
     """
     device = resolve_device(experiment.device)
+    require_actor_device(experiment, device)
     algorithm = experiment.algorithm(spec)
     state = algorithm.init(experiment.seed, device)
     asked: list[WeightSnapshot] = []
     brought: list[Any] = []
-    setup = actor_setups(experiment, device, 0)[0]
+    setup = dataclasses.replace(actor_setups(experiment, device, 0)[0], device=_measured_on(experiment, device))
     rollouts = len(share_of(experiment.rollouts_per_batch, 0, experiment.learners))  # of one learner
     torch.set_num_threads(experiment.actor_threads)
 
@@ -145,6 +152,12 @@ def measure(experiment: BaseExperiment, spec: EnvironmentSpec) -> tuple[Rates, i
     return rates, asked[0].theta.numel() + asked[0].eta.numel()
 
 
+def _measured_on(experiment: BaseExperiment, learner: torch.device) -> str:
+    """Return where this machine evaluates the policy: on its CPU, where only the cluster's nodes have GPUs."""
+    chosen = actor_device(experiment, learner)
+    return chosen if torch.cuda.is_available() or not chosen.startswith("cuda") else "cpu"
+
+
 def _rollout_seconds(make: Callable[[ActorSetup], AnyActor], setup: ActorSetup, snapshot: WeightSnapshot) -> float:
     with closing(make(setup)) as actor:
         _roll_out(actor, snapshot)
@@ -170,6 +183,7 @@ def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) 
     """Describe a plan on one screen."""
     share = experiment.environments_of_an_actor
     threads = f" and {counted(experiment.cpus_of_an_actor, 'CPU')}" if experiment.topology == "ray" else ""
+    threads += f" and {experiment.actor_gpus:g} of a GPU" if experiment.actor_gpus else ""
     lines = [
         f"{experiment.name} on {where}",
         "",
@@ -195,9 +209,10 @@ def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) 
     if not found.is_possible:
         lines.append("This run would be refused, or find no place.")
     device = resolve_device(experiment.device)
+    where_policy = _measured_on(experiment, device)
     lines.append(
-        f"Times are the quickest of {_REPETITIONS}, measured on this machine now (learner: {device}), one process at a "
-        "time, without transport."
+        f"Times are the quickest of {_REPETITIONS}, measured on this machine now (learner: {device}, actors' policy: "
+        f"{where_policy}), one process at a time, without transport."
     )
     if (
         device.type == "cpu"
@@ -205,6 +220,8 @@ def describe(experiment: BaseExperiment, found: Plan, rates: Rates, where: str) 
         and any(x.has_learner and x.node.gpus for x in found.shares)
     ):
         lines.append("The learner would have a GPU, which this machine lacks: its updates will be faster there.")
+    if experiment.actor_gpus and where_policy == "cpu":
+        lines.append("The actors would have parts of GPUs, which this machine lacks: their rollouts will differ there.")
     return "\n".join(lines)
 
 
@@ -256,5 +273,7 @@ def as_json(experiment: BaseExperiment, found: Plan, rates: Rates) -> dict[str, 
     """Convert a plan to JSON, in bytes and seconds."""
     shares = [{**share._asdict(), "node": share.node._asdict()} for share in found.shares]
     totals = {"bytes_in_per_second": found.bytes_in, "bytes_out_per_second": found.bytes_out}
-    fit = {"problems": problems(experiment, found), "measured_on": str(resolve_device(experiment.device))}
-    return {**found._asdict(), "shares": shares, **totals, **fit, "measured": rates._asdict()}
+    device = resolve_device(experiment.device)
+    fit = {"problems": problems(experiment, found), "measured_on": str(device)}
+    asked = {"actor_device": actor_device(experiment, device), "actor_gpus": experiment.actor_gpus}
+    return {**found._asdict(), "shares": shares, **totals, **asked, **fit, "measured": rates._asdict()}

@@ -53,6 +53,11 @@ def joined_states(states: Sequence[ActorState]) -> ActorState:
     return {f"process {i}/{name}": x for i, state in enumerate(states) for name, x in state.items()}
 
 
+def on_host(state: ActorState) -> ActorState:
+    """Return an actor's state for another process, which may see no GPU, or another one."""
+    return {name: x.cpu() for name, x in state.items()}
+
+
 class ActorGroup:
     """Has `setup.processes` processes step equal shares of an actor's environments, side by side in this order."""
 
@@ -216,6 +221,9 @@ class _Served:
 
     def answer(self, method: str, arguments: Sequence[Any]) -> None:
         """Call a method, and send what it returns or raises."""
+        if method == "state":
+            _send(self._connection, _result_of(lambda: on_host(self._actor.state()), arguments))
+            return
         if method != "rollout":
             _send(self._connection, _result_of(getattr(self._actor, method), arguments))
             return
@@ -224,7 +232,7 @@ class _Served:
             _send(self._connection, (is_well, result))
             return
         trajectory, *facts = result
-        fields = {name: x for name, x in trajectory._asdict().items() if isinstance(x, Tensor)}
+        fields = {name: x.cpu() for name, x in trajectory._asdict().items() if isinstance(x, Tensor)}
         written = self._writer.write(list(fields.values()))
         answer = type(trajectory), tuple(fields), trajectory.policy_version, written, facts
         _send(self._connection, (True, answer))
@@ -234,7 +242,7 @@ class _Served:
     def _rollout(self, version: int, weights: Written | None, lookahead_step: int) -> Rollout:
         if weights is not None:
             theta, eta = self._reader.read(weights, self._connection)
-            self._snapshot = WeightSnapshot(version, theta, eta)
+            self._snapshot = WeightSnapshot(version, theta.to(self._actor.setup.device), eta)
         assert self._snapshot is not None
         with torch.no_grad():
             return self._actor.rollout(self._snapshot, lookahead_step)

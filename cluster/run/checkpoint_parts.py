@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metagrad.actors.envs import DeviceEnvironmentConfig
+from metagrad.actors.envs.base import is_cudas_stream
 from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.actor_group import joined_states, setups_of
@@ -160,7 +161,7 @@ def _are_actors(tree: dict[str, Any], experiment: BaseExperiment) -> bool:
     fresh = [_fresh_state(experiment, setup) for setup in setups]
     is_on_device = isinstance(experiment.env, DeviceEnvironmentConfig)
     return all(
-        not state or _is_state(state, fresh[i % len(fresh)], tree["device"], is_on_device)  # one that was away has none
+        not state or _is_state(state, fresh[i % len(fresh)], is_on_device)  # one that was away has none
         for i, state in enumerate(found)
     )
 
@@ -172,7 +173,7 @@ def _fresh_state(experiment: BaseExperiment, setup: ActorSetup) -> ActorState:
     return own if len(setups) == 1 else joined_states([own] * len(setups))
 
 
-def _is_state(found: ActorState, fresh: ActorState, device: str, is_on_device: bool) -> bool:
+def _is_state(found: ActorState, fresh: ActorState, is_on_device: bool) -> bool:
     # Environments on the host may keep random numbers of another kind, whose form is all that can be checked.
     suffix = "generator" if is_on_device else "policy_generator"
     # Tasks of a family count in their streams: plain numbers, whose form is that of a fresh one.
@@ -181,15 +182,15 @@ def _is_state(found: ActorState, fresh: ActorState, device: str, is_on_device: b
     return (
         found.keys() == fresh.keys()
         and is_like({name: found[name] for name in games}, games)
-        and all(_is_stream(found[name], device) for name in streams)
+        and all(_is_stream(found[name]) for name in streams)
     )
 
 
-def _is_stream(found: Tensor, device: str) -> bool:
+def _is_stream(found: Tensor) -> bool:
     """True if it is a generator's state; of CUDA's only the form can be checked here."""
     if found.dtype is not torch.uint8 or found.dim() != 1:
         return False
-    if device != "cpu":
+    if is_cudas_stream(found):
         return True
     try:
         torch.Generator().set_state(found)

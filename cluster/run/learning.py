@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from metagrad.actors.envs import DeviceEnvironmentConfig
-from metagrad.actors.envs.base import EnvironmentSpec
+from metagrad.actors.envs.base import EnvironmentSpec, is_cudas_stream
 from metagrad.actors.rollout import ActorSetup, ActorState
 from metagrad.cluster.config.experiment import BaseExperiment
 from metagrad.cluster.run.memory import keep_freed_memory
@@ -63,6 +63,26 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def require_actor_device(experiment: BaseExperiment, learner: torch.device) -> None:
+    """Refuse colocated actors on a GPU beside a learner that turns out to have none.
+
+    Raises:
+        ConfigurationError: the learner's device is another one.
+    """
+    is_there = experiment.topology == "ray" or experiment.actor_device != "cuda" or learner.type == "cuda"
+    rule, remedy = f"colocated actors use the learner's device, which is {learner}", "use auto or cpu"
+    require(is_there, "actor_device", experiment.actor_device, rule, remedy)
+
+
+def actor_device(experiment: BaseExperiment, learner: torch.device) -> str:
+    """Return where actors evaluate the policy, and where environments that are tensor operations live."""
+    if experiment.topology == "ray":
+        return "cuda" if experiment.actor_gpus else "cpu"
+    is_suited = experiment.env.has_threads or isinstance(experiment.env, DeviceEnvironmentConfig)
+    is_chosen = experiment.actor_device == "cuda" or (experiment.actor_device == "auto" and is_suited)
+    return str(learner) if is_chosen else "cpu"
+
+
 def set_tf32(precision: Precision) -> None:
     """Choose the float32 arithmetic of this process's CUDA kernels."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -73,7 +93,6 @@ def actor_setups(
     experiment: BaseExperiment, device: torch.device, start_update: int, life: int = 0
 ) -> list[ActorSetup]:
     """Return one setup per actor, with random streams of its own for this run, this resumption and this actor."""
-    is_on_device = experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig)
     return [
         ActorSetup(
             index=index,
@@ -84,7 +103,7 @@ def actor_setups(
             rollout_length=experiment.rollout_length,
             lookahead=experiment.lookahead,
             seed=(experiment.seed, start_update, life << 20),  # the last one also counts the actor's restarts
-            device=str(device) if is_on_device else "cpu",
+            device=actor_device(experiment, device),
             threads=experiment.actor_threads,
             processes=experiment.actor_processes,
             precision=experiment.resolved_precision,
@@ -139,6 +158,13 @@ def _schedule(experiment: BaseExperiment, actors: Actors, device: torch.device, 
     return Peek(actors, device, 1 + experiment.look_ahead_batches, experiment.resolved_max_lag, version)
 
 
+def _are_from_elsewhere(experiment: BaseExperiment, states: Sequence[ActorState], device: str) -> bool:
+    """True where random streams of actors are those of another kind of device."""
+    is_gpu = device.startswith("cuda") and isinstance(experiment.env, DeviceEnvironmentConfig)
+    streams = [x for state in states for name, x in state.items() if name.endswith("policy_generator")]
+    return any(is_cudas_stream(stream) != is_gpu for stream in streams)
+
+
 @contextmanager
 def prepared_training(
     assignment: Assignment,
@@ -185,6 +211,9 @@ def prepared_training(
             if checkpoint["device"] != device.type:
                 text = f"on {device.type} now, {checkpoint['device']} before: random streams of environments that live "
                 report(Message(text + "there start afresh"))
+            elif _are_from_elsewhere(experiment, checkpoint["actors"], setups[0].device):
+                text = f"actors on {setups[0].device} now, elsewhere before: random streams of their environments start"
+                report(Message(f"{text} afresh"))
             if (before := checkpoint.get("learners", 1)) != team.size:
                 now = counted(team.size, "learner")
                 report(Message(f"{now} now, {before} before: sums over a batch are added up in another order"))

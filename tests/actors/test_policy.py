@@ -5,6 +5,7 @@ import torch
 
 from metagrad.actors import policy
 from metagrad.networks import Mlp, SnakeCnn, build_network
+from metagrad.recurrence import Memory
 
 ACTIONS = 5
 
@@ -88,3 +89,15 @@ def test_nan_observation_does_not_stop_acting():
     assert 0 <= decision.action[3] < ACTIONS
     assert decision.log_prob[3].isnan()
     assert decision.log_prob[torch.arange(64) != 3].isfinite().all()
+
+
+def test_the_host_is_told_every_head_of_a_network_elsewhere():
+    network = build_network(SnakeCnn(channels=4, policy_hidden=8, value_hidden=8, gru=3), (4, 4, 5), ACTIONS, True)
+    generator = torch.Generator().manual_seed(0)
+    theta, seen = network.init(generator), torch.rand(6, 4, 4, 5, generator=generator)
+    there, memory = network.at(theta), Memory(torch.rand(6, network.state_size, generator=generator))
+    here = policy.for_the_host(there, torch.device("cpu"))(seen, policy.RECURRENT_POLICY, memory)
+    expected = there(seen, policy.RECURRENT_POLICY, memory)
+    assert here.keys() == {"logits", "state"}
+    assert all(torch.equal(here[head], expected[head]) for head in here)
+    assert torch.equal(here.policy.mode(), expected.policy.mode())

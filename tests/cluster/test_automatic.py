@@ -81,6 +81,7 @@ def test_cpus_of_others_are_left_to_them(snake: Experiment) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [({"topology": "colocated"}, "actors = 'auto'"), ({"actor_threads": 2}, "actor_threads = 2"),
+     ({"actor_gpus": 0.1}, "actor_gpus = 0.1"),
      ({"actor_processes": 2}, "actor_processes = 2"),
      ({"schedule": "peek", "environments_per_actor": 4}, "environments_per_actor = 4")],
 )  # fmt: skip

@@ -79,6 +79,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("actors.0.real/episode_return", lambda old: old.double(), "actors"),
     ("actors.0.real/policy_generator", lambda old: torch.zeros_like(old), "actors"),
     ("actors.0.real/policy_generator", lambda old: old.float(), "actors"),
+    ("actors.0.real/policy_generator", lambda old: old[:17], "actors"),
     ("interval", None, "interval"),
     ("interval.means", {"sums": {"loss/inner": 1.0}, "counts": {}}, "interval"),
     ("interval.means", {"sums": {"loss/inner": "1"}, "counts": {"loss/inner": 1}}, "interval"),
@@ -140,4 +141,6 @@ def test_what_runs_of_other_kinds_write_fits(tiny: Tiny, tmp_path: Path, console
         assert misfit(tree, 6, experiment, algorithm) is None
         away = tree | {"actors": [{} for _ in tree["actors"]]}  # of actors that were lost at that moment
         assert misfit(away, 6, experiment, algorithm) is None
+        on_a_gpu = [{k: x[:16] if k.endswith("generator") else x for k, x in state.items()} for state in tree["actors"]]
+        assert misfit(tree | {"actors": on_a_gpu}, 6, experiment, algorithm) is None, "with --actor-gpus"
     assert "lookahead/episode_return" in tree["actors"][0]

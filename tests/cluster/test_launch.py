@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from metagrad.actors.envs.atari import AtariConfig
+from metagrad.actors.envs.gym import GymConfig
 from metagrad.actors.rollout import Actor, probe
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
@@ -20,7 +21,7 @@ from metagrad.cluster.run.learning import actor_setups, resolve_device, set_tf32
 from metagrad.distributions import Categorical
 from metagrad.errors import ConfigurationError
 from metagrad.learner.checkpoint import load, paths
-from metagrad.networks import NatureCnn
+from metagrad.networks import Mlp, NatureCnn
 from metagrad.precision import Precision
 
 Tiny = Callable[..., Experiment]
@@ -122,12 +123,30 @@ def test_every_actor_has_its_share_and_its_own_place(tiny: Tiny) -> None:
     assert actor_setups(tiny(), CPU, 5)[0].seed != actor_setups(tiny(seed=1), CPU, 5)[0].seed
 
 
-def test_only_colocated_device_environments_run_on_the_learners_device(tiny: Tiny) -> None:
-    cuda = torch.device("cuda")
-    atari = {"env": AtariConfig(), "network": NatureCnn()}
-    assert actor_setups(tiny(), cuda, 0)[0].device == "cuda"
-    assert actor_setups(tiny(topology="ray"), cuda, 0)[0].device == "cpu"
-    assert actor_setups(tiny(**atari), cuda, 0)[0].device == "cpu"
+@pytest.mark.parametrize(
+    ("changes", "learner", "device"),
+    [
+        ({}, "cuda:1", "cuda:1"),
+        ({"actor_device": "cpu"}, "cuda", "cpu"),
+        ({"env": AtariConfig(), "network": NatureCnn()}, "cuda", "cuda"),
+        ({"env": GymConfig(id="CartPole-v1"), "network": Mlp()}, "cuda", "cpu"),
+        ({"env": GymConfig(id="CartPole-v1"), "network": Mlp(), "actor_device": "cuda"}, "cuda", "cuda"),
+        ({"topology": "ray"}, "cuda", "cpu"),
+        ({"topology": "ray", "actor_gpus": 0.1}, "cpu", "cuda"),
+    ],
+    ids=str,
+)
+def test_actors_evaluate_the_policy_where_the_run_says(
+    tiny: Tiny, changes: dict[str, Any], learner: str, device: str
+) -> None:
+    assert actor_setups(tiny(**changes), torch.device(learner), 0)[0].device == device
+
+
+def test_colocated_actors_on_a_gpu_that_is_not_there_are_refused(tiny: Tiny, tmp_path: Path, console: Console) -> None:
+    line = r"^actor_device = 'cuda': colocated actors use the learner's device, which is cpu; use auto or cpu"
+    with pytest.raises(ConfigurationError, match=line):
+        run(tiny(actor_device="cuda"), tmp_path / "run", False, console)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_default_folder_names_experiment_and_seed(tiny: Tiny) -> None:

@@ -50,6 +50,12 @@ def test_a_life_reports_rows_checkpoint_and_summary_and_another_goes_on(tiny: Ti
     assert last.content["updates"] == 4
     assert isinstance(first, Message)
     assert "on cpu now, cuda before" in first.text
+    # Actors on GPUs beside a learner without one: CUDA's random streams have 16 bytes.
+    cudas = [{k: x[:16] if k.endswith("generator") else x for k, x in state.items()} for state in tree["actors"]]
+    reports.clear()
+    learn(replace(again, checkpoint=checkpoint.tree | {"actors": cudas}), open_actors, reports.append)
+    assert isinstance(reports[0], Message)
+    assert reports[0].text.startswith("actors on cpu now, elsewhere before: random streams")
 
 
 def test_the_summary_stands_when_a_life_ends_badly(tiny: Tiny) -> None:

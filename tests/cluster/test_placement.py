@@ -15,6 +15,7 @@ from metagrad.cluster.config.experiment import EvaluationConfig
 from metagrad.cluster.plan.placement import (
     Node,
     Rates,
+    learner_gpus,
     make_plan,
     place,
     problems,
@@ -201,6 +202,42 @@ def test_what_does_not_fit_is_named_with_a_remedy(
     assert problems(experiment, plan) == expected
     must_be_refused = any("wait" not in line and "object store" not in line for line in expected)
     assert plan.is_possible == (not must_be_refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "learners_part", "placed", "is_possible"),
+    [
+        ({"actors": 4}, (1,), 1.0, [4], True),
+        ({"actors": 4, "actor_gpus": 0.1}, (1,), 0.6, [4], True),
+        ({"actors": 4, "actor_gpus": 0.1}, (1, 1), 1.0, [0, 4], True),
+        ({"actors": 4, "actor_gpus": 0.3}, (1, 1), 0.7, [1, 3], True),
+        ({"actors": 4, "actor_gpus": 0.5}, (1, 0, 2), 1.0, [0, 0, 4], True),
+        ({"actors": 4, "actor_gpus": 0.25}, (1,), 0.0, None, False),
+        ({"actors": 4, "actor_gpus": 0.25, "device": "cpu"}, (0, 1), 0.0, [0, 4], True),
+        ({"actors": 4, "actor_gpus": 0.3, "device": "cpu"}, (1,), 0.0, None, False),
+        ({"actors": 4, "actor_gpus": 0.1}, (0,), 0.0, None, False),
+        ({"actors": 4, "actor_gpus": 0.2, "learners": 2}, (1, 1), 0.6, [2, 2], True),
+    ],
+    ids=str,
+)
+def test_actors_take_their_parts_of_gpus_beside_the_learners(
+    tiny: Tiny,
+    changes: dict[str, object],
+    gpus: tuple[int, ...],
+    learners_part: float,
+    placed: list[int] | None,
+    is_possible: bool,
+) -> None:
+    experiment = tiny(**{"topology": "ray", "device": "auto"} | changes)
+    nodes = [Node(f"10.0.0.{i}", 16, count) for i, count in enumerate(gpus)]
+    assert learner_gpus(experiment, sum(gpus)) == pytest.approx(learners_part)
+    plan = make_plan(experiment, SPEC, 251, nodes, RATES)
+    if placed is not None:
+        assert [share.actors for share in plan.shares] == placed
+    assert plan.is_possible == is_possible
+    lines = problems(experiment, plan)
+    assert is_possible == (not lines)
+    assert is_possible or lines[-1].startswith("actor_gpus: 4 actors with 0.")
 
 
 def test_bytes_cross_between_nodes_alone_and_weights_once_per_node(tiny: Tiny) -> None:

@@ -1,6 +1,7 @@
 """The class itself, without Ray; Ray's object store is a dictionary."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,14 @@ def test_states_go_on(setup: ActorSetup, fetched: list[Any]) -> None:
     one, other = first.rollout(published(0, 0), 0), second.rollout(published(0, 0), 0)
     assert np.array_equal(one.trajectory.observation, other.trajectory.observation)
     assert np.array_equal(one.trajectory.action, other.trajectory.action)
+
+
+@pytest.mark.usefixtures("fetched")
+def test_a_node_whose_torch_sees_no_gpu_is_named(setup: ActorSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = r"^node = '10\.0\.0\.9': its torch sees no GPU where Ray counts one; install there "
+    with pytest.raises(ConfigurationError, match=line):
+        RolloutActor().start(replace(setup, device="cuda"), Actor, None, versions())
 
 
 @pytest.mark.usefixtures("fetched")

@@ -68,6 +68,22 @@ class ToyPlainExperiment(BaseExperiment):
             {"actor_processes": 2, "topology": "ray", "env": AtariConfig(game="Pong")},
             "actor_processes = 2: AtariConfig steps in threads of its own; use --actor-threads",
         ),
+        ({"actor_gpus": 0.5, "topology": "colocated"}, "actor_gpus = 0.5: has no effect with --topology colocated; "),
+        ({"actor_gpus": 2.0, "topology": "ray"}, "actor_gpus = 2.0: must be 0 or lie in .0.001, 1.; use 0.1"),
+        ({"actor_gpus": float("nan"), "topology": "ray"}, "actor_gpus = nan: must be 0 or lie in "),
+        (
+            {"actor_gpus": 0.1, "actor_device": "cpu", "topology": "ray"},
+            "actor_gpus = 0.1: has no effect with --actor-device cpu; ",
+        ),
+        (
+            {"actor_device": "cuda", "topology": "ray"},
+            "actor_device = 'cuda': actors on Ray see a GPU only where they ask for a part of it; add --actor-gpus 0.1",
+        ),
+        (
+            {"actor_device": "cuda", "device": "cpu", "topology": "colocated"},
+            "actor_device = 'cuda': colocated actors use the learner's GPU, and --device is cpu; ",
+        ),
+        ({"actor_device": "tpu"}, "actor_device = 'tpu': must be one of auto, cpu, cuda"),
         ({"learner_threads": 0}, "learner_threads = 0: "),
         ({"learner_threads": 1_025}, "learner_threads = 1025: "),
         ({"wait_for_resources": 0.5}, "wait_for_resources = 0.5: must lie in"),

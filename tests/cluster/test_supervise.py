@@ -181,7 +181,7 @@ class Room:
         monkeypatch.setattr(supervise.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(supervise, "placement_group", self.reserve)
         monkeypatch.setattr(supervise, "remove_placement_group", self.removed.append)
-        monkeypatch.setattr(supervise, "create", lambda count, threads, group, _: self.groups.append(group))
+        monkeypatch.setattr(supervise, "create", lambda count, threads, group, *_: self.groups.append(group))
 
     def reserve(self, bundles: list[dict[str, float]], strategy: str) -> Any:
         self.bundles = bundles
@@ -211,10 +211,33 @@ def test_a_run_with_room_says_nothing_of_it(tiny: Tiny, monkeypatch: pytest.Monk
     assert (room.said, room.removed, room.groups) == ([], [], [room])
 
 
+def test_actors_with_parts_of_a_gpu_share_the_learners(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, looks=0)
+    parts: list[float] = []
+    monkeypatch.setattr(supervise, "create", lambda *arguments: parts.append(arguments[-1]))
+    wait_for(room, tiny(topology="ray", actors=4, actor_gpus=0.1), RUNNING)
+    assert room.bundles == [{"CPU": 1, "GPU": 0.1}, {"CPU": 1, "GPU": 0.6}]
+    assert parts == [0.1]
+    needs = (
+        "1 + 1 CPUs (an actor, the learner) and 0.6 of a GPU beside the learner's and 0.1 of a GPU beside the actor's"
+    )
+    assert supervise.needs_of(room.bundles) == needs
+
+
+def test_actors_that_leave_a_learner_no_gpu_are_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(monkeypatch, looks=0)
+    line = (
+        r"^actor_gpus = 0\.5: 2 actors with 0\.5 of a GPU each beside 1 learner do not fit on 1 GPU; lower it or the "
+    )
+    with pytest.raises(ConfigurationError, match=line):
+        wait_for(room, tiny(topology="ray", actor_gpus=0.5), RUNNING)
+    assert room.bundles == []
+
+
 def test_each_learner_has_room_beside_one_of_its_actors(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     room = Room(monkeypatch, looks=0)
     reserved: list[dict[int, int]] = []
-    monkeypatch.setattr(supervise, "create", lambda count, threads, group, bundles: reserved.append(bundles))
+    monkeypatch.setattr(supervise, "create", lambda count, threads, group, bundles, _: reserved.append(bundles))
     evaluated = EvaluationConfig(every=1)
     three = tiny(topology="ray", learners=3, actors=4, learner_cpus=2, evaluation=evaluated)
     assert demand(three)[:3] == (11, 11, 0)

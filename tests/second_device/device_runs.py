@@ -5,8 +5,10 @@ The budget of one update, in order:
 * Environments on the device: one wait for each rollout, which reads whether all is finite and which episodes ended;
   one for the scalars of the update; and one after it, when nothing is left to wait for, for the count of frames.
 * Populations of agents on the device: as often as they like; `lifetimes` is not held to a number there.
-* Environments on the host: one wait for each batch of rollouts, for the weights that its policy acts with; and one for
-  the scalars.
+* Pools of C++ in the learner's process: one wait for each step, for what the policy on the device says; and one for the
+  scalars.
+* Other environments on the host, and actors on Ray, whose policy is there too: one wait for each batch of rollouts, for
+  the weights that it acts with; and one for the scalars.
 
 So nothing waits within the learner's part until its scalars are there.
 """
@@ -184,4 +186,6 @@ def budget(experiment: BaseExperiment) -> list[str] | None:
     scalars = "algorithm.py:fetched: copy to the host"
     if experiment.topology == "colocated" and isinstance(experiment.env, DeviceEnvironmentConfig):
         return [*["rollout.py:_on_host: copy to the host"] * batches, scalars, "tally.py:count: copy to the host"]
+    if experiment.topology == "colocated" and experiment.env.has_threads and experiment.actor_device != "cpu":
+        return [*["policy.py:apply: copy to the host"] * (batches * experiment.rollout_length), scalars]
     return [*["colocated.py:_local: copy to the host"] * batches, scalars]
