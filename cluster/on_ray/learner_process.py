@@ -136,7 +136,7 @@ def seconds_of_a_collective(faults: FaultConfig) -> float:
     return (faults.restarts_without_progress + 2) * max(_SECONDS_TO_MEET, faults.rollout_seconds)
 
 
-def start_learner(group: PlacementGroup, cpus: int, gpus: int, rank: int = 0, bundle: int = LEARNERS_BUNDLE) -> Any:
+def start_learner(group: PlacementGroup, cpus: int, gpus: float, rank: int = 0, bundle: int = LEARNERS_BUNDLE) -> Any:
     """Start a learner process in its bundle of the run's group, which keeps its room when it dies."""
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
     grouped: Any = ray.remote(concurrency_groups={"control": 2})  # type: ignore[call-overload]
