@@ -84,7 +84,8 @@ class RolloutActor:
                     f"node = {node!r}: has {package} {here[package]} where the learner has {wanted}; install the same "
                     "versions on all nodes (pip install -c constraints.txt .)"
                 )
-        is_seen, rule = setup.device == "cpu" or torch.cuda.is_available(), "its torch sees no GPU where Ray counts one"
+        is_seen = not setup.device.startswith("cuda") or torch.cuda.is_available()
+        rule = "its torch sees no GPU where Ray counts one"
         require(is_seen, "node", node, rule, "install there the torch of its CUDA driver, or leave out --actor-gpus")
         keep_freed_memory()
         torch.set_num_threads(setup.threads)
