@@ -70,7 +70,7 @@ class Stream:
 
     @torch.no_grad()
     def rollout(self, theta: Tensor) -> Batch:
-        """Return a rollout of STEPS steps; an episode's end is followed by its true successor, then by the reset (NEXT_STEP)."""
+        """Return STEPS steps; an episode's end is followed by its true successor, then by the reset (NEXT_STEP)."""
         observations, rows = [self.observation], []
         for _ in range(STEPS):
             log_probs, _, _ = evaluate(theta, torch.as_tensor(self.observation).to(theta))
