@@ -1,8 +1,8 @@
 """Computes meta-gradients through inner updates, for your own training loop: the names that such a loop needs.
 
-docs/library.md lists them. Each is imported when it is first used: the command line settles torch's threads before it
-loads torch, and `import metagrad` alone loads nothing. `load`, which reads the folder of a run, brings the whole system
-with it and is no part of `from metagrad import *`.
+docs/library.md lists them. Each is imported when it is first used, because the command line sets torch's threads before
+it loads torch; `import metagrad` alone loads nothing. `load`, which reads the folder of a run, imports the whole system
+and is not part of `from metagrad import *`.
 """
 
 import sys

@@ -52,9 +52,9 @@ class Seen(NamedTuple):
 
 
 class TapeStep(NamedTuple):
-    """Keeps what the adjoint pass needs of one inner update.
+    """Keeps what the adjoint pass needs of one inner update: θᵢ, sᵢ, η, τᵢ and gᵢ.
 
-    These are θᵢ, sᵢ, η, τᵢ, gᵢ, none of which may be written to until then.
+    None of them may be written to before the adjoint pass.
 
     Under `retain` θᵢ and η are the leaves of gᵢ's graph; under `recompute` all are plain values.
     """
@@ -92,8 +92,19 @@ def inner_update(
 ) -> InnerUpdate:
     """Make one ordinary update θ' = A(θ, s, ∇θ L(θ, η; τ), η), with the tape step for a later meta-gradient.
 
-    θ' and s' carry no graph. `keep_graph` True (`retain`) keeps the graph of the gradient on the tape; False
-    (`recompute`, or an update nobody differentiates) keeps values only.
+    θ' and s' carry no graph.
+
+    Args:
+        problem: the inner loss and the optimizer.
+        theta: θ.
+        state: s, from `optimizer.init` or the previous update.
+        eta: η.
+        batch: τ, whatever the loss takes; it must not be written to before the meta-gradient.
+        keep_graph: True (`retain`) keeps the graph of the gradient on the tape; False (`recompute`, or an update that
+            nobody differentiates) keeps values only.
+
+    Raises:
+        ConfigurationError: the optimizer changed the dtype or the shape of θ.
     """
     theta = theta.detach().requires_grad_()
     eta = eta.detach().requires_grad_(keep_graph)
