@@ -8,40 +8,38 @@ in its life. The interquartile mean over worlds and seeds stands with its 95 % i
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from metagrad.actors.agents import AgentConfig
-from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.lifetimes.held_out import A2C_AGENT, HELD_OUT, a2c, live, worlds_with_something_to_gain
+from metagrad.experiments.lifetimes.held_out import BUDGETS, Budget, live, uncorrected, worlds_with_something_to_gain
 from metagrad.experiments.reporting.report import markdown_table
 from metagrad.experiments.reporting.statistics import Array, interquartile_interval, interquartile_mean, number
 from metagrad.rule_files import StoredRule, load_rule
 
 
 def scores(
-    stored: StoredRule, agent: AgentConfig, family: GridWorldFamily, worlds: Sequence[int], seeds: int, updates: int
+    stored: StoredRule, agent: AgentConfig, budget: Budget, worlds: Sequence[int], seeds: Sequence[int]
 ) -> Array:
     """Return the scores [seeds, worlds] of agents under a rule."""
-    lives = (
-        live(stored.rule, stored.eta, agent, family, worlds, updates=updates, seed=seed).score for seed in range(seeds)
-    )
-    return np.stack([score.double().numpy() for score in lives])
+    sizes = {"environments": budget.environments, "updates": budget.updates}
+    lives = (live(stored, agent, budget.family, worlds, seed=seed, **sizes) for seed in seeds)
+    return np.stack([lived.score.double().numpy() for lived in lives])
 
 
 def compared(
-    files: Sequence[Path], agent: AgentConfig, seeds: int, worlds: int, updates: int
+    files: Sequence[Path], agent: AgentConfig, budget: Budget, worlds: int, seeds: int
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield name, interquartile mean, its interval and mean of A2C and of the rules in these files."""
-    family = HELD_OUT["small"]
-    assert isinstance(family, GridWorldFamily)
-    tasks = worlds_with_something_to_gain(family, worlds)
-    rules = {"A2C, tuned": (a2c(), A2C_AGENT)} | {str(path): (load_rule(path), agent) for path in files}
+    tasks = worlds_with_something_to_gain(budget.family, worlds)
+    rules = {"A2C, tuned": (uncorrected(budget.a2c), budget.agent)}
+    rules |= {str(path): (load_rule(path), agent) for path in files}
     for name, (stored, its_agent) in rules.items():
-        own = scores(stored, its_agent, family, tasks, seeds, updates)
+        own = scores(stored, its_agent, budget, tasks, range(seeds))
         low, high = interquartile_interval(own)
         interval = f"{number(low)} to {number(high)}"
         yield name, number(interquartile_mean(own.flatten())), interval, number(np.asarray(own.mean()))
@@ -51,16 +49,24 @@ def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Compare learnt rules with tuned A2C on held-out small grid worlds.")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of a rule (metagrad export)")
+    about = "long: 250 updates on 64 environments; short: 5 on 8"
+    parser.add_argument("--budget", choices=BUDGETS, default="long", help=about)
     about = "step size of the policies of the files' agents, as in meta-training"
     parser.add_argument("--policy-learning-rate", type=float, default=40.0, help=about)
+    parser.add_argument("--learning-rate", type=float, default=4.0, help="the same of their other tables")
     parser.add_argument("--seeds", type=int, default=3, help="agents in each world")
     parser.add_argument("--worlds", type=int, default=20)
-    parser.add_argument("--updates", type=int, default=250, help="of an agent's life")
+    parser.add_argument("--updates", type=int, help="of an agent's life; by default the budget's")
     given = parser.parse_args(words)
     torch.set_num_threads(1)
-    agent = AgentConfig(tabular_policy_learning_rate=given.policy_learning_rate)
+    budget = BUDGETS[given.budget]
+    budget = replace(budget, updates=budget.updates if given.updates is None else given.updates)
     try:
-        rows = list(compared(given.files, agent, given.seeds, given.worlds, given.updates))
+        rates = {
+            "tabular_policy_learning_rate": given.policy_learning_rate,
+            "tabular_learning_rate": given.learning_rate,
+        }
+        rows = list(compared(given.files, AgentConfig(**rates), budget, given.worlds, given.seeds))
     except ConfigurationError as error:
         parser.error(str(error))
     print(markdown_table(("rule", "IQM of scores", "95 % interval", "mean"), rows))

@@ -1,6 +1,7 @@
 """Names the tasks on which learnt rules are tested, none of which one was trained on, and scores agents in them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,16 +15,16 @@ from metagrad.actors.agents import AgentConfig
 from metagrad.actors.envs.catch_family import CatchFamily
 from metagrad.actors.envs.chain_family import DelayedChainFamily
 from metagrad.actors.envs.families import TaskEnvironment, TaskFamily
+from metagrad.actors.envs.grid_world_distributions import DistributionName
 from metagrad.actors.envs.grid_worlds import GridWorldFamily, GridWorlds
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake_family import SnakeFamily
 from metagrad.lifetimes import Agents, Learning, agent_logits, fresh_agents, lifetime_update
 from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.rule_files import StoredRule
-from metagrad.update_rules import UpdateRule
 
 TEST, TUNING = 1, 2  # `task_seed` of the tasks for testing, and for choosing settings; rules are trained on those of 0
-ENVIRONMENTS, ROLLOUT_LENGTH = 64, 20  # of an agent, as in meta-training
+ROLLOUT_LENGTH = 20  # of an agent, as in meta-training
 EVALUATED = 256  # episodes of each agent
 
 HELD_OUT: dict[str, TaskFamily] = {
@@ -40,9 +41,46 @@ HELD_OUT: dict[str, TaskFamily] = {
 """Families for testing; task number n of one has the seed n."""
 
 
-A2C = ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.05)
-"""Is A2C as long as its correction is 0, as it is when drawn; the settings are the best of 16 (docs/lifetimes.md)."""
-A2C_AGENT = AgentConfig(tabular_policy_learning_rate=160.0)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Says in which worlds rules are compared, how much their agents see there, and A2C's best settings for that."""
+
+    distribution: DistributionName
+    """Of the worlds; HELD_OUT has the family by the same name."""
+    environments: int
+    """Of each agent."""
+    updates: int
+    """Of a life, each on ROLLOUT_LENGTH steps of every environment."""
+    a2c: ObjectiveCorrection
+    """Is A2C as long as its correction is 0, as it is when drawn."""
+    agent: AgentConfig
+    """A2C's agents."""
+
+    @property
+    def family(self) -> GridWorldFamily:
+        """Return the family for testing."""
+        family = HELD_OUT[self.distribution]
+        assert isinstance(family, GridWorldFamily)
+        return family
+
+
+BUDGETS = {
+    "long": Budget(
+        distribution="small",
+        environments=64,
+        updates=250,
+        a2c=ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.05),
+        agent=AgentConfig(tabular_policy_learning_rate=160.0),
+    ),
+    "short": Budget(
+        distribution="small",
+        environments=8,
+        updates=5,
+        a2c=ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.0),
+        agent=AgentConfig(tabular_policy_learning_rate=160.0, tabular_learning_rate=1.0),
+    ),
+}
+"""A2C's settings are the best of a grid, in worlds of their own (docs/lifetimes.md)."""
 
 
 class Lived(NamedTuple):
@@ -77,37 +115,37 @@ def worlds_with_something_to_gain(family: GridWorldFamily, count: int, least: fl
 
 
 def live(
-    rule: UpdateRule,
-    eta: Float[Tensor, "M"],
+    stored: StoredRule,
     agent: AgentConfig,
     family: TaskFamily,
     tasks: Sequence[int],
     *,
+    environments: int,
     updates: int,
     seed: int,
 ) -> Lived:
     """Let one new agent in each of these tasks make all updates of its life under a rule, and play before and after.
 
     Args:
-        rule: the rule, with its weights `eta`.
-        eta: η.
+        stored: the rule, with its weights.
         agent: networks and optimizers.
         family: what the tasks are of.
         tasks: their seeds.
+        environments: of each agent.
         updates: of a life.
         seed: of all that is random in the agents and their episodes.
     """
     where = torch.device("cpu")
     seeds = [_seed(seed, task, 0) for task in tasks]
-    environment = family.make_tasks(seeds=tasks, batch_size=ENVIRONMENTS, device=where, streams=seeds)
+    environment = family.make_tasks(seeds=tasks, batch_size=environments, device=where, streams=seeds)
     own = AgentTasks(environment, [_seed(seed, task, 1) for task in tasks], family.is_tabular)
-    learning = agent.learning(rule, environment.spec, family.is_tabular)
+    learning = agent.learning(stored.rule, environment.spec, family.is_tabular)
     agents = fresh_agents(learning, [torch.Generator().manual_seed(_seed(seed, task, 2)) for task in tasks])
     play = partial(mean_returns, learning, family=family, tasks=tasks, seed=seed)
     at_birth = play(agents)
     for _ in range(updates):
         rollout = own.collect(partial(agent_logits, learning, agents.theta), ROLLOUT_LENGTH).rollout
-        agents = lifetime_update(learning, eta, agents, rollout, None).agents
+        agents = lifetime_update(learning, stored.eta, agents, rollout, None).agents
     return Lived(at_birth, play(agents), _best(environment))
 
 
@@ -118,9 +156,9 @@ def _best(environment: TaskEnvironment[Any, Any]) -> Float[Tensor, "N"] | None:
     return None
 
 
-def a2c() -> StoredRule:
-    """Return A2C as a rule."""
-    return StoredRule(A2C, A2C.init(torch.Generator().manual_seed(0)), {})
+def uncorrected(rule: ObjectiveCorrection) -> StoredRule:
+    """Return A2C as a rule: a correction as it is drawn, which is 0."""
+    return StoredRule(rule, rule.init(torch.Generator().manual_seed(0)), {})
 
 
 def mean_returns(

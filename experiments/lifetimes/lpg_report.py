@@ -6,25 +6,27 @@ from pathlib import Path
 import numpy as np
 
 from metagrad.cluster.studies.study import Result
+from metagrad.experiments.lifetimes.held_out import BUDGETS, ROLLOUT_LENGTH
 from metagrad.experiments.reporting.figures import Figure, Panel, mean_curve
 from metagrad.experiments.reporting.parts import Parts, by_setting, first_settings
 from metagrad.experiments.reporting.report import Row, write_report
 from metagrad.experiments.reporting.statistics import Array, interquartile_interval, interquartile_mean, number
 
 _INTRODUCTION = """\
-New agents live in {worlds} held-out small grid worlds, {life} updates of 20 steps in 64 environments each, one for each
-seed. A score is the part of what there was to gain that an agent gained, 1 less its regret: 0 for the policy at birth,
-1 for the best one, which is known exactly. A2C has the settings that were best in other worlds. A learnt rule was
-trained once for each seed, on worlds of the same distribution with other seeds.
+New agents live in {worlds} held-out small grid worlds, {life} updates of {steps} steps in {environments} environments
+each, {agents} in each world for every seed of meta-training. A score is the part of what there was to gain that an
+agent gained, 1 less its regret: 0 for the policy at birth, 1 for the best one, which is known exactly. A2C has the
+settings that were best in other worlds for lives of this length. Learnt rules were trained on worlds of the same
+distribution with other seeds.
 
-Scores of all worlds and seeds: interquartile mean with the 95 % interval of the stratified bootstrap.
+Scores of all worlds and agents: interquartile mean with the 95 % interval of the stratified bootstrap.
 """
 NAMES = {"a2c": "A2C, tuned", "lpg": "LPG", "correction": "A2C with a learnt correction"}
 
 
 def scores_at_end(results: list[Result]) -> Array:
-    """Return the scores [seeds, worlds] of the rules at the end of their training."""
-    return np.array([result["scores"][-1] for result in results])
+    """Return the scores [seeds * agents, worlds] of the rules at the end of their training."""
+    return np.concatenate([result["scores"][-1] for result in results])
 
 
 def _rows(of_rules: dict[str, list[Result]]) -> Iterator[Row]:
@@ -40,7 +42,7 @@ def _rows(of_rules: dict[str, list[Result]]) -> Iterator[Row]:
             verdict = [f"{NAMES[rule]} is {place} A2C by the 95 % intervals, after {lives} lifetimes."]
         ours = number(interquartile_mean(own.flatten()))
         spread = f"{number(low)} to {number(high)}"
-        yield Row(f"{NAMES[rule]}: score, IQM", "no number", ours, len(results), spread, verdict)
+        yield Row(f"{NAMES[rule]}: score, IQM", "no number", ours, len(own), spread, verdict)
 
 
 def _figure(of_rules: dict[str, list[Result]]) -> Figure:
@@ -49,7 +51,7 @@ def _figure(of_rules: dict[str, list[Result]]) -> Figure:
     ends = [results[0]["updates"][-1] for results in learnt.values()]
     curves = []
     for rule, results in of_rules.items():
-        means = np.array([[interquartile_mean(scores) for scores in result["scores"]] for result in results])
+        means = np.array([[interquartile_mean(np.ravel(scores)) for scores in result["scores"]] for result in results])
         updates = results[0]["updates"] if rule in learnt else [0, max(ends, default=1)]
         values = means if rule in learnt else np.repeat(means, 2, axis=1)
         curves.append(mean_curve(NAMES[rule], np.array(updates, dtype=np.float64), values))
@@ -61,7 +63,9 @@ def report(folder: Path, parts: Parts, is_quick: bool) -> None:
     """Write report.md and its figure."""
     of_rules = by_setting(parts, "rule")
     settings = first_settings(parts)
-    introduction = _INTRODUCTION.format(worlds=settings["worlds"], life=settings["life"])
+    budget, agents = BUDGETS["short"], settings["agents_tested"]
+    sizes = {"life": budget.updates, "environments": budget.environments, "steps": ROLLOUT_LENGTH}
+    introduction = _INTRODUCTION.format(worlds=settings["worlds"], agents=agents, **sizes)
     if is_quick:
         introduction += "\nA quick run: its numbers mean nothing.\n"
     write_report(folder, "Learnt update rules", introduction, list(_rows(of_rules)), [_figure(of_rules)])

@@ -30,7 +30,9 @@ def test_meta_training_outlives_a_node_and_goes_on_after_its_driver(
     wait_until(lambda: len(nodes.workers("RolloutActor").keys() - gone) == 4, 240, lambda: run.job.output)
     run.wait_for_updates(run.updates + 20)
     assert lost not in nodes.workers("RolloutActor").values()
-    (driver,) = [pid for pid, words in nodes.head.processes().items() if "train lifetimes" in words and "python" in words]
+    (driver,) = [
+        pid for pid, words in nodes.head.processes().items() if "train lifetimes" in words and "python" in words
+    ]
     os.kill(driver, signal.SIGKILL)
     assert run.job.wait(120) == "FAILED"
     killed_at = run.updates

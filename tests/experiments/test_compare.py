@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from metagrad.experiments.lifetimes import held_out
 from metagrad.experiments.lifetimes.compare import main
-from metagrad.experiments.lifetimes.held_out import a2c
+from metagrad.experiments.lifetimes.held_out import BUDGETS, uncorrected
 from metagrad.experiments.reporting.statistics import interquartile_interval, interquartile_mean
 from metagrad.lpg import Lpg
 from metagrad.rule_files import encoded_rule
@@ -15,9 +16,9 @@ from metagrad.rule_files import encoded_rule
 
 @pytest.mark.slow
 def test_rules_of_files_stand_beside_a2c(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(held_out, "ENVIRONMENTS", 4)
+    monkeypatch.setitem(BUDGETS, "long", replace(BUDGETS["long"], environments=4))
     monkeypatch.setattr(held_out, "EVALUATED", 16)
-    rule, own = Lpg(units=4, predictions=3, embedding=3), a2c()
+    rule, own = Lpg(units=4, predictions=3, embedding=3), uncorrected(BUDGETS["long"].a2c)
     lpg, copy = tmp_path / "lpg.npz", tmp_path / "a2c.npz"
     lpg.write_bytes(encoded_rule(rule, rule.init(torch.Generator().manual_seed(0)), {}))
     copy.write_bytes(encoded_rule(own.rule, own.eta, {}))

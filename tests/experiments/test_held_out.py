@@ -4,21 +4,26 @@ import torch
 from metagrad.actors.agents import AgentConfig
 from metagrad.actors.envs.grid_worlds import GridWorldFamily
 from metagrad.experiments.lifetimes import held_out
-from metagrad.experiments.lifetimes.held_out import HELD_OUT, TEST, Lived, live, worlds_with_something_to_gain
+from metagrad.experiments.lifetimes.held_out import (
+    HELD_OUT,
+    TEST,
+    Lived,
+    live,
+    uncorrected,
+    worlds_with_something_to_gain,
+)
 from metagrad.objective_correction import ObjectiveCorrection
 
-RULE = ObjectiveCorrection(is_advantage_normalised=True)
-ETA = RULE.init(torch.Generator().manual_seed(0))  # A2C
+A2C = uncorrected(ObjectiveCorrection(is_advantage_normalised=True))
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(held_out, "ENVIRONMENTS", 8)
     monkeypatch.setattr(held_out, "EVALUATED", 64)
 
 
 def lived(family, tasks, updates, seed=0):
-    return live(RULE, ETA, AgentConfig(), family, tasks, updates=updates, seed=seed)
+    return live(A2C, AgentConfig(), family, tasks, environments=8, updates=updates, seed=seed)
 
 
 def test_no_rule_was_trained_on_these_tasks():
