@@ -16,19 +16,10 @@ import torch
 
 from metagrad.actors.agents import AgentConfig
 from metagrad.errors import ConfigurationError
-from metagrad.experiments.lifetimes.held_out import BUDGETS, Budget, live, uncorrected, worlds_with_something_to_gain
+from metagrad.experiments.lifetimes.held_out import BUDGETS, Budget, scores, uncorrected, worlds_with_something_to_gain
 from metagrad.experiments.reporting.report import markdown_table
-from metagrad.experiments.reporting.statistics import Array, interquartile_interval, interquartile_mean, number
-from metagrad.rule_files import StoredRule, load_rule
-
-
-def scores(
-    stored: StoredRule, agent: AgentConfig, budget: Budget, worlds: Sequence[int], seeds: Sequence[int]
-) -> Array:
-    """Return the scores [seeds, worlds] of agents under a rule."""
-    sizes = {"environments": budget.environments, "updates": budget.updates}
-    lives = (live(stored, agent, budget.family, worlds, seed=seed, **sizes) for seed in seeds)
-    return np.stack([lived.score.double().numpy() for lived in lives])
+from metagrad.experiments.reporting.statistics import interquartile_interval, interquartile_mean, number
+from metagrad.rule_files import load_rule
 
 
 def compared(

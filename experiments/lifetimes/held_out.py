@@ -19,6 +19,7 @@ from metagrad.actors.envs.grid_world_distributions import DistributionName
 from metagrad.actors.envs.grid_worlds import GridWorldFamily, GridWorlds
 from metagrad.actors.envs.mdp_family import RandomMdpFamily
 from metagrad.actors.envs.snake_family import SnakeFamily
+from metagrad.experiments.reporting.statistics import Array
 from metagrad.lifetimes import Agents, Learning, agent_logits, fresh_agents, lifetime_update
 from metagrad.objective_correction import ObjectiveCorrection
 from metagrad.rule_files import StoredRule
@@ -147,6 +148,15 @@ def live(
         rollout = own.collect(partial(agent_logits, learning, agents.theta), ROLLOUT_LENGTH).rollout
         agents = lifetime_update(learning, stored.eta, agents, rollout, None).agents
     return Lived(at_birth, play(agents), _best(environment))
+
+
+def scores(
+    stored: StoredRule, agent: AgentConfig, budget: Budget, worlds: Sequence[int], seeds: Sequence[int]
+) -> Array:
+    """Return the scores [seeds, worlds] of agents under a rule."""
+    sizes = {"environments": budget.environments, "updates": budget.updates}
+    lives = (live(stored, agent, budget.family, worlds, seed=seed, **sizes) for seed in seeds)
+    return np.stack([lived.score.double().numpy() for lived in lives])
 
 
 def _best(environment: TaskEnvironment[Any, Any]) -> Float[Tensor, "N"] | None:

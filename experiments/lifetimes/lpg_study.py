@@ -15,8 +15,7 @@ from metagrad.cluster.config.lifetimes import LifetimesExperiment
 from metagrad.cluster.run.folder import RunFolder
 from metagrad.cluster.run.trained import trained_rule
 from metagrad.cluster.studies.study import Result, Settings
-from metagrad.experiments.lifetimes.compare import scores
-from metagrad.experiments.lifetimes.held_out import BUDGETS, uncorrected, worlds_with_something_to_gain
+from metagrad.experiments.lifetimes.held_out import BUDGETS, scores, uncorrected, worlds_with_something_to_gain
 from metagrad.experiments.lifetimes.lifetimes import lifetimes
 from metagrad.experiments.lifetimes.lpg_report import report
 from metagrad.experiments.reporting.parts import sizes
