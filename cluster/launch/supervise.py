@@ -281,23 +281,14 @@ class Supervisor:
             is_over = False
             while not is_over and (left := deadline - time.monotonic()) > 0:
                 is_over = crew.is_over()
-                _hear(crew, reports, 0.5, _Patience(left, self._stop, self._say))
+                patience = _Patience(left, self._stop, self._say)
+                for said in crew.asked(0.5):
+                    while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
+                        patience.spend()
+                    for report in ray.get(said):
+                        reports(report)
         except (RayError, RankLost, _NoAnswer) as error:
             reports.say(f"the learner cannot be reached either ({first_line(error)})")
-
-
-def _hear(crew: Crew, reports: DriverReports, seconds: float, patience: _Patience) -> None:
-    """Take what all learners report within so many seconds, and wait for their answers as long as patience allows.
-
-    Raises:
-        _NoAnswer, ClusterLost: as of `_Patience.spend`.
-        Exception: what ended a learner.
-    """
-    for said in crew.asked(seconds):
-        while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
-            patience.spend()
-        for report in ray.get(said):
-            reports(report)
 
 
 def supervise(this_run: OpenRun, make: MakeActor) -> None:
@@ -330,7 +321,12 @@ def supervise(this_run: OpenRun, make: MakeActor) -> None:
                     while not is_over:
                         is_over = crew.is_over()
                         is_told = is_told or is_over or supervisor.asks_to_end(crew, reports)
-                        _hear(crew, reports, 0.0 if is_over else 0.5, supervisor.patience(has_answered))
+                        patience = supervisor.patience(has_answered)
+                        for said in crew.asked(0.0 if is_over else 0.5):
+                            while not ray.wait([said], timeout=_SECONDS_OF_A_LOOK)[0]:
+                                patience.spend()
+                            for report in ray.get(said):
+                                reports(report)
                         has_answered = True
                         if not is_over:
                             reports.write_evaluations()
