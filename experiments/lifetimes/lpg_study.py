@@ -96,5 +96,5 @@ def _scores(rule: StoredRule, agent: AgentConfig, settings: Settings) -> list[li
     return [[float(f"{score:.6g}") for score in of_agent] for of_agent in own.tolist()]
 
 
-ABOUT = "Learnt update rules (LPG, a correction of A2C) beside tuned A2C in short lives in held-out small grid worlds"
+ABOUT = "Learnt rules (LPG, a correction of A2C) beside tuned A2C: short lives in held-out grid worlds"
 STUDY = training_study("lpg", ABOUT, _parts, run_part, report, seeds=SEEDS, updates=UPDATES)

@@ -33,7 +33,7 @@ def pong() -> Experiment:
     """
     return Experiment(
         name="pong",
-        description="Pong for few cores: V-trace, PPO's clip, small standardised pictures, 16 updates a batch; n = 0",
+        description="Pong for few cores: V-trace, PPO's clip, small standardised pictures, 16 updates a batch",
         env=AtariConfig(game="Pong", frame_size=44),
         network=NatureCnn(hidden=256, is_standardised=True),
         optimizer=Adam(learning_rate=2.5e-4, annealing_updates=_UPDATES, max_gradient_norm=0.5, eps=1e-5),

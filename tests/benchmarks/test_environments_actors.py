@@ -6,6 +6,7 @@ from benchmarks.harness import Timing
 from metagrad.actors.envs.snake import SnakeConfig
 
 
+@pytest.mark.slow
 def test_every_actor_steps_its_share_and_ends_with_the_block():
     with subject.snake_actors(2) as actors:
         for batch_size in (4, 3):  # new boards; also shares that are not of one size

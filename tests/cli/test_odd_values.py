@@ -192,7 +192,7 @@ def test_values_enough() -> None:
     assert sum(len(cases_of_names(word)) for word in ODD) >= 300
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(
     ("name", "part"), [(name, i) for name, found in CASES.items() for i in range(min(3, len(found)))]
 )

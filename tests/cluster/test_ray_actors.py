@@ -130,6 +130,17 @@ def hang() -> None:
     time.sleep(10_000)
 
 
+def actors_beside_this() -> set[int]:
+    """Return the processes of rollout actors that have this process's raylet for a parent."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getppid() and (process / "cmdline").read_text().startswith("ray::RolloutActor"):
+                found.add(int(process.name))
+    return found
+
+
 def kill_the_learner() -> None:
     """The one under the same raylet."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -211,9 +222,11 @@ def test_an_actor_that_dies_at_rest_is_started_again(tiny: Tiny, console: Consol
     class Paced(FaultyActor):
         def rollout(self, snapshot: WeightSnapshot, lookahead_step: int) -> Rollout:
             if self.setup.index == 1 and getattr(self, "calls", 0) == self.at - 1:
+                before = actors_beside_this()
                 while not self.marker.exists():
                     time.sleep(0.05)
-                time.sleep(25.0)  # until another process is up
+                while not actors_beside_this() - before:
+                    time.sleep(0.2)
             return super().rollout(snapshot, lookahead_step)
 
     def make(setup: ActorSetup) -> Actor:
@@ -493,6 +506,7 @@ class PrintingActor(Actor):
         return super().rollout(snapshot, lookahead_step)
 
 
+@pytest.mark.slow
 def test_what_environments_print_is_shown_and_bounded(
     tiny: Tiny, console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -389,7 +389,9 @@ def test_a_run_whose_actors_find_no_place_ends_and_says_what_they_need(
     for process in here.processes:
         process.die(away=-1)
     actors, before = here.actors(FaultConfig(rollout_seconds=limit)), here.now
-    message = rf"no actor has found a place for {seconds} s: each needs 1 CPU of one node, and 0.5 are free .* --resume"
+    message = (
+        rf"no actor has found a place for {seconds} s: each needs 1 CPU of one node, and 0.5 CPUs are free .* --resume"
+    )
     with pytest.raises(ActorsLost, match=message):
         actors.sample(snapshot(0), 0)
     assert seconds < here.now - before < seconds + 2

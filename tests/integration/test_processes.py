@@ -63,10 +63,11 @@ def whole(here: Here, words: Words, updates: int, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
+@pytest.mark.slow  # as test_a_ray_run_… below
 @pytest.mark.parametrize(
     ("number", "changes"),
     [
-        pytest.param(signal.SIGTERM, ("--meta.n", "2"), marks=pytest.mark.slow),  # as test_a_ray_run_… below
+        (signal.SIGTERM, ("--meta.n", "2")),
         (signal.SIGINT, ("--meta.n", "3", "--meta.strategy", "sequential")),
     ],
     ids=["SIGTERM", "SIGINT"],
@@ -104,6 +105,7 @@ def test_a_colocated_run_that_was_killed_continues_bitwise_from_its_last_checkpo
     assert content(tmp_path / "run") == content(whole(here, tiny_words, killed_at + 5, tmp_path))
 
 
+@pytest.mark.slow
 def test_atari_continues_bitwise_where_its_games_can_be_copied(here: Here, pong_words: Words, tmp_path: Path) -> None:
     words = (*pong_words, "--env.max-episode-steps", "12", "--rollout-length", "3", "--topology", "colocated")
     here(*words, "--updates", "3")

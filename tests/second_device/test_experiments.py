@@ -15,8 +15,8 @@ from metagrad.experiments import EXPERIMENTS
 
 # Only their first form is fast: in the second one a smaller experiment shows the same.
 NOT_EXPRESSED = ("lifetimes-disco",)  # `standin` says why
-ALIKE = ("lifetimes-families", "lifetimes-correction")  # `lifetimes` shows the same in less time
-LARGE = ("demo", "atari-released", "stacx", "stacx-impala", "lirpg-atari", "pong")
+ALIKE = ("lifetimes-families", "lifetimes-correction", "demo", "stacx")  # others show the same in less time
+LARGE = ("atari-released", "stacx-impala", "lirpg-atari", "pong")
 
 
 def _cases() -> Iterator[Any]:
