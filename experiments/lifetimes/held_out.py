@@ -77,8 +77,8 @@ BUDGETS = {
         distribution="small",
         environments=8,
         updates=5,
-        a2c=ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.0),
-        agent=AgentConfig(tabular_policy_learning_rate=160.0, tabular_learning_rate=1.0),
+        a2c=ObjectiveCorrection(is_advantage_normalised=True, entropy_coefficient=0.05, lambda_=0.9),
+        agent=AgentConfig(tabular_policy_learning_rate=160.0),
     ),
 }
 """A2C's settings are the best of a grid, in worlds of their own (docs/lifetimes.md)."""
