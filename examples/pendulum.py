@@ -13,16 +13,11 @@ from metagrad.actors.envs.envpool import EnvPoolConfig
 from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments.tasks.any_task import envpool
 from metagrad.losses import OuterObjective
-from metagrad.meta_parameters import MetaParameter
+from metagrad.meta_parameters import MetaParameter, fixed
 from metagrad.optimizers import Adam
 
 BATCHES, REUSE, MINIBATCHES = 90, 10, 4
 UPDATES = BATCHES * REUSE * MINIBATCHES
-
-
-def fixed(value: float) -> MetaParameter:
-    """Return a hyper-parameter that nothing learns."""
-    return MetaParameter(initial=value, is_learnt=False)
 
 
 def pendulum() -> Experiment:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,11 +108,11 @@ def minibatches(batch: Trajectory, uses: int, parts: int, seed: int) -> Iterator
     A pass shuffles the environments and deals them out, so that minibatches have the same number of them or one more.
     The order follows from `seed` alone. With one part each use is of the batch itself.
     """
+    if parts == 1:
+        yield from repeat(batch, uses)
+        return
     generator = torch.Generator().manual_seed(seed)
     for _ in range(uses):
-        if parts == 1:
-            yield batch
-            continue
         order = torch.randperm(batch.reward.shape[1], generator=generator)
         for columns in order.to(batch.reward.device, non_blocking=True).tensor_split(parts):
             chosen: dict[str, Any] = {

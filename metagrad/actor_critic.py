@@ -42,7 +42,7 @@ from metagrad.losses import (
     whole_mean,
     without_unused_rows,
 )
-from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter
+from metagrad.meta_parameters import Declaration, Hyperparameters, MetaParameter, fixed
 from metagrad.networks import Head, Network
 from metagrad.returns import vtrace
 from metagrad.shares import present
@@ -221,13 +221,11 @@ class A2cLoss(ActorCriticLoss):
             return ActorCriticLoss.streamed(self, ratio_clip)
         rule, remedy = f"must lie in [1, {WHOLE:,.0f}]: less would scale fresh rollouts", "use 1, as IMPALA, or more"
         require(ratio_clip is None or 1 <= ratio_clip <= WHOLE, "ratio_clip", ratio_clip, rule, remedy)
-        one = MetaParameter(initial=1.0, is_learnt=False)
-        bound = WHOLE if ratio_clip is None else ratio_clip
-        clip = MetaParameter(initial=bound, high=bound, is_learnt=False)
+        clip = fixed(WHOLE if ratio_clip is None else ratio_clip)
         return VtraceLoss(
             gamma=self.gamma,
             lambda_=self.lambda_,
-            policy_coefficient=one,
+            policy_coefficient=fixed(1.0),
             value_coefficient=self.value_coefficient,
             entropy_coefficient=self.entropy_coefficient,
             rho_clip=clip,

@@ -66,6 +66,11 @@ _SATURATED = 10.0
 """Beyond this η, 1 - σ(η) is left with fewer than ten bits in float32, and with none from 17 on."""
 
 
+def fixed(value: float) -> MetaParameter:
+    """Return a hyper-parameter that nothing learns; its upper bound is 1, or the value itself if that is larger."""
+    return MetaParameter(initial=value, high=max(1.0, value), is_learnt=False)
+
+
 def _logit(unit: float) -> float:
     return math.log(unit / (1.0 - unit))
 

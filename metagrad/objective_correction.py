@@ -21,7 +21,7 @@ from metagrad.distributions import Categorical, Outputs, entropies, log_probabil
 from metagrad.errors import require
 from metagrad.flat_module import ParameterLayout
 from metagrad.losses import Terms, actor_critic_loss, masked_mean, on_policy_estimates, whole_mean
-from metagrad.meta_parameters import Hyperparameters, MetaParameter
+from metagrad.meta_parameters import Hyperparameters, fixed
 from metagrad.network_modules import Head
 from metagrad.surrogates import ad
 from metagrad.types import Trajectory
@@ -99,10 +99,6 @@ class ObjectiveCorrection:
     @property
     def uncorrected(self) -> A2cLoss:
         """Return the loss that the rule starts at."""
-
-        def fixed(value: float) -> MetaParameter:
-            return MetaParameter(initial=value, high=max(1.0, value), is_learnt=False)
-
         return A2cLoss(
             gamma=fixed(self.gamma),
             lambda_=fixed(self.lambda_),

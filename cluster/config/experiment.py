@@ -130,7 +130,7 @@ class BaseExperiment(ABC):
     device: str = "auto"
     """The learner's torch device; auto: cuda where there is one."""
     actor_device: ActorDevice = "auto"
-    """Where actors evaluate the policy, and where environments that are tensor operations live. auto: colocated, the
+    """Names the device of the actors' policy and of environments that are tensor operations. auto: colocated, the
     learner's device (the CPU for environments stepped in Python); on Ray, cuda with actor_gpus, else the CPU."""
     actor_gpus: float = 0.0
     """Part of a GPU that each actor on Ray asks of its node, to evaluate the policy there."""

@@ -47,11 +47,11 @@ class Budget:
     """Says in which worlds rules are compared, how much their agents see there, and A2C's best settings for that."""
 
     distribution: DistributionName
-    """Of the worlds; HELD_OUT has the family by the same name."""
+    """Names the worlds; HELD_OUT has the family by the same name."""
     environments: int
-    """Of each agent."""
+    """Counts each agent's environments."""
     updates: int
-    """Of a life, each on ROLLOUT_LENGTH steps of every environment."""
+    """Counts the updates of a life, each on ROLLOUT_LENGTH steps of every environment."""
     a2c: ObjectiveCorrection
     """Is A2C as long as its correction is 0, as it is when drawn."""
     agent: AgentConfig

@@ -33,7 +33,7 @@ RULES: dict[str, AnyRule] = {
     "lpg": Lpg(units=16, policy_entropy_coefficient=0.01),
     "correction": replace(BUDGET.a2c, policy_entropy_coefficient=0.003),
 }
-"""The correction begins at tuned A2C; a few of its agents have meta-gradients that would outweigh all others."""
+"""The correction begins at tuned A2C."""
 AGENT_OF = {
     "lpg": AgentConfig(tabular_policy_learning_rate=160.0, tabular_learning_rate=40.0, value_learning_rate=0.1),
     "correction": replace(BUDGET.agent, value_learning_rate=0.1),
@@ -62,7 +62,7 @@ def meta_training(rule: str, agents: int) -> LifetimesExperiment:
         inner_updates=BUDGET.updates,
         lifetime=BUDGET.updates,
         product="retain",
-        is_normalised_per_agent=rule == "correction",
+        is_normalised_per_agent=rule == "correction",  # a few agents' meta-gradients would outweigh all others
         meta_optimizer=Adam(learning_rate=3e-3, max_gradient_norm=0.5),
     )
 

@@ -7,7 +7,7 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.experiments.debiasing.snake import snake_6x6
 from metagrad.experiments.gradient_bias.atari import atari
 from metagrad.intrinsic_reward import IntrinsicRewardLoss
-from metagrad.meta_parameters import MetaParameter
+from metagrad.meta_parameters import MetaParameter, fixed
 from metagrad.networks import ImpalaCnn, Mlp, NatureCnn
 from metagrad.optimizers import Adam, RmsProp
 
@@ -60,10 +60,6 @@ def stacx_impala() -> Experiment:
     )
 
 
-def _fixed(value: float) -> MetaParameter:
-    return MetaParameter(initial=value, is_learnt=False)
-
-
 def lirpg_atari() -> Experiment:
     """Return `atari` with a learnt intrinsic reward (LIRPG) and nothing else learnt; n = 1, outer critic.
 
@@ -88,12 +84,12 @@ def lirpg_atari() -> Experiment:
         ),
         outer=replace(base.outer, gamma=0.99, lambda_=1.0, critic="outer"),
         meta_parameters=IntrinsicRewardLoss(
-            gamma=_fixed(0.99),
-            lambda_=_fixed(1.0),
-            value_coefficient=_fixed(0.25),  # theirs is 0.5, of half the squared error
-            entropy_coefficient=_fixed(0.01),
-            extrinsic_coefficient=_fixed(1.0),
-            intrinsic_coefficient=_fixed(0.01),
+            gamma=fixed(0.99),
+            lambda_=fixed(1.0),
+            value_coefficient=fixed(0.25),  # theirs is 0.5, of half the squared error
+            entropy_coefficient=fixed(0.01),
+            extrinsic_coefficient=fixed(1.0),
+            intrinsic_coefficient=fixed(0.01),
             reward_network=NatureCnn(hidden=512),
         ),
         environments=16,
@@ -117,11 +113,11 @@ def lirpg_snake() -> Experiment:
         meta=replace(base.meta, optimizer=Adam(learning_rate=7e-4, max_gradient_norm=0.1)),
         meta_parameters=IntrinsicRewardLoss(
             gamma=MetaParameter(initial=0.8),
-            lambda_=_fixed(0.95),
-            value_coefficient=_fixed(0.5),
-            entropy_coefficient=_fixed(0.01),
-            extrinsic_coefficient=_fixed(1.0),
-            intrinsic_coefficient=_fixed(0.1),
+            lambda_=fixed(0.95),
+            value_coefficient=fixed(0.5),
+            entropy_coefficient=fixed(0.01),
+            extrinsic_coefficient=fixed(1.0),
+            intrinsic_coefficient=fixed(0.1),
             reward_network=Mlp(hidden=64),
         ),
     )

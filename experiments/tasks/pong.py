@@ -6,17 +6,13 @@ from metagrad.cluster.config.actor_critic import Experiment
 from metagrad.cluster.config.experiment import CheckpointConfig
 from metagrad.learner.config import MetaGradientConfig
 from metagrad.losses import OuterObjective
-from metagrad.meta_parameters import MetaParameter
+from metagrad.meta_parameters import MetaParameter, fixed
 from metagrad.networks import NatureCnn
 from metagrad.optimizers import Adam
 
 _REUSE, _MINIBATCHES = 4, 4
 _EACH = _REUSE * _MINIBATCHES
 _UPDATES = 2_440 * _EACH  # 2,498,560 decisions
-
-
-def _fixed(value: float) -> MetaParameter:
-    return MetaParameter(initial=value, is_learnt=False)
 
 
 def pong() -> Experiment:
@@ -42,11 +38,11 @@ def pong() -> Experiment:
         meta_parameters=VtraceLoss(
             gamma=MetaParameter(initial=0.99),
             lambda_=MetaParameter(initial=0.95),
-            policy_coefficient=_fixed(1.0),
+            policy_coefficient=fixed(1.0),
             value_coefficient=MetaParameter(initial=0.25),
             entropy_coefficient=MetaParameter(initial=0.01),
-            rho_clip=_fixed(1.0),
-            c_clip=_fixed(1.0),
+            rho_clip=fixed(1.0),
+            c_clip=fixed(1.0),
             is_advantage_normalised=True,
             policy_clip=0.1,
         ),

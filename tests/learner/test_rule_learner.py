@@ -66,7 +66,7 @@ def test_it_moves_along_the_mean_over_all_agents() -> None:
 
 @pytest.mark.parametrize(("agents", "value"), [(1, torch.nan), (0, 0.0)])
 def test_what_is_not_finite_ends_the_run(agents: int, value: float) -> None:
-    """Where every agent has become NaN there is none left to divide by."""
+    """An update divides by no agents once all of them have become NaN."""
     with pytest.raises(NonFinite, match=r"^norm/meta_gradient became nan at update 1$"):
         LEARNER.update(LEARNER.init(0, CPU), supply((agents, torch.full((SIZE,), value))))
 

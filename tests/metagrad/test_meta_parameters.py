@@ -9,6 +9,7 @@ from metagrad.errors import ConfigurationError
 from metagrad.meta_parameters import (
     MetaParameter,
     MetaVector,
+    fixed,
     hyperparameters,
     init_eta,
     learnt_names,
@@ -173,3 +174,9 @@ def test_of_a_vector_its_norm_is_shown():
         {"gamma": 0.5, "reward_norm": 3.0, "lambda": 0.9, "critic_norm": 13.0, "entropy_coefficient": 0.75}
     )
     assert all(x.shape == (1,) for x in values.values())
+
+
+@pytest.mark.parametrize(("value", "high"), [(0.5, 1.0), (1.0, 1.0), (40.0, 40.0)])
+def test_a_fixed_one_keeps_its_value_and_is_not_learnt(value: float, high: float) -> None:
+    assert fixed(value) == MetaParameter(initial=value, high=high, is_learnt=False)
+    assert fixed(value) != MetaParameter(initial=value, high=2.0 * high, is_learnt=False)
